@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -23,6 +24,13 @@ CARDS_GIB = {
     "rtx a2000": 6, "rtx a4000": 16, "rtx a5000": 24, "rtx a6000": 48, "rtx 6000 ada": 48,
     "t4": 16, "p100": 16, "v100": 16, "a10": 24, "a10g": 24, "a40": 48, "a100": 40, "l4": 24, "l40": 48, "l40s": 48,
     "h100": 80, "h200": 141, "b200": 180,
+    # Many cards of laptops have less memory than the desktop card of the same name.
+    "rtx 2050 laptop": 4, "rtx 2060 laptop": 6, "rtx 2070 laptop": 8, "rtx 2080 laptop": 8,
+    "rtx 3050 laptop": 4, "rtx 3050 ti laptop": 4, "rtx 3060 laptop": 6, "rtx 3070 laptop": 8, "rtx 3070 ti laptop": 8,
+    "rtx 3080 laptop": 8, "rtx 3080 ti laptop": 16,
+    "rtx 4050 laptop": 6, "rtx 4060 laptop": 8, "rtx 4070 laptop": 8, "rtx 4080 laptop": 12, "rtx 4090 laptop": 16,
+    "rtx 5050 laptop": 8, "rtx 5060 laptop": 8, "rtx 5070 laptop": 8, "rtx 5070 ti laptop": 12, "rtx 5080 laptop": 16,
+    "rtx 5090 laptop": 24,
 }  # fmt: skip
 
 _SIZE = r"(\d+(?:\.\d+)?)\s*(g|gb|gib|m|mb|mib)?"
@@ -55,8 +63,8 @@ def card_bytes(text: str) -> int:
 
 
 def _name_of(text: str) -> str:
-    """Return the short name of a card, such as `rtx 3060` for `NVIDIA GeForce RTX3060`."""
-    plain = re.sub(r"\b(nvidia|geforce|tesla|laptop|gpu|sxm\d?|pcie)\b", " ", text.replace("-", " ").replace("_", " "))
+    """Return the short name of a card, such as `rtx 3060 laptop` for `NVIDIA GeForce RTX3060 Laptop GPU`."""
+    plain = re.sub(r"\b(nvidia|geforce|tesla|gpu|sxm\d?|pcie)\b", " ", text.replace("-", " ").replace("_", " "))
     plain = re.sub(r"\b(rtx|gtx)(\d)", r"\1 \2", plain)
     plain = re.sub(r"(\d)(ti|super)\b", r"\1 \2", plain)
     return " ".join(plain.split())
@@ -74,13 +82,23 @@ def gigabytes(size: float) -> str:
 
 
 def this_card() -> int | None:
-    """Return the memory of this machine's first NVIDIA card in bytes. None if there is no card."""
-    if not shutil.which("nvidia-smi"):
+    """Return the memory of the first NVIDIA card that this process may use, in bytes. None if there is no card.
+
+    The environment variable CUDA_VISIBLE_DEVICES, as in CUDA, chooses cards by number or UUID. Empty or -1: no card.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    first = visible.split(",")[0].strip() if visible is not None else None
+    if first in ("", "-1") or not shutil.which("nvidia-smi"):
         return None
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(query, capture_output=True, text=True, check=False)
-    first = done.stdout.strip().split("\n")[0].strip()
-    return int(first) * 2**20 if done.returncode == 0 and first.isdigit() else None
+    if first and not first.startswith("MIG-"):  # nvidia-smi takes no parts of a card
+        query += ["-i", first]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):  # a damaged driver can block nvidia-smi
+        return None
+    size = done.stdout.strip().split("\n")[0].strip()
+    return int(size) * 2**20 if done.returncode == 0 and size.isdigit() else None
 
 
 def host_bytes() -> int:

@@ -107,7 +107,7 @@ class Loop:
         fast_path = CpuFastPath(model) if plain else None
         self.fast_path = fast_path if fast_path and fast_path.usable else None
         self.metrics = MetricsFile(folder / "metrics.jsonl")
-        self.progress = peek_progress(self.state_folder, identity) or self._new_progress()
+        self.progress = self._resumed_progress() or self._new_progress()
         if execution.checkpointing:  # recorded even if only a part of the run uses gradient checkpointing
             self.progress.notes["checkpointing"] = True
         if self.progress.threads:  # a resumed run keeps its number of threads, because rounding depends on it
@@ -340,6 +340,18 @@ class Loop:
         step = self.progress.step
         if self.processes.agree([step]) != [step * processes]:
             raise UserError(f"the processes do not see the same files in {self.folder}; take an --out that all can see")
+
+    def _resumed_progress(self) -> Progress | None:
+        """Return the progress in the newest training state. None without a state.
+
+        A micro-batch that was halved stays small, but the user can ask for an even smaller one.
+        """
+        found = peek_progress(self.state_folder, self.identity)
+        if found is not None:
+            found.micro_batch = min(found.micro_batch, self.execution.micro_batch or found.micro_batch)
+            # The state can be from a run whose tensors were not sharded; see `_new_progress`.
+            found.token_budget = 0 if self.processes.shards_tensors else found.token_budget
+        return found
 
     def _new_progress(self) -> Progress:
         micro_batch = self.execution.micro_batch or self._default_micro_batch()

@@ -30,9 +30,12 @@ class MetricsFile:
         return self.path.stat().st_size
 
     def cut(self, length: int) -> None:
-        """Shorten the file to `length` bytes."""
+        """Shorten the file to its complete lines in the first `length` bytes. A shorter file loses only a partial line.
+
+        The file is shorter if the user has removed a damaged line.
+        """
         if self.path.exists():
-            os.truncate(self.path, length)
+            os.truncate(self.path, self.path.read_bytes()[:length].rfind(b"\n") + 1)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from petransfer.errors import RunError
+from petransfer.errors import RunError, reason_of
 from petransfer.training.distributed import copy_into, gather_tensors, is_part, shard_like
 
 
@@ -108,12 +109,10 @@ def _written_whole(target: Path) -> Iterator[Path]:
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         _sync(folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise RunError(f"cannot save the state in {folder}: {error.strerror}; the last good state is kept") from error
     except Exception as error:  # safetensors raises an error of its own class if the disk is full
         shutil.rmtree(partial, ignore_errors=True)
-        raise RunError(f"cannot save the state in {folder}: {error}; the last good state is kept") from error
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"cannot save the state in {folder}: {reason}; the last good state is kept") from error
 
 
 def save_best(folder: Path, model: torch.nn.Module, step: int, *, writes: bool = True) -> None:
@@ -130,7 +129,7 @@ def save_best(folder: Path, model: torch.nn.Module, step: int, *, writes: bool =
 
 def load_best(folder: Path, model: torch.nn.Module, step: int) -> None:
     """Load the trained tensors of `save_best` for this step into the model."""
-    _fill_trained(model, load_file(_best(folder, step) / "model.safetensors"), _best(folder, step))
+    _fill_trained(model, _tensors_in(_best(folder, step) / "model.safetensors"), _best(folder, step))
 
 
 def remove_other_bests(folder: Path, step: int) -> None:
@@ -159,10 +158,10 @@ def peek_progress(folder: Path, identity: str) -> Progress | None:
     for state in sorted(folder.glob("step-*"), reverse=True):
         try:
             meta = json.loads((state / "progress.json").read_text())
-        except (OSError, ValueError):
+            if meta["identity"] == identity:
+                return Progress(**meta["progress"])
+        except (OSError, ValueError, KeyError, TypeError):  # a damaged file, or one of a later version
             continue
-        if meta.get("identity") == identity:
-            return Progress(**meta["progress"])
     return None
 
 
@@ -170,12 +169,22 @@ def load_state(folder: Path, progress: Progress, model: torch.nn.Module, optimiz
     """Load the tensors of the state at `progress.step` into the model and the optimiser.
 
     Raises:
-        RunError: the tensors of the state do not fit the model.
+        RunError: the tensors of the state cannot be read or do not fit the model.
     """
     state = folder / f"step-{progress.step:09d}"
-    _fill_trained(model, load_file(state / "model.safetensors"), state)
+    _fill_trained(model, _tensors_in(state / "model.safetensors"), state)
     meta = json.loads((state / "progress.json").read_text())
-    _unflatten(optimizer, trained_tensors(model), load_file(state / "optimizer.safetensors"), meta["optimizer"])
+    _unflatten(optimizer, trained_tensors(model), _tensors_in(state / "optimizer.safetensors"), meta["optimizer"])
+
+
+def _tensors_in(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"{path} cannot be read ({reason_of(error, 90)}); remove {path.parent} to resume from an earlier state or "
+            "to start again"
+        ) from error
 
 
 def _fill_trained(model: torch.nn.Module, saved: Mapping[str, torch.Tensor], place: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,3 +83,10 @@ def test_how_many_are_scored_at_once_changes_nothing(tiny_t5: Path, monkeypatch:
     chosen = choose_labels(model, loaded, encoded[:12], LABELS)
     monkeypatch.setattr(module, "LOGITS", 1)
     assert choose_labels(model, loaded, encoded[:12], LABELS) == chosen
+
+
+def test_a_model_with_an_image_encoder_has_its_vocabulary_in_the_configuration_of_its_text_part(tiny_t5: Path) -> None:
+    model, loaded, encoded = taught(str(tiny_t5), 5, 1e-2)
+    config = SimpleNamespace(get_text_config=lambda decoder: loaded.model.config)  # such as Gemma 3's, Qwen2-VL's
+    other = replace(loaded, model=SimpleNamespace(config=config))  # type: ignore[arg-type]
+    assert choose_labels(model, other, encoded, LABELS) == choose_labels(model, loaded, encoded, LABELS)

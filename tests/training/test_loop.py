@@ -19,7 +19,7 @@ from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import TrainSpec
 from petransfer.training.batches import ShuffledExamples
-from petransfer.training.distributed import this_process
+from petransfer.training.distributed import SingleProcess, this_process
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop, _not_finite
 from petransfer.training.losses import token_loss
@@ -115,6 +115,17 @@ def test_metrics_are_cut_back_and_a_half_written_line_is_left_out(tmp_path: Path
     assert [line["step"] for line in read_metrics(metrics.path)] == [1]
 
 
+def test_metrics_from_which_a_line_was_removed_are_not_filled_up(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    for step in (1, 2):
+        metrics.append({"step": step, "loss": 1.0, "seconds": 0.1})
+    length = metrics.size()
+    metrics.path.write_text(metrics.path.read_text().splitlines()[1] + '\n{"step": 3')
+    metrics.cut(length)
+    metrics.append({"step": 4, "loss": 1.0, "seconds": 0.1})
+    assert [line["step"] for line in read_metrics(metrics.path)] == [2, 4]
+
+
 def make_loop(checkpoint: Path, folder: Path, cpu: bool = True, save_every: float = 0.0, **options: Any) -> Loop:
     """Eight steps on the tiny T5, a line of metrics after every fourth."""
     process = this_process(cpu)
@@ -123,10 +134,10 @@ def make_loop(checkpoint: Path, folder: Path, cpu: bool = True, save_every: floa
     early_stopping = options.pop("early_stopping", None)
     spec = TrainSpec(steps=8, batch_size=8, learning_rate=2e-3, early_stopping=early_stopping)
     hooks = options.pop("hooks", Hooks())
+    execution = Execution(log_every=4, save_every=save_every, micro_batch=options.pop("micro_batch", 0))
     return Loop(
         apply_method(loaded, LORA, 0).to(process.device), ShuffledExamples(examples, 8, 0, loaded.layout), spec,
-        process, folder, identity="x", seed=0, execution=Execution(log_every=4, save_every=save_every),
-        hooks=hooks, **options,
+        process, folder, identity="x", seed=0, execution=execution, hooks=hooks, **options,
     )  # fmt: skip
 
 
@@ -263,3 +274,41 @@ def test_rotary_frequencies_that_are_not_finite_are_named() -> None:
     assert _not_finite(model) is None
     model.register_buffer("inv_freq", torch.tensor([1.0, float("inf")]))
     assert _not_finite(model) == "inv_freq"
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(0, 8), (4, 4), (32, 8)])
+def test_a_resumed_run_takes_a_smaller_micro_batch_if_it_is_asked_to(
+    asked: int, taken: int, tiny_t5: Path, tmp_path: Path
+) -> None:
+    loop = make_loop(tiny_t5, tmp_path)
+    loop.run()
+    assert loop.progress.micro_batch == 8
+    assert make_loop(tiny_t5, tmp_path, micro_batch=asked).progress.micro_batch == taken
+
+
+def test_a_run_resumed_with_sharded_tensors_has_no_limit_of_tokens(
+    tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a limit, the number of passes would differ between processes, which then wait for each other forever."""
+    loop = make_loop(tiny_t5, tmp_path)
+    loop.progress.token_budget = 64
+    loop.run()
+    assert make_loop(tiny_t5, tmp_path).progress.token_budget == 64
+    monkeypatch.setattr(SingleProcess, "shards_tensors", True)
+    assert make_loop(tiny_t5, tmp_path).progress.token_budget == 0
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
+def test_a_damaged_state_is_named_with_what_to_do(name: str, tiny_t5: Path, tmp_path: Path) -> None:
+    make_loop(tiny_t5, tmp_path).run()
+    file = tmp_path / "state" / "step-000000008" / name
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(RunError, match=rf"step-000000008/{name} cannot be read .*remove .*step-000000008 to resume"):
+        make_loop(tiny_t5, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"identity": "x"}', '{"identity": "x", "progress": {"later": 1}}'])
+def test_a_state_whose_progress_cannot_be_read_is_left_out(content: str, tiny_t5: Path, tmp_path: Path) -> None:
+    make_loop(tiny_t5, tmp_path).run()
+    (tmp_path / "state" / "step-000000008" / "progress.json").write_text(content)
+    assert make_loop(tiny_t5, tmp_path).progress.step == 0
