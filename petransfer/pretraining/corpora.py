@@ -66,7 +66,12 @@ def _read_text(part: CorpusPart, folder: Path, tokenizer: PreTrainedTokenizerBas
     for name, found in documents.items():
         _check_variety(texts[name], f"{folder}/{name}.txt", found)
     if len(documents) == 1:
-        (found,) = documents.values()
+        ((name, found),) = documents.items()
+        if len(found) < 2:
+            raise UserError(
+                f"{folder}/{name}.txt holds one document; write two or more, because the last ones are held out, with "
+                f"{'one line each' if part.documents == 'line' else 'a blank line between them'}"
+            )
         cut = len(found) - max(1, round(HELD_OUT * len(found)))
         train, valid = found[:cut], found[cut:]
     else:
@@ -87,7 +92,7 @@ def _text(folder: Path, name: str, digest: hashlib._Hash) -> str:
         raise UserError(f"{path} cannot be read ({error}); get the file again") from None
     digest.update(raw)
     try:
-        return raw.decode("utf-8")
+        return raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 at byte {error.start}; convert it") from None
 

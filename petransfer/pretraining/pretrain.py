@@ -21,6 +21,7 @@ from petransfer.data.encoding import Layout
 from petransfer.errors import UserError
 from petransfer.pretraining.corpora import Corpus
 from petransfer.pretraining.span_corruption import CorruptedWindows, Noise
+from petransfer.recipe.pretraining import SENTINELS
 from petransfer.recipe.run_spec import Bits, TrainSpec
 from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.distributed import this_process
@@ -43,8 +44,6 @@ class Size:
     heads: int
 
 
-# The number of sentinels of the embedded tokenizer: the tokens `<extra_id_0>`, `<extra_id_1>`, ... mark masked spans.
-SENTINELS = 32
 SIZES = {"nano": Size(128, 2, 512, 4), "micro": Size(256, 4, 1024, 8)}
 
 # The learning rate of each tensor is proportional to the tensor's root mean square at the start, and weight decay pulls

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from petransfer.data.encoding import Encoded, Layout
+from petransfer.recipe.pretraining import masked_spans, masked_tokens
 from petransfer.training.batches import Batch
 
 
@@ -32,12 +33,12 @@ class Noise:
     @property
     def masked(self) -> int:
         """Number of masked tokens in a window."""
-        return round(self.window * self.density)
+        return masked_tokens(self.window, self.density)
 
     @property
     def spans(self) -> int:
         """Number of masked spans in a window."""
-        return max(1, round(self.masked / self.mean_span))
+        return masked_spans(self.window, self.density, self.mean_span)
 
     @property
     def target_length(self) -> int:

@@ -7,7 +7,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from petransfer.plurals import count
 from petransfer.recipe.values import Count, FolderName, Names, Real, Seeds, Strict, Text, Whole
+
+# The number of sentinels of the embedded tokenizer: the tokens `<extra_id_0>`, `<extra_id_1>`, ... mark masked spans.
+SENTINELS = 32
+
+
+def masked_tokens(window: int, density: float) -> int:
+    """Return the number of masked tokens in a window."""
+    return round(window * density)
+
+
+def masked_spans(window: int, density: float, mean_span: float) -> int:
+    """Return the number of masked spans in a window."""
+    return max(1, round(masked_tokens(window, density) / mean_span))
 
 
 class CorpusPart(Strict):
@@ -51,6 +65,18 @@ class NoisePart(Strict):
     window: Annotated[Whole, Field(ge=8, le=4096)] = 128
     density: Annotated[Real, Field(gt=0, lt=0.9)] = 0.3
     mean_span: Annotated[Real, Field(ge=1)] = 4.0
+
+    @model_validator(mode="after")
+    def _spans_fit(self) -> NoisePart:
+        masked = masked_tokens(self.window, self.density)
+        spans = masked_spans(self.window, self.density, self.mean_span)
+        given = f"window {self.window}, density {self.density:g} and mean_span {self.mean_span:g} give "
+        given += f"{masked} masked tokens in {count(spans, 'span')}"
+        if spans > SENTINELS:
+            raise ValueError(f"{given}; the tokenizer can mark {SENTINELS} spans; raise mean_span")
+        if spans > min(masked, self.window - masked):
+            raise ValueError(f"{given}; a span needs a masked token and a token before it that is not; change density")
+        return self
 
 
 class PretrainTrainPart(Strict):

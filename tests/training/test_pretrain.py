@@ -296,6 +296,23 @@ def test_one_file_has_its_end_held_out(tmp_path: Path, tokenizer: PreTrainedToke
     assert said[1].split("</s>")[:3] == ["verse number 97", " verse number 98", " verse number 99"]
 
 
+def test_a_corpus_of_windows_is_read_as_one_of_linux(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    text = "".join(f"verse number {number}\n\n" for number in range(100))
+    (tmp_path / "linux.txt").write_text(text)
+    (tmp_path / "windows.txt").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    one, other = (
+        read_corpus(CorpusPart(path=".", files=[name]), tmp_path, tokenizer, None) for name in ("linux", "windows")
+    )
+    assert other.train.tolist() == one.train.tolist()
+    assert other.valid.tolist() == one.valid.tolist()
+
+
+def test_one_file_with_one_document_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    (tmp_path / "one.txt").write_text("all in one\nline after line\n")
+    with pytest.raises(UserError, match=r"one.txt holds one document; .* a blank line between them"):
+        read_corpus(CorpusPart(path=".", files=["one"]), tmp_path, tokenizer, None)
+
+
 @given(text=st.lists(st.lists(st.sampled_from(["a", "b", "c.", "dd!", "e"]), min_size=1).map(" ".join), min_size=1))
 def test_shuffling_keeps_each_sentence_s_words(text: list[str]) -> None:
     (shuffled,) = shuffle_words(["\n".join(text)], seed=1)
