@@ -95,10 +95,13 @@ def fit(
 def _checked_configuration(spec: CheckpointSpec, demand: Demand) -> tuple[Any, bool]:
     """Return the checkpoint's configuration, and whether its output head is untied."""
     from petransfer.models.architecture import configuration
+    from petransfer.models.complete_weights import refuse_missing_tensors
     from petransfer.training.packing import check_packable
     from petransfer.training.stacked import refuse_layer_drop
 
     config, own_head = configuration(spec)
+    if spec.reinit != "all":
+        refuse_missing_tensors(spec)
     if demand.packing:
         check_packable(spec.name, demand.method.name, config)
     if demand.members > 1:

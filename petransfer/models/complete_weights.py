@@ -9,19 +9,22 @@ import functools
 import logging
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
+from transformers.modeling_utils import load_state_dict
+from transformers.models.auto.auto_factory import _get_model_class
 
 from petransfer.errors import UserError
 from petransfer.git_lfs import refuse_pointer
-from petransfer.models.checkpoint_files import location, one_line_errors
+from petransfer.models.checkpoint_files import location, one_line_errors, read_configuration
 from petransfer.models.hashes import is_on_hub, weight_files
 from petransfer.models.registry import is_embedded
+from petransfer.models.support import supported_class
 from petransfer.plurals import count
 from petransfer.recipe.run_spec import CheckpointSpec
 
@@ -30,8 +33,17 @@ _NUMBER = re.compile(r"\.\d+\.")
 
 
 def refuse_damaged_files(checkpoint: CheckpointSpec) -> None:
-    """Refuse a checkpoint on this machine with missing or truncated weight files. No weights are read."""
-    if is_on_hub(checkpoint) or checkpoint.reinit == "all":
+    """Refuse a checkpoint on this machine with truncated files, or without all weights of its model.
+
+    No weights are read.
+
+    Raises:
+        UserError: A file is missing, is truncated, lacks a tensor, or has a tensor of a wrong shape.
+    """
+    if checkpoint.reinit == "all":
+        return
+    if is_on_hub(checkpoint):
+        refuse_missing_tensors(checkpoint)
         return
     with one_line_errors(checkpoint):
         refuse_cut_files(checkpoint)
@@ -41,6 +53,36 @@ def refuse_damaged_files(checkpoint: CheckpointSpec) -> None:
         for name, path in files.items():
             if path is None:
                 raise OSError(f"{name} is missing")
+    refuse_missing_tensors(checkpoint)
+
+
+@functools.cache
+def refuse_missing_tensors(checkpoint: CheckpointSpec) -> None:
+    """Refuse a checkpoint whose safetensors files lack a tensor of the model. Only the files' headers are read.
+
+    Checkpoints with other files, and those on the hub that are not in the cache, are not checked.
+
+    Raises:
+        UserError: A tensor is missing, or has another shape than config.json says.
+    """
+    files = list(weight_files(checkpoint, None).values())
+    if is_embedded(checkpoint.name) or not files or any(one is None or one.suffix != ".safetensors" for one in files):
+        return
+    with one_line_errors(checkpoint):
+        config = read_configuration(checkpoint)
+        auto = supported_class(config, checkpoint.name)
+    try:
+        tensors: dict[str, torch.Tensor] = {}
+        for path in files:
+            tensors |= load_state_dict(str(path), map_location="meta")
+        # transformers renames and joins tensors when it loads them, so it must do the comparison
+        options = {"state_dict": tensors, "device_map": {"": "meta"}, "output_loading_info": True}
+        kind = _get_model_class(config, auto._model_mapping)
+        model, found = kind.from_pretrained(None, config=config, ignore_mismatched_sizes=True, **options)
+    except Exception as error:  # some architectures cannot be made without memory; loading then shows what is missing
+        _log.debug("the tensors of %s were not compared with its configuration: %s", checkpoint.name, error)
+        return
+    _refuse_incomplete(model, found, location(checkpoint))
 
 
 def refuse_cut_files(checkpoint: CheckpointSpec) -> None:
@@ -77,6 +119,19 @@ def load_complete(auto: Any, place: str, **options: Any) -> PreTrainedModel:
         UserError: A weight is missing, or has another shape than config.json says.
     """
     model, found = auto.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    _refuse_incomplete(model, found, place)
+    unused = _layers_beyond(found["unexpected_keys"], (name for name, _ in model.named_parameters()))
+    if unused:
+        _warn(
+            f"warning: config.json of {place} has fewer layers than its weights: {unused[0]} and "
+            f"{count(len(unused) - 1, 'other tensor')} are not used"
+        )
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _refuse_incomplete(model: PreTrainedModel, found: Mapping[str, Any], place: str) -> None:
+    """Raise UserError if a weight is missing or has a wrong shape. `found` is transformers' loading information."""
     for name, stored, wanted in [*sorted(found["mismatched_keys"], key=str), *_quantized_mismatches(model)]:
         raise UserError(
             f"{name} in the weights of {place} has the shape {tuple(stored)}, and config.json asks for "
@@ -91,14 +146,6 @@ def load_complete(auto: Any, place: str, **options: Any) -> PreTrainedModel:
             + f" of a {type(model).__name__}, which would stay random; get the checkpoint again, or name one of this "
             "architecture"
         )
-    unused = _layers_beyond(found["unexpected_keys"], parameters)
-    if unused:
-        _warn(
-            f"warning: config.json of {place} has fewer layers than its weights: {unused[0]} and "
-            f"{count(len(unused) - 1, 'other tensor')} are not used"
-        )
-    loaded: PreTrainedModel = model
-    return loaded
 
 
 def _layers_beyond(unused: Iterable[str], parameters: Iterable[str]) -> list[str]:

@@ -136,7 +136,12 @@ def recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str
     }
     for override in overrides:
         apply_override(content, override)
-    recipe = resolve(validate(content, "the recipe that this command stands for"))
+    recipe = validate(content, "the recipe that this command stands for")
+    if spec.source:  # a damaged folder is refused before the rows are read, which can take long
+        from petransfer.models.complete_weights import refuse_damaged_files  # imports torch
+
+        refuse_damaged_files(spec)
+    recipe = resolve(recipe)
     metrics = list(dict.fromkeys([*(recipe.task.metrics or ()), *request.metrics]))
     content["task"] |= {"options": recipe.task.options, "metrics": metrics}
     _fill(content, recipe, model, request)

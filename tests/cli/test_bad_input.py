@@ -218,10 +218,25 @@ def test_a_local_folder_with_truncated_weights(refused: Refused, elsewhere: Path
     assert not (elsewhere / "study").exists()
 
 
-def test_weights_that_turn_out_to_be_wrong_leave_only_the_failure(
+def test_a_tensor_that_is_missing_is_noticed_before_anything_is_written(
     refused: Refused, elsewhere: Path, tiny_t5: Path
 ) -> None:
-    """A tensor that is missing is noticed when the model is loaded: nothing looks like the start of a run."""
+    folder = shutil.copytree(tiny_t5, elsewhere / "mine")
+    weights = load_file(folder / "model.safetensors")
+    del weights["encoder.final_layer_norm.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    for arguments in (run_of("./mine"), ("train", "mine", "gone.tsv", "--cpu"), ("fit", "mine", "--bits", "32")):
+        said = refused(*arguments)
+        assert all(part in said for part in ("mine lack encoder.final_layer_norm.weight", "get the checkpoint again"))
+    assert "mine lack encoder.final_layer_norm.weight" in refused("predict", "mine", "to walk", "--cpu")
+    assert [path.name for path in elsewhere.iterdir()] == ["mine"], "not even the rows were looked for"
+
+
+def test_weights_that_turn_out_to_be_wrong_leave_only_the_failure(
+    refused: Refused, elsewhere: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some missing tensors are noticed when the model is loaded: nothing looks like the start of a run."""
+    monkeypatch.setattr("petransfer.models.complete_weights.refuse_missing_tensors", lambda checkpoint: None)
     folder = shutil.copytree(tiny_t5, elsewhere / "mine")
     weights = load_file(folder / "model.safetensors")
     for name in ("encoder.final_layer_norm.weight", "decoder.final_layer_norm.weight"):

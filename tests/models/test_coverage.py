@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from petransfer.data.encoding import encode_examples
@@ -19,12 +22,14 @@ from petransfer.evaluation.exact_match import score
 from petransfer.memory.step_memory import Demand, simulate
 from petransfer.methods import apply_method, save_method
 from petransfer.models.architecture import configuration
+from petransfer.models.complete_weights import refuse_missing_tensors
 from petransfer.models.control_arms import randomly_initialized
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import inventory
 from petransfer.models.registry import checkpoint_spec
 from petransfer.models.saving import save_model
 from petransfer.models.support import supported_class
+from petransfer.models.text_part import is_text
 from petransfer.recipe.run_spec import Bits, MethodSpec
 from petransfer.training.batches import collate
 from petransfer.training.losses import token_loss
@@ -121,6 +126,25 @@ def test_it_is_loaded_trained_evaluated_saved_and_read_by_peft(
     with torch.no_grad():
         ours, plain = model(**inputs).logits.float(), again(**inputs).logits.float()
     torch.testing.assert_close(ours, plain, rtol=0.02, atol=0.02 if bits == 32 else 0.5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_missing_tensor_is_noticed_without_loading(
+    name: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The headers of the weight files show what loading would show; a whole checkpoint passes."""
+    refuse_missing_tensors(checkpoint_spec(str(checkpoint(name))))
+    folder = Path(shutil.copytree(checkpoint(name), tmp_path / "cut"))
+    weights = load_file(folder / "model.safetensors")
+    layers = sorted(key for key in weights if is_text(key) and re.search(r"\.\d+\.", key))
+    del weights[layers[len(layers) // 2]]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    spec = checkpoint_spec(str(folder))
+    with pytest.raises(UserError, match=r"lack .*get the checkpoint again") as by_loading:
+        load_checkpoint(spec, 32)
+    with pytest.raises(UserError) as by_headers:
+        refuse_missing_tensors(spec)
+    assert str(by_headers.value) == str(by_loading.value)
 
 
 @pytest.mark.parametrize("method", [LORA, MethodSpec("full", bits=32)])

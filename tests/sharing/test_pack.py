@@ -21,7 +21,9 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 
 from petransfer.data import TASKS
 from petransfer.errors import UserError
+from petransfer.models.quantization import inventory
 from petransfer.models.registry import registry
+from petransfer.sharing import plain_check
 from petransfer.sharing.adapter import Adapter
 from petransfer.sharing.bundle import of_folder, opened
 from petransfer.sharing.card import card
@@ -255,7 +257,11 @@ def test_the_card_s_code_decodes_greedily_whatever_the_base_s_own_defaults_are(
 
 @pytest.mark.parametrize("bits", ["4", "8"])
 def test_at_4_and_8_bits_the_card_s_code_quantises_the_same_layers(
-    bits: str, trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
+    bits: str,
+    trained: Callable[..., Path],
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = trained("nano/english", "--bits", bits)
     assert call("checkpoints", "cp", "nano/english", "base") == 0
@@ -267,7 +273,10 @@ def test_at_4_and_8_bits_the_card_s_code_quantises_the_same_layers(
     same = sum(one == other for one, other in zip(plain, ours, strict=True))
     assert same >= 8
     capsys.readouterr()
+    make, made = plain_check._plain_model, []
+    monkeypatch.setattr(plain_check, "_plain_model", lambda *given: made.append(make(*given)) or made[-1])
     assert call("adapter", "verify", str(run), "--no-evaluate", "--plain", "--cpu") == 0
+    assert inventory(made[0].get_base_model()).bytes == inventory(adapter.predictor.loaded.model).bytes
     said = f"plain transformers and peft generate the same text for {same} of 10 test inputs"
     assert said in capsys.readouterr().out
 

@@ -7,8 +7,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig, BartForConditionalGeneration, GPT2LMHeadModel
 
 from petransfer.study.quick_recipe import TrainRequest, recipe_for
+from tests.tiny_models import keep
+
+MADE = {"bart": BartForConditionalGeneration, "gpt2": GPT2LMHeadModel}
+SIZES = {
+    "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
+    "encoder_attention_heads": 2, "decoder_attention_heads": 2, "n_embd": 32, "n_layer": 1, "n_head": 2,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "decoder_start_token_id": 1,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -29,7 +38,10 @@ def test_only_an_original_t5_gets_a_prefix(
     monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
     (tmp_path / "rows.tsv").write_text("".join(f"say {n}\t{n}\n" for n in range(40)))
     folder = Path(shutil.copytree(tiny_t5, tmp_path / "base"))
-    config = json.loads((folder / "config.json").read_text()) if kind == "t5" else {"model_type": kind}
+    if kind != "t5":
+        shutil.rmtree(folder)
+        keep(folder, lambda tokens: MADE[kind](AutoConfig.for_model(kind, vocab_size=tokens, **SIZES)))
+    config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"task_specific_params": tasks}))
     recipe = recipe_for(str(folder), str(tmp_path / "rows.tsv"), TrainRequest(), [], False)
     assert recipe["task"]["prefix"] == prefix
