@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from petransfer.data.bad_rows import BadRow
-from petransfer.data.layout import Layout
+from petransfer.data.layout import Layout, special_tokens
 from petransfer.data.rows.chat_rows import read_prompt
 from petransfer.errors import UserError, reason_of
 
@@ -19,7 +19,7 @@ def chat_layout(tokenizer: PreTrainedTokenizerBase, layout: Layout, chat: str) -
 
     Args:
         chat: Field `chat` of the examples. With `template`, targets end with the end-of-turn token of the chat
-            template. Otherwise `layout` is returned unchanged.
+            template, and generation also stops at the tokenizer's end token. Otherwise `layout` is returned unchanged.
 
     Raises:
         UserError: The tokenizer has no usable chat template, or the model is an encoder-decoder.
@@ -37,7 +37,11 @@ def chat_layout(tokenizer: PreTrainedTokenizerBase, layout: Layout, chat: str) -
             f"the data are chats and the tokenizer ({tokenizer.name_or_path}) has no chat template; use a checkpoint "
             f"that was tuned on chats (often named -instruct or -chat), {plain}"
         )
-    return dataclasses.replace(layout, eos_id=_end_of_turn(tokenizer, layout.eos_id))
+    special = special_tokens(tokenizer)
+    end = _end_of_turn(tokenizer, layout.eos_id, special)
+    # A model that has learnt little from chats can still end a text with the tokenizer's own end token.
+    others = [token for token in layout.end_ids if token != end and (token in special or token != layout.eos_id)]
+    return dataclasses.replace(layout, eos_id=end, other_end_ids=tuple(others))
 
 
 def render_chat(text: str, prefix: str, tokenizer: PreTrainedTokenizerBase, chat: str) -> str:
@@ -105,7 +109,7 @@ def _with_prefix(messages: Sequence[Mapping[str, Any]], prefix: str) -> list[dic
     return found
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, eos_id: int) -> int:
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, eos_id: int, special: Mapping[int, str]) -> int:
     """Return the chat template's first special token after an answer. Default: `eos_id`."""
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}]
     try:
@@ -114,8 +118,4 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, eos_id: int) -> int:
         reason = reason_of(error, 80)
         raise UserError(f"the chat template of {tokenizer.name_or_path} cannot be used ({reason})") from None
     ids = tokenizer(tail, add_special_tokens=False, verbose=False)["input_ids"]
-    special = {
-        *tokenizer.all_special_ids,
-        *(at for at, token in tokenizer.added_tokens_decoder.items() if token.special),
-    }
     return next((int(token) for token in ids if token in special), eos_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Layout:
             language. They are used in training, scoring and generation, and do not belong to the target.
         input_end: Text after each input of a decoder-only model. petransfer trains with a line break, which separates
             input and target. It is empty for models that petransfer did not train, and ignored for chats.
+        other_end_ids: Further token ids at which generation stops. Targets never end with them in training.
     """
 
     encoder_decoder: bool
@@ -26,3 +28,16 @@ class Layout:
     decoder_start_id: int = 0
     decoder_prefix: tuple[int, ...] = ()
     input_end: str = "\n"
+    other_end_ids: tuple[int, ...] = ()
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids of all tokens at which generation stops. The first one ends the targets in training."""
+        return (self.eos_id, *self.other_end_ids)
+
+
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Return the tokens that decoded text never shows, by id."""
+    named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    added = {at: token.content for at, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return dict(named) | added

@@ -27,7 +27,7 @@ class Generation:
     """One generated text.
 
     Attributes:
-        ended: whether the model generated the end token. False means that the text was cut.
+        ended: whether the model generated an end token. False means that the text was cut.
         input_tokens: number of tokens of the input.
         tokens: number of tokens of the text, without the end token.
     """
@@ -95,16 +95,16 @@ def generations(
                 **(
                     {}
                     if on_text is None
-                    else {"streamer": TextStream(chosen, loaded.tokenizer, layout.eos_id, on_text)}
+                    else {"streamer": TextStream(chosen, loaded.tokenizer, layout.end_ids, on_text)}
                 ),
             )
             # The given tokens are skipped by their number, because some decoders, such as BART's, start with the end
             # token.
             given = 1 + len(layout.decoder_prefix) if layout.encoder_decoder else ids.shape[1]
             new = out[:, given:].tolist()
-            cut = [_until_end(row, layout.eos_id) for row in new]
+            cut = [_until_end(row, layout.end_ids) for row in new]
             texts = decode(cut, loaded.tokenizer)
-            ended = [layout.eos_id in row for row in new]
+            ended = [len(kept) < len(row) for kept, row in zip(cut, new, strict=True)]
             read = [lengths[at] for at in chosen]
             found |= zip(chosen, map(Generation, texts, ended, read, map(len, cut)), strict=True)
     return [found[at] for at in range(len(inputs))]
@@ -125,7 +125,7 @@ def greedy_config(layout: Layout, max_new_tokens: int) -> GenerationConfig:
         do_sample=False,
         num_beams=1,
         pad_token_id=layout.pad_id,
-        eos_token_id=layout.eos_id,
+        eos_token_id=list(layout.end_ids),
         decoder_start_token_id=layout.decoder_start_id if layout.encoder_decoder else None,
     )
 
@@ -208,5 +208,5 @@ def _padded(rows: Sequence[tuple[int, ...]], pad: int, left: bool) -> tuple[torc
     return ids_bt, mask_bt
 
 
-def _until_end(row: list[int], eos: int) -> list[int]:
-    return row[: row.index(eos)] if eos in row else row
+def _until_end(row: list[int], ends: Sequence[int]) -> list[int]:
+    return list(itertools.takewhile(lambda token: token not in ends, row))

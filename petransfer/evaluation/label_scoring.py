@@ -74,7 +74,10 @@ def _scores(
         read.last_hidden_state = read.last_hidden_state.repeat_interleave(count, 0)
         batch["encoder_outputs"] = read
     logits_btv = model(**batch, use_cache=False).logits
-    wanted_bt = logits_btv.gather(-1, labels_bt.clamp(min=0).unsqueeze(-1)).squeeze(-1).float().cpu()
+    wanted_bt = logits_btv.gather(-1, labels_bt.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    # A label ends with any of the end tokens.
+    ends_bt = logits_btv[..., list(loaded.layout.end_ids)].amax(-1)
+    wanted_bt = torch.where(labels_bt == loaded.layout.eos_id, ends_bt, wanted_bt).float().cpu()
     asked_bt = (labels_bt != IGNORED).cpu()  # copied from the GPU once per batch, not once per row
     found = [row[asked].tolist() for row, asked in zip(wanted_bt, asked_bt, strict=True)]
     return [found[at : at + len(tokens)] for at in range(0, len(found), len(tokens))]

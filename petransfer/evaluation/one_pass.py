@@ -92,15 +92,16 @@ def _score_batch(
     correct_b = margin_b > 0
     near_b = margin_b.abs() <= noise_b
     offset_b = asked_bt.int().argmax(-1)
-    rows = []
+    rows, stops = [], set(loaded.layout.end_ids)
     for at, example in enumerate(examples):
         near, correct = bool(near_b[at]), bool(correct_b[at])
         # If rounding cannot explain that a token is wrong, the example is wrong, even if other tokens are near-ties.
-        # The only exception is a first wrong token that may spell the target.
+        # The exceptions are a first wrong token that may spell the target, and a target in which generation stops.
         if not correct and not near:
             first = int(first_miss_b[at])
             generated = [*encoded[at].target_ids[: first - int(offset_b[at])], int(rival_id_bt[at, first])]
             near = may_spell(generated, example.target, loaded)
+        near = near or not stops.isdisjoint(encoded[at].target_ids[:-1])
         rows.append(
             Scored(
                 index=example.index,
@@ -176,7 +177,7 @@ def may_spell(generated: list[int], target: str, loaded: Loaded) -> bool:
 
     generated: first tokens of the text. Only the last token differs from the target's tokens.
     """
-    if generated[-1] == loaded.layout.eos_id:
+    if generated[-1] in loaded.layout.end_ids:
         return decode([generated[:-1]], loaded.tokenizer)[0] == target
     text = decode([generated], loaded.tokenizer)[0].rstrip("\ufffd")
     return target.startswith(text) and text != decode([generated[:-1]], loaded.tokenizer)[0]

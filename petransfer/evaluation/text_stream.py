@@ -19,13 +19,13 @@ class TextStream(BaseStreamer):  # type: ignore[misc]  # transformers exports it
 
     Args:
         indices: index of the input of each row of the batch, for `on_text`.
-        end_id: id of the end token. After the end token, `on_text` is not called for the row.
+        end_ids: ids of the end tokens. After an end token, `on_text` is not called for the row.
     """
 
     def __init__(
-        self, indices: Sequence[int], tokenizer: PreTrainedTokenizerBase, end_id: int, on_text: OnText
+        self, indices: Sequence[int], tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int], on_text: OnText
     ) -> None:
-        self._indices, self._tokenizer, self._end_id, self._on_text = indices, tokenizer, end_id, on_text
+        self._indices, self._tokenizer, self._end_ids, self._on_text = indices, tokenizer, end_ids, on_text
         self._rows: list[list[int]] = [[] for _ in indices]
         self._ended = [False] * len(indices)
         self._reads_prompt = True  # the first call of `put` has the tokens that `generate` was given
@@ -36,7 +36,7 @@ class TextStream(BaseStreamer):  # type: ignore[misc]  # transformers exports it
             self._reads_prompt = False
             return
         for row, token in enumerate(value.tolist()):
-            self._ended[row] = self._ended[row] or token == self._end_id
+            self._ended[row] = self._ended[row] or token in self._end_ids
             if not self._ended[row]:
                 self._rows[row].append(token)
                 (text,) = decode([self._rows[row]], self._tokenizer)

@@ -17,8 +17,9 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedConfig
 
 from petransfer.errors import shortened
-from petransfer.models.checkpoint_files import location, read_configuration, revision
+from petransfer.models.checkpoint_files import generation_config, location, read_configuration, revision
 from petransfer.models.loading import Loaded
+from petransfer.models.special_tokens import special_ends
 from petransfer.models.text_part import is_text
 from petransfer.plurals import count
 from petransfer.recipe.run_spec import CheckpointSpec
@@ -41,6 +42,8 @@ _INITIALISATION = re.compile(r"(^|_)init(ializer)?(_|$)")
 
 # T5's configuration turns one key of the file into another.
 _KNOWN_AS = {"scale_decoder_outputs": "tie_word_embeddings (scale_decoder_outputs)"}
+# End tokens besides the tokenizer's.
+OTHER_ENDS = "eos_token_id (generation_config.json)"
 _SHOWN_FIELDS, _SHOWN_CHARACTERS = 3, 60
 
 
@@ -57,6 +60,8 @@ def configuration_record(checkpoint: CheckpointSpec, loaded: Loaded) -> dict[str
     tokens: dict[str, Any] = {}
     if loaded.tokenizer.eos_token_id is None:  # otherwise the end token is the tokenizer's own
         tokens["eos_token_id"] = _plain(getattr(config, "eos_token_id", None))
+    ends = special_ends(config, loaded.tokenizer, generation_config(at))
+    tokens[OTHER_ENDS] = sorted({*ends} - {loaded.tokenizer.eos_token_id})
     if loaded.layout.encoder_decoder:
         tokens["decoder_start_token_id"] = loaded.layout.decoder_start_id
         tokens["pad_token_id"] = getattr(config, "pad_token_id", None)  # M2M100 numbers its positions from there

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from petransfer.data.encoding import Layout
+from petransfer.data.layout import Layout, special_tokens
 from petransfer.errors import UserError
 from petransfer.models.languages import STARTS_FROM_LANGUAGE, target_token
 from petransfer.models.text_part import text_config
@@ -20,10 +21,42 @@ def layout_of(config: Any, tokenizer: PreTrainedTokenizerBase, generation: Any =
     """Return the layout of a model's examples: one sequence or two, and their special tokens.
 
     The tokens come from the tokenizer, config.json, the configuration of the text decoder, and generation_config.json.
+    Generation stops at the end token and at `special_ends`.
     """
+    layout = _with_one_end(config, tokenizer, generation)
+    return _ending_also_with(layout, special_ends(config, tokenizer, generation))
+
+
+def untrained_layout(layout: Layout, model: Any) -> Layout:
+    """Return the layout of a model that petransfer did not train.
+
+    Inputs are not changed, and generation stops at all tokens at which plain transformers stops.
+    """
+    ends = generation_ends(model.config, model.generation_config)
+    return _ending_also_with(replace(layout, input_end=""), ends)
+
+
+def special_ends(config: Any, tokenizer: PreTrainedTokenizerBase, generation: Any) -> list[int]:
+    """Return the `generation_ends` that are special tokens: decoded text never shows them, so no target has them."""
+    special = special_tokens(tokenizer)
+    return [token for token in generation_ends(config, generation) if token in special]
+
+
+def generation_ends(config: Any, generation: Any) -> list[int]:
+    """Return the ids of the tokens at which plain transformers stops: of generation_config.json, else config.json."""
+    text, rows = text_config(config), _rows(config)
+    found = _found("eos_token_id", (generation,), rows) or _found("eos_token_id", (config, text), rows)
+    return list(dict.fromkeys(found))
+
+
+def _ending_also_with(layout: Layout, ends: Sequence[int]) -> Layout:
+    return replace(layout, other_end_ids=tuple(token for token in ends if token != layout.eos_id))
+
+
+def _with_one_end(config: Any, tokenizer: PreTrainedTokenizerBase, generation: Any) -> Layout:
     text = text_config(config)
     places = (tokenizer, config, text, generation)
-    rows = getattr(text, "vocab_size", None) or getattr(config, "vocab_size", None)
+    rows = _rows(config)
     ends = _found("eos_token_id", places, rows)
     if not ends:
         raise UserError(
@@ -54,6 +87,10 @@ def _start(config: Any, text: Any, tokenizer: Any, generation: Any, pad: int, ro
         return pad
     begins = _found("bos_token_id", (text, config, generation, tokenizer), rows)
     return begins[0] if begins else pad
+
+
+def _rows(config: Any) -> int | None:
+    return getattr(text_config(config), "vocab_size", None) or getattr(config, "vocab_size", None)
 
 
 def _found(name: str, places: Sequence[Any], rows: int | None) -> list[int]:

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from petransfer.data.layout import Layout
 from petransfer.errors import UserError
 from petransfer.methods import weights_bits
 from petransfer.models.configuration_record import configuration_record, differing_fields
 from petransfer.models.hashes import is_on_hub, tokenizer_sha256, weight_hashes
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec, is_embedded
+from petransfer.models.special_tokens import untrained_layout
 from petransfer.recipe.run_spec import Bits, CheckpointSpec, RunSpec
 from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.safe_reading import read_json
@@ -52,7 +52,7 @@ class Base:
     commit: hub commit used in training. None if unknown or if the base was not on the hub.
     trained_on: the record of the base in petransfer.json. Empty without that file.
     named_by_adapter: whether only adapter_config.json names the base.
-    input_end: text after each input of a decoder-only base. See `Layout`.
+    trained_here: whether petransfer trained the adapter. It decides the layout of examples.
     """
 
     checkpoint: CheckpointSpec
@@ -62,7 +62,7 @@ class Base:
     commit: str | None
     trained_on: dict[str, Any] = field(default_factory=dict)
     named_by_adapter: bool = False
-    input_end: str = Layout.input_end
+    trained_here: bool = True
 
     def load(self, device: torch.device | str | None = None) -> Loaded:
         """Load the base on `device`. Default: the GPU if there is one.
@@ -85,7 +85,7 @@ class Base:
                 raise
             advice = "if the base that the adapter names lies elsewhere, give --checkpoint"
             raise UserError(f"{error}; {advice}") from error
-        return replace(loaded, layout=replace(loaded.layout, input_end=self.input_end))
+        return loaded if self.trained_here else replace(loaded, layout=untrained_layout(loaded.layout, loaded.model))
 
 
 def default_device() -> str:
@@ -124,7 +124,7 @@ def base_of(bundle: Bundle, checkpoint: str | None, revision: str | None, bits: 
         commit,
         recorded,
         named_by_adapter=spec is None and not checkpoint,
-        input_end=bundle.input_end(),
+        trained_here=spec is not None,
     )
 
 

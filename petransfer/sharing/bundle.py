@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petransfer.data.layout import Layout
 from petransfer.errors import UserError
 from petransfer.models.registry import file_sha256
 from petransfer.recipe.run_spec import RunSpec
@@ -82,10 +81,6 @@ class Bundle:
     def template(self) -> str:
         """Return the template that builds an input from a row's columns. Empty for plain texts."""
         return str(self.spec.task.options.get("template", "")) if self.spec else ""
-
-    def input_end(self) -> str:
-        """Return the text after each input of a decoder-only model. Empty for a model that petransfer did not train."""
-        return Layout.input_end if self.spec else ""
 
     def prefix(self) -> str:
         """Return the text in front of each input. Empty for a model that petransfer did not train."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from petransfer.data.layout import Layout
+from petransfer.models.configuration_record import OTHER_ENDS
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.run_spec import RunSpec
 
@@ -38,13 +39,13 @@ for layer in base.modules():
 _ENCODER_DECODER = """\
 own = base.generation_config  # its penalties, minimum lengths, beams, ... would change the answers
 base.generation_config = GenerationConfig(
-    eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    eos_token_id={ends}, pad_token_id=tokenizer.pad_token_id,
     decoder_start_token_id=own.decoder_start_token_id)
 """
 
 _DECODER_ONLY = """\
 base.generation_config = GenerationConfig(  # the base's own penalties, minimum lengths, ... would change the answers
-    eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    eos_token_id={ends}, pad_token_id=tokenizer.pad_token_id)
 """
 
 # Some tokenizers append an end token to the input; it is removed because the generated text follows.
@@ -121,7 +122,7 @@ def _code(spec: RunSpec, provenance: dict[str, Any], name: str, commit: str | No
     lines += ["", f"base = {auto}.from_pretrained({place}, {width})"]
     lines += _NOT_REPACKED.splitlines() if bits == 4 else []
     lines += [f"tokenizer = AutoTokenizer.from_pretrained({place})"]
-    lines += (_ENCODER_DECODER if encoder_decoder else _DECODER_ONLY).splitlines()
+    lines += (_ENCODER_DECODER if encoder_decoder else _DECODER_ONLY).format(ends=_ends(provenance)).splitlines()
     lines += ['model = PeftModel.from_pretrained(base, "adapter").eval()']
     lines += [f'inputs = tokenizer({text!r}, return_tensors="pt")']
     lines += [] if encoder_decoder else _OPEN_ENDED.splitlines()
@@ -129,6 +130,13 @@ def _code(spec: RunSpec, provenance: dict[str, Any], name: str, commit: str | No
     lines += ["answer = model.generate(**inputs, max_new_tokens=128)"]
     lines += [f"print(tokenizer.decode({answer}, skip_special_tokens=True))"]
     return "\n".join(lines)
+
+
+def _ends(provenance: dict[str, Any]) -> str:
+    """Return the code for the ids of the tokens at which generation stops."""
+    tokens = provenance.get("base", {}).get("configuration", {}).get("tokens", {})
+    others = "".join(f", {token}" for token in tokens.get(OTHER_ENDS, ()) if type(token) is int)
+    return f"[tokenizer.eos_token_id{others}]" if others else "tokenizer.eos_token_id"
 
 
 def _quantised(bits: int) -> str:

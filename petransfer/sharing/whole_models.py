@@ -16,7 +16,7 @@ from petransfer.models.complete_weights import load_complete
 from petransfer.models.hashes import is_on_hub
 from petransfer.models.loading import Loaded, load_checkpoint, tokenizer_and_layout
 from petransfer.models.registry import checkpoint_spec, is_embedded
-from petransfer.models.special_tokens import layout_of
+from petransfer.models.special_tokens import layout_of, untrained_layout
 from petransfer.models.support import supported_class
 from petransfer.recipe.run_spec import CheckpointSpec, RunSpec
 from petransfer.sharing.base import Where, as_trained_from, default_device
@@ -45,7 +45,8 @@ def whole_predictor(source: Source, where: Where, like: Bundle | None = None) ->
         loaded = load_checkpoint(spec, 32 if device == "cpu" else 16, device=device)
         like = like or _record_on_hub(spec, source.label)
         form = (like.prefix(), like.template(), like.chat()) if like else ("", "", "")
-        layout = replace(loaded.layout, input_end=like.input_end() if like else "")
+        is_trained = like is not None and like.spec is not None
+        layout = loaded.layout if is_trained else untrained_layout(loaded.layout, loaded.model)
         return Predictor(loaded.model.eval(), replace(loaded, layout=layout), *form)
     assert source.bundle is not None
     assert source.bundle.spec is not None

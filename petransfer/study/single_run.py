@@ -96,7 +96,9 @@ def open_base(spec: RunSpec, settings: Settings) -> Base:
     # With FSDP, the model is not loaded on one GPU, because it may not fit there.
     device = None if splits_tensors() else process.device
     loaded = load_checkpoint(spec.checkpoint, bits, seed=spec.seed, device=device, keep_wide=wide)
-    loaded = replace(loaded, layout=replace(loaded.layout, eos_id=layout.eos_id))  # chats can have another end token
+    # chats can have other end tokens
+    ends = replace(loaded.layout, eos_id=layout.eos_id, other_end_ids=layout.other_end_ids)
+    loaded = replace(loaded, layout=ends)
     if process.leads:
         log_notes(encoded)
     return Base(settings, process, encoded.data, loaded, started, spec, encoded)

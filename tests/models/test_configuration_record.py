@@ -128,7 +128,10 @@ def test_no_architecture_s_file_differs_when_it_is_saved_anew(name: str, tmp_pat
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"model_type": kind, **fields}))
     layout = Layout(bool(AutoConfig.from_pretrained(tmp_path).is_encoder_decoder), 0, 1)
-    loaded: Any = SimpleNamespace(tokenizer=SimpleNamespace(eos_token_id=1), layout=layout, commit=None)
+    tokenizer = SimpleNamespace(
+        eos_token_id=1, all_special_ids=[1], all_special_tokens=["</s>"], added_tokens_decoder={}
+    )
+    loaded: Any = SimpleNamespace(tokenizer=tokenizer, layout=layout, commit=None)
     spec = CheckpointSpec("base", "0" * 64, source=str(tmp_path))
     before = json.loads(json.dumps(configuration_record(spec, loaded), allow_nan=False))
     _saved_anew(tmp_path)

@@ -26,7 +26,9 @@ from petransfer.training.losses import token_loss
 
 def tokens(**ids: Any) -> Any:
     """A tokenizer as far as its special tokens go."""
-    return SimpleNamespace(**({"eos_token_id": None, "pad_token_id": None, "bos_token_id": None} | ids))
+    empty = {"eos_token_id": None, "pad_token_id": None, "bos_token_id": None, "added_tokens_decoder": {}}
+    special = {"all_special_ids": [4, 5, 8, 9], "all_special_tokens": ["<4>", "<5>", "<8>", "<9>"]}
+    return SimpleNamespace(**(empty | special | ids))
 
 
 T5 = {"vocab_size": 50, "eos_token_id": None, "pad_token_id": None}
@@ -42,11 +44,15 @@ GEMMA = {"vocab_size": 50, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id":
         (T5Config(**T5, decoder_start_token_id=7), tokens(eos_token_id=1), None, Layout(True, 1, 1, 7)),
         # named in generation_config.json alone
         (T5Config(**T5), tokens(), {"eos_token_id": [4, 5], "pad_token_id": 2, "decoder_start_token_id": 9},
-         Layout(True, 2, 4, 9)),
-        # a list, whose first entry counts; the tokenizer's own goes first
-        (GPT2Config(vocab_size=50, eos_token_id=[8, 9], bos_token_id=None), tokens(), None, Layout(False, 8, 8)),
+         Layout(True, 2, 4, 9, other_end_ids=(5,))),
+        # targets end with the first entry of a list, or with the tokenizer's own; generation stops at each of them
+        (GPT2Config(vocab_size=50, eos_token_id=[8, 9], bos_token_id=None), tokens(), None,
+         Layout(False, 8, 8, other_end_ids=(9,))),
         (GPT2Config(vocab_size=50, eos_token_id=[8, 9], bos_token_id=None), tokens(eos_token_id=9), None,
-         Layout(False, 9, 9)),
+         Layout(False, 9, 9, other_end_ids=(8,))),
+        # generation_config.json goes before config.json; an ordinary token can be a part of targets
+        (GPT2Config(vocab_size=50, eos_token_id=8, bos_token_id=None), tokens(eos_token_id=8),
+         {"eos_token_id": [9, 30]}, Layout(False, 8, 8, other_end_ids=(9,))),
         # T5Gemma keeps them in the configuration of its decoder
         (T5GemmaConfig(encoder=GEMMA, decoder=GEMMA), tokens(), None, Layout(True, 0, 1, 2)),
         (BartConfig(vocab_size=50), tokens(eos_token_id=2, pad_token_id=1), None, Layout(True, 1, 2, 2)),
