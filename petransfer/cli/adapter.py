@@ -24,6 +24,23 @@ from petransfer.sharing.card_metadata import Wishes, licence_note
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,59}")
 
+# What `info` calls the entries of its JSON.
+_TITLES = {
+    "base": "base model",
+    "base revision": "revision of the base",
+    "targets": "adapted layers",
+    "rows of embeddings": "trained embeddings",
+    "tensors": "tensors in the file",
+    "parameters": "trained parameters",
+    "stored parameters": "parameters in the file",
+    "dtypes": "dtypes of the tensors",
+    "megabytes": "size in MB",
+    "sound": "checks",
+    "bits": "bits per base weight",
+    "claimed dev EM %": "exact match on dev, %",
+    "claimed test EM %": "exact match on test, %",
+}
+
 app = typer.Typer(no_args_is_help=True, help="Describe, pack, upload, download, verify and merge adapters.")
 
 Source = Annotated[
@@ -64,8 +81,12 @@ def info(source: Source, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(found, indent=1))
         return
+    titles = {name: _TITLES.get(name, name) for name in found}
+    width = max(map(len, titles.values()))
     for name, value in found.items():
-        print(f"{name:<20} {visible(str(value), keep='')}")
+        shown = f"{value:,}" if isinstance(value, int) else str(value)
+        text = "the user's own rows" if (name, value) == ("task", "lines held-out") else visible(shown, keep="")
+        print_text(f"{titles[name]:<{width}}  {text}")
 
 
 @app.command("card")

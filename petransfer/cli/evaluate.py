@@ -179,8 +179,8 @@ def _warn(row: Scores) -> None:
     label = visible(row.label, keep="")
     if row.disagreements:
         print_text(
-            f"{label}: for {row.disagreements:,} of {count(row.generated, 'generated text')}, the forward pass gave "
-            "another result; this should never happen. `petransfer eval --by-generation` scores the generated texts",
+            f"{label}: {row.disagreements:,} of {count(row.generated, 'generated text')} contradict the scores of the "
+            "forward pass; there should be none",
             file=sys.stderr,
         )
     if row.seen_rows:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PARTS = {
     "trained": "trained parameters",
     "gradients": "gradients",
-    "optimizer": "optimizer state",
+    "optimizer": "optimiser state",
     "activations": "activations",
     "logits": "logits",
     "workspace": "workspace of kernels",
@@ -194,7 +194,7 @@ def _table(found: Fit, measured: Measured | None, unit: str, text: Callable[[int
         if size := getattr(memory, part):
             row(title, size)
     if measured:
-        fixed = "weights, trained parameters and optimizer state"
+        fixed = "weights, trained parameters and optimiser state"
         row(fixed, memory.fixed, measured.fixed, style="dim")
     row("sum at the peak", memory.peak, measured.peak if measured else None, style="bold")
     if found.demand.device == "cuda":

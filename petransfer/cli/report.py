@@ -15,7 +15,7 @@ from petransfer.cli.table_layout import print_meanings, print_table
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
 from petransfer.report import run_groups as groups
-from petransfer.report import sweep
+from petransfer.report import run_page, run_table, sweep
 from petransfer.report.study_report import FILES, write_report
 from petransfer.study.study import open_grid
 
@@ -31,7 +31,8 @@ class _StudyOrVerb(TyperGroup):
 app = typer.Typer(
     cls=_StudyOrVerb,
     no_args_is_help=True,
-    help="Write the report of a study: petransfer report STUDY. Or compare two studies: petransfer report compare A B.",
+    help="Write the report of a study: `petransfer report STUDY`. Or compare two studies: "
+    "`petransfer report compare A B`.",
 )
 
 
@@ -44,26 +45,38 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of the study, such
     grid = open_grid(study)
     found = write_report(grid)
     name = grid.recipe.name
-    if not found.any_done:
+    if found.single:
+        _print_run(found.single, grid.folder.run(found.single.cell.run_id).result() or {})
+        lines = [found.unswept_note]
+    elif not found.any_done:
         print_table(sweep.terminal_table(found.swept, name))
-        lines = [*sweep.sentences(found.swept), found.unswept_note]
-        end = f"no run of the study itself is finished; see {study}: report.html, plots/, sweep.json"
+        lines = ["No run of the study itself is finished.", *sweep.sentences(found.swept), found.unswept_note]
     else:
         table = groups.terminal_table(found.groups, name)
         print_table(table)
         print_meanings(table)
-        failed = groups.failed_note(found.groups)
         effects = found.effects
         lines = [
-            f"of the runs, {failed}" if failed else "",
+            groups.failed_note(found.groups),
             found.unswept_note,
             *effects["sentences"],
             *effects["missing"],
         ]
-        end = f"see {study}: {', '.join(name for name in FILES if (study / name).exists())}"
+        if effects["effects"]:
+            lines.append("Holm: the p values are corrected, because several effects are tested together.")
     for line in filter(None, lines):
         print_text(line)
-    print_text(end, file=sys.stderr)
+    files = (*FILES, "sweep.json") if found.swept else FILES
+    print_text(f"written to {study}: {', '.join(name for name in files if (study / name).exists())}", file=sys.stderr)
+
+
+def _print_run(row: run_table.Row, result: dict[str, Any]) -> None:
+    """Print the results of a study with a single run, one number per line."""
+    print_text(run_page.title_of(row))
+    figures = run_page.figures_of(row, result)
+    width = max(len(name) for name, _ in figures)
+    for name, value in figures:
+        print_text(f"  {name:<{width}}  {value}")
 
 
 @app.command("compare")
@@ -93,8 +106,8 @@ def compare(
         return
     for line in side_by_side.head(found):
         print_text(line)
-    _print("the same cells", side_by_side.cell_columns(found), side_by_side.cell_lines(found))
-    _print("the same effects", side_by_side.effect_columns(found), side_by_side.effect_lines(found))
+    _print("scores that both studies have", side_by_side.cell_columns(found), side_by_side.cell_lines(found))
+    _print("effects that both studies have", side_by_side.effect_columns(found), side_by_side.effect_lines(found))
 
 
 def _print(title: str, columns: tuple[str, ...], lines: list[tuple[str, ...]]) -> None:
@@ -106,3 +119,4 @@ def _print(title: str, columns: tuple[str, ...], lines: list[tuple[str, ...]]) -
     for line in lines:
         shown.add_row(*line)
     print_table(shown)
+    print_meanings(shown)

@@ -334,6 +334,7 @@ def status(
         print(json.dumps({"study": recipe.name, "runs": shown, "sweep": swept}, indent=1))
         return
     print_table(table)
+    print_meanings(table)
     if swept:
         print_table(sweep.terminal_table(swept, recipe.name))
     for line in filter(None, lines):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -75,8 +77,17 @@ def serve(
         models = models_of(sources, Where(checkpoint, revision, None, "cpu" if cpu else None, any_base))
         hosts = _LOOPBACK if host in ("127.0.0.1", "::1", "localhost") else ("*",)
         place = f"http://{host}:{opened.getsockname()[1]}"
-        print_text(f"Serving {', '.join(models)} at {place}/v1 - Ctrl-C stops", file=sys.stderr)
-        server(application(RequestBatches(models, batch_size), hosts)).run(sockets=[opened])
+        names = f"the model {next(iter(models))}" if len(models) == 1 else f"the models {', '.join(models)}"
+        request = json.dumps({"model": next(iter(models)), "prompt": "an input"})
+        print_text(
+            f"serving {names} at {place}/v1 with OpenAI's API; Ctrl-C stops the server. A request:",
+            f"  curl {place}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(request)}",
+            file=sys.stderr,
+        )
+        try:
+            server(application(RequestBatches(models, batch_size), hosts)).run(sockets=[opened])
+        finally:
+            print_text("the server has stopped", file=sys.stderr)
 
 
 def models_of(sources: list[Source], where: Where) -> dict[str, Model]:

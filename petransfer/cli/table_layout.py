@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 import sys
@@ -17,6 +18,8 @@ from petransfer.cli.terminal_text import print_text
 LONGEST_WORD = 24
 # A line may be broken here: after white space, and after a hyphen between two letters.
 _BREAK = re.compile(r"(?<=\s)(?=\S)|(?<=[^\W\d_]-)(?=[^\W\d_])")
+# A word with a slash, such as results/my-data, is never broken at a hyphen.
+_PATH = re.compile(r"\S*/\S*")
 # The width in characters for files and pipes, which have no width of their own.
 UNLIMITED = 200
 
@@ -27,7 +30,7 @@ _MEANINGS = (
     "dev: the rows for choosing the best step and settings.",
     "test: the rows for the final score.",
     "EM: exact match, the share of generated texts that are equal to the target.",
-    "log p/token: mean log-probability of a target token, in nats.",
+    "log p/token: mean log-probability of a target token, in nats. Nearer to 0 is better.",
 )
 # What words in cells of such tables mean, by column. {} is the number in the word.
 _WORDS = {
@@ -61,6 +64,7 @@ def print_table(table: Table) -> None:
 
 def print_fitting(table: Table, console: Console) -> None:
     """Print a table that fits a console."""
+    table = copy.deepcopy(table)  # its cells are changed below
     cells = [[_plain(cell) for cell in column.cells] for column in table.columns]
     heads = [_plain(column.header) for column in table.columns]
     natural = [max(map(_width, [head, *column])) for head, column in zip(heads, cells, strict=True)]
@@ -94,7 +98,7 @@ def _wrapped(cell: RenderableType, width: int) -> RenderableType:
 
 def _line_ends(text: str, width: int) -> list[int]:
     """Return the positions of line breaks for lines of at most `width` characters."""
-    starts = [0, *(found.start() for found in _BREAK.finditer(text)), len(text)]
+    starts = [0, *_breaks(text), len(text)]
     ends, begin = [], 0
     for start, end in itertools.pairwise(starts):
         if len(text[begin:end].rstrip()) > width and start > begin:
@@ -137,4 +141,11 @@ def _width(text: str) -> int:
 
 
 def _longest_word(text: str) -> int:
-    return max((len(word.rstrip()) for word in _BREAK.split(text)), default=1)
+    ends = [0, *_breaks(text), len(text)]
+    return max((len(text[start:end].rstrip()) for start, end in itertools.pairwise(ends)), default=1)
+
+
+def _breaks(text: str) -> list[int]:
+    """Return the positions at which a line may be broken. A path with slashes stays whole."""
+    paths = [found.span() for found in _PATH.finditer(text)]
+    return [at for at in (found.start() for found in _BREAK.finditer(text)) if not any(a < at < b for a, b in paths)]

@@ -7,8 +7,8 @@ import re
 import sys
 from typing import TextIO
 
-# What marks a line as a command that can be copied: two spaces and the program's name.
-_COMMAND = "  petransfer "
+# What marks a line as a command that can be copied: two spaces and the name of a program.
+_COMMAND = ("  petransfer ", "  curl ")
 # White space and the text after it that is never broken: a command between backquotes, an option with its value (the
 # next word), or one word.
 _PARTS = re.compile(r"""(\s*)(`[^`]+`\S*|["'(\[]*--\w\S*(?:(?<![,;:.)])\ (?!-)(?:'[^']*'|"[^"]*"|\S)+)?|\S+)""")
@@ -18,8 +18,8 @@ def print_text(*lines: str, file: TextIO | None = None) -> None:
     """Print lines of text. In a terminal, a line that is too long is broken at white space.
 
     Args:
-        lines: The lines. A line that begins with two spaces and `petransfer` is a command: it is continued on the next
-            line with a backslash, so that it can be copied.
+        lines: The lines. A line that begins with two spaces and `petransfer` or `curl` is a command: it is continued
+            on the next line with a backslash, so that it can be copied.
         file: The output; stdout by default.
     """
     out = file or sys.stdout
@@ -89,7 +89,7 @@ def _arguments(line: str) -> list[str]:
     """Return the arguments of a command as they are written, with their quotation marks. An option keeps its value."""
     found: list[str] = []
     for word in re.findall(r"""(?:'[^']*'|"[^"]*"|\S)+""", line):
-        if found and found[-1].startswith("--") and " " not in found[-1] and not word.startswith("--"):
+        if found and found[-1].startswith("-") and " " not in found[-1] and not word.startswith("-"):
             found[-1] += f" {word}"
         else:
             found.append(word)

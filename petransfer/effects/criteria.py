@@ -37,10 +37,11 @@ class Criterion:
         """A note on statistics that cannot be computed for this metric. '' for exact match."""
         if self.by_example:
             return ""
-        left_out = "McNemar's test" if self.of_answers else "log-odds, McNemar's test"
+        left_out = "McNemar's test" if self.of_answers else "Log-odds, McNemar's test"
         return (
-            f"Effects are judged by test {self.word}, of which a run keeps one figure: intervals are over seeds "
-            f"alone, not over other test examples, and {left_out} and the paper's figures are left out."
+            f"Effects are differences in test {self.word}. A run has one value of {self.word}, not one value per test "
+            f"example. The 95 % intervals therefore show only the variation between seeds. {left_out} and the "
+            "comparison with the paper are left out."
         )
 
 

@@ -213,7 +213,7 @@ def arms_under(effect: RequestedEffect, split: str, method: str, runs: Runs) -> 
         names = {"method": method, "left_name": effect.left, "right_name": effect.right}
         return compared(effect.name, split, left, right, **names)
     lacking = (effect.left, method) if not left else (effect.right, partner)
-    return Missing(f"{effect.name} on {split} ({method}): not estimated, {runs.why_missing(*lacking, split)}")
+    return Missing(f"{effect.name} on {split} ({method}): not estimated, because {runs.why_missing(*lacking, split)}")
 
 
 def other_study(effect: RequestedEffect, split: str, runs: Runs) -> Runs | Missing:
@@ -226,5 +226,5 @@ def other_study(effect: RequestedEffect, split: str, runs: Runs) -> Runs | Missi
     other = runs_of(effect.study, runs.folder.path, runs.metric)
     if other and runs.metric in {EXACT_MATCH, *other.cells[0].spec.task.metrics}:
         return other
-    why = f"the study {effect.study} did not measure {runs.metric}" if other else f"no study {effect.study}"
-    return Missing(f"{effect.kind} of {effect.name} on {split}: not estimated, {why}")
+    why = f"the study {effect.study} did not measure {runs.metric}" if other else f"there is no study {effect.study}"
+    return Missing(f"{effect.kind} of {effect.name} on {split}: not estimated, because {why}")

@@ -99,7 +99,7 @@ class Runs:
         """Return the reason why an arm and method have no finished run on a split."""
         folders = [self.folder.run(cell.run_id) for cell in self.cells_of(arm, method, split)]
         if not folders:
-            return f"{arm} is not trained by {method}"
+            return f"{arm} is not trained with {method}"
         counts = ", ".join(f"{count} {status}" for status, count in Counter(one.status() for one in folders).items())
         reasons = [reason for reason in (one.failure() for one in folders) if reason]
         return f"no run of {arm} ({method}) is done: {counts}" + (f"; {reasons[0]}" if reasons else "")
@@ -149,7 +149,7 @@ def _share(folder: StudyFolder, cell: Cell, metric: str) -> float:
     value = _metric_value(run, "test", metric)
     if value is None:
         raise UserError(
-            f"{run.path / 'result.json'} has no test figure of {metric}, which the study is judged by; delete "
+            f"{run.path / 'result.json'} has no test score for {metric}, on which the effects are computed; delete "
             f"{run.path} and repeat the run with `petransfer run --recipe {folder.path / 'recipe.yaml'}`"
         )
     return value / 100

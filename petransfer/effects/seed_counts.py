@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from petransfer.plurals import count
+
 LEVEL = 0.05
 # If there are at most this many permutations, the test uses all of them. Otherwise it draws this many at random.
 MOST_DEALS = 20_000
@@ -70,10 +72,10 @@ class Demand:
         if self.seeds >= self.needed:
             return ""
         least = min(1.0, smallest_p(self.seeds, self.seeds, paired=not self.unpaired) * self.tests)
-        together = "1 effect is judged" if self.tests == 1 else f"{self.tests} effects are judged together (Holm)"
+        together = "1 effect is tested" if self.tests == 1 else f"{self.tests} effects are tested together (Holm)"
         if self.needed == MOST_SEEDS:
-            return f"{together}: no number of seeds decides any of so many; declare fewer effects"
+            return f"{together}. No number of seeds is enough for so many effects; declare fewer effects"
         return (
-            f"{together}: that takes {self.needed} seeds, and {self.seeds} cannot decide any effect, however large "
-            f"(least p {least:.3f}); --seeds 0-{self.needed - 1}"
+            f"{together}. With {count(self.seeds, 'seed')}, no effect can reach p < 0.05, however large it is: the "
+            f"smallest possible p is {least:.3f}. Use at least {self.needed} seeds: --seeds 0-{self.needed - 1}"
         )

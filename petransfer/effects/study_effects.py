@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from petransfer.effects.kind import Family, Kind, Thresholds
     from petransfer.effects.kinds.contrast import Effect
 
-# Increase this when verdicts for the same runs change, so that an older effects.json is not reused.
-JUDGED_VERSION = 8
+# Increase this when verdicts or sentences for the same runs change, so that an older effects.json is not reused.
+JUDGED_VERSION = 9
 
 
 @dataclass(frozen=True)

@@ -34,17 +34,23 @@ def p_value(value: float | None) -> str:
 
 
 def p_text(value: float | None) -> str:
-    """Format a p value in a sentence: `p 0.035` or `p <0.001`."""
-    return f"p {p_value(value)}"
+    """Format a p value in a sentence: `p = 0.035` or `p < 0.001`."""
+    text = p_value(value)
+    return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
 
 
-def seeds_text(seeds: Sequence[int], paired: bool) -> str:
-    """Format the numbers of seeds of two groups, or the number of pairs of seeds."""
+def interval_text(interval: Mapping[str, float] | None, digits: int = 1) -> str:
+    """Format a 95 % interval in a sentence, such as `95 % interval +5.3 to +43.2`. '' for None."""
+    return f"95 % interval {signed(interval['low'], digits)} to {signed(interval['high'], digits)}" if interval else ""
+
+
+def seeds_text(seeds: Sequence[int], paired: bool, noun: str = "arm") -> str:
+    """Format the numbers of seeds of two groups, or the number of pairs of seeds. noun: what a group is."""
     left, right = seeds
     if paired:
         return f"{count(left, 'pair')} of seeds"
     if left == right:
-        return f"{count(left, 'seed')} a side"
+        return f"{count(left, 'seed')} per {noun}"
     return f"{left} and {right} seeds"
 
 

@@ -301,7 +301,7 @@ def _held_moments(trained: Sequence[torch.Tensor], demand: Demand) -> list[torch
 
 def _moments(value: torch.Tensor, optimizer: Optimizer) -> list[torch.Tensor]:
     """Return AdamW's two moments for a tensor. 8-bit moments have one scale per 256 numbers."""
-    if optimizer == "adamw" or value.numel() < 4096:  # bitsandbytes does not quantize the moments of small tensors
+    if optimizer == "adamw" or value.numel() < 4096:  # bitsandbytes does not quantise the moments of small tensors
         return [torch.empty_like(value, device="meta") for _ in range(2)]
     codes = [torch.empty(value.shape, dtype=torch.uint8, device="meta") for _ in range(2)]
     scales = [torch.empty(math.ceil(value.numel() / 256), device="meta") for _ in range(2)]

@@ -161,9 +161,9 @@ def _warn(text: str) -> None:
 
 
 def _quantized_mismatches(model: torch.nn.Module) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """Yield (name, shape, expected shape) of quantized weights with a wrong shape."""
+    """Yield (name, shape, expected shape) of quantised weights with a wrong shape."""
     for name, module in model.named_modules():
-        # transformers does not check the shapes of quantized weights
+        # transformers does not check the shapes of quantised weights
         if isinstance(module, torch.nn.Linear) and type(module) is not torch.nn.Linear:
             state = getattr(module.weight, "quant_state", None)
             stored = tuple(module.weight.shape if state is None else state.shape)

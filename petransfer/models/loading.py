@@ -72,14 +72,14 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a pretrained model and its tokenizer with 32, 16, 8 or 4 bits per weight.
 
-    At 8 and 4 bits, every linear layer except the output head is quantized with bitsandbytes. This includes T5's `wo`
-    layers, which plain transformers does not quantize. The model is a transformers model: train it with
+    At 8 and 4 bits, every linear layer except the output head is quantised with bitsandbytes. This includes T5's `wo`
+    layers, which plain transformers does not quantise. The model is a transformers model: train it with
     `peft.get_peft_model` and your own loop or `transformers.Trainer`.
 
     Args:
         checkpoint: Hub id (`google/flan-t5-large`, `owner/name@revision`), folder that `save_pretrained` wrote, or
             checkpoint shipped with petransfer (`nano/english`).
-        bits: 32 (float32), 16 (bfloat16), 8 (LLM.int8) or 4 (NF4 with double quantization).
+        bits: 32 (float32), 16 (bfloat16), 8 (LLM.int8) or 4 (NF4 with double quantisation).
         device: Device of the model. Default: the GPU if there is one, otherwise the CPU.
         keep_wide: Endings of the names of layers that stay at 16 bits.
 
@@ -120,7 +120,7 @@ def load_checkpoint(
 
     Args:
         device: Device of the model. None: the host's memory, at 16 or 32 bits.
-        keep_wide: Endings of the names of layers that are not quantized.
+        keep_wide: Endings of the names of layers that are not quantised.
 
     Raises:
         UserError: The checkpoint cannot be found, is damaged or is not supported, or the hub cannot be reached.
@@ -187,10 +187,10 @@ def _model(
         model = _unquantized(auto, config, checkpoint, DTYPES[bits], seed)
         # with FSDP, only one process reads the weights; the models of the other processes have no weights yet
         return model if device is None else model.to(device)
-    assert device is not None  # bitsandbytes quantizes on the device that computes
+    assert device is not None  # bitsandbytes quantises on the device that computes
     check_quantizable(bits, device)
     with tempfile.TemporaryDirectory() as folder:
-        if checkpoint.reinit != "none":  # write random weights to a folder, to quantize them like pretrained weights
+        if checkpoint.reinit != "none":  # write random weights to a folder, to quantise them like pretrained weights
             _write_random(folder, auto, config, checkpoint, seed)
             place, asked = folder, None
         model = _quantized(auto, place, asked, bits, device, keep_wide)
@@ -227,7 +227,7 @@ def _has_own_head(checkpoint: CheckpointSpec) -> bool:
 def _quantized(
     auto: Any, place: str, asked: str | None, bits: Bits, device: torch.device, keep_wide: Sequence[str]
 ) -> PreTrainedModel:
-    """Load a model and quantize it tensor by tensor, to save memory."""
+    """Load a model and quantise it tensor by tensor, to save memory."""
     config = AutoConfig.from_pretrained(place, revision=asked)
     with left_unquantized(auto._model_mapping[type(config)], keep_wide):
         model = load_complete(

@@ -1,6 +1,6 @@
-"""Quantize models to 8 and 4 bits with bitsandbytes, count their bytes, and list the layers that are not quantized.
+"""Quantise models to 8 and 4 bits with bitsandbytes, count their bytes, and list the layers that are not quantised.
 
-LLM.int8: Dettmers et al. 2022. NF4 with double quantization: Dettmers et al. 2023 (QLoRA).
+LLM.int8: Dettmers et al. 2022. NF4 with double quantisation: Dettmers et al. 2023 (QLoRA).
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ REASONS = {
     "other inputs": "part of an image or audio encoder, through which no text passes",
     "other": "no layer of a kind that bitsandbytes quantises",
 }
-# The reason for the head at 8 bits, from the same measurement. The head is left unquantized because plain transformers,
+# The reason for the head at 8 bits, from the same measurement. The head is left unquantised because plain transformers,
 # which must also be able to load the adapters, does so.
 HEAD_AT_8 = "transformers keeps it so; it would add less than 0.05 % of loss at 8 bits"
 
 
 @dataclass(frozen=True)
 class Wide:
-    """An unquantized tensor of a quantized model.
+    """An unquantised tensor of a quantised model.
 
     Args:
         name: Name of the tensor.
         bytes: Size of its storage in bytes.
         dtype: Its dtype, such as `bfloat16`.
-        reason: Why it was not quantized, as a key of `REASONS`.
+        reason: Why it was not quantised, as a key of `REASONS`.
     """
 
     name: str
@@ -58,9 +58,9 @@ class Inventory:
     """The memory of a model's weights. A tensor that two modules share is counted once.
 
     Args:
-        bytes: Bytes of each dtype. `nf4` are 4-bit weights; `scales` are the scales of quantized weights.
+        bytes: Bytes of each dtype. `nf4` are 4-bit weights; `scales` are the scales of quantised weights.
         parameters: Number of weights. A byte with two packed 4-bit weights counts as two.
-        wide: The unquantized tensors of a quantized model. Empty at 16 and 32 bits.
+        wide: The unquantised tensors of a quantised model. Empty at 16 and 32 bits.
     """
 
     bytes: dict[str, int]
@@ -78,7 +78,7 @@ class Inventory:
         return {name: round(100 * size / self.total, 2) for name, size in self.bytes.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the inventory as an entry for result.json. Unquantized tensors are grouped by reason."""
+        """Return the inventory as an entry for result.json. Unquantised tensors are grouped by reason."""
         reasons = REASONS | ({"head": HEAD_AT_8} if "int8" in self.bytes else {})
         wide: dict[str, dict[str, Any]] = {}
         for tensor in self.wide:
@@ -89,7 +89,7 @@ class Inventory:
 
 
 def quantization_config(bits: Bits) -> BitsAndBytesConfig:
-    """Return the settings for transformers: LLM.int8 at 8 bits, NF4 with double quantization at 4 bits."""
+    """Return the settings for transformers: LLM.int8 at 8 bits, NF4 with double quantisation at 4 bits."""
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -123,27 +123,27 @@ def _require_bitsandbytes(what: str, instead: str) -> None:
 
 
 def check_quantizable(bits: Bits, device: torch.device) -> None:
-    """Raise UserError if this machine cannot quantize, before anything is loaded."""
+    """Raise UserError if this machine cannot quantise, before anything is loaded."""
     require_bitsandbytes(bits)
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         card = torch.cuda.get_device_name(device)
         raise UserError(f"bits: {bits} computes in bf16, which {card} does not support; use bits: 32")
 
 
-# The largest accepted share of a model's bytes in layers that should have been quantized, but were not.
+# The largest accepted share of a model's bytes in layers that should have been quantised, but were not.
 MOST_LEFT = 0.1
 
 
 def refuse_poorly_quantized(model: PreTrainedModel, name: str, bits: Bits, keep_wide: Sequence[str]) -> None:
-    """Raise UserError if too much of a loaded model was not quantized."""
+    """Raise UserError if too much of a loaded model was not quantised."""
     found = inventory(model, keep_wide)
     if not {"int8", "nf4"} & set(found.bytes):
         raise UserError(
-            f"bits: {bits} is not available for {name} ({model.config.model_type}): bitsandbytes can quantize none of "
+            f"bits: {bits} is not available for {name} ({model.config.model_type}): bitsandbytes can quantise none of "
             "its layers; use bits: 16"
         )
     left = [tensor for tensor in found.wide if tensor.reason == "other"]
-    # bitsandbytes cannot quantize some models, such as a mixture of experts with all experts in one tensor
+    # bitsandbytes cannot quantise some models, such as a mixture of experts with all experts in one tensor
     share = sum(tensor.bytes for tensor in left) / found.total
     if share > MOST_LEFT:
         largest = max(left, key=lambda tensor: tensor.bytes)
@@ -155,7 +155,7 @@ def refuse_poorly_quantized(model: PreTrainedModel, name: str, bits: Bits, keep_
 
 @contextlib.contextmanager
 def left_unquantized(cls: type, names: Sequence[str] = ()) -> Iterator[None]:
-    """Inside the context, quantize all layers of loaded models of `cls`, except the head and `names`."""
+    """Inside the context, quantise all layers of loaded models of `cls`, except the head and `names`."""
     owners = [owner for owner in cls.__mro__ if "_keep_in_fp32_modules" in vars(owner)] or [cls]
     before = [vars(owner).get("_keep_in_fp32_modules") for owner in owners]
     for owner in owners:
@@ -184,7 +184,7 @@ def weight_count(value: torch.Tensor) -> int:
 
 
 def inventory(model: torch.nn.Module, keep_wide: Sequence[str] = ()) -> Inventory:
-    """Count the bytes of a model's weights, including the scales of quantization and excluding adapters."""
+    """Count the bytes of a model's weights, including the scales of quantisation and excluding adapters."""
     found: Counter[str] = Counter()
     wide: list[Wide] = []
     parameters = 0
@@ -210,7 +210,7 @@ def inventory(model: torch.nn.Module, keep_wide: Sequence[str] = ()) -> Inventor
 
 
 def _scales(model: torch.nn.Module) -> dict[int, list[torch.Tensor]]:
-    """Return the scales and code tables of each quantized weight, by the weight's `id`."""
+    """Return the scales and code tables of each quantised weight, by the weight's `id`."""
     found: dict[int, list[torch.Tensor]] = {}
     module: Any
     for module in model.modules():

@@ -28,7 +28,7 @@ def supported_class(config: Any, name: str) -> Any:
 
     Raises:
         UserError: The model is encoder-only or of an unknown kind, transformers computes it wrongly, its weights are
-            already quantized, or its configuration has wrong values.
+            already quantised, or its configuration has wrong values.
     """
     kind = config.model_type
     refuse_wrong_values(config, name)
@@ -56,12 +56,12 @@ def supported_class(config: Any, name: str) -> Any:
 
 
 def refuse_already_quantized(config: Any, name: str) -> None:
-    """Raise UserError for a checkpoint whose weights are stored quantized."""
+    """Raise UserError for a checkpoint whose weights are stored quantised."""
     own = getattr(config, "quantization_config", None)
     if own is not None:
         method = own.get("quant_method", "unknown") if isinstance(own, dict) else getattr(own, "quant_method", own)
         raise UserError(
-            f"{name} is quantized already ({getattr(method, 'value', method)}); use the checkpoint it was made from, "
+            f"{name} is quantised already ({getattr(method, 'value', method)}); use the checkpoint it was made from, "
             "and choose the width with bits"
         )
 

@@ -283,12 +283,15 @@ def head(found: Comparison) -> list[str]:
     if found.by_note:
         lines.append(found.by_note)
     if "equivalent" in {one.verdict for one in found.cells} | {one.verdict for one in found.effects}:
-        lines.append(f"equivalent: within {found.margin:g} points")
+        lines.append(f"equivalent: the difference is within {found.margin:g} points")
     if found.same_runs:
-        lines.append(f"the same runs in both, not compared: {'; '.join(found.same_runs)}")
+        lines.append(f"not compared, because both studies have the same runs: {'; '.join(found.same_runs)}")
     if found.one_sided:
         effects = "; ".join(found.one_sided)
-        lines.append(f"one arm's runs are the same in both, so that B minus A is the other's, a cell below: {effects}")
+        lines.append(
+            "effects of which both studies have the same runs for one arm; B minus A is then the difference of the arm "
+            f"that is named here: {effects}"
+        )
     lines += [f"{one.name} on {one.split}: {unpaired(one.left_out)}" for one in found.cells if one.left_out]
     return [*lines, found.paper_note] if found.paper_note else lines
 
@@ -312,8 +315,10 @@ def as_markdown(found: Comparison) -> str:
 
 
 def _tables(found: Comparison) -> list[Table]:
-    cells = table_of_text(cell_columns(found), cell_lines(found), names=3, label="Cells", heading="The same cells")
+    cells = table_of_text(
+        cell_columns(found), cell_lines(found), names=3, label="Scores", heading="Scores that both studies have"
+    )
     effects = table_of_text(
-        effect_columns(found), effect_lines(found), names=3, label="Effects", heading="The same effects"
+        effect_columns(found), effect_lines(found), names=3, label="Effects", heading="Effects that both studies have"
     )
     return [table for table in (cells, effects) if table.rows]

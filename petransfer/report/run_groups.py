@@ -14,6 +14,7 @@ from petransfer.effects import reference
 from petransfer.effects.criteria import criterion_of
 from petransfer.effects.reference import Published, paper_score
 from petransfer.effects.wording import bounds, p_value, plain, signed
+from petransfer.plurals import count
 from petransfer.recipe.metrics import HEADINGS
 from petransfer.report import tables
 from petransfer.report.run_table import Row, metrics_of
@@ -136,7 +137,8 @@ def failed_note(groups: Sequence[Group]) -> str:
         return ""
     cell = failed[0].cell
     where = f"{cell.arm}, {cell.method}, {cell.split}, seed {cell.seed}"
-    return f"{len(failed)} failed, the first ({where}) with: {' '.join((failed[0].failure or '').split())}"
+    failure = " ".join((failed[0].failure or "").split())
+    return f"{count(len(failed), 'run')} failed. The first failed run is {where}: {failure}"
 
 
 def paper_note(groups: Sequence[Group], family: str) -> str:
@@ -173,7 +175,7 @@ def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "",
         unswept: a note on learning rates that were not swept, or ''.
     """
     parts = [tables.markdown(results_table(groups))]
-    parts += [f"Of the runs, {tables.markdown_text(failed)}."] if (failed := failed_note(groups)) else []
+    parts += [f"{tables.markdown_text(failed)}."] if (failed := failed_note(groups)) else []
     parts += [tables.markdown_text(unswept_note)] if unswept_note else []
     parts += [paper_note(groups, family)] if family and _in_paper(groups) else []
     parts += [tables.markdown(effects_as_table(effects))] if effects["effects"] else []
@@ -216,7 +218,7 @@ def latex(groups: Sequence[Group], effects: dict[str, Any]) -> str:
     """Return the tables of groups and effects as LaTeX."""
     parts = [tables.latex(results_table(groups))]
     # a LaTeX comment
-    parts += [f"% of the runs, {tables.visible(failed)}"] if (failed := failed_note(groups)) else []
+    parts += [f"% {tables.visible(failed)}"] if (failed := failed_note(groups)) else []
     if effects["effects"]:
         parts += ["", tables.latex(effects_as_table(effects).without_empty_columns())]
     return "\n".join([*parts, ""])

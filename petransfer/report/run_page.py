@@ -9,6 +9,7 @@ from typing import Any
 
 from petransfer.data.rows.chat_rows import readable_input
 from petransfer.effects.runs import examples_of
+from petransfer.memory.study_memory import method_title
 from petransfer.plurals import count
 from petransfer.recipe.metrics import HEADINGS
 from petransfer.report import plots
@@ -46,8 +47,8 @@ def run_page(findings: Findings) -> str:
         f"{findings.recipe.name}: report",
         name=findings.recipe.name,
         description=findings.recipe.description,
-        status=f"{row.cell.spec.checkpoint.name}, {row.cell.method}. {status_of(findings.groups)}",
-        figures=_figures(row, result),
+        status=f"{title_of(row)}. {status_of(findings.groups)}",
+        figures=figures_of(row, result),
         notes=_notes(row, result),
         curves=[
             shown(figure, f"curve{at}", f"{label} over optimiser steps")
@@ -64,7 +65,8 @@ def run_page(findings: Findings) -> str:
     )
 
 
-def _figures(row: Row, result: dict[str, Any]) -> list[tuple[str, str]]:
+def figures_of(row: Row, result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the scores, the length and the size of a finished run, each as a name and a text."""
     found = [("dev exact match", _percent(row.dev)), ("test exact match", _percent(row.test))]
     found += [(f"test {HEADINGS[name]}", f"{value:.1f}") for name, value in row.scores.items()]
     if row.log_prob is not None and math.isfinite(row.log_prob):
@@ -76,6 +78,12 @@ def _figures(row: Row, result: dict[str, Any]) -> list[tuple[str, str]]:
         share = f" ({100 * row.trained / result['parameters']:.1f} %)" if result.get("parameters") else ""
         found.append(("trained parameters", f"{row.trained:,}{share}"))
     return [(name, value) for name, value in found if value]
+
+
+def title_of(row: Row) -> str:
+    """Return the model, the method and the bits of a run."""
+    method = row.cell.spec.method
+    return f"{row.cell.spec.checkpoint.name}, {method_title(method)}, {method.bits} bits per weight"
 
 
 def _percent(value: float | None) -> str:

@@ -187,7 +187,7 @@ def generated_lines(rows: Sequence[Row]) -> list[str]:
         return []
     answers, apart = map(sum, zip(*found, strict=True))
     size = f"{count(len(found), 'run')}, {count(answers, 'test answer')}"
-    return [f"by generation: {size}; one forward pass disagrees on {apart}"]
+    return [f"scored by generating texts: {size}. The scores from one forward pass differ for {apart:,} of them"]
 
 
 def _generated(test: dict[str, Any]) -> tuple[int, int] | None:
@@ -198,13 +198,13 @@ def state_of(row: Row) -> str:
     if row.failure:
         return row.status
     if row.status == "done":
-        return "done" if not row.disagreements else f"done, {row.disagreements} audit disagreements"
+        return "done" if not row.disagreements else f"done, {row.disagreements:,} generated texts contradict the scores"
     if row.loss is None:
         return row.status
     left = f", {remaining(row.seconds_left)}" if row.seconds_left and row.status == "running" else ""
     steps = f"{row.step}/{row.cell.spec.train.steps}"
     dev = "" if row.dev_so_far is None else f", dev EM {row.dev_so_far:.0f} %"
-    return f"{row.status} {steps}, loss {row.loss:.3f}{dev}, {row.examples_per_second:.0f} ex/s{left}"
+    return f"{row.status} {steps}, loss {row.loss:.3f}{dev}, {row.examples_per_second:.0f} examples/s{left}"
 
 
 COLUMNS = (

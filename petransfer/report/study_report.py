@@ -28,6 +28,7 @@ class StudyReport:
         swept: The results of the learning-rate sweep by arm and method. Empty if there was no sweep.
         unswept: A note on learning rates that were not swept, or ''.
         any_done: Whether a run of the study is finished. Otherwise the report shows only the sweep.
+        single: The run, if the study is one finished run without effects. Otherwise None.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class StudyReport:
     swept: list[sweep.Group]
     unswept_note: str
     any_done: bool
+    single: run_table.Row | None = None
 
 
 def write_report(grid: StudyGrid) -> StudyReport:
@@ -66,6 +68,7 @@ def write_report(grid: StudyGrid) -> StudyReport:
     findings = page.Findings(recipe, cells, folder, groups, effects)
     plot_files.save_all(groups, effects, cells, folder)
     path = folder.path / "report.html"
-    write = run_page.run_page if run_page.is_single_run(findings) else page.page
+    single = rows[0] if run_page.is_single_run(findings) else None
+    write = run_page.run_page if single else page.page
     path.write_text(write(findings), encoding="utf-8")
-    return StudyReport(path, groups, effects, swept, unswept_note, any_done)
+    return StudyReport(path, groups, effects, swept, unswept_note, any_done, single)

@@ -47,10 +47,10 @@ def unswept_note(cells: Sequence[Cell], groups: Sequence[Group]) -> str:
     known = {(one["arm"], one["method"]) for one in groups}
     others = [f"{arm}, {method}" for arm, method in _places(cells) if (arm, method) not in known]
     if len(others) == 1 and not groups:
-        return "The learning rate was not compared with others; `petransfer sweep` compares several on dev."
+        return "No other learning rate was tried; `petransfer sweep` tries several and scores them on the dev rows."
     if others and not groups:
-        return "The learning rates were not swept: each arm and method has the recipe's learning rate."
-    return f"Not swept: {'; '.join(others)}." if others else ""
+        return "No other learning rates were tried: each arm and method has the learning rate of the recipe."
+    return f"No other learning rates were tried for: {'; '.join(others)}." if others else ""
 
 
 def _places(cells: Sequence[Cell]) -> dict[tuple[str, str], None]:

@@ -56,7 +56,9 @@ def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message:
     with _plain_errors(f"{name} was not pushed"):
         from huggingface_hub import CommitOperationAdd, HfApi
 
-        refuse_offline(advice="`petransfer adapter pack` writes a file that can be shared without it")
+        refuse_offline(
+            advice="`petransfer adapter pack` writes the adapter to a file, which can be shared without the hub"
+        )
         api = HfApi()
         api.create_repo(name, private=not public, exist_ok=True)
         private = bool(api.model_info(name).private)
@@ -125,7 +127,7 @@ def _wanted(name: str, sizes: Mapping[str, int]) -> list[str]:
     return wanted
 
 
-def refuse_offline(source: str = "", advice: str = "use a folder or a bundle") -> None:
+def refuse_offline(source: str = "", advice: str = "name a folder or a bundle file of this machine") -> None:
     """Raise UserError at once if the hub is switched off or cannot be reached.
 
     Args:
@@ -145,7 +147,9 @@ def refuse_offline(source: str = "", advice: str = "use a folder or a bundle") -
         socket.create_connection((place.hostname or "", port), timeout=SECONDS).close()
     except OSError as error:
         missing = f"there is no folder or file {source}, and " if source else ""
-        raise UserError(f"{missing}the hub at {place.hostname} cannot be reached ({error}); {advice}") from None
+        raise UserError(
+            f"{missing}the hub at {place.hostname} cannot be reached ({error.strerror or error}); {advice}"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -144,7 +144,8 @@ def listen(host: str, port: int) -> socket.socket:
         # Two processes can bind the same port without an error as long as neither of them listens. So listen here.
         opened.listen(1024)
     except (OSError, OverflowError) as error:
-        raise UserError(f"port {port} on {host} cannot be used ({error}); choose another one with --port") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"port {port} on {host} cannot be used ({reason}); choose another one with --port") from None
     return opened
 
 

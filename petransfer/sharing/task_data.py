@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.data import Example, SplitData, load_task, task_info
+from petransfer.data.rows.records import MissingColumn
 from petransfer.data.rows.source import is_file_name
 from petransfer.data.tasks.lines import ChangedRows
 from petransfer.errors import UserError, unknown
@@ -70,8 +71,10 @@ def test_data(
             raise UserError(f"{label} does not record what it was trained on; name a file with --data")
         task = bundle.spec.task
         split = data_of(bundle, data_dir)
-        name = "rows held out of its own data" if task.name == "lines" else f"{task.name} {task.split}"
-        return TestData(f"{name}, {part or 'test'}", getattr(split, part or "test"), split.labels, True)
+        wanted = part or "test"
+        mine = f"{wanted} rows of the adapter's own data"
+        name = mine if task.name == "lines" else f"{task.name} {task.split}, {wanted}"
+        return TestData(name, getattr(split, wanted), split.labels, True)
     if not isinstance(data, str):
         if part is not None:
             raise UserError(f"part '{part}' was given with pairs of input and target, which have no parts; remove part")
@@ -102,7 +105,10 @@ def test_data(
 
 def _rows_of_file(bundle: Bundle | None, data: str, data_dir: Path | None) -> list[Example]:
     columns = columns_of(bundle) if bundle else {}
-    split = load_task("lines", data_dir, train=data, dev=data, test=data, **columns).load("held-out")
+    try:
+        split = load_task("lines", data_dir, train=data, dev=data, test=data, **columns).load("held-out")
+    except MissingColumn as error:
+        raise UserError(f"{error.problem}; rename the columns of the file like those of the training data") from None
     return sorted(split.test, key=lambda row: row.index)
 
 

@@ -1,4 +1,4 @@
-"""Measure how much quantization changes the loss of a checkpoint before training."""
+"""Measure how much quantisation changes the loss of a checkpoint before training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXAMPLES = 16
 # Relative change of the loss above which a warning is given. The changes measured before training (results/bench/) are
 # at most 1.5 % on the embedded checkpoints, and 5 to 10 % on small real checkpoints, which nevertheless train well.
 WARN_ABOVE = 0.05
-# Training is refused if the loss changed by more than both limits, because quantization then broke the checkpoint. The
+# Training is refused if the loss changed by more than both limits, because quantisation then broke the checkpoint. The
 # first limit is relative, the second in nats. The second limit is needed because a loss near zero can change by more
 # than the first limit although the checkpoint still works.
 REFUSE_ABOVE, REFUSE_NATS = 0.5, 0.1
@@ -38,7 +38,7 @@ class QuantisationCost:
     """The loss of a checkpoint before training, in nats per target token.
 
     loss_at_16_bits: loss of the checkpoint at 16 bits.
-    loss: loss of the quantized checkpoint on the same examples.
+    loss: loss of the quantised checkpoint on the same examples.
     """
 
     loss_at_16_bits: float
@@ -53,7 +53,7 @@ class QuantisationCost:
 def quantisation_cost(
     checkpoint: CheckpointSpec, seed: int, loaded: Loaded, examples: Sequence[Encoded]
 ) -> QuantisationCost:
-    """Compute the loss of the first `EXAMPLES` examples with the quantized model and with the checkpoint at 16 bits.
+    """Compute the loss of the first `EXAMPLES` examples with the quantised model and with the checkpoint at 16 bits.
 
     Raises:
         RunError: memory ran out.
@@ -86,16 +86,16 @@ def _loss_at_16_bits(
 
 
 def check(cost: QuantisationCost, name: str) -> None:
-    """Warn if quantization changed the loss noticeably.
+    """Warn if quantisation changed the loss noticeably.
 
     Raises:
         RunError: the loss is not finite, or changed by more than both `REFUSE_ABOVE` and `REFUSE_NATS`.
     """
-    moved = f"quantizing {name} changed its loss on {EXAMPLES} dev examples from {cost.loss_at_16_bits:.3f} to "
+    moved = f"quantising {name} changed its loss on {EXAMPLES} dev examples from {cost.loss_at_16_bits:.3f} to "
     moved += f"{cost.loss:.3f} nats per target token"
     help_ = "use more bits, or name the sensitive layers in the method's keep_wide"
     if not math.isfinite(cost.loss):
-        raise RunError(f"{moved}: the quantized model computes no finite numbers; {help_}")
+        raise RunError(f"{moved}: the quantised model computes no finite numbers; {help_}")
     if abs(cost.change) > REFUSE_ABOVE and abs(cost.loss - cost.loss_at_16_bits) > REFUSE_NATS:
         raise RunError(
             f"{moved} ({cost.change:+.0%}), more than {REFUSE_ABOVE:.0%}; {help_}, or --force to train anyway"

@@ -1,4 +1,4 @@
-"""`petransfer.load`: a quantized T5 that peft and the user's own loop, or transformers' Trainer, train."""
+"""`petransfer.load`: a quantised T5 that peft and the user's own loop, or transformers' Trainer, train."""
 
 from __future__ import annotations
 

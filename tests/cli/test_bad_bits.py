@@ -57,7 +57,7 @@ def test_no_bitsandbytes_for_this_platform(refused: Refused, tiny_t5: Path, monk
 def test_a_checkpoint_that_is_quantised_another_way(refused: Refused, tiny_t5: Path, tmp_path: Path) -> None:
     folder = tmp_path / "gptq"
     _quantised_by_gptq(tiny_t5, folder)
-    assert "is quantized already (gptq)" in refused(folder, 4)
+    assert "is quantised already (gptq)" in refused(folder, 4)
 
 
 def test_plan_says_so_of_one_that_is_quantised_already(
@@ -73,7 +73,7 @@ def test_plan_says_so_of_one_that_is_quantised_already(
     written = capsys.readouterr()
     assert not ended.value.code, written.err
     (place,) = json.loads(written.out)["memory"]
-    assert "is quantized already (gptq)" in place["line"]
+    assert "is quantised already (gptq)" in place["line"]
     assert place["fits"] is None
 
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from petransfer.cli import table_layout
+from petransfer.cli import table_layout, terminal_text
 from petransfer.cli.display import Display, View, progress_line, progress_lines, study_label, study_score
 from petransfer.cli.evaluate import _cells, explanations
 from petransfer.cli.table_layout import print_fitting
@@ -141,6 +141,7 @@ def test_the_tables_of_verbs_hide_no_column(
     width: int, study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(table_layout, "UNLIMITED", width)
+    monkeypatch.setattr(terminal_text, "width_of", lambda stream: width)
     draw_nothing(monkeypatch)
     out = study
     assert call(monkeypatch, "status", str(out), "--json") == 0

@@ -257,7 +257,10 @@ def test_by_generation_new_runs_are_scored_so_and_done_ones_stay(
     capsys.readouterr()
     assert call(monkeypatch, *words, "--seeds", "0-2", "--stack", "2", "--by-generation") == 0
     said = capsys.readouterr()
-    assert "by generation: 2 runs, 80 test answers; one forward pass disagrees on 0" in said.out
+    assert (
+        "scored by generating texts: 2 runs, 80 test answers. The scores from one forward pass differ for 0 of them"
+        in said.out
+    )
     assert "1 finished run will not be scored again" in said.err
     assert (done / "result.json").read_bytes() == kept
     assert expand(load_recipe(str(recipe)))[0].run_id == done.name

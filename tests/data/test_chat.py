@@ -165,7 +165,7 @@ def test_messages_that_the_template_refuses_are_bad_rows() -> None:
 def test_chats_are_shown_as_a_person_reads_them() -> None:
     (first, second, *_) = [row.input for row in every(lines(chats()))]
     assert readable_input(first) == "system: Be brief.\nuser: Hi 0"
-    assert readable_input(second, only_last=True) == "And 1+1? (after 3 messages)"
+    assert readable_input(second, only_last=True) == "And 1+1? (after 3 earlier messages)"
     assert readable_input(json.dumps([{"role": "user", "content": "Hi"}])) == "Hi"
     for text in ("to walk", '[{"role": broken', '[{"role": "wizard", "content": "x"}]', "[1]"):
         assert readable_input(text) == text

@@ -110,8 +110,11 @@ def test_two_seeds_beside_six_are_still_two() -> None:
     assert (effect.verdict, effect.seeds_needed) == ("inconclusive", 4)
     assert effect.least_p_holm == pytest.approx(2 / 28)
     kept = json.loads(json.dumps(asdict(effect)))
-    assert "2 and 6 seeds. Inconclusive: about 4 seeds a side are needed." in sentence(kept, EM)
-    assert "cannot give less than p 0.071" in details(kept, EM)
+    assert (
+        "2 and 6 seeds. Inconclusive: about 4 seeds per arm are needed to detect a difference of this size."
+        in sentence(kept, EM)
+    )
+    assert "smallest possible result with so few seeds is p = 0.071" in details(kept, EM)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +233,7 @@ def test_effects_are_kept_and_not_judged_twice(recipe: Recipe, tmp_path: Path, m
             finish(study, cell, 20)
     first = update_effects(recipe, cells, study)
     assert len(first["effects"]) == 4
-    assert all("one seed a side is too few" in line for line in first["sentences"][1:])
+    assert all("one seed per" in line for line in first["sentences"][1:])
     assert json.loads((tmp_path / "effects.json").read_text()) == first
     with monkeypatch.context() as patch:
         patch.setattr("petransfer.effects.study_effects._judged", lambda *_: pytest.fail("judged again"))

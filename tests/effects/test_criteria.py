@@ -65,11 +65,9 @@ def test_an_effect_is_taken_on_the_metric_that_is_declared(tmp_path: Path) -> No
     assert (effect["log_odds"], effect["mcnemar"], effect["paper"]) == (None, None, None)
     assert effect["log_prob_difference"] == pytest.approx(0)
     note, _, *lines = found["sentences"]
-    assert note.startswith(
-        "Effects are judged by test chrF, of which a run keeps one figure: intervals are over seeds alone"
-    )
-    assert "log-odds, McNemar's test and the paper's figures are left out." in note
-    assert all("+20.0 points of test chrF [" in line for line in lines)
+    assert note.startswith("Effects are differences in test chrF. A run has one value of chrF")
+    assert "Log-odds, McNemar's test and the comparison with the paper are left out." in note
+    assert all("+20.0 points of test chrF (95 % interval " in line for line in lines)
     assert json.loads((folder.path / "effects.json").read_text())["judged_by"] == "chrf"
 
 
@@ -115,7 +113,7 @@ def test_only_shares_of_right_answers_have_odds(
     assert effect["verdict"] == "saturated"
     assert (effect["log_odds"] is not None) == has_odds
     assert ("Log-odds" in CONTRAST.details(effect, CRITERIA[metric])) == has_odds
-    assert ("log-odds" in found["sentences"][0]) == (not has_odds)
+    assert ("Log-odds" in found["sentences"][0]) == (not has_odds)
 
 
 def test_rouge_is_judged_by_its_longest_common_subsequence(tmp_path: Path) -> None:
@@ -144,7 +142,7 @@ def test_no_more_examples_are_asked_for_where_seeds_alone_count(tmp_path: Path) 
     assert effect["p_holm"] < 0.05
     assert effect["interval"]["low"] < 0
     assert effect["verdict"] == "inconclusive"
-    assert "the interval of the difference of means includes zero" in found["sentences"][2]
+    assert "the 95 % interval of the difference includes zero" in found["sentences"][2]
     assert "examples" not in found["sentences"][2]
 
 
@@ -168,19 +166,22 @@ def test_no_share_is_kept_of_an_effect_on_other_examples(tmp_path: Path) -> None
     judged(tmp_path, judged_by("chrf", name="whole"), figures(70, 50), examples=80)
     effects = [{"retention": "english-scratch", "under": "lora", "study": "whole"}]
     found, _ = judged(tmp_path, judged_by("chrf", effects=effects), figures(70, 50))
-    assert found["retentions"][0]["undefined"] == "not defined: the two effects were not measured on the same examples"
+    assert (
+        found["retentions"][0]["undefined"]
+        == "not defined, because the two effects were not measured on the same examples"
+    )
 
 
 def test_a_study_that_did_not_measure_it_is_named(tmp_path: Path) -> None:
     judged(tmp_path, judged_by(None, [], name="small"), figures(60, 50))
     recipe = judged_by("chrf", effects=["english-scratch", {"scale": "english-scratch", "study": "small"}])
     found, _ = judged(tmp_path, recipe, figures(70, 50))
-    line = "scale of english-scratch on right: not estimated, the study small did not measure chrf"
+    line = "scale of english-scratch on right: not estimated, because the study small did not measure chrf"
     assert found["missing"] == [line]
 
 
 def test_a_run_that_lost_its_figure_is_said_in_a_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"result\.json has no test figure of chrf, which .* repeat the run") as one:
+    with pytest.raises(UserError, match=r"result\.json has no test score for chrf, on which .* repeat the run") as one:
         judged(tmp_path, judged_by("chrf"), lambda cell: {} if cell.seed == 3 else {"chrf": 50.0})
     assert len(str(one.value).splitlines()) == 1
 

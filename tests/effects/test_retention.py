@@ -32,9 +32,9 @@ def test_retention_by_hand() -> None:
 @pytest.mark.parametrize(
     ("under", "over", "why"),
     [
-        ((flat(0.5), flat(0.2)), (flat(0.21), flat(0.2)), "the effect under full could be zero"),
-        ((flat(0.5), flat(0.2)), (flat(0.6, 1), flat(0.2)), "full rests on a single seed"),
-        ((flat(0.5, 1), flat(0.2)), (flat(0.6), flat(0.2)), "lora rests on a single seed"),
+        ((flat(0.5), flat(0.2)), (flat(0.21), flat(0.2)), "the effect under full (+1.0 points) could be zero"),
+        ((flat(0.5), flat(0.2)), (flat(0.6, 1), flat(0.2)), "full has a single seed"),
+        ((flat(0.5, 1), flat(0.2)), (flat(0.6), flat(0.2)), "lora has a single seed"),
     ],
 )
 def test_a_ratio_to_what_may_be_nothing_is_not_given(
@@ -45,7 +45,7 @@ def test_a_ratio_to_what_may_be_nothing_is_not_given(
     assert one.interval is None
     assert str(one.undefined) in said_of(one)
     assert why in str(one.undefined)
-    assert str(one.undefined).startswith("not defined: ")
+    assert str(one.undefined).startswith("not defined, because ")
 
 
 def test_a_shared_control_is_drawn_once() -> None:
@@ -79,7 +79,7 @@ def test_no_ratio_where_an_arm_has_not_learnt_the_task() -> None:
     learnt = contrast(flat(0.6), flat(0.2))
     one = retention(Two(replace(learnt, dev=(0.5, 0.99)), learnt, "lora", "full"))
     assert one.ratio is None
-    assert "has not learnt the task under lora (below 90 % on dev)" in str(one.undefined)
+    assert "an arm is below 90 % on dev under lora" in str(one.undefined)
     assert retention(Two(replace(learnt, dev=(0.5, 0.99)), learnt, "lora", "full"), Thresholds(learnt=0)).ratio == 1
 
 

@@ -51,7 +51,7 @@ def test_a_scale_effect_by_hand() -> None:
     said = said_of(scale)
     assert "in large (80.0 against 10.0 %)" in said
     assert "in small (70.0 against 50.0 %)" in said
-    assert "+10.0 from the first arm, +40.0 from the second" in said
+    assert "+10.0 from the first arm and +40.0 from the second" in said
 
 
 @pytest.mark.parametrize(

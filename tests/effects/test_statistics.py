@@ -186,9 +186,9 @@ def test_the_fewest_seeds_that_a_family_needs(tests: int, unpaired: int, paired:
 def test_a_study_is_told_before_it_is_run() -> None:
     assert Demand(tests=7, seeds=6, unpaired=7, paired=0).line == ""
     assert Demand(tests=0, seeds=1, unpaired=0, paired=0).line == ""
-    assert "7 effects are judged together (Holm): that takes 6 seeds, and 5" in Demand(7, 5, 7, 0).line
+    assert "7 effects are tested together (Holm). With 5 seeds" in Demand(7, 5, 7, 0).line
     assert "--seeds 0-8" in Demand(7, 6, 6, 1).line
-    assert "no number of seeds decides any of so many" in Demand(501, 20, 501, 0).line
+    assert "No number of seeds is enough for so many effects" in Demand(501, 20, 501, 0).line
 
 
 def test_log_odds_see_what_points_cannot() -> None:

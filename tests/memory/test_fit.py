@@ -346,7 +346,7 @@ def test_t5_11b_fits_twelve_gigabytes_in_four_bits(
 def test_the_table_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert _fit(monkeypatch, "nano/english", "--bits", "4", "--batch", "2", "--measure", "--cpu") == 0
     said = capsys.readouterr().out
-    for part in ("weights (nf4)", "optimizer state", "activations", "sum at the peak", "prediction divided by"):
+    for part in ("weights (nf4)", "optimiser state", "activations", "sum at the peak", "prediction divided by"):
         assert part in said
     assert "petransfer's own training step needs " in said
     assert " for copies of weights" in said

@@ -299,7 +299,7 @@ def test_a_checkpoint_that_is_quantised_already_is_refused(tiny_t5: Path, tmp_pa
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (tmp_path / "config.json").write_text(json.dumps(config))
     for bits in (16, 4):
-        with pytest.raises(UserError, match=r"quantized already \(gptq\)"):
+        with pytest.raises(UserError, match=r"quantised already \(gptq\)"):
             load_checkpoint(checkpoint_spec(str(tmp_path)), bits)  # type: ignore[arg-type]
 
 

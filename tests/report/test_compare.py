@@ -70,7 +70,7 @@ def test_it_is_written_as_a_page_or_as_text(tmp_path: Path, call: Call, capsys: 
         assert "http" not in text
     said = capsys.readouterr().out
     assert "family nano" in said
-    assert "the same effects" in said
+    assert "effects that both studies have" in said
     assert call("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c.pdf") == 2
 
 
@@ -86,11 +86,11 @@ def test_studies_are_compared_by_the_metric_that_both_are_judged_by(
             tmp_path / name, recipe, lambda cell: 0.5, scores=lambda cell, level=level: {"chrf": level + cell.seed % 6}
         )
     assert call("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c.md") == 0
-    assert "Effects are judged by test chrF" in " ".join(capsys.readouterr().out.split())
+    assert "Effects are differences in test chrF" in " ".join(capsys.readouterr().out.split())
     text = (tmp_path / "c.md").read_text()
     assert "| chrF in A | chrF in B |" in text
     assert "| right | english | full 32-bit | 52.5 (6 seeds) | 62.5 (6 seeds) | +10.0 [" in text
-    assert "paper" not in text.replace("the paper's figures are left out", "")
+    assert "paper" not in text.replace("the comparison with the paper are left out", "")
     make(tmp_path / "d", recipe.model_copy(update={"judge_by": "exact_match"}), lambda cell: 0.5)
     assert call("compare", tmp_path / "a", tmp_path / "d", "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -107,9 +107,11 @@ def test_one_method_in_each_study_is_compared_though_they_differ(
     assert call("compare", tmp_path / "a", tmp_path / "b") == 0
     said = capsys.readouterr().out
     assert "full 32-bit less lora r16 32-bit" in said
-    assert "the same runs in both, not compared: scratch on add_jump (full 32-bit: all 6)" in said
+    assert "not compared, because both studies have the same runs: scratch on add_jump (full 32-bit: all 6)" in said
     assert "english-scratch on add_jump (full 32-bit less lora r16 32-bit): english" in " ".join(said.split())
-    assert "the same effects" not in said  # the control's luck is one and the same, not two that are independent
+    assert (
+        "effects that both studies have" not in said
+    )  # the control's luck is one and the same, not two that are independent
 
 
 LORA, FULL = {"name": "lora", "bits": 32}, {"name": "full", "bits": 32, "rate_scaling": "rms"}

@@ -146,8 +146,8 @@ def test_a_full_study_has_every_section(full: Path) -> None:
     assert not re.search(r"#[0-9a-fA-F]{6}", text[text.index("<body>") :]), "a colour that does not follow the page"
     assert "walk left &amp; back" in text
     assert "<mark>&lt;RIGHT&gt;</mark>" in text
-    assert "The paper (t5-base, all weights): +93.6 points" in text
-    assert "not defined: by Fieller" in text
+    assert "The paper (family t5-base, all weights trained): +93.6 points" in text
+    assert "could be zero by Fieller" in text
     assert re.search(r"9[23] % \[.*\] of the effect is kept", text)
     names = {path.stem for path in (full / "plots").glob("*.png")}
     assert names == {path.stem for path in (full / "plots").glob("*.svg")}
@@ -221,15 +221,15 @@ def test_effects_on_another_metric_are_said_to_be_so(tmp_path: Path, shown: Call
     text = shown(folder.path)
     Checked(text)
     part = text[text.index("<h2>Verdicts</h2>") : text.index("<h2>Exact match</h2>")].replace("\u00a0", " ")
-    assert ">Effects are judged by test chrF, of which a run keeps one figure: intervals are over seeds " in part
-    assert "72.5 against 52.5, p 0.009 (Holm), 6 seeds a side. Holds." in part
+    assert ">Effects are differences in test chrF. A run has one value of chrF, " in part
+    assert "72.5 against 52.5), p = 0.009 (Holm), 6 seeds per arm. Holds: " in part
     assert "Differences in test chrF with 95 % intervals over seeds alone." in part
     assert ">difference in test chrF, points<" in part
     assert '<th scope="col" class="number"><button type="button">points of chrF</button></th>' in part
     assert "exact match" not in part.lower()
     assert "Orhan" not in part
     assert "points of chrF" in (folder.path / "table.md").read_text()
-    assert "- Effects are judged by test chrF" in (folder.path / "table.md").read_text()
+    assert "- Effects are differences in test chrF" in (folder.path / "table.md").read_text()
     assert "points of chrF" in (folder.path / "table.tex").read_text()
     no_figure_is_missing(folder.path)
 
@@ -242,7 +242,7 @@ def test_what_is_kept_of_effects_on_another_metric_is_said_to_be_so(
     _, folder = make(tmp_path / "made", recipe, scores=chrf_and_rouge)
     text = told(folder.path)
     assert "Verdicts" not in sections(text)
-    assert ">Effects are judged by test chrF" in text
+    assert ">Effects are differences in test chrF" in text
 
 
 def test_a_study_without_other_metrics_says_nothing_of_them(tmp_path: Path, told: Callable[[Path], str]) -> None:
@@ -311,7 +311,7 @@ def test_a_sweep_is_seen_before_anything_was_run(
 def test_rates_that_were_not_swept_are_said_to_be_so(
     tmp_path: Path, told: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = "The learning rates were not swept: each arm and method has the recipe's learning rate."
+    line = "No other learning rates were tried: each arm and method has the learning rate of the recipe."
     methods = [{"name": "lora", "bits": 32}, {"name": "full", "bits": 32}]
     recipe = recipe_of(methods=methods, effects=[], seeds=[0])
     _, folder = make(tmp_path / "made", recipe)
@@ -324,7 +324,7 @@ def test_rates_that_were_not_swept_are_said_to_be_so(
     (folder.path / "sweep.json").write_text(json.dumps(content))
     text = told(folder.path)
     assert "were not swept" not in text
-    assert "Not swept: german, lora r16 32-bit; german, full 32-bit." in text
+    assert "No other learning rates were tried for: german, lora r16 32-bit; german, full 32-bit." in text
 
 
 def is_4_bit_german(cell: Cell) -> bool:
@@ -335,14 +335,18 @@ def is_4_bit_german(cell: Cell) -> bool:
     ("skip", "level", "said"),
     [
         (lambda cell: cell.seed > 1, level_of, "Inconclusive"),
-        (lambda cell: cell.seed > 0, level_of, "one seed a side is too few"),
+        (lambda cell: cell.seed > 0, level_of, "one seed per arm is too few"),
         (lambda cell: cell.seed > 0, level_of, "McNemar"),
         (lambda cell: cell.arm == "scratch", level_of, "no run of scratch (full 32-bit) is done: 6 waiting"),
         (is_4_bit_german, level_of, "no run of german (lora r16 4-bit) is done: 6 waiting"),
         (lambda cell: "4-bit" in cell.method and cell.seed < 3, level_of, "3 runs have no partner of the same seed"),
         (lambda cell: False, lambda cell: 0.0, "saturated"),
         (lambda cell: False, lambda cell: 1.0, "saturated"),
-        (lambda cell: False, lambda cell: 1.0 if cell.arm == "english" else 0.0, "seeds a side. Holds."),
+        (
+            lambda cell: False,
+            lambda cell: 1.0 if cell.arm == "english" else 0.0,
+            "seeds per arm. Holds: p is below 0.05",
+        ),
     ],
 )
 def test_every_lack_is_said(
@@ -365,12 +369,13 @@ def test_a_failed_run_is_named_with_its_reason(
         run.path.mkdir()
         run.write_json("failed.json", {"error": "the loss is not finite at step 12"})
     text = told(folder.path)
-    line = "6 failed, the first (german, lora r16 4-bit, right, seed 0) with: the loss is not finite at step 12"
+    first = "german, lora r16 4-bit, right, seed 0: the loss is not finite at step 12"
+    line = f"6 runs failed. The first failed run is {first}"
     assert line in text
-    assert f"of the runs, {line}\n" in capsys.readouterr().out
-    assert f"\n\nOf the runs, {line}.\n\n" in (folder.path / "table.md").read_text()
-    assert f"% of the runs, {line}\n" in (folder.path / "table.tex").read_text()
-    assert "not estimated, no run of german (lora r16 4-bit) is done: 6 failed; the loss is not finite" in text
+    assert f"{line}\n" in capsys.readouterr().out
+    assert f"\n\n{line}.\n\n" in (folder.path / "table.md").read_text()
+    assert f"% {line}\n" in (folder.path / "table.tex").read_text()
+    assert "not estimated, because no run of german (lora r16 4-bit) is done: 6 failed; the loss is not finite" in text
     assert "german-scratch on right (lora r16 4-bit): not estimated" in text
 
 
@@ -424,7 +429,7 @@ def test_the_papers_figures_stand_beneath_ours_in_every_category(tmp_path: Path,
 def test_scale_is_taken_from_another_study(tmp_path: Path, told: Callable[[Path], str]) -> None:
     effects = ["english-scratch", {"scale": "english-scratch", "study": "small"}]
     _, large = make(tmp_path / "large", recipe_of(task=RIGHT, effects=effects))
-    assert "scale of english-scratch on right: not estimated, no study small" in told(large.path)
+    assert "scale of english-scratch on right: not estimated, because there is no study small" in told(large.path)
     make(tmp_path / "small", recipe_of(task=RIGHT, name="small"), lambda cell: 0.5 * level_of(cell))
     text = told(large.path)
     assert "Difference: " in text

@@ -121,7 +121,7 @@ def readable_input(text: str, only_last: bool = False) -> str:
     if not before and last["role"] == "user":
         return str(last["content"])
     if only_last:
-        return f"{last['content']} (after {len(before)} message{'' if len(before) == 1 else 's'})"
+        return f"{last['content']} (after {len(before)} earlier message{'' if len(before) == 1 else 's'})"
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 

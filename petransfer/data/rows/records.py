@@ -31,6 +31,14 @@ Required = Mapping[str, str]
 _FLAGS = {"input_column": "--input-column", "target_column": "--target-column", "template": "--template"}
 
 
+class MissingColumn(UserError):
+    """The error for data without a column that they need. `problem`: the message without the advice for training."""
+
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(f"{problem}; {advice}")
+        self.problem = problem
+
+
 def value_of(values: Mapping[str, Any], column: str) -> Any:
     """Return the value of a column in a row.
 
@@ -83,9 +91,8 @@ def missing_column(name: str, required: Required, found: Sequence[str]) -> UserE
     exist = ", ".join(_shown(str(each)[:30]) for each in list(found)[:20]) or "no columns"
     value = "'{COLUMN}'" if option == "template" else "COLUMN"
     flag = f"{_FLAGS[option]} {value}, or " if option in _FLAGS else ""
-    return UserError(
-        f"{name} has no column '{column}' (it has: {exist}); name yours with {flag}--set task.options.{option}={value}"
-    )
+    problem = f"{name} has no column '{column}' (it has: {exist})"
+    return MissingColumn(problem, f"name yours with {flag}--set task.options.{option}={value}")
 
 
 def _shown(name: str) -> str:

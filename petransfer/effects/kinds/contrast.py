@@ -28,7 +28,7 @@ from petransfer.effects.statistics import (
     permutation_p,
     seeds_needed,
 )
-from petransfer.effects.wording import bounds, capital, p_text, plain, seeds_text, signed, unpaired
+from petransfer.effects.wording import bounds, capital, interval_text, p_text, plain, seeds_text, signed, unpaired
 from petransfer.recipe.effect_requests import RequestedEffect
 
 if TYPE_CHECKING:
@@ -126,10 +126,10 @@ def _methods_in(arm: str, effect: RequestedEffect, split: str, runs: Runs) -> Co
         contrast = compared(effect.name, split, left, right, paired=effect.paired, **names)
         if len(contrast.left):
             return contrast
-        why = "no seed was run under both"
+        why = "no seed was run with both methods"
     else:
         why = runs.why_missing(arm, effect.right if left else effect.left, split)
-    return Missing(f"{effect.name} on {split} ({arm}): not estimated, {why}")
+    return Missing(f"{effect.name} on {split} ({arm}): not estimated, because {why}")
 
 
 def raw_p(contrast: Contrast) -> float:
@@ -216,22 +216,29 @@ def _verdict(
     """Return the verdict and its reason. The reason is '' for `holds` and `reversed`."""
     left, right = means
     word = CRITERIA[contrast.metric].word
+    noun = "method" if contrast.arm else "arm"
     if not contrast.learnt(limits.learnt):
         return "not learnt", _not_learnt(contrast, limits)
     if no_room(left, right):
-        return "saturated", f"both sides are within {ROOM:g} point of {_end(left)}, where {word} cannot tell them apart"
+        return "saturated", _saturated(noun, ROOM, left, word)
     obstacle = _obstacle(contrast, left - right, family.p_holm, odds, limits)
     if obstacle is None:
         return ("holds" if left > right else "reversed"), ""
     if same is not None and same < LEVEL and within(contrast.interval, limits.margin):
         if no_room(left, right, limits.margin):
-            near = f"both sides are within {limits.margin:g} points of {_end(left)}"
-            return "saturated", f"{near}, where {word} cannot tell them apart"
+            return "saturated", _saturated(noun, limits.margin, left, word)
         return "equivalent", f"the difference is certainly smaller than {limits.margin:g} points"
     if obstacle:
         return "inconclusive", obstacle
-    unit = "pairs of seeds" if contrast.paired else "seeds a side"
-    return "inconclusive", f"about {needed} {unit} are needed" if needed else "one seed a side is too few"
+    if not needed:
+        return "inconclusive", f"one seed per {noun} is too few"
+    unit = "pairs of seeds" if contrast.paired else f"seeds per {noun}"
+    return "inconclusive", f"about {needed} {unit} are needed to detect a difference of this size"
+
+
+def _saturated(noun: str, room: float, mean: float, word: str) -> str:
+    points = "point" if room == 1 else "points"
+    return f"both {noun}s are within {room:g} {points} of {_end(mean)}, where {word} cannot show a difference"
 
 
 def within(interval: Interval | None, margin: float) -> bool:
@@ -251,12 +258,13 @@ def _obstacle(
     if abs(difference) < limits.smallest_effect:
         return f"the difference is below the smallest effect of interest, {limits.smallest_effect:g} points"
     if interval is not None and interval.holds_zero:
-        return "the permutation test tells the sides apart, but the interval of the difference of means includes zero"
+        return "the permutation test finds a difference, but the 95 % interval of the difference includes zero"
     if odds and (odds.interval is None or odds.interval.holds_zero or odds.difference * difference < 0):
         # If nothing varies between seeds, the log-odds have no interval. Then it is enough that both differences have
         # the same sign.
         flat = odds.interval is None and odds.difference * difference > 0
-        return None if flat else "near 0 or 100 % the log-odds must agree, and their interval includes zero"
+        if not flat:
+            return "near 0 % or 100 %, the log-odds are compared too, and their difference is not clear"
     return None
 
 
@@ -276,24 +284,33 @@ def no_room(left: float, right: float, room: float = ROOM) -> bool:
     return max(left, right) <= room or min(left, right) >= 100 - room
 
 
+# The reasons of the verdicts for which effects.json has none.
+_REASONS = {
+    "holds": "p is below 0.05 and the interval excludes zero",
+    "reversed": "p is below 0.05 and the interval excludes zero, but the difference is negative",
+}
+
+
 def sentence(effect: dict[str, Any], criterion: Criterion) -> str:
     """Return an entry of effects.json as text."""
     place = effect["arm"] or effect["method"]
     tested = f"{p_text(effect['p_holm'])} (Holm)" if effect["p_holm"] is not None else "not tested"
+    scores = f"{plain(effect['left'])} against {plain(effect['right'])}{criterion.unit}"
+    numbers = "; ".join(filter(None, (interval_text(effect["interval"]), scores)))
+    seeds = seeds_text(effect["seeds"], effect["paired"], "method" if effect["arm"] else "arm")
     seen = (
         f"{label_of(effect)} on {effect['split']} ({place}): {signed(effect['difference'])} points of test "
-        f"{criterion.short}{bounds(effect['interval'])}, {plain(effect['left'])} against {plain(effect['right'])}"
-        f"{criterion.unit}, {tested}, {seeds_text(effect['seeds'], effect['paired'])}."
+        f"{criterion.word} ({numbers}), {tested}, {seeds}."
     )
-    because = f": {effect['because']}" if effect["because"] else ""
-    return f"{seen} {capital(effect['verdict'])}{because}."
+    reason = effect["because"] or _REASONS.get(effect["verdict"], "")
+    return f"{seen} {capital(effect['verdict'])}{f': {reason}' if reason else ''}."
 
 
 def details(effect: dict[str, Any], criterion: Criterion) -> str:
     """Return further numbers of an effect as text, and the effect in Orhan (2021)."""
     parts = []
     if effect["p_holm"] is not None and effect["least_p_holm"] >= LEVEL:
-        parts.append(f"So few seeds cannot give less than {p_text(effect['least_p_holm'])} (Holm).")
+        parts.append(f"The smallest possible result with so few seeds is {p_text(effect['least_p_holm'])} (Holm).")
     if effect["left_out"]:
         parts.append(f"{unpaired(effect['left_out'])}.")
     if effect["dev"]:
@@ -304,10 +321,12 @@ def details(effect: dict[str, Any], criterion: Criterion) -> str:
     if effect["log_prob_difference"] is not None:
         nats = signed(effect["log_prob_difference"], 3)
         p = p_text(effect["log_prob_p"])
-        parts.append(f"Log-probability per target token: {nats} nats ({p}, unadjusted; not part of the verdict).")
+        parts.append(
+            f"Log-probability per target token: {nats} nats ({p}, without Holm's correction; not part of the verdict)."
+        )
     pair = effect["mcnemar"]
     if pair:
-        only = f"{pair['only_left']} examples are right only in the first, {pair['only_right']} only in the second"
+        only = f"{pair['only_left']} examples are right only in the first run, {pair['only_right']} only in the second"
         parts.append(f"McNemar's test of these two runs alone: {only}, {p_text(pair['p'])}.")
     return " ".join([*parts, *_paper(effect)])
 
@@ -319,7 +338,8 @@ def _paper(effect: dict[str, Any]) -> list[str]:
     points = f"{signed(paper['difference'])} points{bounds(paper['interval'])}"
     p = f"{p_text(paper['p_holm'])} (Holm)" if "p_holm" in paper else f"{p_text(paper['p'])} (unadjusted)"
     seeds = seeds_text(paper["seeds"], False)
-    return [f"The paper ({paper['family']}, all weights): {points}, {p}, {seeds}: {paper['verdict']}."]
+    verdict = capital(paper["verdict"])
+    return [f"The paper (family {paper['family']}, all weights trained): {points}, {p}, {seeds}. {verdict}."]
 
 
 def plot(effects: Sequence[dict[str, Any]], criterion: Criterion, width: float | None = None) -> Figure | None:

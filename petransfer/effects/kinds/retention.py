@@ -69,8 +69,8 @@ def retention(two: Two, thresholds: Thresholds | None = None) -> Retention:
         # The interval is unbounded: the effect in the denominator could be zero, and the ratio would be meaningless.
         if interval is None:
             undefined = (
-                f"not defined: by Fieller's test the effect under {over.name} could be zero "
-                f"({signed(over.difference)} points)"
+                f"not defined, because the effect under {over.name} ({signed(over.difference)} points) could be zero "
+                "by Fieller's test"
             )
     ratio = None if undefined else under.difference / over.difference
     return Retention(two.here.name, two.here.split, under, over, ratio, interval, undefined)
@@ -79,11 +79,11 @@ def retention(two: Two, thresholds: Thresholds | None = None) -> Retention:
 def _undefined(under: Side, over: Side, two: Two, limits: Thresholds) -> str | None:
     for side, contrast in ((over, two.there), (under, two.here)):
         if side.interval is None:
-            return f"not defined: the effect under {side.name} rests on a single seed"
+            return f"not defined, because the effect under {side.name} has a single seed"
         if not contrast.learnt(limits.learnt):
-            return f"not defined: an arm has not learnt the task under {side.name} (below {limits.learnt:g} % on dev)"
+            return f"not defined, because an arm is below {limits.learnt:g} % on dev under {side.name}"
     if two.here.test_examples != two.there.test_examples:
-        return "not defined: the two effects were not measured on the same examples"
+        return "not defined, because the two effects were not measured on the same examples"
     return None
 
 
@@ -92,8 +92,8 @@ def sentence(one: dict[str, Any], criterion: Criterion) -> str:
     under, over = one["under"], one["over"]
     about = f"Retention of {one['name']} on {one['split']}"
     sides = (
-        f"{signed(under['difference'])} points{bounds(under['interval'])} under {under['name']}, "
-        f"{signed(over['difference'])}{bounds(over['interval'])} under {over['name']}"
+        f"The effect is {signed(under['difference'])} points{bounds(under['interval'])} under {under['name']} and "
+        f"{signed(over['difference'])} points{bounds(over['interval'])} under {over['name']}"
     )
     if one["ratio"] is None:
         return f"{about}: {one['undefined']}. {sides}."

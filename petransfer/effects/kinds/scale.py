@@ -149,18 +149,19 @@ def _verdict(
     two: Two, here: Side, there: Side, interval: Interval | None, p: float | None, limits: Thresholds
 ) -> tuple[Verdict, str]:
     word = CRITERIA[two.here.metric].word
+    saturated = f"in both families, {word} is too near 0 % or 100 % to show a difference"
     difference = here.difference - there.difference
     if not (two.here.learnt(limits.learnt) and two.there.learnt(limits.learnt)):
         return "not learnt", f"an arm is below {limits.learnt:g} % on dev"
     if no_room(here.left, here.right) and no_room(there.left, there.right):
-        return "saturated", f"{word} has no room to differ in either family"
+        return "saturated", saturated
     clear = p is not None and p < LEVEL and not (interval is not None and interval.holds_zero)
     if clear and abs(difference) >= limits.smallest_effect:
         return ("holds" if difference > 0 else "reversed"), ""
     if not (_equivalent(two, limits.margin) and within(interval, limits.margin)):
         return "inconclusive", "more seeds are needed"
     if no_room(here.left, here.right, limits.margin) and no_room(there.left, there.right, limits.margin):
-        return "saturated", f"{word} has no room to differ in either family"
+        return "saturated", saturated
     return "equivalent", f"the effect changes by less than {limits.margin:g} points"
 
 
@@ -193,7 +194,7 @@ def sentence(scale: dict[str, Any], criterion: Criterion) -> str:
         f"({plain(side['left'])} against {plain(side['right'])}{criterion.unit})"
         for side in (here, there)
     )
-    moved = f"{signed(scale['of_left'])} from the first arm, {signed(scale['of_right'])} from the second"
+    moved = f"of which {signed(scale['of_left'])} from the first arm and {signed(scale['of_right'])} from the second"
     tested = f"{p_text(scale['p_holm'])} (Holm)" if scale["p_holm"] is not None else "not tested"
     total = f"{signed(scale['difference'])} points{bounds(scale['interval'])}"
     said = _CONCLUSIONS.get(scale["verdict"], capital(scale["verdict"]))
@@ -203,7 +204,10 @@ def sentence(scale: dict[str, Any], criterion: Criterion) -> str:
 
 
 def details(scale: dict[str, Any], criterion: Criterion) -> str:
-    return "The p is Welch's t over the four groups of seeds, never below the least of an exact test of either side."
+    return (
+        "p is the p value of Welch's t test on the four groups of seeds. It is never smaller than the smallest p value "
+        "that an exact test of one of the two effects can give."
+    )
 
 
 def plot(scales: Sequence[dict[str, Any]], criterion: Criterion, width: float | None = None) -> Figure | None:
