@@ -13,6 +13,7 @@ import typer
 
 from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
 from petransfer.cli.evaluate import combination_of
+from petransfer.cli.terminal_text import print_text
 from petransfer.cli.text import input_lines, one_line
 from petransfer.errors import UserError
 from petransfer.json_lines import json_line
@@ -92,7 +93,7 @@ def predict(
         from petransfer.sharing.base import Where
 
         where = Where(checkpoint, revision, None, "cpu" if cpu else None, any_base)
-        each = _predictors(sources, where, combination_of(weights, combination))
+        each = _predictors(sources, where, combination_of(weights, combination), chat)
         for_chats = _for_chats if chat else (lambda label, predictor: predictor)
         for batch in iter(lambda: list(islice(lines, at_once)), []):
             asked = [line for line in batch if line.strip()]
@@ -111,7 +112,9 @@ def _opened(stack: contextlib.ExitStack, places: list[str], run: str | None) -> 
     return [stack.enter_context(opened_source(place, None if at else run)) for at, place in enumerate(places)]
 
 
-def _predictors(sources: list[Source], where: Where, combination: Any) -> Callable[[], Iterator[tuple[str, Predictor]]]:
+def _predictors(
+    sources: list[Source], where: Where, combination: Any, chat: bool
+) -> Callable[[], Iterator[tuple[str, Predictor]]]:
     """Return a function that yields the label and the predictor of each source."""
     from petransfer.models.quiet_libraries import silence_libraries
     from petransfer.sharing.combined_adapters import put_together
@@ -121,12 +124,22 @@ def _predictors(sources: list[Source], where: Where, combination: Any) -> Callab
     if all(source.kind == "adapter" for source in sources):
         together = put_together([source.adapter() for source in sources], where, combination)
         # adapters share one base model: use each predictor before the next one is taken
+        _name_chat_templates(sources, chat)
         return lambda: ((label, predictor) for _, label, predictor in together.each())
     if combination or any(source.kind == "adapter" for source in sources):
         other = next(source for source in sources if source.kind != "adapter")
         raise UserError(f"{other.label} is a whole model, and --with and --weights take adapters; `eval` takes both")
     ready = [(source.label, whole_predictor(source, where)) for source in sources]
     return lambda: iter(ready)
+
+
+def _name_chat_templates(sources: list[Source], chat: bool) -> None:
+    """Say that an adapter has a chat template of its own, if the inputs are not written with it."""
+    from petransfer.sharing.own_tokenizer import has_own_chat_template
+
+    for source in sources:
+        if not chat and has_own_chat_template(source.adapter()):
+            print_text(f"{source.label} has a chat template; --chat writes each input with it", file=sys.stderr)
 
 
 def _for_chats(label: str, predictor: Predictor) -> Predictor:

@@ -30,7 +30,7 @@ _OF_WRONG_FILES = (
     StrictDataclassError,
 )  # fmt: skip
 # Files of which a tokenizer has at least one. Tokenizers of bytes have none of them, but name their class.
-_VOCABULARIES = (
+VOCABULARIES = (
     "tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "vocab.json",
     "vocab.txt", "tekken.json",
 )  # fmt: skip
@@ -109,7 +109,9 @@ def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
     """
     place, asked = _tokenizer_location(checkpoint)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, revision=asked)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            place, revision=asked, trust_remote_code=False
+        )
     except ImportError as error:
         raise UserError(
             f"the tokenizer of {place} needs a package that is not installed: {reason_of(error, 200)}"
@@ -117,14 +119,14 @@ def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
     except OSError:
         raise
     except Exception as error:  # the tokenizers library raises Exception itself for a damaged file
-        if Path(place).is_dir() and not _has_one_of(Path(place), _VOCABULARIES):
+        if Path(place).is_dir() and not _has_one_of(Path(place), VOCABULARIES):
             raise _no_tokenizer(place) from error
         raise UserError(
             f"the tokenizer of {place} cannot be loaded ({reason_of(error, 200)}); save it again with the tokenizer's "
             "save_pretrained"
         ) from error
     own = type(tokenizer).vocab_files_names.values()
-    if own and Path(place).is_dir() and not _has_one_of(Path(place), (*own, *_VOCABULARIES)):
+    if own and Path(place).is_dir() and not _has_one_of(Path(place), (*own, *VOCABULARIES)):
         raise _no_tokenizer(place)  # transformers has made an empty one
     add_tokens(tokenizer, checkpoint.added_tokens)
     return with_languages(tokenizer, place, checkpoint.source_language, checkpoint.target_language)

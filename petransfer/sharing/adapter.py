@@ -111,7 +111,7 @@ class Adapter:
         ((_, _, predictor),) = put_together([self._source.adapter()], self._where).each()
         return predictor
 
-    def predict(self, texts: Iterable[str], max_new_tokens: int = 512) -> list[str]:
+    def predict(self, texts: Iterable[str], max_new_tokens: int = 512, *, chat: bool = False) -> list[str]:
         """Generate a text greedily for each input.
 
         Args:
@@ -120,16 +120,21 @@ class Adapter:
                 template's columns as keys. An adapter or a model that petransfer did not train gets each input exactly
                 as it is given.
             max_new_tokens: largest number of tokens of a generated text.
+            chat: write each input with the model's chat template, even if the model was not trained on chats.
 
         Returns:
             One text per input, in order.
 
         Raises:
-            UserError: `texts` is one string, an input is too long for the model, or the base cannot be loaded.
+            UserError: `texts` is one string, an input is too long for the model, the base cannot be loaded, or `chat`
+                is given and there is no chat template.
         """
         if isinstance(texts, str):
             raise UserError("predict takes a list of texts; write predict([text]) for one text")
-        return self.predictor(list(texts), max_new_tokens)
+        predictor = self.predictor.for_chats(by_default=True) if chat else self.predictor
+        if predictor is None:
+            raise UserError(f"the tokenizer of {self.label} has no chat template; leave chat=True out")
+        return predictor(list(texts), max_new_tokens)
 
     def evaluate(
         self,

@@ -31,6 +31,17 @@ LIMITS: dict[str, int] = {
     EXAMPLES: 1024 * MIB,
 }
 
+# The files of a tokenizer that other programs save beside an adapter, with the largest size in bytes that is read. A
+# bundle contains none of them.
+TOKENIZER_FILES: dict[str, int] = dict.fromkeys(
+    (
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+        "chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model",
+        "sentencepiece.bpe.model", "source.spm", "target.spm", "tekken.json",
+    ),
+    128 * MIB,
+)  # fmt: skip
+
 
 def with_unix_line_ends(path: Path) -> bytes:
     """Return the content of a file. In a text file, each CRLF is replaced by LF.

@@ -9,11 +9,13 @@ from typing import Any
 from petransfer.errors import UserError
 from petransfer.evaluation.predictor import Predictor
 from petransfer.models.configuration_record import differing_fields
+from petransfer.models.hashes import tokenizer_sha256
 from petransfer.models.loading import Loaded
 from petransfer.recipe.run_spec import Bits, CheckpointSpec
 from petransfer.sharing.attach import COMBINATIONS, COMBINED, FIRST, attach, combine
 from petransfer.sharing.base import Base, Where, base_of, refuse_other_base
 from petransfer.sharing.bundle import Bundle
+from petransfer.sharing.own_tokenizer import with_own_tokenizer
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Adapters:
     base: how the base was loaded.
     bundles: bundle of each adapter, by the adapter's name in peft.
     labels: label of each adapter, by the adapter's name in peft. A combination comes last.
+    with_tokenizers: the base with the tokenizer of each adapter, by the adapter's name in peft.
     """
 
     model: Any
@@ -44,6 +47,7 @@ class Adapters:
     base: Base
     bundles: Mapping[str, Bundle]
     labels: Mapping[str, str]
+    with_tokenizers: Mapping[str, Loaded]
 
     def each(self) -> Iterator[tuple[str, str, Predictor]]:
         """Activate each adapter in turn, and yield the adapter's name, label and predictor."""
@@ -56,8 +60,9 @@ class Adapters:
 
         The adapter is not activated. A combination uses those of the first adapter.
         """
-        bundle = self.bundles.get(name, self.bundles[FIRST])
-        return Predictor(self.model, self.loaded, bundle.prefix(), bundle.template(), bundle.chat())
+        one = name if name in self.bundles else FIRST
+        bundle, loaded = self.bundles[one], self.with_tokenizers[one]
+        return Predictor(self.model, loaded, bundle.prefix(), bundle.template(), bundle.chat())
 
 
 def put_together(
@@ -80,14 +85,16 @@ def put_together(
     refuse_other_base(base, loaded, where)
     model = attach(loaded, bundles, base.bits)
     named = dict(zip(model.peft_config, bundles, strict=True))
+    with_tokenizers = {name: with_own_tokenizer(loaded, bundle, base) for name, bundle in named.items()}
     labels = {name: bundle.label for name, bundle in named.items()}
     if combination:
+        _refuse_different_tokenizers(with_tokenizers, labels)
         combine(model, combination.weights, combination.kind)
         terms = " + ".join(
             f"{weight:g} x {label}" for weight, label in zip(combination.weights, labels.values(), strict=True)
         )
         labels[COMBINED] = f"{combination.kind}: {terms}"
-    return Adapters(model, loaded, base, named, labels)
+    return Adapters(model, loaded, base, named, labels, with_tokenizers)
 
 
 def _check(bundles: Sequence[Bundle], combination: Combination) -> None:
@@ -95,6 +102,13 @@ def _check(bundles: Sequence[Bundle], combination: Combination) -> None:
         raise UserError(f"no combination '{combination.kind}'; choose one of {', '.join(COMBINATIONS)}")
     if len(combination.weights) != len(bundles):
         raise UserError(f"--weights has {len(combination.weights)} numbers for {len(bundles)} adapters")
+
+
+def _refuse_different_tokenizers(with_tokenizers: Mapping[str, Loaded], labels: Mapping[str, str]) -> None:
+    found = {name: tokenizer_sha256(loaded.tokenizer) for name, loaded in with_tokenizers.items()}
+    other = next((name for name in found if found[name] != found[FIRST]), None)
+    if other:
+        raise UserError(f"{labels[FIRST]} and {labels[other]} have different tokenizers; they cannot be combined")
 
 
 def refuse_different_bases(bundles: Sequence[Bundle]) -> None:

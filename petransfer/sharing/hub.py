@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from petransfer.errors import UserError, reason_of
-from petransfer.sharing.bundle_files import CONFIG, LIMITS, WEIGHTS, without_weights
+from petransfer.sharing.bundle_files import CONFIG, LIMITS, PROVENANCE, TOKENIZER_FILES, WEIGHTS, without_weights
 
 # The time limit in seconds for a connection to the hub.
 SECONDS = 3.0
@@ -124,7 +124,8 @@ def _wanted(name: str, sizes: Mapping[str, int]) -> list[str]:
     large = next((path for path in wanted if sizes[path] > LIMITS[path]), None)
     if large:
         raise UserError(f"{name} is refused: {large} has {sizes[large]:,} bytes; at most {LIMITS[large]:,} are read")
-    return wanted
+    own = [] if PROVENANCE in sizes else [path for path in TOKENIZER_FILES if path in sizes]
+    return wanted + [path for path in own if sizes[path] <= TOKENIZER_FILES[path]]
 
 
 def refuse_offline(source: str = "", advice: str = "name a folder or a bundle file of this machine") -> None:

@@ -28,6 +28,7 @@ from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.bundle_files import PROVENANCE
 from petransfer.sharing.combined_adapters import put_together
 from petransfer.sharing.export_files import copy_sentencepiece_files, separate_output_head
+from petransfer.sharing.own_tokenizer import with_own_tokenizer
 from petransfer.sharing.task_data import columns_of, data_of
 
 # The largest relative change of the logits that is allowed for each of two steps: adding an adapter to the 32-bit
@@ -104,13 +105,14 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
     refuse_other_base(base, loaded, where)
     count = int(loaded.model.get_input_embeddings().num_embeddings)
     model = attach(loaded, [bundle], 32)
+    of_base, loaded = loaded.tokenizer, with_own_tokenizer(loaded, bundle, base)
     before = _logits(model, loaded, count)
     at_width = _logits_at_trained_width(bundle, where, trained, count) if trained < 16 else None
     _untie_adapted_head(loaded.model)
     try:
         whole = model.merge_and_unload(safe_merge=True)
-    except (ValueError, NotImplementedError, AttributeError) as error:
-        raise UserError(f"{bundle.label} cannot be merged: {reason_of(error, 160)}") from error
+    except (ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{bundle.label} cannot be merged: {reason_of(error, 160)}; use it beside its base") from error
     with creating(target) as partial:
         _refuse_changed(_change(before, _logits(whole, loaded, count)), "merging the adapter")
         if separate_head:
@@ -120,7 +122,8 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
         held = _logits(rounded, loaded, count)
         save_model(rounded, partial)
         loaded.tokenizer.save_pretrained(partial)
-        copy_sentencepiece_files(base.checkpoint, partial)
+        if loaded.tokenizer is of_base:  # an adapter's own tokenizer is saved as it is
+            copy_sentencepiece_files(base.checkpoint, partial)
         saved = _read(partial, loaded, width)
         _refuse_changed(_change(held, _logits(saved, loaded, count)), "writing and reading it")
         merged = _measured(bundle, saved, loaded, width, count, before, at_width, where)

@@ -75,6 +75,16 @@ def test_an_adapter_of_plain_peft_is_used_and_merged(form: str, base: Path, tmp_
     assert rounded.moved < 0.02
 
 
+def test_a_bias_without_a_place_cannot_be_merged(base: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["o_proj"], lora_bias=True)
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    adapter = Adapter.load(tmp_path / "adapter", checkpoint=str(base), device="cpu")
+    with pytest.raises(UserError, match=r"cannot be merged: .*bias.*; use it beside its base"):
+        adapter.merge(tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
 def test_a_base_that_only_the_adapter_names_and_that_is_gone(base: Path, tmp_path: Path) -> None:
     made = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", r=4))
     made.save_pretrained(tmp_path)
