@@ -53,6 +53,27 @@ def _file(checkpoint: CheckpointSpec, commit: str | None, name: str) -> Path | N
     return Path(found) if isinstance(found, str) else None
 
 
+def tokenizer_hashes(tokenizer: PreTrainedTokenizerBase, with_template: bool) -> dict[str, str | None]:
+    """Return the entries of petransfer.json that identify a tokenizer. None for a part that it does not have.
+
+    with_template: Whether the chat template is used.
+    """
+    processors = [one for one in vars(tokenizer).values() if hasattr(one, "serialized_model_proto")]
+    digests = sorted({hashlib.sha256(one.serialized_model_proto()).hexdigest() for one in processors})
+    template = tokenizer.chat_template
+    found = {
+        "tokenizer_sha256": tokenizer_sha256(tokenizer),
+        "sentencepiece_sha256": _sha256("".join(digests)) if digests else None,
+    }
+    if with_template:
+        found["chat_template_sha256"] = _sha256(json.dumps(template, sort_keys=True)) if template else None
+    return found
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a sha256 over everything that determines the tokenization of a text."""
     content: dict[str, Any] = {
@@ -65,4 +86,4 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     else:
         # an earlier call can have changed the settings for padding and truncation
         content["rules"] = {**json.loads(backend.to_str()), "padding": None, "truncation": None}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return _sha256(json.dumps(content, sort_keys=True))

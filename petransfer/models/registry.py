@@ -366,13 +366,18 @@ def _embedded_sha256(name: str) -> str:
     return digest.hexdigest()
 
 
+# Files of a checkpoint without pickled weights, which are used only if there are no safetensors.
+_SUFFIXES = {".json", ".safetensors", ".model", ".txt", ".spm", ".bpe", ".tiktoken", ".jinja"}
+
+
 def _folder_sha256(folder: Path) -> str:
-    """Return the sha256 over the names and contents of the configuration, tokenizer and weight files."""
+    """Return the sha256 over the names and contents of a checkpoint's configuration, tokenizer and weight files."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in {".json", ".safetensors", ".model", ".txt"} and path.is_file():
-            stat = path.stat()
-            digest.update(path.name.encode() + _file_sha256(path, stat.st_mtime_ns, stat.st_size))
+    files = [path for path in folder.iterdir() if path.is_file()]
+    templates = (folder / "additional_chat_templates").glob("*.jinja")
+    suffixes = _SUFFIXES if any(path.suffix == ".safetensors" for path in files) else {*_SUFFIXES, ".bin"}
+    for path in sorted([*(path for path in files if path.suffix in suffixes), *templates]):
+        digest.update(path.name.encode() + bytes.fromhex(file_sha256(path)))
     return digest.hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from petransfer.errors import UserError
 from petransfer.methods import weights_bits
 from petransfer.models.configuration_record import configuration_record, differing_fields
-from petransfer.models.hashes import is_on_hub, tokenizer_sha256, weight_hashes
+from petransfer.models.hashes import is_on_hub, tokenizer_hashes, weight_hashes
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec, is_embedded
 from petransfer.models.special_tokens import untrained_layout
@@ -194,9 +195,24 @@ def refuse_other_base(base: Base, loaded: Loaded, where: Where) -> None:
                 f"config.json of {name} changed since the adapter was trained: {changed}; restore it, or --any-base "
                 "uses it as it is"
             )
-    recorded = base.trained_on.get("tokenizer_sha256")
-    if recorded and tokenizer_sha256(loaded.tokenizer) != recorded:
-        _log.warning("the tokenizer of %s is not the one that the adapter was trained with", name)
+    warn_of_other_tokenizer(base.trained_on, loaded, name)
+
+
+def warn_of_other_tokenizer(recorded: Mapping[str, Any], loaded: Loaded, name: str) -> None:
+    """Log a warning for each part of the tokenizer that differs from the one used in training.
+
+    recorded: the record of the base in petransfer.json.
+    """
+    for part in other_tokenizer_parts(recorded, loaded):
+        _log.warning("the %s of %s is not the one that was used in training, which changes the answers", part, name)
+
+
+def other_tokenizer_parts(recorded: Mapping[str, Any], loaded: Loaded) -> list[str]:
+    """Return the parts of the tokenizer that differ from those used in training: tokenizer, chat template."""
+    now = tokenizer_hashes(loaded.tokenizer, with_template=True)
+    changed = {name for name, value in now.items() if name in recorded and recorded[name] != value}
+    parts = {"chat template": {"chat_template_sha256"}, "tokenizer": now.keys() - {"chat_template_sha256"}}
+    return [part for part, names in parts.items() if names & changed]
 
 
 def changed_configuration(base: Base, loaded: Loaded) -> str | None:

@@ -34,6 +34,9 @@ class _Base(_Strict):
     configuration: _Configuration | None = None  # missing in files of older versions
     weights_sha256: dict[str, Sha256]
     tokenizer_sha256: Sha256
+    # missing in files of older versions, None for a tokenizer without this part
+    sentencepiece_sha256: Sha256 | None = None
+    chat_template_sha256: Sha256 | None = None
     bytes: Annotated[dict[str, Annotated[int, Field(gt=0)]], Field(min_length=1)]
 
 

@@ -20,7 +20,14 @@ from petransfer.plurals import count
 from petransfer.recipe.run_spec import Bits
 from petransfer.sharing import file_checks as checks
 from petransfer.sharing.attach import attach
-from petransfer.sharing.base import Base, Where, base_of, changed_configuration, differing_weights
+from petransfer.sharing.base import (
+    Base,
+    Where,
+    base_of,
+    changed_configuration,
+    differing_weights,
+    other_tokenizer_parts,
+)
 from petransfer.sharing.bundle import Bundle, differences, other_base
 from petransfer.sharing.bundle_files import CARD, EXAMPLES, RESULT, WEIGHTS, has_unix_line_ends
 from petransfer.sharing.examples_file import rows_of
@@ -172,10 +179,12 @@ def _base(bundle: Bundle, base: Base, loaded: Loaded) -> Iterator[Check]:
         yield Check("configuration", False, f"config.json of {name} changed since training: {changed}")
     elif kept.get("configuration"):
         yield Check("configuration", True, f"config.json of {name} has the values that it was trained with")
-    now = tokenizer_sha256(loaded.tokenizer)
-    same = now == kept.get("tokenizer_sha256")
+    changed_parts, now = other_tokenizer_parts(kept, loaded), tokenizer_sha256(loaded.tokenizer)
+    same = "tokenizer" not in changed_parts
     how = "splits text as it did" if same else f"is another: its rules have the sha256 {now[:12]}..."
     yield Check("tokenizer", same, f"the tokenizer of {name} {how}")
+    if "chat template" in changed_parts:
+        yield Check("chat template", False, f"the chat template of {name} changed since training; restore it")
     yield _width(kept.get("bytes"), base, loaded, spec.method.bits)
 
 

@@ -19,7 +19,7 @@ from petransfer.models.registry import checkpoint_spec, is_embedded
 from petransfer.models.special_tokens import layout_of, untrained_layout
 from petransfer.models.support import supported_class
 from petransfer.recipe.run_spec import CheckpointSpec, RunSpec
-from petransfer.sharing.base import Where, as_trained_from, default_device
+from petransfer.sharing.base import Where, as_trained_from, default_device, warn_of_other_tokenizer
 from petransfer.sharing.bundle import Bundle, is_hub_id
 from petransfer.sharing.bundle_files import PROVENANCE, has_sha256
 from petransfer.sharing.provenance_checks import spec_in
@@ -102,7 +102,9 @@ def _load_whole(folder: Path, bundle: Bundle, checkpoint: str | None, device: st
         return Loaded(model, tokenizer, layout_of(config, tokenizer, model.generation_config), None, ())
     # A run saves no tokenizer.
     tokenizer, layout = _base_tokenizer(bundle, config, checkpoint)
-    return Loaded(model, tokenizer, layout, None, ())
+    loaded = Loaded(model, tokenizer, layout, None, ())
+    warn_of_other_tokenizer((bundle.provenance or {}).get("base") or {}, loaded, bundle.spec.checkpoint.name)
+    return loaded
 
 
 def _is_merged(bundle: Bundle) -> bool:

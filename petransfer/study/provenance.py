@@ -13,7 +13,7 @@ import torch
 from petransfer.data import Example, SplitData
 from petransfer.evaluation.exact_match import Evaluation
 from petransfer.models.configuration_record import configuration_record
-from petransfer.models.hashes import tokenizer_sha256, weight_hashes
+from petransfer.models.hashes import tokenizer_hashes, weight_hashes
 from petransfer.models.loading import Loaded
 from petransfer.models.quantization import inventory
 from petransfer.models.registry import file_sha256
@@ -40,7 +40,7 @@ def provenance(
             "commit": loaded.commit,
             "weights_sha256": weight_hashes(spec.checkpoint, loaded.commit),
             "configuration": configuration_record(spec.checkpoint, loaded),
-            "tokenizer_sha256": tokenizer_sha256(loaded.tokenizer),
+            **tokenizer_hashes(loaded.tokenizer, with_template=spec.task.options.get("chat") == "template"),
             "bytes": inventory(model).bytes,
         },
         "encoder_decoder": loaded.layout.encoder_decoder,

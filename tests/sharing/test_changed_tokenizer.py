@@ -1,0 +1,96 @@
+"""A base whose tokenizer or chat template changed since training is named, and is another base for a new training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from petransfer.models.hashes import tokenizer_hashes
+from petransfer.models.registry import NANO, checkpoint_spec
+from petransfer.sharing.adapter import Adapter
+from tests.chat_models import chat_llama
+from tests.models.tokenizers import _sentencepiece, save_tokenizer
+from tests.sharing.conftest import call
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_changed_chat_template_is_named(
+    method: str, here: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    base = chat_llama(here / "base")
+    rows = [
+        {"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": "yes"}]}
+        for n in range(30)
+    ]
+    (here / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--method", method, "--steps", "2", "--dev", "4", "--test", "4", "--cpu", "--out", "study")
+    assert call("train", "./base", "chats.jsonl", *options) == 0
+    caplog.clear()
+    Adapter.load(here / "study", device="cpu").predict(["say 1"], 2)
+    assert not [one for one in caplog.records if one.levelno >= logging.WARNING and "training" in one.getMessage()]
+    template = base / "chat_template.jinja"
+    template.write_text(template.read_text().replace("assistant", "model"))
+    Adapter.load(here / "study", device="cpu").predict(["say 1"], 2)
+    assert "the chat template of base is not the one that was used in training" in caplog.text
+    if method == "lora":
+        capsys.readouterr()
+        assert call("adapter", "verify", "study", "--cpu", "--no-evaluate") == 1
+        assert "the chat template of base changed since training" in capsys.readouterr().out
+
+
+def test_plain_pairs_do_not_depend_on_the_chat_template() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(NANO / "tokenizer")
+    assert "chat_template_sha256" not in tokenizer_hashes(tokenizer, with_template=False)
+    before = tokenizer_hashes(tokenizer, with_template=True)
+    tokenizer.chat_template = {"default": "a", "tool_use": "b"}
+    after = tokenizer_hashes(tokenizer, with_template=True)
+    assert {name for name in before if before[name] != after[name]} == {"chat_template_sha256"}
+
+
+def test_a_changed_sentencepiece_file_changes_the_hashes(tmp_path: Path) -> None:
+    before = tokenizer_hashes(save_tokenizer("marian", tmp_path), with_template=False)
+    _sentencepiece(tmp_path / "source.spm", unk_id=1, eos_id=0, bos_id=-1, model_type="bpe")
+    after = tokenizer_hashes(AutoTokenizer.from_pretrained(tmp_path), with_template=False)
+    assert {name for name in before if before[name] != after[name]} == {"sentencepiece_sha256"}
+
+
+def _pickled(folder: Path, factor: float) -> None:
+    torch.save({"weight": factor * torch.ones(2)}, folder / "pytorch_model.bin")
+
+
+CHANGES: dict[str, Callable[[Path, int], object]] = {
+    "weights": _pickled,
+    "template": lambda folder, n: (folder / "chat_template.jinja").write_text(str(n)),
+    "a further template": lambda folder, n: (folder / "additional_chat_templates" / "tool_use.jinja").write_text(
+        str(n)
+    ),
+    "SentencePiece file": lambda folder, n: (folder / "source.spm").write_bytes(bytes([n])),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_every_file_of_a_base_is_a_part_of_its_identity(change: Callable[[Path, int], object], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "additional_chat_templates").mkdir()
+    _pickled(tmp_path, 0)
+    change(tmp_path, 1)
+    first = checkpoint_spec(str(tmp_path))
+    change(tmp_path, 2)
+    assert checkpoint_spec(str(tmp_path)) != first
+
+
+def test_the_id_of_a_base_with_safetensors_is_that_of_earlier_versions(tiny_t5: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_t5, tmp_path / "base")
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    (folder / "pytorch_model.bin").write_bytes(b"not used, because there are safetensors")
+    assert checkpoint_spec(str(folder)).weights == digest.hexdigest()
