@@ -196,7 +196,7 @@ def test_chats_are_trained_on_scored_and_predicted(
     assert call(monkeypatch, "train", str(folder), *arguments) == 2
     said = capsys.readouterr()
     assert "has no chat template" in said.err
-    assert (said.err.count("\n"), said.out, Path("out").exists()) == (1, "", False)
+    assert (said.err.count("\n"), said.out, Path("out").exists()) == (1, "", False), said.err
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = PLAIN_WORDS
     tokenizer.save_pretrained(folder)
