@@ -16,6 +16,7 @@ from petransfer.study.settings import Settings
 from petransfer.study.study import StudyGrid, as_overrides, load_grid
 from petransfer.training.execution import Execution
 from petransfer.training.tracker_names import check_trackers
+from petransfer.user_paths import expanded
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -70,7 +71,7 @@ class Study:
             "family": family,
             "data_dir": data_dir,
         }
-        place = None if out is None else Path(out)
+        place = None if out is None else expanded(out)
         self.grid: StudyGrid = load_grid(recipe, list(as_overrides(overrides)), options, place, shard)
 
     @classmethod
@@ -280,7 +281,7 @@ def train(
             raise unknown("setting of train", name, known)
     card = None if cpu else this_card()
     request = TrainRequest(**settings)
-    place = None if out is None else Path(out)
+    place = None if out is None else expanded(out)
     asked = (str(model), str(data), request, list(as_overrides(overrides or {})), place, card is not None)
     found = cross_validation(*asked) if request.folds is not None else None
     training = found.folds[0] if found else train_study(*asked)

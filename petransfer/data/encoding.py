@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ __all__ = [
     "Encoded",
     "Layout",
     "decode",
+    "encodable",
     "encode_examples",
     "encode_inputs",
     "encode_targets",
@@ -70,6 +72,16 @@ def encode_targets(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, lay
             kind = type(tokenizer).__name__
             raise UserError(f"the tokenizer ({kind}) cannot give the target {visible(text)} back: {problem}; {ADVICE}")
     return [(*row, layout.eos_id) for row in rows]
+
+
+def encodable(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, layout: Layout) -> tuple[str, ...]:
+    """Return the targets that decoding reproduces."""
+    found = []
+    for text in texts:
+        with contextlib.suppress(UserError):
+            encode_targets([text], tokenizer, layout)
+            found.append(text)
+    return tuple(found)
 
 
 def encode_examples(

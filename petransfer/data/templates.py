@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import string
 from collections.abc import Mapping
+from typing import Any
 
+from petransfer.data.bad_rows import BadRow
+from petransfer.data.rows.records import as_text, value_of
 from petransfer.errors import UserError
 
 
@@ -35,3 +40,31 @@ def render(template: str, values: Mapping[str, str]) -> str:
     """Replace every `{column}` of a template by its value. Braces inside values are not changed."""
     parts = string.Formatter().parse(template)
     return "".join(text + (values[name] if name is not None else "") for text, name, _, _ in parts)
+
+
+def render_text(template: str, text: str) -> str:
+    """Make an input from a text that a user gave. Without a template, the input is the text.
+
+    Args:
+        text: The value of the template's column. For several columns: a JSON object with them.
+
+    Raises:
+        UserError: The text is not a JSON object with the template's columns, or a value is not text or a number.
+    """
+    if not template:
+        return text
+    columns = fields_of(template)
+    if len(columns) == 1:
+        return render(template, {columns[0]: text})
+    values: Any = None
+    with contextlib.suppress(ValueError, RecursionError):
+        values = json.loads(text)
+    try:
+        found = {column: as_text(value_of(values, column), column) for column in columns}
+    except BadRow as problem:
+        raise UserError(f"the input {text[:40]!r} cannot be used: {problem}") from None
+    except (TypeError, KeyError):
+        raise UserError(
+            f"the input {text[:40]!r} is not a JSON object with {', '.join(columns)}, the columns of the template"
+        ) from None
+    return render(template, found)

@@ -153,14 +153,19 @@ def room(model: torch.nn.Module, loaded: Loaded, input_tokens: int) -> int | Non
     most = positions(loaded.model.config)
     if most is None:
         return None
-    config = getattr(model, "active_peft_config", None)
-    virtual = VirtualTokens()
-    if config is not None and config.is_prompt_learning:
-        side = "target" if str(config.peft_type.value) == "PREFIX_TUNING" else "input"
-        virtual = VirtualTokens(**{side: int(config.num_virtual_tokens)})
+    virtual = virtual_tokens(model)
     if not loaded.layout.encoder_decoder:
         return most - input_tokens - virtual.input - virtual.target
     return most - virtual.target if input_tokens + virtual.input <= most else 0
+
+
+def virtual_tokens(model: torch.nn.Module) -> VirtualTokens:
+    """Return the numbers of virtual tokens that a model's adapter puts before the input and before the target."""
+    config = getattr(model, "active_peft_config", None)
+    if config is None or not config.is_prompt_learning:
+        return VirtualTokens()
+    side = "target" if str(config.peft_type.value) == "PREFIX_TUNING" else "input"
+    return VirtualTokens(**{side: int(config.num_virtual_tokens)})
 
 
 def _cache(model: torch.nn.Module, loaded: Loaded) -> dict[str, Any]:

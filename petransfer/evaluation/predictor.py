@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import psutil
 import torch
@@ -14,9 +11,8 @@ import torch
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.chat import chat_layout
 from petransfer.data.encoding import encode_inputs, input_text, refuse_without_tokens
-from petransfer.data.rows.records import as_text, value_of
 from petransfer.data.task import Example
-from petransfer.data.templates import fields_of, render
+from petransfer.data.templates import render_text
 from petransfer.errors import UserError
 from petransfer.evaluation.generation import Generation, generations, room
 from petransfer.evaluation.text_stream import OnText
@@ -91,7 +87,7 @@ class Predictor:
         if not texts:
             return []
         texts = [_without_surrogates(text, at) for at, text in enumerate(texts, start=1)]
-        examples = [Example(at, self._input(text), "", "", self.chat) for at, text in enumerate(texts)]
+        examples = [Example(at, render_text(self.template, text), "", "", self.chat) for at, text in enumerate(texts)]
         try:
             inputs = [input_text(example, self.prefix, self.loaded.tokenizer) for example in examples]
         except BadRow as problem:
@@ -126,25 +122,6 @@ class Predictor:
                 f"the input {text[:40]!r} has {tokens:,} tokens; attention over them needs {needed / 1e9:,.0f} GB, and "
                 f"{free / 1e9:,.0f} GB are free; shorten it"
             )
-
-    def _input(self, text: str) -> str:
-        if not self.template:
-            return text
-        columns = fields_of(self.template)
-        if len(columns) == 1:
-            return render(self.template, {columns[0]: text})
-        values: Any = None
-        with contextlib.suppress(ValueError, RecursionError):
-            values = json.loads(text)
-        try:
-            found = {column: as_text(value_of(values, column), column) for column in columns}
-        except BadRow as problem:
-            raise UserError(f"the input {text[:40]!r} cannot be used: {problem}") from None
-        except (TypeError, KeyError):
-            raise UserError(
-                f"the input {text[:40]!r} is not a JSON object with {', '.join(columns)}, the columns of the template"
-            ) from None
-        return render(self.template, found)
 
 
 def _without_surrogates(text: str, number: int) -> str:

@@ -147,9 +147,10 @@ class Adapter:
         """Compute exact match and other metrics on the adapter's own task or on other data.
 
         Args:
-            data: a file, pairs of input and target, or a benchmark's `task/split` such as `scan/add_jump`. None means
-                the adapter's own task.
-            part: `dev` or `test`. Default: all rows of a file, else `test`. Pairs have no parts; leave it out for them.
+            data: a file, a dataset, pairs of input and target, or a benchmark's `task/split` such as `scan/add_jump`.
+                The inputs of pairs have the form that `predict` takes. None means the adapter's own task.
+            part: `dev` or `test`. Default: all rows of a file, the split `test` of a dataset, else `test`. Pairs have
+                no parts; leave it out for them.
             by_generation: score generated texts. Default: score the predictions of one forward pass per example.
             metrics: names of additional metrics, such as `rouge`.
 
@@ -209,7 +210,7 @@ class Adapter:
             UserError: the folder exists, or the method cannot be merged.
             RunError: merging or saving changed the logits too much. Nothing is saved.
         """
-        return merge(self._source.adapter(), Path(folder), self._where, bits, separate_head)
+        return merge(self._source.adapter(), expanded(folder), self._where, bits, separate_head)
 
     def verify(self, *, evaluate: bool = True, plain: bool = False, bits: Bits | None = None) -> list[Check]:
         """Check the files, base, tokenizer, bits and scores against petransfer.json.

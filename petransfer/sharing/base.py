@@ -18,9 +18,8 @@ from petransfer.models.hashes import is_on_hub, tokenizer_hashes, weight_hashes
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec, is_embedded
 from petransfer.models.special_tokens import untrained_layout
-from petransfer.recipe.run_spec import Bits, CheckpointSpec, RunSpec
+from petransfer.recipe.run_spec import Bits, CheckpointSpec
 from petransfer.sharing.bundle import Bundle
-from petransfer.sharing.safe_reading import read_json
 
 _log = logging.getLogger(__name__)
 
@@ -139,8 +138,8 @@ def _placed(bundle: Bundle, checkpoint: str | None) -> CheckpointSpec:
         return checkpoint_spec(checkpoint) if checkpoint is not None else _named_by_config(bundle)
     made = bundle.spec.checkpoint
     # Only spec.json has the path of a base that is a local folder.
-    kept = bundle.here / "spec.json" if bundle.here else None
-    here = RunSpec.from_dict(read_json(kept)).checkpoint if kept else None
+    local = bundle.local_spec()
+    here = local.checkpoint if local else None
     if checkpoint is not None:
         return as_trained_from(checkpoint_spec(checkpoint), here or made)
     if here:

@@ -30,7 +30,7 @@ from petransfer.sharing.bundle_files import (
 )
 from petransfer.sharing.bundle_zip import read_zip
 from petransfer.sharing.hub import fetch
-from petransfer.sharing.provenance_checks import check_result, spec_in
+from petransfer.sharing.provenance_checks import check_recipe, check_result, spec_in, spec_of_run
 from petransfer.sharing.run_folders import run_folder
 from petransfer.sharing.safe_reading import Tensors, card_data, read_header, read_json, read_text, read_yaml
 from petransfer.user_paths import expanded
@@ -77,6 +77,22 @@ class Bundle:
     def result(self) -> dict[str, Any] | None:
         """Return the content of result.json. None if there is no such file."""
         return read_json(self.files[RESULT]) if RESULT in self.files else None
+
+    def local_spec(self) -> RunSpec | None:
+        """Return the spec with the places of files on this machine. None without the run's folder.
+
+        Raises:
+            UserError: spec.json is damaged, or describes another run than petransfer.json.
+        """
+        if self.here is None:
+            return None
+        found = spec_of_run(self.here)
+        if self.spec and found.run_id != self.spec.run_id:
+            raise UserError(
+                f"{self.here / 'spec.json'} describes the run {found.run_id}, and {PROVENANCE} of {self.label} the run "
+                f"{self.spec.run_id}; move the adapter out of this folder"
+            )
+        return found
 
     def template(self) -> str:
         """Return the template that builds an input from a row's columns. Empty for plain texts."""
@@ -143,7 +159,7 @@ def of_folder(folder: Path, label: str | None = None, commit: str | None = None)
     if CARD in files:
         card_data(read_text(files[CARD]))
     if RECIPE in files:
-        read_yaml(read_text(files[RECIPE]), RECIPE)
+        check_recipe(read_yaml(read_text(files[RECIPE]), RECIPE))
     spec = None if provenance is None else spec_in(provenance)
     return Bundle(label, files, config, tensors, provenance, spec, manifest, here, commit)
 

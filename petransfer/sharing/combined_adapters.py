@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +101,9 @@ def put_together(
 def _check(bundles: Sequence[Bundle], combination: Combination) -> None:
     if combination.kind not in COMBINATIONS:
         raise UserError(f"no combination '{combination.kind}'; choose one of {', '.join(COMBINATIONS)}")
+    wrong = next((weight for weight in combination.weights if not math.isfinite(weight)), None)
+    if wrong is not None:
+        raise UserError(f"--weights: {wrong} is no weight; write numbers, such as 0.5,0.5")
     if len(combination.weights) != len(bundles):
         raise UserError(f"--weights has {len(combination.weights)} numbers for {len(bundles)} adapters")
 

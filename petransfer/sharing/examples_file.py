@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,28 @@ FIGURES = ("index", "category", "correct", "margin", "log_prob", "tokens", "toke
 # The largest number of rows that are read. A parquet file of a few hundred kilobytes can contain billions of equal
 # rows, which would fill the memory.
 ROWS = 5_000_000
+_OTHER_VALUES = f"{EXAMPLES} holds other values than a run writes; get it again"
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pyarrow.Table:
-    """Return the table in examples.parquet. `columns` selects columns by name; None means all.
+def read_table(path: Path, kinds: Mapping[str, pyarrow.DataType] | None = None) -> pyarrow.Table:
+    """Return the table in examples.parquet.
+
+    Args:
+        kinds: the columns to read, each with its type. None means all columns.
 
     Raises:
-        UserError: the file cannot be read, or has more than ROWS rows.
+        UserError: the file cannot be read, has more than ROWS rows, or a column is missing or has another type.
     """
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             count = file.metadata.num_rows
             if count > ROWS:
                 raise UserError(f"{EXAMPLES} has {count:,} rows; at most {ROWS:,} are read")
-            return file.read(columns=None if columns is None else list(columns))
+            # before anything is read: a small file can have texts that fill the memory in the place of numbers
+            found = {field.name: field.type for field in file.schema_arrow}
+            if any(found.get(name) != kind for name, kind in (kinds or {}).items()):
+                raise UserError(_OTHER_VALUES)
+            return file.read(columns=None if kinds is None else list(kinds))
     except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
         reason = reason_of(error, 100)
         raise UserError(f"{EXAMPLES} cannot be read ({reason}); get it again") from None
@@ -43,11 +51,9 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: the file cannot be read, or a column has a wrong type.
     """
-    kinds = {"index": pyarrow.int64(), "correct": pyarrow.bool_(), "log_prob": pyarrow.float64()}
-    table = read_table(path, list(kinds))
-    missing = any(name not in table.column_names for name in kinds)
-    if missing or any(table.schema.field(name).type != kind or table[name].null_count for name, kind in kinds.items()):
-        raise UserError(f"{EXAMPLES} holds other values than a run writes; get it again")
+    table = read_table(path, {"index": pyarrow.int64(), "correct": pyarrow.bool_(), "log_prob": pyarrow.float64()})
+    if any(column.null_count for column in table.columns):
+        raise UserError(_OTHER_VALUES)
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from petransfer.atomic_files import creating
 from petransfer.data.chat import chat_layout
@@ -20,6 +19,7 @@ from petransfer.evaluation.exact_match import evaluate
 from petransfer.models.complete_weights import load_complete
 from petransfer.models.loading import DTYPES, Loaded
 from petransfer.models.saving import save_model
+from petransfer.models.support import supported_class
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import Bits
 from petransfer.sharing.attach import attach
@@ -30,6 +30,7 @@ from petransfer.sharing.combined_adapters import put_together
 from petransfer.sharing.export_files import copy_sentencepiece_files, separate_output_head
 from petransfer.sharing.own_tokenizer import with_own_tokenizer
 from petransfer.sharing.task_data import columns_of, data_of
+from petransfer.sharing.usable_rows import usable_rows
 
 # The largest relative change of the logits that is allowed for each of two steps: adding an adapter to the 32-bit
 # weights, and writing and reading the model. The change is the root mean square of the differences, divided by the root
@@ -177,7 +178,7 @@ def _rounded(model: Any, dtype: torch.dtype) -> Any:
 
 
 def _read(folder: Path, loaded: Loaded, bits: Bits) -> torch.nn.Module:
-    auto = AutoModelForSeq2SeqLM if loaded.layout.encoder_decoder else AutoModelForCausalLM
+    auto = supported_class(loaded.model.config, str(folder))
     model: torch.nn.Module = load_complete(auto, str(folder), dtype=DTYPES[bits])
     return model.to(loaded.model.device).eval()
 
@@ -241,15 +242,14 @@ def _dev_exact_match(bundle: Bundle, model: torch.nn.Module, loaded: Loaded, whe
     """Return exact match on at most DEV_EXAMPLES dev examples, in %. None without the data."""
     if bundle.spec is None:
         return None
+    loaded = replace(loaded, layout=chat_layout(loaded.tokenizer, loaded.layout, bundle.chat()))
     try:
-        examples = list(data_of(bundle, where.data_dir).dev)[:DEV_EXAMPLES]
+        examples = usable_rows(data_of(bundle, where.data_dir).dev, bundle, model, loaded)[:DEV_EXAMPLES]
     except UserError:
         return None
     if not examples:
         return None
-    layout = chat_layout(loaded.tokenizer, loaded.layout, bundle.chat())
-    encoded = encode_examples(examples, bundle.spec.task.prefix, loaded.tokenizer, layout)
-    loaded = replace(loaded, layout=layout)
+    encoded = encode_examples(examples, bundle.prefix(), loaded.tokenizer, loaded.layout)
     return 100 * evaluate(model, loaded, examples, encoded, audited=0).exact_match
 
 

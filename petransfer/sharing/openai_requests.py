@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 
 from petransfer.data.bad_rows import BadRow
-from petransfer.data.rows.chat_rows import read_messages
+from petransfer.data.rows.chat_rows import Message, chat_prompt, read_messages
 from petransfer.sharing.request_batches import Model, Prompts
 
 # The largest size of a request in bytes, number of prompts in a request, and number of generated tokens per prompt.
@@ -125,7 +125,7 @@ def _messages(content: Mapping[str, Any], model: Model) -> tuple[list[str], bool
     if last not in ("user", "tool"):
         raise BadRequest(f"the last message must be of the user or a tool, and it is of the {last}", "messages")
     if model.chat is not None:
-        return [json.dumps(messages, ensure_ascii=False)], True
+        return [_prompt_of(messages)], True
     # A model that was not trained on chats gets the text of the user's only message as a prompt.
     if len(messages) > 1:
         raise BadRequest(
@@ -133,6 +133,13 @@ def _messages(content: Mapping[str, Any], model: Model) -> tuple[list[str], bool
             "messages",
         )
     return [messages[0]["content"]], False
+
+
+def _prompt_of(messages: Sequence[Message]) -> str:
+    try:
+        return chat_prompt(messages)
+    except BadRow as problem:
+        raise BadRequest(f"messages: {problem}", "messages") from None
 
 
 def _max_tokens(content: Mapping[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import petransfer.models.bitsandbytes_import  # noqa: F401 - must precede peft
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from petransfer.data.encoding import encode_inputs
+from petransfer.data import Example
+from petransfer.data.encoding import encode_inputs, input_text
 from petransfer.errors import UserError
 from petransfer.evaluation.generation import generations
 from petransfer.models.loading import DTYPES, Loaded
@@ -25,13 +27,16 @@ from petransfer.sharing.bundle import Bundle
 TEXTS, TOKENS = 50, 64
 
 
-def differing_texts(bundle: Bundle, base: Base, ours: Any, loaded: Loaded, inputs: list[str]) -> tuple[int, int]:
+def differing_texts(
+    bundle: Bundle, base: Base, ours: Any, loaded: Loaded, examples: Sequence[Example]
+) -> tuple[int, int]:
     """Compare petransfer's texts with those of plain transformers and peft, for the first TEXTS inputs.
 
     Args:
         base: the base, which plain transformers loads again.
         ours: petransfer's model with the adapter.
-        inputs: input texts with the prefix.
+        loaded: the base, with the layout of the adapter's examples.
+        examples: examples of the adapter's own task, whose inputs are compared.
 
     Returns:
         The number of inputs with different texts, and the number of compared inputs.
@@ -42,7 +47,8 @@ def differing_texts(bundle: Bundle, base: Base, ours: Any, loaded: Loaded, input
     checkpoint = base.checkpoint
     if checkpoint.reinit != "none" or checkpoint.tokenizer:
         raise UserError(f"--plain: plain transformers cannot make the base of {bundle.label}; leave --plain out")
-    rows = encode_inputs(inputs[:TEXTS], loaded.tokenizer, loaded.layout)
+    inputs = [input_text(example, bundle.prefix(), loaded.tokenizer) for example in examples[:TEXTS]]
+    rows = encode_inputs(inputs, loaded.tokenizer, loaded.layout, is_rendered=bundle.chat() == "template")
     limits = [TOKENS] * len(rows)
     plain = _plain_model(bundle, base, loaded)
     expected = generations(ours, loaded, rows, limits, batch_size=1)

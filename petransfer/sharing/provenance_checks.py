@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from petransfer.errors import UserError, reason_of
 from petransfer.recipe.run_spec import RunSpec
-from petransfer.sharing.bundle_files import PROVENANCE
+from petransfer.sharing.bundle_files import PROVENANCE, RECIPE
+from petransfer.sharing.safe_reading import read_json
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
@@ -78,6 +80,38 @@ def check_result(content: dict[str, Any]) -> None:
         _Result.model_validate(content)
     except ValidationError as error:
         raise UserError(f"result.json is damaged ({_where(error)}); get the adapter again") from None
+
+
+class _Task(BaseModel):
+    options: dict[str, str | int | float] = {}
+
+
+class _Recipe(BaseModel):
+    name: str = ""
+    task: _Task = _Task()
+
+
+def check_recipe(content: dict[str, Any]) -> None:
+    """Raise UserError if a value in recipe.yaml that is read has the wrong type."""
+    try:
+        _Recipe.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{RECIPE} is damaged ({_where(error)}); get the adapter again") from None
+
+
+def spec_of_run(folder: Path) -> RunSpec:
+    """Return the spec of a run on this machine, from spec.json. It has the places of local files.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / "spec.json"
+    content = read_json(path)
+    try:
+        return RunSpec.from_dict(content)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = reason_of(f"{type(error).__name__}: {error}", 80)
+        raise UserError(f"{path} is damaged ({reason}); restore it, or use a bundle of the adapter") from None
 
 
 def spec_in(content: dict[str, Any]) -> RunSpec:

@@ -11,14 +11,15 @@ from typing import Any
 
 from petransfer.data import Example, SplitData, load_task, task_info
 from petransfer.data.rows.records import MissingColumn
-from petransfer.data.rows.source import is_file_name
+from petransfer.data.rows.source import find_source, is_file_name
+from petransfer.data.rows.tables import open_dataset
 from petransfer.data.tasks.lines import ChangedRows
+from petransfer.data.templates import render_text
 from petransfer.errors import UserError, unknown
 from petransfer.plurals import count
-from petransfer.recipe.run_spec import RunSpec
 from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.bundle_files import RECIPE
-from petransfer.sharing.safe_reading import read_json, read_text, read_yaml
+from petransfer.sharing.safe_reading import read_text, read_yaml
 from petransfer.user_paths import expanded
 
 Pairs = Sequence[tuple[str, str]]
@@ -55,10 +56,12 @@ def test_data(
     Args:
         bundle: the adapter. None for a base checkpoint.
         label: name of the adapter or model in messages.
-        data: a file, a benchmark's `task/split`, or pairs of input and target. None means the adapter's own task. A
-            file is read with the column names of the adapter's training data.
-        part: `dev` or `test`. Default: all rows of a file, else `test`. In a file, `part` selects rows that are also in
-            this part of the adapter's own data. Pairs have no parts, so `part` must be None for them.
+        data: a file, a dataset, a benchmark's `task/split`, or pairs of input and target. None means the adapter's own
+            task. A file is read with the column names of the adapter's training data. A pair's input has the form that
+            `Adapter.predict` takes.
+        part: `dev` or `test`. Default: all rows of a file, the split `test` of a dataset (or `train`), else `test`. In
+            a file, `part` selects rows that are also in this part of the adapter's own data. Pairs have no parts, so
+            `part` must be None for them.
         data_dir: folder with data files.
 
     Raises:
@@ -78,8 +81,10 @@ def test_data(
     if not isinstance(data, str):
         if part is not None:
             raise UserError(f"part '{part}' was given with pairs of input and target, which have no parts; remove part")
-        chat = bundle.chat() if bundle else ""
-        rows = [Example(at, source, target, "all", chat) for at, (source, target) in enumerate(data)]
+        template, chat = (bundle.template(), bundle.chat()) if bundle else ("", "")
+        rows = [
+            Example(at, render_text(template, source), target, "all", chat) for at, (source, target) in enumerate(data)
+        ]
         if not rows:
             raise UserError("there are no rows to evaluate on; give at least one pair of input and target")
         return TestData(count(len(rows), "pair"), rows)
@@ -88,8 +93,8 @@ def test_data(
     if split_name and benchmark and benchmark.published:
         split = load_task(name, data_dir).load(split_name)
         return TestData(f"{name} {split_name}, {part or 'test'}", getattr(split, part or "test"), split.labels)
-    rows = _rows_of_file(bundle, data, data_dir)
-    title = Path(data).name
+    rows, split_name = _rows_of_file(bundle, data, data_dir)
+    title = Path(data).name + (f", split {split_name}" if split_name else "")
     if part is None:
         return TestData(title, rows)
     if bundle is None or bundle.spec is None:
@@ -103,13 +108,21 @@ def test_data(
     return TestData(f"{title}, {part}", chosen)
 
 
-def _rows_of_file(bundle: Bundle | None, data: str, data_dir: Path | None) -> list[Example]:
+def _rows_of_file(bundle: Bundle | None, data: str, data_dir: Path | None) -> tuple[list[Example], str]:
+    """Return the rows of a file or of one split of a dataset, and the split's name (empty for a file).
+
+    The split is `test`, or `train` for a dataset without `test`.
+    """
     columns = columns_of(bundle) if bundle else {}
+    source = find_source(data, data_dir, split="train")
+    splits = list(open_dataset(source)) if source.format == "dataset" else []
+    tested = "test" if "test" in splits else data
     try:
-        split = load_task("lines", data_dir, train=data, dev=data, test=data, **columns).load("held-out")
+        split = load_task("lines", data_dir, train=data, dev=tested, test=tested, **columns).load("held-out")
     except MissingColumn as error:
         raise UserError(f"{error.problem}; rename the columns of the file like those of the training data") from None
-    return sorted(split.test, key=lambda row: row.index)
+    name = "" if not splits else "test" if "test" in splits else source.split
+    return sorted(split.test, key=lambda row: row.index), name
 
 
 def columns_of(bundle: Bundle) -> dict[str, Any]:
@@ -137,9 +150,9 @@ def options_of(bundle: Bundle) -> dict[str, Any]:
     assert bundle.spec is not None
     task = bundle.spec.task
     options: dict[str, Any] = dict(task.options)
-    kept = bundle.here / "spec.json" if bundle.here else None
-    if kept:
-        return options | dict(RunSpec.from_dict(read_json(kept)).task.source)
+    local = bundle.local_spec()
+    if local:
+        return options | dict(local.task.source)
     if task.name != "lines":
         return options
     if RECIPE not in bundle.files:

@@ -5,12 +5,17 @@ The section has code for plain transformers and peft, and commands of petransfer
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from typing import Any
 
 from petransfer.data.layout import Layout
+from petransfer.data.templates import fields_of, render
 from petransfer.models.configuration_record import OTHER_ENDS
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.run_spec import RunSpec
+from petransfer.report.tables import markdown_text
 
 _DTYPES = {32: "torch.float32", 16: "torch.bfloat16"}
 
@@ -19,7 +24,7 @@ With petransfer, which checks what the adapter was made from:
 
 ```
 petransfer adapter verify adapter.petransfer.zip
-petransfer predict adapter.petransfer.zip "an input"
+petransfer predict adapter.petransfer.zip {argument}
 ```"""
 
 # Quantise the same layers as petransfer does: transformers would keep some layers of T5 in 32 bits.
@@ -48,6 +53,21 @@ base.generation_config = GenerationConfig(  # the base's own penalties, minimum 
     eos_token_id={ends}, pad_token_id=tokenizer.pad_token_id)
 """
 
+# A chat's answer ends with the first special token that the chat template writes after it.
+_END_OF_TURN = """\
+turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}]
+tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("ANSWER")[2]
+special = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special} | {tokenizer.eos_token_id}
+after = [token for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if token in special]
+end = after[0] if after else tokenizer.eos_token_id
+"""
+
+_CHAT = """\
+chat = [{{"role": "user", "content": {text}}}]
+text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+"""
+
 # Some tokenizers append an end token to the input; it is removed because the generated text follows.
 _OPEN_ENDED = """\
 if inputs["input_ids"][0, -1] == tokenizer.eos_token_id:
@@ -57,7 +77,7 @@ if inputs["input_ids"][0, -1] == tokenizer.eos_token_id:
 
 def base_in_words(spec: RunSpec) -> str:
     """Return a phrase in Markdown that names the base and its place."""
-    name = spec.checkpoint.name
+    name = _escaped(spec.checkpoint.name)
     if is_embedded(name):
         return f"`{name}`, which ships with petransfer and is not on the hub"
     if len(spec.checkpoint.weights) == 64:
@@ -67,14 +87,23 @@ def base_in_words(spec: RunSpec) -> str:
 
 def usage(spec: RunSpec, provenance: dict[str, Any]) -> str:
     """Return the card's section about how to use the adapter, in Markdown."""
+    columns = fields_of(str(spec.task.options.get("template", "")))
+    argument = shlex.quote(json.dumps({name: f"the {name}" for name in columns})) if len(columns) > 1 else '"an input"'
+    with_petransfer = _WITH_PETRANSFER.format(argument=argument)
     commit = provenance.get("base", {}).get("commit")
     if spec.checkpoint.reinit != "none" or spec.checkpoint.tokenizer:
         random = f"Plain transformers cannot make its base: some weights were drawn at random from seed {spec.seed}."
-        return f"{random}\n\n{_WITH_PETRANSFER}"
+        return f"{random}\n\n{with_petransfer}"
     if spec.checkpoint.added_tokens:
-        named = ", ".join(map(repr, spec.checkpoint.added_tokens))
+        named = markdown_text(", ".join(map(repr, spec.checkpoint.added_tokens)))
         return (
-            f"Its tokenizer has added tokens ({named}), which petransfer adds to the base's own.\n\n{_WITH_PETRANSFER}"
+            f"Its tokenizer has added tokens ({named}), which petransfer adds to the base's own.\n\n{with_petransfer}"
+        )
+    if spec.checkpoint.target_language:
+        named = markdown_text(f"{spec.checkpoint.source_language} and {spec.checkpoint.target_language}")
+        return (
+            f"Its inputs and targets are marked with their languages ({named}), which petransfer does as in training."
+            f"\n\n{with_petransfer}"
         )
     how, place = _base(spec)
     parts = [how, f"```python\n{_code(spec, provenance, place, commit)}\n```"]
@@ -83,12 +112,12 @@ def usage(spec: RunSpec, provenance: dict[str, Any]) -> str:
             f"At {spec.method.bits} bits, plain transformers and peft round some intermediate results differently from "
             "petransfer, so that a few answers can differ. `petransfer adapter verify --plain` counts how many."
         )
-    return "\n\n".join([*parts, _WITH_PETRANSFER])
+    return "\n\n".join([*parts, with_petransfer])
 
 
 def _base(spec: RunSpec) -> tuple[str, str]:
     """Return the text before the code, and the base's name or folder in the code."""
-    name = spec.checkpoint.name
+    name = _escaped(spec.checkpoint.name)
     after = "`adapter` is the unpacked bundle or this repository:"
     if is_embedded(name):
         return (
@@ -100,14 +129,29 @@ def _base(spec: RunSpec) -> tuple[str, str]:
         )
     if len(spec.checkpoint.weights) == 64:
         return f"With plain transformers and peft. `base` is the folder of `{name}`; {after}", "base"
-    return f"With plain transformers and peft; {after}", name
+    return f"With plain transformers and peft; {after}", spec.checkpoint.name
+
+
+def _escaped(name: str) -> str:
+    """Return a checkpoint's name for Markdown, in which it can end neither code nor a link."""
+    return re.sub(r"[`\[\]()]", "_", markdown_text(name))
+
+
+def _input(spec: RunSpec, encoder_decoder: bool) -> str:
+    """Return an input as petransfer gives it to the model, without the tokenizer's chat template."""
+    template, chat = str(spec.task.options.get("template", "")), spec.task.options.get("chat")
+    text = render(template, {name: f"the {name}" for name in fields_of(template)}) if template else "an input"
+    text = spec.task.prefix + text
+    if chat == "plain":
+        text = f"user: {text}\nassistant:"
+    return text if encoder_decoder or chat == "template" else text + Layout.input_end
 
 
 def _code(spec: RunSpec, provenance: dict[str, Any], name: str, commit: str | None) -> str:
     encoder_decoder, bits = bool(provenance.get("encoder_decoder", True)), spec.method.bits
     auto = "AutoModelForSeq2SeqLM" if encoder_decoder else "AutoModelForCausalLM"
-    place = f'"{name}"' + (f', revision="{commit}"' if commit else "")
-    text = spec.task.prefix + "an input" + ("" if encoder_decoder else Layout.input_end)
+    place = json.dumps(name, ensure_ascii=False) + (f', revision="{commit}"' if commit else "")
+    chat, text = spec.task.options.get("chat") == "template", _input(spec, encoder_decoder)
     quantised = bits not in _DTYPES
     more = ", BitsAndBytesConfig" if quantised else ""
     width = f"dtype=torch.bfloat16, quantization_config={_quantised(bits)}" if quantised else f"dtype={_DTYPES[bits]}"
@@ -122,21 +166,27 @@ def _code(spec: RunSpec, provenance: dict[str, Any], name: str, commit: str | No
     lines += ["", f"base = {auto}.from_pretrained({place}, {width})"]
     lines += _NOT_REPACKED.splitlines() if bits == 4 else []
     lines += [f"tokenizer = AutoTokenizer.from_pretrained({place})"]
-    lines += (_ENCODER_DECODER if encoder_decoder else _DECODER_ONLY).format(ends=_ends(provenance)).splitlines()
+    lines += _END_OF_TURN.splitlines() if chat else []
+    decoding = _ENCODER_DECODER if encoder_decoder else _DECODER_ONLY
+    lines += decoding.format(ends=_ends(provenance, chat)).splitlines()
     lines += ['model = PeftModel.from_pretrained(base, "adapter").eval()']
-    lines += [f'inputs = tokenizer({text!r}, return_tensors="pt")']
-    lines += [] if encoder_decoder else _OPEN_ENDED.splitlines()
+    if chat:
+        lines += _CHAT.format(text=repr(text)).splitlines()
+    else:
+        lines += [f'inputs = tokenizer({text!r}, return_tensors="pt")']
+        lines += [] if encoder_decoder else _OPEN_ENDED.splitlines()
     answer = "answer[0]" if encoder_decoder else 'answer[0, inputs["input_ids"].shape[1]:]'
     lines += ["answer = model.generate(**inputs, max_new_tokens=128)"]
     lines += [f"print(tokenizer.decode({answer}, skip_special_tokens=True))"]
     return "\n".join(lines)
 
 
-def _ends(provenance: dict[str, Any]) -> str:
-    """Return the code for the ids of the tokens at which generation stops."""
+def _ends(provenance: dict[str, Any], chat: bool) -> str:
+    """Return the code for the ids of the tokens at which generation stops. `end` is the end of a turn in a chat."""
     tokens = provenance.get("base", {}).get("configuration", {}).get("tokens", {})
     others = "".join(f", {token}" for token in tokens.get(OTHER_ENDS, ()) if type(token) is int)
-    return f"[tokenizer.eos_token_id{others}]" if others else "tokenizer.eos_token_id"
+    others = f"tokenizer.eos_token_id{others}"
+    return f"[end, {others}]" if chat else f"[{others}]" if "," in others else others
 
 
 def _quantised(bits: int) -> str:

@@ -6,14 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from petransfer.data import SplitData
 from petransfer.data.chat import chat_layout
-from petransfer.data.encoded_examples import encode_split
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import Evaluation
 from petransfer.evaluation.one_pass import Scored
 from petransfer.models.hashes import tokenizer_sha256
-from petransfer.models.lengths import length_check
 from petransfer.models.loading import Loaded
 from petransfer.models.quantization import inventory
 from petransfer.plurals import count
@@ -34,7 +31,8 @@ from petransfer.sharing.examples_file import rows_of
 from petransfer.sharing.plain_check import differing_texts
 from petransfer.sharing.safe_reading import card_data
 from petransfer.sharing.scoring import evaluation
-from petransfer.sharing.task_data import data_of, options_of
+from petransfer.sharing.task_data import data_of
+from petransfer.sharing.usable_rows import usable_rows
 from petransfer.study.provenance import examples_sha256
 
 # The parts of the data, each with its name in the card's metadata.
@@ -210,9 +208,9 @@ def _figures(bundle: Bundle, where: Where, model: Any, loaded: Loaded) -> Iterat
     provenance, spec = bundle.provenance or {}, bundle.spec
     assert spec is not None
     loaded = replace(loaded, layout=chat_layout(loaded.tokenizer, loaded.layout, bundle.chat()))
-    data = _usable(data_of(bundle, where.data_dir, "leave the scores out with --no-evaluate"), bundle, loaded)
+    data = data_of(bundle, where.data_dir, "leave the scores out with --no-evaluate")
     for part, claim in provenance["claims"].items():
-        examples = getattr(data, part)
+        examples = usable_rows(getattr(data, part), bundle, model, loaded)
         if examples_sha256(examples) != provenance.get("data_sha256", {}).get(part):
             yield Check("data", False, f"the {part} examples here are not those that it was tested on")
             continue
@@ -220,19 +218,6 @@ def _figures(bundle: Bundle, where: Where, model: Any, loaded: Loaded) -> Iterat
         yield _claimed(part, claim, found)
         if part == "test" and EXAMPLES in bundle.files:
             yield _example_by_example(rows_of(bundle.files[EXAMPLES]), found.scored)
-
-
-def _usable(data: SplitData, bundle: Bundle, loaded: Loaded) -> SplitData:
-    """Return the data without the examples that training left out."""
-    assert bundle.spec is not None
-    options = options_of(bundle)
-    # A run with `bad_rows: skip` leaves out the examples that its model cannot process.
-    if options.get("bad_rows") != "skip":
-        return data
-    most = int(options.get("max_length", 0))
-    too_long = length_check(loaded.model.config, bundle.spec.checkpoint.name, most)
-    prefix, tokenizer = bundle.spec.task.prefix, loaded.tokenizer
-    return encode_split(data, prefix, tokenizer, loaded.layout, too_long=too_long, skip_bad_rows=True).data
 
 
 def _claimed(part: str, claim: dict[str, Any], found: Evaluation) -> Check:
@@ -266,9 +251,9 @@ def _example_by_example(kept: Sequence[dict[str, Any]], scored: Sequence[Scored]
 def _plain(bundle: Bundle, where: Where, base: Base, model: Any, loaded: Loaded) -> Check:
     """Check that plain transformers and peft generate the same texts."""
     assert bundle.spec is not None
-    data = data_of(bundle, where.data_dir, "leave --plain out")
-    inputs = [bundle.spec.task.prefix + example.input for example in data.test]
-    different, total = differing_texts(bundle, base, model, loaded, inputs)
+    loaded = replace(loaded, layout=chat_layout(loaded.tokenizer, loaded.layout, bundle.chat()))
+    examples = usable_rows(data_of(bundle, where.data_dir, "leave --plain out").test, bundle, model, loaded)
+    different, total = differing_texts(bundle, base, model, loaded, examples)
     line = f"plain transformers and peft generate the same text for {total - different} of {total} test inputs"
     # At 8 and 4 bits, the check passes also for different texts.
     return Check("plain", not different or base.bits < 16, line)

@@ -6,19 +6,19 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from petransfer.data.encoding import Layout
-from petransfer.errors import UserError, reason_of
+from petransfer.errors import UserError
 from petransfer.evaluation.predictor import Predictor
-from petransfer.models.checkpoint_files import tokenizer_file
-from petransfer.models.complete_weights import load_complete
+from petransfer.models.checkpoint_files import one_line_errors, read_configuration, tokenizer_file
+from petransfer.models.complete_weights import load_complete, refuse_damaged_files
 from petransfer.models.hashes import is_on_hub
 from petransfer.models.loading import Loaded, load_checkpoint, tokenizer_and_layout
 from petransfer.models.registry import checkpoint_spec, is_embedded
-from petransfer.models.special_tokens import layout_of, untrained_layout
+from petransfer.models.special_tokens import untrained_layout
 from petransfer.models.support import supported_class
-from petransfer.recipe.run_spec import CheckpointSpec, RunSpec
+from petransfer.recipe.run_spec import CheckpointSpec
 from petransfer.sharing.base import Where, as_trained_from, default_device, warn_of_other_tokenizer
 from petransfer.sharing.bundle import Bundle, is_hub_id
 from petransfer.sharing.bundle_files import PROVENANCE, has_sha256
@@ -88,18 +88,19 @@ def _refuse_changed(folder: Path, bundle: Bundle) -> None:
 def _load_whole(folder: Path, bundle: Bundle, checkpoint: str | None, device: str) -> Loaded:
     """Load the model that a run or a merge saved."""
     assert bundle.spec is not None
-    weights = _weights_folder(folder)
-    try:
-        config = AutoConfig.from_pretrained(weights)
+    made, weights = bundle.spec.checkpoint, _weights_folder(folder)
+    own = CheckpointSpec(
+        weights.name, source=str(weights), source_language=made.source_language, target_language=made.target_language
+    )
+    with one_line_errors(own):
+        refuse_damaged_files(own)
+        config = read_configuration(own)
         auto = supported_class(config, bundle.label)
         dtype = "auto" if _is_merged(bundle) else "float32"
         model = load_complete(auto, str(weights), dtype=dtype).to(device).eval()
-    except (OSError, ValueError) as error:
-        reason = reason_of(error, 160)
-        raise UserError(f"the model in {weights} cannot be loaded ({reason}); train or merge it again") from error
     if (weights / "tokenizer_config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(weights)
-        return Loaded(model, tokenizer, layout_of(config, tokenizer, model.generation_config), None, ())
+        tokenizer, layout = tokenizer_and_layout(own, config)
+        return Loaded(model, tokenizer, layout, None, ())
     # A run saves no tokenizer.
     tokenizer, layout = _base_tokenizer(bundle, config, checkpoint)
     loaded = Loaded(model, tokenizer, layout, None, ())
@@ -116,8 +117,8 @@ def _base_tokenizer(
 ) -> tuple[PreTrainedTokenizerBase, Layout]:
     assert bundle.spec is not None
     made = bundle.spec.checkpoint
-    kept = bundle.here / "spec.json" if bundle.here else None
-    here = RunSpec.from_dict(read_json(kept)).checkpoint if kept else None
+    local = bundle.local_spec()
+    here = local.checkpoint if local else None
     if checkpoint is not None:
         found = as_trained_from(checkpoint_spec(checkpoint), here or made)
     elif here is None and re.fullmatch("[0-9a-f]{64}", made.weights) and not is_embedded(made.name):

@@ -11,7 +11,7 @@ from typing import Any
 from petransfer.data import SplitData, load_task
 from petransfer.data.chat import chat_layout
 from petransfer.data.encoded_examples import EncodedSplit, encode_split
-from petransfer.data.encoding import Layout, encode_targets
+from petransfer.data.encoding import Layout, encodable, encode_targets
 from petransfer.errors import UserError
 from petransfer.evaluation.metric_checks import declared
 from petransfer.memory.step_memory import meta_model
@@ -82,14 +82,8 @@ def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tupl
         used_in_training=lambda: used_examples(len(data.train), train.batch_size, train.steps, spec.seed),
     )
     if any(metric.of_labels for metric in declared(spec.task.metrics)):
-        labels = []
-        for label in data.labels:
-            try:
-                encode_targets([label], tokenizer, layout)
-                labels.append(label)
-            except UserError:
-                if source.get("bad_rows") != "skip":
-                    raise
+        labels = encodable(data.labels, tokenizer, layout) if source.get("bad_rows") == "skip" else data.labels
+        encode_targets(labels, tokenizer, layout)
         encoded = replace(encoded, data=replace(encoded.data, labels=tuple(labels)))
     return encoded, layout
 

@@ -34,7 +34,7 @@ def test_data_that_are_gone_are_found_by_name(moved: Path, place: Path, capsys: 
 
 def test_a_base_that_is_gone_is_asked_for(moved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = json.loads((moved / "spec.json").read_text())
-    spec["checkpoint"] |= {"name": "base", "source": "/gone/base"}
+    spec["checkpoint"]["source"] = "/gone/base"
     (moved / "spec.json").write_text(json.dumps(spec))
     said = refused(capsys, "predict", str(moved), "to walk", "--cpu")
     assert all(word in said for word in ("there is no folder /gone/base", "--checkpoint"))

@@ -105,6 +105,7 @@ def test_bad_chats_are_refused_in_one_line(chat_server: str) -> None:
         ({"messages": []}, "the list of messages is empty"),
         ({"messages": "Hi"}, "messages must be a list"),
         ({"messages": [{"role": "wizard", "content": "Hi"}]}, "unknown role 'wizard'"),
+        ({"messages": [{"role": "\ud800", "content": "Hi"}]}, "unknown role '\\ud800'"),
         ({"messages": [{"role": "user", "content": ""}]}, "a message of the user is empty"),
         ({"messages": [*MESSAGES, {"role": "assistant", "content": "Hello"}]}, "the last message must be of the user"),
         ({"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools must be null or absent"),

@@ -165,6 +165,7 @@ def test_what_cannot_go_together_is_refused(
     assert "--weights a,b: write numbers" in refused(
         capsys, "predict", two[0], "x", "--with", two[1], "--weights", "a,b"
     )
+    assert "--weights: nan is no weight" in refused(capsys, "eval", *two, "--weights", "nan,1")
     assert "no combination 'mean'" in refused(capsys, "eval", *two, "--weights", "1,1", "--combination", "mean")
 
 

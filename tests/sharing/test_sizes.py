@@ -93,3 +93,14 @@ def test_a_parquet_file_that_stands_for_many_rows(tmp_path: Path, monkeypatch: p
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(UserError, match=r"examples\.parquet cannot be read"):
         rows_of(path)
+
+
+def test_texts_in_the_place_of_numbers_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "examples.parquet"
+    columns = {"index": [0] * 9, "correct": ["x"] * 9, "log_prob": [0.0] * 9}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(UserError, match="holds other values than a run writes"):
+        rows_of(path)

@@ -1,4 +1,4 @@
-"""An adapter that was trained with rows left out is verified on the rows that were used."""
+"""An adapter that was trained with rows left out is verified, scored and merged on the rows that were used."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import petransfer
 from tests.cli.calls import call
 
 
@@ -31,3 +32,7 @@ def test_rows_that_were_left_out_are_left_out_again(
     said = capsys.readouterr().out
     assert code == 0, said
     assert "as claimed (6 examples)" in " ".join(said.split())
+    adapter = petransfer.Adapter.load("out", device="cpu")
+    scores = adapter.evaluate()
+    assert (scores.examples, scores.exact_match) == (6, scores.claimed)
+    assert adapter.merge("merged").dev is not None
