@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from petransfer.errors import RunError, unknown
+from petransfer.errors import RunError, UserError
 from petransfer.plurals import count
+from petransfer.python_arguments import place_of
 from petransfer.study.run_study import check_processes, execute_study, prepare_study
 from petransfer.study.scheduling import Scheduling
 from petransfer.study.settings import Settings
@@ -224,7 +224,7 @@ class Study:
 
 
 def train(
-    model: str,
+    model: str | Path,
     data: str | Path,
     *,
     out: str | Path | None = None,
@@ -271,18 +271,17 @@ def train(
     from petransfer.memory.cards import this_card
     from petransfer.sharing.adapter import Adapter
     from petransfer.study.cross_validation import cross_validation
-    from petransfer.study.quick_recipe import TrainRequest
+    from petransfer.study.quick_recipe import train_request
     from petransfer.study.train_study import memory_of, refuse_too_large, train_study
     from petransfer.study.train_summary import summaries
 
-    known = {field.name for field in fields(TrainRequest)}
-    for name in settings:
-        if name not in known:
-            raise unknown("setting of train", name, known)
+    request = train_request(settings)
+    place = None if out is None else expanded(place_of(out, "out"))
+    if not isinstance(overrides, Mapping | None):
+        raise UserError(f"overrides is {overrides!r:.40}; give a dict, such as {{'train': {{'warmup': 0.1}}}}")
+    named = place_of(model, "model"), place_of(data, "data")
     card = None if cpu else this_card()
-    request = TrainRequest(**settings)
-    place = None if out is None else expanded(out)
-    asked = (str(model), str(data), request, list(as_overrides(overrides or {})), place, card is not None)
+    asked = (*named, request, list(as_overrides(overrides or {})), place, card is not None)
     found = cross_validation(*asked) if request.folds is not None else None
     training = found.folds[0] if found else train_study(*asked)
     if training.note:

@@ -28,6 +28,7 @@ FLOORS = (
     {"data"},
     {"recipe"},
     {"registries", "json_lines", "user_paths", "git_lfs"},
+    {"python_arguments"},
     {"errors", "atomic_files", "plurals"},
 )
 # Folders of one floor that may be imported by a folder beside them, with the reason.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from petransfer.errors import UserError, unknown
 from petransfer.memory.cards import card_bytes
 from petransfer.models.registry import checkpoint_spec
+from petransfer.python_arguments import place_of
 from petransfer.recipe.method_part import MethodPart, method_of
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import CheckpointSpec, MethodSpec, Optimizer
@@ -20,7 +22,7 @@ OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "adamw-8bit", "paged-adamw-8bit")
 
 
 def fit(
-    checkpoint: str,
+    checkpoint: str | Path,
     *,
     bits: int = 16,
     method: str = "lora",
@@ -72,7 +74,7 @@ def fit(
         >>> found.memory.trained_parameters
         180224
     """
-    spec = checkpoint_spec(checkpoint)
+    spec = checkpoint_spec(place_of(checkpoint, "checkpoint"))
     sizes = {"rank": rank, "virtual_tokens": virtual_tokens, "match_parameters": match_parameters}
     chosen = _method(method, bits, sizes)
     _check(batch_size, lengths, optimizer, stack, method, gradient_checkpointing)

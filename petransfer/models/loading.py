@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ from petransfer.models.registry import checkpoint_spec
 from petransfer.models.special_tokens import layout_of
 from petransfer.models.support import supported_class
 from petransfer.models.text_part import text_config
+from petransfer.python_arguments import device_of, names_of, place_of
 from petransfer.recipe.run_spec import Bits, CheckpointSpec
 
 DTYPES: dict[int, torch.dtype] = {32: torch.float32, 16: torch.bfloat16}
@@ -64,7 +66,7 @@ class Loaded:
 
 
 def load(
-    checkpoint: str,
+    checkpoint: str | Path,
     bits: Bits = 16,
     *,
     device: torch.device | str | None = None,
@@ -99,9 +101,10 @@ def load(
     """
     if bits not in (32, 16, 8, 4):
         raise UserError(f"bits={bits!r} is not a width that petransfer loads; use 32, 16, 8 or 4")
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = place_of(checkpoint, "checkpoint")
+    place = device_of(device) or ("cuda" if torch.cuda.is_available() else "cpu")
     with without_progress_bars():
-        loaded = load_checkpoint(checkpoint_spec(checkpoint), bits, device=place, keep_wide=keep_wide)
+        loaded = load_checkpoint(checkpoint_spec(name), bits, device=place, keep_wide=names_of(keep_wide, "keep_wide"))
     return loaded.model.eval(), loaded.tokenizer
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from petransfer.errors import UserError
 from petransfer.evaluation.predictor import Predictor
+from petransfer.python_arguments import device_of, names_of, place_of, text_pairs, texts_of
 from petransfer.recipe.run_spec import Bits
 from petransfer.sharing import hub
 from petransfer.sharing.base import Where
@@ -24,6 +26,9 @@ from petransfer.sharing.task_data import Pairs
 from petransfer.sharing.verify import Check, verify
 from petransfer.sharing.whole_models import whole_predictor
 from petransfer.user_paths import expanded
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 class Adapter:
@@ -52,7 +57,7 @@ class Adapter:
         place: str | Path,
         *,
         run: str | None = None,
-        checkpoint: str | None = None,
+        checkpoint: str | Path | None = None,
         revision: str | None = None,
         data_dir: str | Path | None = None,
         device: str | None = None,
@@ -73,16 +78,18 @@ class Adapter:
         Raises:
             UserError: there is no adapter at `place`, or a file is missing, damaged, or could run code.
         """
-        place_on = None if data_dir is None else expanded(data_dir)
+        place_on = None if data_dir is None else expanded(place_of(data_dir, "data_dir"))
+        base = None if checkpoint is None else place_of(checkpoint, "checkpoint")
+        where = Where(base, revision, place_on, device_of(device), any_base)
         files = contextlib.ExitStack()
         try:
-            source = files.enter_context(opened_source(str(place), run))
+            source = files.enter_context(opened_source(place_of(place, "place"), run))
             if source.kind == "adapter":
                 checked(source.adapter())
         except BaseException:
             files.close()
             raise
-        adapter = cls(source, Where(checkpoint, revision, place_on, device, any_base))
+        adapter = cls(source, where)
         weakref.finalize(adapter, files.close)  # removes the temporary folder of files from a zip or the hub
         return adapter
 
@@ -129,16 +136,15 @@ class Adapter:
             UserError: `texts` is one string, an input is too long for the model, the base cannot be loaded, or `chat`
                 is given and there is no chat template.
         """
-        if isinstance(texts, str):
-            raise UserError("predict takes a list of texts; write predict([text]) for one text")
+        given = texts_of(texts)
         predictor = self.predictor.for_chats(by_default=True) if chat else self.predictor
         if predictor is None:
             raise UserError(f"the tokenizer of {self.label} has no chat template; leave chat=True out")
-        return predictor(list(texts), max_new_tokens)
+        return predictor(given, max_new_tokens)
 
     def evaluate(
         self,
-        data: str | Path | Pairs | None = None,
+        data: str | Path | Pairs | Sequence[Mapping[str, str]] | DataFrame | None = None,
         *,
         part: str | None = None,
         by_generation: bool = False,
@@ -147,8 +153,9 @@ class Adapter:
         """Compute exact match and other metrics on the adapter's own task or on other data.
 
         Args:
-            data: a file, a dataset, pairs of input and target, or a benchmark's `task/split` such as `scan/add_jump`.
-                The inputs of pairs have the form that `predict` takes. None means the adapter's own task.
+            data: a file, a dataset, pairs of input and target, rows with the keys `input` and `target`, a DataFrame
+                with these columns, or a benchmark's `task/split` such as `scan/add_jump`. The inputs of pairs and rows
+                have the form that `predict` takes. None means the adapter's own task.
             part: `dev` or `test`. Default: all rows of a file, the split `test` of a dataset, else `test`. Pairs have
                 no parts; leave it out for them.
             by_generation: score generated texts. Default: score the predictions of one forward pass per example.
@@ -162,10 +169,9 @@ class Adapter:
             UserError: the data or the base is not available, the tokenizer cannot represent a target, or `part` is
                 unknown or given with pairs.
         """
-        asked = str(data) if isinstance(data, Path) else data
-        (scores,) = side_by_side(
-            [self._source], self._where, Request(asked, part, by_generation, metrics=tuple(metrics))
-        )
+        asked = data if data is None else str(data) if isinstance(data, str | Path) else text_pairs(data)
+        request = Request(asked, part, by_generation, metrics=names_of(metrics, "metrics"))
+        (scores,) = side_by_side([self._source], self._where, request)
         return scores
 
     def push(

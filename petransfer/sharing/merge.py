@@ -93,6 +93,8 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
     _refuse_inputs(bundle)
     trained: Bits = bundle.spec.method.bits if bundle.spec else 16
     width: Bits = bits or (32 if trained == 32 else 16)
+    if width not in (4, 8, 16, 32):
+        raise UserError(f"bits is {width!r}; give 16 or 32, as a number")
     if width not in DTYPES:
         raise UserError(
             f"an adapter cannot be merged into a base of {width} bits: the sum would be rounded to a few levels, and "

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from petransfer.errors import UserError
+from pydantic import TypeAdapter, ValidationError
+
+from petransfer.errors import UserError, unknown
 from petransfer.models.registry import CONTROLS, checkpoint_spec, is_embedded
 from petransfer.recipe.loading import apply_override, validate
 from petransfer.recipe.methods import METHODS
@@ -97,6 +99,11 @@ class TrainRequest:
         for part, value in (("--dev", self.dev), ("--test", self.test)):
             if isinstance(value, str) and not value.strip():
                 raise UserError(f"{part} is empty: give a share such as 0.1, a number of rows, or a file")
+        for option, number in (("--epochs", self.epochs), ("--max-minutes", self.max_minutes)):
+            if number is not None and not 0 < number < math.inf:
+                raise UserError(f"{option} {number:g}: give a number above 0, such as 10")
+        if self.early_stopping is not None and self.early_stopping < 0:
+            raise UserError(f"--early-stopping {self.early_stopping}: give a number of evaluations, or 0 for none")
         if self.steps is not None and self.epochs is not None:
             raise UserError("--steps and --epochs both set the length of the training; give one of them")
         if self.max_steps is not None and (self.steps is not None or self.epochs is not None):
@@ -108,6 +115,30 @@ class TrainRequest:
         if self.early_stopping is not None:
             return self.early_stopping > 0
         return self.steps is None and self.epochs is None
+
+
+def train_request(settings: Mapping[str, Any]) -> TrainRequest:
+    """Return the request for the settings that were given to `petransfer.train`.
+
+    Raises:
+        UserError: A setting is unknown, or its value has the wrong type.
+    """
+    known = {field.name for field in fields(TrainRequest)}
+    for name in settings:
+        if name not in known:
+            raise unknown("setting of train", name, known)
+    given: dict[str, Any] = {
+        name: (value,) if name in ("metrics", "add_tokens") and isinstance(value, str) else value
+        for name, value in settings.items()
+    }
+    try:
+        checked = TypeAdapter(TrainRequest).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{first['loc'][0]} is {settings[str(first['loc'][0])]!r:.40}: {first['msg']}") from None
+    # Pydantic writes whole numbers as 10.0 where a share is possible, and a number of rows is not a share.
+    converted = {name: getattr(checked, name) for name in given}
+    return TrainRequest(**given | {name: one for name, one in converted.items() if isinstance(one, tuple | int)})
 
 
 def recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str], on_card: bool) -> dict[str, Any]:

@@ -1,0 +1,116 @@
+"""Check the arguments of the public Python functions, which can be objects of any type."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from petransfer.errors import UserError, shortened
+
+_SHOWN = 40
+
+
+def place_of(value: Any, what: str) -> str:
+    """Return a path or a name as text.
+
+    Args:
+        what: Name of the argument in messages.
+
+    Raises:
+        UserError: The value is neither text nor a path.
+    """
+    if isinstance(value, str | Path):
+        return str(value)
+    if hasattr(value, "to_json"):  # a table of pandas
+        advice = f"write it to a file, such as {what}.to_json('rows.jsonl', orient='records', lines=True)"
+        raise UserError(f"{what} is a {type(value).__name__}, and this needs a file or a name; {advice}")
+    raise UserError(f"{what} is {_shown(value)}; give a path or a name as text")
+
+
+def device_of(value: Any) -> Any:
+    """Return a device unchanged, if torch knows it.
+
+    Raises:
+        UserError: There is no such device.
+    """
+    import torch  # slow to import
+
+    if value is None:
+        return None
+    try:
+        torch.device(value)
+    except (RuntimeError, TypeError):
+        raise UserError(f"device is {_shown(value)}; give cpu, cuda or cuda:0") from None
+    return value
+
+
+def names_of(value: Any, what: str) -> tuple[str, ...]:
+    """Return one name or several names as a tuple.
+
+    Raises:
+        UserError: A name is no text.
+    """
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"{what} is {_shown(value)}; give a list of names")
+    return names
+
+
+def texts_of(values: Any) -> list[str]:
+    """Return inputs as a list of texts.
+
+    Raises:
+        UserError: The values are no list, or one of them is no text.
+    """
+    if isinstance(values, str):
+        raise UserError("predict takes a list of texts; write predict([text]) for one text")
+    if isinstance(values, Mapping) or hasattr(values, "columns") or not isinstance(values, Iterable):
+        advice = "give a list of texts, such as frame['input'] for the column of a table"
+        raise UserError(f"predict got a {type(values).__name__}; {advice}")
+    return [_text(value, f"input {at}") for at, value in enumerate(values, start=1)]
+
+
+def text_pairs(values: Any) -> list[tuple[str, str]]:
+    """Return pairs of input and target as a list.
+
+    Args:
+        values: Pairs, rows with the keys `input` and `target`, or a table with these columns.
+
+    Raises:
+        UserError: A row has another form, or a text is missing.
+    """
+    rows = values.to_dict("records") if hasattr(values, "to_dict") and hasattr(values, "columns") else values
+    if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
+        raise UserError(f"the data are a {type(values).__name__}; {_PAIRS}")
+    return [_pair(row, at) for at, row in enumerate(rows, start=1)]
+
+
+_PAIRS = "give pairs of input and target, rows with the keys input and target, or the name of a file"
+
+
+def _pair(row: Any, number: int) -> tuple[str, str]:
+    if isinstance(row, Mapping):
+        missing = [key for key in ("input", "target") if key not in row]
+        if missing:
+            has = ", ".join(map(str, row))
+            raise UserError(f"row {number} has no '{missing[0]}' (it has: {shortened(has, 80)}); {_PAIRS}")
+        row = (row["input"], row["target"])
+    if isinstance(row, str) or not isinstance(row, Sequence) or len(row) != 2:
+        raise UserError(f"row {number} is {_shown(row)}; {_PAIRS}")
+    return _text(row[0], f"the input of row {number}"), _text(row[1], f"the target of row {number}")
+
+
+def _text(value: Any, what: str) -> str:
+    if isinstance(value, str):
+        return value
+    is_nan = isinstance(value, float) and math.isnan(value)
+    if value is None or is_nan or type(value).__name__ in {"NAType", "NaTType"}:
+        raise UserError(f"{what} is missing ({value}); leave it out, or write a text")
+    advice = "json.dumps(...) makes a text from it" if isinstance(value, Mapping | list) else "convert it with str()"
+    raise UserError(f"{what} is not a text but {_shown(value)}; {advice}")
+
+
+def _shown(value: Any) -> str:
+    return f"{shortened(' '.join(repr(value).split()), _SHOWN)} (a {type(value).__name__})"

@@ -1,0 +1,102 @@
+"""The public functions take what Python programs have at hand, or say in one line what they take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import petransfer as pt
+from petransfer.errors import UserError
+from petransfer.study.quick_recipe import TrainRequest, train_request
+
+PAIRS = [("to walk", "gehen"), ("to run", "rennen")]
+ROWS = [{"input": source, "target": target, "more": 1} for source, target in PAIRS]
+
+
+@pytest.fixture(scope="module")
+def adapter() -> pt.Adapter:
+    return pt.Adapter.load("nano/english", device="cpu")
+
+
+@pytest.mark.parametrize("given", [ROWS, pd.DataFrame(ROWS), map(list, PAIRS), iter(ROWS)], ids=str)
+def test_rows_and_tables_are_scored_like_pairs(given: Any, adapter: pt.Adapter, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    expected = adapter.evaluate(tmp_path / "rows.jsonl").log_prob_per_token
+    assert adapter.evaluate(PAIRS).log_prob_per_token == pytest.approx(expected)
+    assert adapter.evaluate(given).log_prob_per_token == pytest.approx(expected)
+
+
+def test_a_column_of_a_table_is_predicted_like_a_list(adapter: pt.Adapter) -> None:
+    assert adapter.predict(pd.DataFrame(ROWS)["input"], 4) == adapter.predict([source for source, _ in PAIRS], 4)
+    assert adapter.predict([], 4) == []
+
+
+NAN = float("nan")
+REFUSED: dict[str, tuple[Callable[[pt.Adapter], Any], str]] = {
+    "evaluate: other keys": (lambda one: one.evaluate([{"in": "a", "target": "b"}]), "row 1 has no 'input'"),
+    "evaluate: texts": (lambda one: one.evaluate(["ab"]), "row 1 is 'ab' .*pairs of input and target"),
+    "evaluate: missing": (lambda one: one.evaluate([*PAIRS, (None, "a")]), "the input of row 3 is missing"),
+    "evaluate: NaN": (lambda one: one.evaluate([("a", NAN)]), "the target of row 1 is missing .*nan"),
+    "evaluate: one dict": (lambda one: one.evaluate(ROWS[0]), "a dict; give pairs"),
+    "evaluate: number": (lambda one: one.evaluate(5), "a int; give pairs"),
+    "evaluate: metrics": (lambda one: one.evaluate(PAIRS, metrics=5), "metrics is 5 .*list of names"),
+    "evaluate: unknown metric": (lambda one: one.evaluate(PAIRS, metrics="rogue"), "unknown metric 'rogue'"),
+    "predict: NaN": (lambda one: one.predict(["a", NAN]), "input 2 is missing"),
+    "predict: NA": (lambda one: one.predict([pd.NA]), "input 1 is missing"),
+    "predict: None": (lambda one: one.predict([None]), "input 1 is missing"),
+    "predict: number": (lambda one: one.predict([1]), r"input 1 is not a text but 1 .*str\(\)"),
+    "predict: dict": (lambda one: one.predict([{"a": 1}]), r"input 1 is not a text .*json\.dumps"),
+    "predict: table": (lambda one: one.predict(pd.DataFrame(ROWS)), "DataFrame.*list of texts"),
+    "predict: nothing": (lambda one: one.predict(None), "NoneType; give a list of texts"),
+    "train: table": (lambda one: pt.train("nano/english", pd.DataFrame(ROWS)), "data is a DataFrame.*to_json"),
+    "train: model": (lambda one: pt.train(5, "rows.csv"), "model is 5 .*path or a name"),
+    "train: overrides": (lambda one: pt.train("nano/english", "x.csv", overrides="a=b"), "give a dict"),
+    "train: seeds": (lambda one: pt.train("nano/english", "x.csv", seeds=1), "seeds is 1"),
+    "train: steps": (lambda one: pt.train("nano/english", "x.csv", steps=2.5), "steps is 2.5"),
+    "load: device": (lambda one: pt.load("nano/english", device="gpu"), "device is 'gpu' .*cpu, cuda"),
+    "load: checkpoint": (lambda one: pt.load(None), "checkpoint is None .*path or a name"),
+    "fit: checkpoint": (lambda one: pt.fit(3), "checkpoint is 3 .*path or a name"),
+    "Adapter.load: device": (lambda one: pt.Adapter.load("nano/english", device="gpu"), "device is 'gpu'"),
+    "Adapter.load: place": (lambda one: pt.Adapter.load(None), "place is None"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("ask", "message"), REFUSED.values(), ids=REFUSED)
+def test_other_arguments_are_refused_in_one_line(ask: Any, message: str, adapter: pt.Adapter) -> None:
+    with pytest.raises(UserError, match=message) as refused:
+        ask(adapter)
+    assert "\n" not in str(refused.value)
+
+
+def test_settings_keep_their_values() -> None:
+    """A number of rows must not become a share, because the ids of runs have it."""
+    asked = train_request({"dev": 10, "test": 0.1, "steps": "7", "seeds": range(2), "metrics": "rouge", "bits": 4})
+    assert asked == TrainRequest(dev=10, test=0.1, steps=7, seeds=(0, 1), metrics=("rouge",), bits=4)
+    assert type(asked.dev) is int
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": float("inf")}, "--epochs inf"),
+        ({"epochs": NAN}, "--epochs nan"),
+        ({"epochs": 0}, "--epochs 0"),
+        ({"max_minutes": 0}, "--max-minutes 0"),
+        ({"max_minutes": float("inf")}, "--max-minutes inf"),
+        ({"early_stopping": -1}, "--early-stopping -1"),
+    ],
+)
+def test_lengths_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train_request(settings)
+
+
+def test_paths_are_taken_like_names(tiny_t5: Path) -> None:
+    assert pt.fit(tiny_t5, bits=32, device="cpu").needed == pt.fit(str(tiny_t5), bits=32, device="cpu").needed
+    model, _ = pt.load(tiny_t5, bits=32, device="cpu")
+    assert model.config.d_model == 32
