@@ -18,6 +18,7 @@ from petransfer.methods.shared.compute_dtype import compute_as_in_training
 from petransfer.models.loading import Loaded
 from petransfer.recipe.run_spec import Bits
 from petransfer.sharing.bundle import Bundle, checked
+from petransfer.sharing.pattern_times import refuse_slow_patterns
 from petransfer.sharing.size_checks import check_sizes
 
 COMBINED = "combined"
@@ -36,7 +37,9 @@ def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
         UserError: an adapter's files fail a check, or its tensors do not fit the base.
     """
     model: Any = loaded.model
-    own_embeddings = [check_sizes(bundle, model) for bundle in map(checked, bundles)]
+    for bundle in map(checked, bundles):
+        refuse_slow_patterns(bundle, model)
+    own_embeddings = [check_sizes(bundle, model) for bundle in bundles]
     brings = next((bundle for bundle, own in zip(bundles, own_embeddings, strict=True) if own), None)
     if brings and len(bundles) > 1:
         raise UserError(f"{brings.label} brings embeddings of its own for the base; use it without other adapters")
@@ -45,7 +48,8 @@ def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
             config = PeftConfig.from_pretrained(str(bundle.weights.parent))
             config.inference_mode = True
             config.base_model_name_or_path = loaded.model.name_or_path  # peft warns about any other name
-            if at:
+            if at:  # the layers of the adapters before have names too
+                refuse_slow_patterns(bundle, model)
                 model.add_adapter(_name(at), config)
             else:
                 model = get_peft_model(model, config, adapter_name=FIRST)

@@ -186,7 +186,7 @@ def checked(bundle: Bundle) -> Bundle:
     Raises:
         UserError: the configuration does not fit the tensors or the run, or a file was changed.
     """
-    checks.check(bundle.config, bundle.tensors)
+    checks.check(bundle.config, bundle.tensors, is_own=bundle.spec is not None)
     other = other_base(bundle)
     if other:
         raise UserError(f"{bundle.label} is refused: {other}")

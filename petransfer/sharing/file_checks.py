@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from petransfer.errors import UserError, shortened
-from petransfer.recipe.layer_patterns import check_pattern
+from petransfer.recipe.layer_patterns import LONGEST_OF_OTHERS, check_pattern, check_syntax
 from petransfer.recipe.methods import METHODS
 from petransfer.sharing.safe_reading import Tensors
 
@@ -64,13 +64,18 @@ _PREFIX = "base_model.model."
 _NONE = "dummy-target-modules"
 
 
-def check(config: Mapping[str, Any], tensors: Tensors) -> None:
-    """Raise UserError if an adapter's configuration is unsafe or wrong, or does not describe the tensors."""
+def check(config: Mapping[str, Any], tensors: Tensors, is_own: bool) -> None:
+    """Raise UserError if an adapter's configuration is unsafe or wrong, or does not describe the tensors.
+
+    Args:
+        is_own: whether petransfer trained the adapter. An adapter of another program may have patterns that
+            `pattern_times` checks when the base is known, and may name layers that the base does not have.
+    """
     _check_config(config)
-    _check_patterns(config)
+    _check_patterns(config, is_own)
     _check_tensors(tensors)
     if config["peft_type"] == "LORA":
-        _check_lora(config, tensors)
+        _check_lora(config, tensors, is_own)
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
@@ -119,7 +124,7 @@ def _check_tensors(tensors: Tensors) -> None:
             raise _refused(f"the tensor {_short(name)} is empty")
 
 
-def _check_lora(config: Mapping[str, Any], tensors: Tensors) -> None:
+def _check_lora(config: Mapping[str, Any], tensors: Tensors, is_own: bool) -> None:
     _check_lora_config(config)
     targets = config["target_modules"]
     met: set[str] = set()
@@ -142,7 +147,8 @@ def _check_lora(config: Mapping[str, Any], tensors: Tensors) -> None:
             met.add(end)
     _check_pairs(tensors, bool(config.get("use_dora")))
     idle = [] if isinstance(targets, str) else sorted(set(targets) - met - {_NONE})
-    if idle:
+    # lists for several kinds of models are common, and `exclude_modules` takes layers out of the list
+    if idle and (is_own or not met):
         raise _refused(f"target_modules names {_short(idle[0])}, for which there is no tensor")
 
 
@@ -176,8 +182,8 @@ def _check_lora_config(config: Mapping[str, Any]) -> None:
         raise _refused("trainable_token_indices names a row twice")
 
 
-def _check_patterns(config: Mapping[str, Any]) -> None:
-    """Refuse patterns for layer names that could take hours to match."""
+def _check_patterns(config: Mapping[str, Any], is_own: bool) -> None:
+    """Refuse wrong patterns for layer names, and in petransfer's own adapters those that could take hours."""
     # peft matches these patterns with layer names, for every method.
     texts = [config.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern", "feedforward_modules")]
     patterns = [one for one in texts if isinstance(one, str) and one]
@@ -186,17 +192,20 @@ def _check_patterns(config: Mapping[str, Any]) -> None:
     for key in ("rank_pattern", "alpha_pattern"):
         patterns += list(config.get(key) or {})
     for text in patterns:
-        _check_pattern(text)
+        _check_pattern(text, is_own)
     for name in config.get("modules_to_save") or []:  # peft makes a pattern of each name
         if not _NAME.fullmatch(name):
             raise _refused(f"modules_to_save holds {_short(name)}, which is not the name of a layer")
 
 
-def _check_pattern(text: Any) -> None:
+def _check_pattern(text: Any, is_own: bool) -> None:
     if not isinstance(text, str):
         raise _refused(f"a pattern is {text!r:.40}, not text")
     try:
-        check_pattern(text)
+        if is_own:
+            check_pattern(text)
+        else:
+            check_syntax(text, LONGEST_OF_OTHERS)
     except ValueError as error:
         raise _refused(str(error)) from None
 
@@ -243,8 +252,11 @@ def _part(name: str, config: Mapping[str, Any]) -> tuple[str, Callable[[tuple[in
             return inner.removesuffix(f".{end}"), wrong
     if config.get("bias", "none") != "none" and inner.endswith("bias"):
         return inner, lambda shape: None
-    kept = config.get("modules_to_save") or []
-    return inner, (lambda shape: None) if any(f".{one}." in f".{inner}" for one in kept) else None
+    parts = inner.split(".")
+    modules = [".".join(parts[:at]) for at in range(1, len(parts))]
+    # peft takes the names in `modules_to_save` as ends: `norm` is also the end of `input_layernorm`
+    kept = any(module.endswith(name) for module in modules for name in config.get("modules_to_save") or [])
+    return inner, (lambda shape: None) if kept else None
 
 
 def _target_of(module: str, targets: Any) -> str | None:

@@ -72,7 +72,7 @@ def verify(
         raise UserError(f"{bundle.label} was not made by petransfer: there is no provenance to verify; see info")
     if not bundle.provenance.get("base") or not bundle.provenance.get("claims"):
         raise UserError(f"{bundle.label} was made by an older petransfer, which kept nothing to verify")
-    checks.check(bundle.config, bundle.tensors)
+    checks.check(bundle.config, bundle.tensors, is_own=True)
     yield from _files(bundle)
     yield from _card(bundle)
     yield from _saved_figures(bundle)

@@ -22,7 +22,19 @@ FORMS: dict[str, dict[str, Any]] = {
     "embeddings and head beside it": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
     "embeddings beside it": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
     "head": {"target_modules": ["lm_head"]},
-}
+    "the pattern of unsloth": {
+        "target_modules": r"(?:.*?(?:language|text|model).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?"
+        r"(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\."
+        r"(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense)\.(?:(?:q_proj|k_proj|v_proj|o_proj|gate_proj)))"
+    },
+    "a repeated group": {"target_modules": r"(\w+\.)*(q|v)_proj"},
+    "layers of other models": {"target_modules": ["q_proj", "v_proj", "query_key_value", "c_attn"]},
+    "layers that are excluded": {"target_modules": "all-linear", "exclude_modules": ["o_proj"]},
+    "ends of names beside it": {"target_modules": ["q_proj"], "modules_to_save": ["input_layernorm", "norm"]},
+    "patterns of ranks": {
+        "target_modules": ["q_proj", "v_proj"], "rank_pattern": {r"(\w+\.)+q_proj": 2}, "alpha_pattern": {"v_proj": 3}
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "own head"])

@@ -39,14 +39,17 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor], str]] = {
         "describes 4,294,967,296 parameters, and its file holds 8",
     ),
     "IA3 with a pattern without end": (
-        {"peft_type": "IA3", "target_modules": "(([a-z])+.)+q", "feedforward_modules": []},
+        {"peft_type": "IA3", "target_modules": r"(([\w.])+)+!", "feedforward_modules": []},
         {f"{LAYER}.ia3_l": torch.ones(4)},
-        "which can take hours to match",
+        "take more than 5 s to match",
     ),
     "VeRA with a pattern of layers without end": (
-        {"peft_type": "VERA", "r": 2, "target_modules": ["q"], "layers_to_transform": [0], "layers_pattern": "(a+)+"},
+        {
+            "peft_type": "VERA", "r": 2, "target_modules": ["q"], "layers_to_transform": [0],
+            "layers_pattern": r"(([\w.])+)+!",
+        },
         {f"{LAYER}.vera_lambda_d": torch.ones(2), f"{LAYER}.vera_lambda_b": torch.ones(4)},
-        "which can take hours to match",
+        "take more than 5 s to match",
     ),
     "a module to save that is a pattern": (
         {"peft_type": "IA3", "target_modules": ["q"], "feedforward_modules": [], "modules_to_save": ["(a+)+$"]},
