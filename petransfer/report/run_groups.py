@@ -174,7 +174,7 @@ def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "",
         family: family of the study's checkpoints. '' leaves out the note on Orhan (2021).
         unswept: a note on learning rates that were not swept, or ''.
     """
-    parts = [tables.markdown(results_table(groups))]
+    parts = [tables.markdown(results_table(groups)), _legend(groups)]
     parts += [f"{tables.markdown_text(failed)}."] if (failed := failed_note(groups)) else []
     parts += [tables.markdown_text(unswept_note)] if unswept_note else []
     parts += [paper_note(groups, family)] if family and _in_paper(groups) else []
@@ -182,6 +182,14 @@ def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "",
     sentences = [*effects["sentences"], *effects.get("missing", ())]
     parts += ["\n".join(f"- {tables.markdown_text(sentence)}" for sentence in sentences)] if sentences else []
     return "\n\n".join(parts) + "\n"
+
+
+def _legend(groups: Sequence[Group]) -> str:
+    """Return the meaning of the columns of scores."""
+    meaning = "EM: exact match. log p/token: mean log-probability of a target token, in nats."
+    if any(len(group.done) > 1 for group in groups):
+        meaning += " Scores are means over seeds; the lowest and the highest seed are in brackets."
+    return meaning
 
 
 def effect_columns(effects: dict[str, Any]) -> tuple[str, ...]:

@@ -55,8 +55,8 @@ def run_page(findings: Findings) -> str:
             for at, (label, figure) in enumerate(plots.run_curves(findings.study, row.cell.run_id))
         ],
         samples=samples,
-        samples_text=f"{count(len(texts), 'test example')} drawn at random and generated; wrong: {wrong}. "
-        "Words that differ from the expected answer are marked.",
+        samples_text=f"Texts were generated for {count(len(texts), 'test example')}, drawn at random; wrong texts: "
+        f"{wrong:,}. Words that differ from the expected answer are marked.",
         confusion=_confusion(texts),
         tables=[table for table in (_splits(result), _categories(result)) if table],
         adapter_text=what.get(adapter, "The adapter was not kept."),

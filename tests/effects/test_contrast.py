@@ -111,7 +111,7 @@ def test_two_seeds_beside_six_are_still_two() -> None:
     assert effect.least_p_holm == pytest.approx(2 / 28)
     kept = json.loads(json.dumps(asdict(effect)))
     assert (
-        "2 and 6 seeds. Inconclusive: about 4 seeds per arm are needed to detect a difference of this size."
+        "2 and 6 seeds. Inconclusive: to detect a difference of 5.0 points, about 4 seeds per arm are needed."
         in sentence(kept, EM)
     )
     assert "smallest possible result with so few seeds is p = 0.071" in details(kept, EM)

@@ -52,7 +52,7 @@ def test_a_single_run_has_a_page_of_its_own(run: RunFolder) -> None:
     assert text.count('<svg class="chart"') == 2
     assert 'aria-label="training loss, nats over optimiser steps"' in text
     assert '<th scope="row">dev</th><td class="number">50</td><td class="number">90.0</td>' in text
-    assert "8 test examples drawn at random and generated; wrong: " in text
+    assert "Texts were generated for 8 test examples, drawn at random; wrong texts: " in text
     assert "WALK <mark>&lt;RIGHT&gt;</mark>" in text
     place = f"results/mine/runs/{run.path.name}/adapter"
     assert f"The adapter is in {place}." in text

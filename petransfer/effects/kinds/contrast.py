@@ -233,7 +233,8 @@ def _verdict(
     if not needed:
         return "inconclusive", f"one seed per {noun} is too few"
     unit = "pairs of seeds" if contrast.paired else f"seeds per {noun}"
-    return "inconclusive", f"about {needed} {unit} are needed to detect a difference of this size"
+    size = max(abs(left - right), limits.margin)  # the number of seeds is computed for this difference
+    return "inconclusive", f"to detect a difference of {size:.1f} points, about {needed} {unit} are needed"
 
 
 def _saturated(noun: str, room: float, mean: float, word: str) -> str:
