@@ -18,7 +18,6 @@ from petransfer.recipe.method_part import UNKNOWN_KEY, MethodPart
 from petransfer.recipe.paths_beside import with_paths_beside
 from petransfer.recipe.pretraining import CorpusPart, NoisePart, PretrainRecipe, PretrainTrainPart
 from petransfer.recipe.schema import EffectPart, FamilyPart, Recipe, TaskPart, TrainPart
-from petransfer.recipe.values import LONGEST_NAME
 from petransfer.recipe.yaml_text import DEEPEST, parse_yaml
 from petransfer.user_paths import expanded
 
@@ -37,13 +36,16 @@ def shipped_recipes() -> dict[str, Path]:
 def find_recipe(name: str) -> Path:
     """Return the file of a recipe, given by its name or its path."""
     path = expanded(name)
-    if any(len(part) > LONGEST_NAME for part in path.parts):  # longer than any file system allows
-        raise UserError(f"no recipe '{name[:40]}...': the name has {len(name):,} characters")
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:  # such as a name that is longer than the file system allows
+        why = f"{error.strerror}; the name has {len(name):,} characters"
+        raise UserError(f"the recipe '{shortened(name, 40)}' cannot be read ({why})") from None
+    if is_folder:
         raise UserError(
             f"the recipe {name} is a folder; name a YAML file in it, or one of: {', '.join(shipped_recipes())}"
         )
-    if path.is_file():
+    if is_file:
         return path
     if name in shipped_recipes():
         return shipped_recipes()[name]
@@ -168,13 +170,20 @@ def _parse(override: str) -> tuple[list[str], Any]:
     if len(keys) > DEEPEST:
         raise UserError(f"--set {override:.60}: a recipe is not nested {len(keys):,} levels deep")
     try:
-        value = _number(parse_yaml(text))
+        value = parse_yaml(text)
     except UserError as error:
         if _takes_text(keys, text):
             return keys, text
         raise UserError(f"--set {override:.120}: the value {error}") from None
-    # YAML reads `summarize: {document}` as a mapping; the text is used instead if the recipe's key takes a text
-    return keys, text if isinstance(value, dict | list) and _takes_text(keys, text, value) else value
+    if value is None or (isinstance(value, str) and text.lstrip()[:1] in ("'", '"')):
+        return keys, value
+    if isinstance(value, str):
+        # YAML removes white space at the ends and what follows ` #`; a text keeps both
+        kept = text if value != text and _takes_text(keys, text) else value
+        return keys, kept if _takes_text(keys, kept, _number(kept)) else _number(kept)
+    # YAML reads `summarize: {document}` as a mapping and `5` as a number; the text is used instead if the recipe's key
+    # takes a text and not the value
+    return keys, text if _takes_text(keys, text, value) else value
 
 
 def _takes_text(keys: Sequence[str], text: str, value: Any = None) -> bool:
@@ -184,7 +193,7 @@ def _takes_text(keys: Sequence[str], text: str, value: Any = None) -> bool:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             kind = kind.model_fields[key].annotation if key in kind.model_fields else None
         else:
-            kind = get_args(kind)[-1] if get_origin(kind) is dict else None
+            kind = get_args(kind)[-1] if get_origin(kind) in (dict, list) else None
     if kind is None or _has_parts(kind):
         return False
     # the schema allows the text, but not the value

@@ -6,6 +6,7 @@ entry point of the group `petransfer.methods`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -49,11 +50,16 @@ class Option:
         """Convert a recipe's value to the option's type. A wrong value raises ValueError."""
         kind = type(self.default)
         if kind is float and type(value) is int:
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError:
+                value = math.inf
         if type(value) is not kind:
             raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r:.40}")
         if self.choices and value not in self.choices:
             raise ValueError(f"{name} must be one of {', '.join(map(str, self.choices))}, not {value!r:.40}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, not {value}")
         if isinstance(value, int | float):
             low, high = self.minimum, self.maximum
             if (low is not None and value < low) or (high is not None and value > high):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from petransfer.errors import UserError, unknown
-from petransfer.recipe.method_part import MethodPart
+from petransfer.recipe.method_part import MethodPart, method_of
 from petransfer.recipe.metrics import EXACT_MATCH, check_metric_name
 from petransfer.recipe.run_spec import (
     Optimizer,
@@ -346,6 +346,21 @@ class Recipe(Strict):
         runs = len(self.arms) * len(self.methods) * len(self.seeds) * len(self.task.splits or [""])
         if runs > MOST_RUNS:
             raise ValueError(f"the grid has {runs:,} runs; at most {MOST_RUNS:,} are allowed: divide it among recipes")
+        return self
+
+    @model_validator(mode="after")
+    def _different_labels(self) -> Recipe:
+        """Refuse methods that tables and effects would take for one method."""
+        seen: dict[str, MethodPart] = {}
+        for part in self.methods:
+            other = seen.setdefault(part.label, part)
+            ours, theirs = (vars(method_of(one)) | {"rate_scaling": one.rate_scaling} for one in (part, other))
+            differing = [name for name in ours if ours[name] != theirs[name]]
+            if differing:
+                raise ValueError(
+                    f"two methods have one label, {part.label}, and differ only in {', '.join(differing)}, which the "
+                    "label does not show; put one of them in a recipe of its own"
+                )
         return self
 
     @model_validator(mode="before")

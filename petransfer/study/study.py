@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def grid_of(recipe: Recipe, out: Path | None = None, shard: str | None = None) -
     Raises:
         UserError: The recipe contains an unknown name, or `shard` is not valid.
     """
-    part = parse_shard(shard) if shard else None
+    part = None if shard is None else parse_shard(shard)
     folder = StudyFolder(Path(out or Path("results") / recipe.name))
     recipe = with_recorded_bases(recipe, folder)
     cells = expand(recipe)
@@ -155,7 +156,7 @@ def load_grid(
 def _validated(
     recipe: Mapping[str, Any], sets: Sequence[str], options: Mapping[str, Any]
 ) -> tuple[Recipe, Sequence[str]]:
-    content = json.loads(json.dumps(dict(recipe)))  # a copy that overrides may change
+    content = json.loads(json.dumps(dict(recipe), default=_plain))  # a copy that overrides may change
     for override in sets:
         apply_override(content, override)
     found = validate({**content, **options}, "the recipe")
@@ -172,4 +173,15 @@ def as_overrides(values: Mapping[str, Any], place: str = "") -> Iterator[str]:
         if isinstance(value, Mapping):
             yield from as_overrides(value, f"{place}{key}.")
         else:
-            yield f"{place}{key}={json.dumps(value, default=str)}"
+            text = json.dumps(value, default=_plain, ensure_ascii=False)
+            # JSON writes an emoji as two halves, which YAML reads as two characters; YAML's own notation has no halves
+            yield f"{place}{key}=" + re.sub("[^ -~]", lambda sign: f"\\U{ord(sign[0]):08x}", text)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON lacks, such as a range, a path or a number of NumPy, as a value that JSON has."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Iterable) and not isinstance(value, bytes):
+        return list(value)
+    return value.item() if hasattr(value, "item") else str(value)

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from petransfer.cli import main
 from petransfer.errors import UserError
-from petransfer.recipe.loading import load_recipe
+from petransfer.recipe.layer_patterns import check_pattern
+from petransfer.recipe.loading import find_recipe, load_recipe
+from petransfer.recipe.methods import Option
 from petransfer.recipe.yaml_text import parse_yaml
 from petransfer.study.grid import expand
 
@@ -237,3 +239,48 @@ def refusal(action: Callable[[], object]) -> str:
 @given(text=st.text(alphabet="abt:&*-?[]{}!|>%#'\"\n ,0123x<\t", max_size=80))
 def test_any_text_is_read_or_refused(text: str) -> None:
     assert refusal(lambda: parse_yaml(text)) != "no message"
+
+
+@pytest.mark.parametrize(
+    "name", ["\u540d" * 100, "a/" * 3000], ids=["of-characters-of-several-bytes", "of-many-folders"]
+)
+def test_a_name_that_the_file_system_refuses_is_no_crash(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "File name too long" in refused(["plan", "--recipe", name], capsys, monkeypatch)
+    with pytest.raises(UserError, match="too long"):
+        find_recipe(name)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        ".?" * 40 + "X",
+        "(.|.)" * 40 + "X",
+        "(?:q|.q|q.)(.|..)" * 20 + "$",
+        "(a|(a|(a|(a|b))))" * 12,
+        "(.|.|.)" * 8 + ".*.*.*X",
+    ],
+)
+def test_a_pattern_whose_alternatives_take_hours_to_match_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match="too many alternatives"):
+        check_pattern(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r".*\.(q|k|v|o|wi_0|wi_1|wo)$",
+        r"(?:encoder|decoder)\.block\.(0|1|2|3|10|23)\.layer\.(0|1)\.(SelfAttention|EncDecAttention)\.(q|v)",
+        r".*?decoder.*?layers?\.([0-9]|1[0-9])\..*(fc1|fc2)",
+        r"[?|(]+x\?\|",
+    ],
+)
+def test_a_usual_pattern_is_accepted(pattern: str) -> None:
+    check_pattern(pattern)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 10**400])
+def test_an_option_that_is_no_finite_number_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        Option(0.5, "a share").checked("share", value)

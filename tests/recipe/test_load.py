@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -26,6 +27,7 @@ from petransfer.recipe.loading import (
 )
 from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.study.grid import expand, resolve
+from petransfer.study.study import as_overrides, load_grid
 
 RECIPE = """
 name: mine
@@ -52,6 +54,72 @@ def test_the_file_then_set_then_options(recipe: str) -> None:
     assert load_recipe(recipe, ["seeds=[2]"]).seeds == [2]
     assert load_recipe(recipe, ["seeds=[2]"], {"seeds": [3]}).seeds == [3]
     assert load_recipe(recipe, ["seeds=[2]"], {"seeds": None}).seeds == [2]
+
+
+def test_a_date_in_a_file_is_named_with_the_way_out(recipe: str) -> None:
+    path = Path(recipe)
+    path.write_text(path.read_text().replace("name: mine", "name: 2026-01-05"))
+    with pytest.raises(UserError, match=r"name: .*date; write it in quotes: '2026-01-05'"):
+        load_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    ("text", "prefix"),
+    [
+        ("solve ", "solve "),  # YAML drops the space, and `solvewalk` would be the input
+        ("hello # world", "hello # world"),  # a comment in YAML
+        ("'quoted '", "quoted "),
+        ("5", "5"),
+        ("'5'", "5"),
+        ("no", "no"),
+        ("1e3", "1e3"),
+        ("a: b ", {"a": "b"}),
+        ("scan: ", "scan: "),
+    ],
+)
+def test_a_text_of_set_is_kept_as_it_is_written(recipe: str, text: str, prefix: Any) -> None:
+    assert load_recipe(recipe, [f"task.prefix={text}"]).task.prefix == prefix
+
+
+def test_a_pattern_of_set_may_begin_like_a_list(recipe: str) -> None:
+    assert load_recipe(recipe, ["methods.0.targets=[qv]"]).methods[0].targets == ["qv"]
+    assert load_recipe(recipe, ["methods.0.targets=[qv]$"]).methods[0].targets == "[qv]$"
+
+
+@pytest.mark.parametrize(
+    "value", ["\U0001f600: ", "5", "1e3", "nan", "a\u2028b\u00a0\x7f\x85", 'tab\t"q" \\d', "true", ""]
+)
+def test_every_text_survives_as_an_override(recipe: str, value: str) -> None:
+    (override,) = as_overrides({"task": {"prefix": value}})
+    assert load_recipe(recipe, [override]).task.prefix == value
+    (override,) = as_overrides({"effects": [{"contrast": "full-lora", "family": f"f{value}"}]})
+    content: dict[str, Any] = {}
+    apply_override(content, override)
+    assert content["effects"][0]["family"] == f"f{value}"
+
+
+def test_a_recipe_as_a_dict_may_hold_ranges_paths_and_numbers_of_numpy(tmp_path: Path) -> None:
+    content = yaml.safe_load(RECIPE) | {"seeds": range(2), "data_dir": tmp_path, "margin": np.float32(2)}
+    grid = load_grid(content)
+    assert (grid.recipe.seeds, grid.recipe.data_dir, grid.recipe.margin) == ([0, 1], tmp_path, 2.0)
+    (override,) = as_overrides({"seeds": range(2)})
+    assert load_grid(content, [override]).recipe.seeds == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "setting"),
+    [
+        ({"name": "full", "bits": 32}, {"name": "full", "bits": 32, "rate_scaling": "rms"}, "rate_scaling"),
+        ({"name": "lora", "match_parameters": 9000}, {"name": "lora", "match_parameters": 9000, "alpha": 32}, "alpha"),
+        ({"name": "lora", "targets": "q"}, {"name": "lora", "targets": ["q"]}, "targets"),
+    ],
+)
+def test_two_methods_with_one_label_are_refused(recipe: str, one: Any, other: Any, setting: str) -> None:
+    """Tables and effects tell methods apart by their labels: they would take the runs of two methods for one."""
+    with pytest.raises(UserError, match=rf"one label, .* differ only in {setting}"):
+        load_recipe(recipe, [], {"methods": [one, other]})
+    # `full` ignores the rank, so that these are the same runs
+    load_recipe(recipe, [], {"methods": [{"name": "full", "bits": 32}, {"name": "full", "bits": 32, "rank": 8}]})
 
 
 def test_a_margin_is_kept_where_it_is_declared_and_changes_no_run(recipe: str) -> None:
@@ -176,7 +244,6 @@ def test_a_malformed_set_is_refused(recipe: str, override: str, said: str) -> No
         ("family={name: own, arms: {english: a/b}, prefx: ''}", r"unknown key 'family\.prefx': did you mean 'prefix'"),
         ("family={name: own}", r"family\.arms: Field required"),
         ("methods.0.rnk=3", r"unknown key 'methods\.0\.rnk': did you mean 'rank'"),
-        ("name=2026-01-05", r"name: .*date; write it in quotes: '2026-01-05'"),
         ("methods.0.bits=3", r"methods\.0\.bits: .*4, 8, 16 or 32"),
         ("zzz=3", r"unknown key 'zzz': known here: .*train"),
     ],
