@@ -21,7 +21,7 @@ import typer
 from petransfer import __version__
 from petransfer.errors import reason_of
 from petransfer.plurals import count
-from petransfer.training.cpu.processor import processor
+from petransfer.training.cpu.processor import available_cores, processor
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "typer")
 
@@ -68,8 +68,6 @@ def _own_version() -> str:
 
 
 def _cpu() -> str:
-    from petransfer.training.cpu.speed import available_cores
-
     return f"{processor()}; {count(available_cores(), 'core')}"
 
 

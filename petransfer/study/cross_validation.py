@@ -15,6 +15,7 @@ from petransfer.data.rows.folds import ALL
 from petransfer.errors import RunError, UserError
 from petransfer.plurals import count
 from petransfer.study.folders import StudyFolder
+from petransfer.study.launched_processes import this_place
 from petransfer.study.quick_recipe import TrainRequest
 from petransfer.study.study import StudyGrid
 from petransfer.study.train_folder import differences
@@ -125,9 +126,12 @@ def check_folds(request: TrainRequest) -> int:
     """Return the number of folds of a request.
 
     Raises:
-        UserError: The number is not from 2 to `MOST_FOLDS`, or the request has a dev set or several seeds.
+        UserError: The number is not from 2 to `MOST_FOLDS`, the request has a dev set or several seeds, or a launcher
+            started several processes.
     """
     folds = request.folds
+    if this_place().shared:
+        raise UserError("--folds trains in one process; start the command without a launcher")
     if not isinstance(folds, int) or isinstance(folds, bool) or not 2 <= folds <= MOST_FOLDS:
         raise UserError(f"--folds {folds}: give a number from 2 to {MOST_FOLDS}, such as 5")
     if request.dev is not None:

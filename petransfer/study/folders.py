@@ -15,14 +15,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-import yaml
-
 from petransfer.atomic_files import partial_name, write_text
 from petransfer.errors import UserError
 from petransfer.recipe.loading import recipe_yaml
 from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.recipe.schema import Recipe
+from petransfer.recipe.yaml_text import parse_yaml
 
 Status = Literal["done", "failed", "running", "interrupted", "waiting", "damaged"]
 
@@ -311,9 +310,9 @@ def _this_process(number: int) -> str:
 
 def _name(path: Path) -> str:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
         return str(content["name"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, UnicodeDecodeError, UserError, KeyError, TypeError):
         raise UserError(f"{path} cannot be read as a recipe; use --out for another folder") from None
 
 

@@ -23,6 +23,7 @@ from petransfer.models.quiet_libraries import silence_libraries
 from petransfer.study.folders import Named, RunFolder, StudyFolder
 from petransfer.study.stack_groups import parts
 from petransfer.study.worker_losses import LOST, may_be_tried, note_failure, note_lost_worker
+from petransfer.training.cpu.processor import available_cores
 
 # Seconds that a worker has for saving its training state after its parent process has ended.
 ORPHAN_PATIENCE = 20.0
@@ -134,7 +135,7 @@ def _spawn(
 ) -> None:
     context = multiprocessing.get_context("spawn")
     stop: Flag = context.RawValue(ctypes.c_bool, False)
-    threads = threads or max(1, (os.cpu_count() or 1) // workers)
+    threads = threads or max(1, available_cores() // workers)
     # OpenMP reads its number of threads only when a process starts. More threads than free cores are many times slower.
     with _environment({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}):
 
@@ -324,7 +325,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(asked)
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
 
 
 @contextlib.contextmanager

@@ -55,7 +55,8 @@ def refuse_unusable_files(grid: StudyGrid, scored: tuple[str, ...] = ("dev", "te
     checked: set[object] = set()
     for spec in specs:
         method, train = spec.method, spec.train
-        about = (method.name, method.virtual_tokens, method.embeddings, train.packing, train.early_stopping)
+        sizes = (method.virtual_tokens, method.match_parameters)
+        about = (method.name, *sizes, method.embeddings, train.packing, train.early_stopping)
         key = (replace(spec.checkpoint, reinit="none"), spec.task, about)
         if key not in checked:
             checked.add(key)

@@ -104,6 +104,10 @@ class TrainRequest:
                 raise UserError(f"{option} {number:g}: give a number above 0, such as 10")
         if self.early_stopping is not None and self.early_stopping < 0:
             raise UserError(f"--early-stopping {self.early_stopping}: give a number of evaluations, or 0 for none")
+        for name in ("steps", "max_steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} {value}: give a number from 1 on")
         if self.steps is not None and self.epochs is not None:
             raise UserError("--steps and --epochs both set the length of the training; give one of them")
         if self.max_steps is not None and (self.steps is not None or self.epochs is not None):

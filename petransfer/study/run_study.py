@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from petransfer.study.model_checks import refuse_unusable_files, refuse_unusable
 from petransfer.study.scheduling import GroupRuns, Scheduling
 from petransfer.study.settings import Settings
 from petransfer.study.study import StudyGrid
+from petransfer.training.cpu.processor import available_cores
 from petransfer.training.execution import refuse_small_batch
 
 if TYPE_CHECKING:
@@ -183,4 +183,4 @@ def _default_workers(grid: StudyGrid, cpu: bool) -> int:
     embedded = all(is_embedded(cell.spec.checkpoint.name) for cell in grid.cells)
     on_gpu = torch.cuda.is_available() and not cpu
     # one worker per core for the small checkpoints that ship with petransfer; otherwise one
-    return (os.cpu_count() or 1) if embedded and not on_gpu else 1
+    return available_cores() if embedded and not on_gpu else 1

@@ -23,6 +23,7 @@ from petransfer.evaluation.exact_match import Evaluation, summary
 from petransfer.methods import apply_method, computes_narrower, save_method, weights_bits
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import check_optimizer, inventory, weight_count
+from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.checkpointing_choice import with_room
 from petransfer.study.encoded_data import encoded_task, log_notes
@@ -251,7 +252,7 @@ def _quantisation_cost(spec: RunSpec, loaded: Loaded, dev: Sequence[Encoded], fo
 
 def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder, made_from: dict[str, Any]) -> Path:
     """Save the trained weights and petransfer.json. Return the new folder."""
-    target = folder.path / ("model" if spec.method.name == "full" else "adapter")
+    target = folder.path / ("model" if METHODS.lookup(spec.method.name).trains_all_weights else "adapter")
     # the folder gets its name only when it is complete
     with replacing(target) as partial:
         save_method(spec.method.name, model, partial, spec.checkpoint.name)

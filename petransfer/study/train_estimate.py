@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from petransfer.data import Example, load_task
 from petransfer.errors import RunError, UserError
 from petransfer.models.registry import is_embedded
+from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import EarlyStopping, RunSpec, TrainSpec
 from petransfer.study.durations import duration
 from petransfer.study.grid import Cell
@@ -199,7 +200,7 @@ def _estimated_step(spec: RunSpec, tokens: Tokens, fit: Fit, cpu: bool) -> float
 
     # the entry `scales` holds constants of the quantisation, which are no weights
     parameters = sum(size / _BYTES.get(dtype, 2.0) for dtype, size in fit.memory.weights.items() if dtype != "scales")
-    full = spec.method.name == "full"
+    full = METHODS.lookup(spec.method.name).trains_all_weights
     # For each weight and token there are 2 operations in the forward pass and 2 for the gradient of the activations.
     # Full fine-tuning has 2 more for the gradient of the weight. In an encoder-decoder model, half of the weights
     # process the input and half of them the target; in a decoder-only model, all weights process both.

@@ -8,6 +8,7 @@ from typing import Any
 
 from petransfer.data.rows.folds import ALL
 from petransfer.plurals import count
+from petransfer.recipe.methods import METHODS
 from petransfer.recipe.metrics import HEADINGS
 from petransfer.recipe.run_spec import EarlyStopping
 from petransfer.study.folders import RunFolder
@@ -171,7 +172,7 @@ def settings_to_try(cell: Cell, rows: int) -> list[str]:
     """Return what to try after a training with low scores. rows: number of training rows; 0 if not known."""
     train, method = cell.spec.train, cell.spec.method
     tries = ["more rows"] if 0 < rows < FEW_ROWS else []
-    if method.name != "full" and method.bits >= 16:
+    if not METHODS.lookup(method.name).trains_all_weights and method.bits >= 16:
         tries.append("--method full")
     if method.rank:
         tries.append(f"--rank {4 * method.rank}")

@@ -37,7 +37,9 @@ def note_lost_worker(folder: RunFolder, how: str, began: bool = True) -> bool:
 
 
 def note_failure(folder: RunFolder, error: Exception) -> None:
-    """Write the error of a run to failed.json."""
+    """Write the error of a run to failed.json. A finished run stays finished: its files are kept."""
+    if folder.done:  # such as an error of an experiment tracker after the results were saved
+        return
     kind = "mistake" if isinstance(error, UserError) else "failure"
     with contextlib.suppress(OSError):
         # after a user's mistake, a run without training state leaves no files

@@ -149,3 +149,20 @@ def test_an_interrupted_cross_validation_ends_as_one_never_interrupted(
         for name in ("whole", "again")
     )
     assert all((left[name] == right[name]).all() for name in left)
+
+
+def test_processes_of_a_launcher_cannot_share_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process group of a launch ends with the first study, here the first fold."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--folds trains in one process"):
+        check_folds(TrainRequest(folds=3))
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("steps", "steps"), ("max_steps", "max-steps"), ("batch_size", "batch-size")]
+)
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_number_below_one_is_refused_and_not_replaced_by_the_default(name: str, option: str, value: int) -> None:
+    with pytest.raises(UserError, match=f"--{option} {value}: give a number from 1 on"):
+        TrainRequest(**{name: value})

@@ -20,6 +20,7 @@ from petransfer.recipe.loading import load_recipe
 from petransfer.study.folders import RunFolder, StudyFolder
 from petransfer.study.grid import expand
 from petransfer.study.study import StudyGrid
+from petransfer.study.worker_losses import note_failure
 
 
 @pytest.mark.parametrize("killed_at", ["result.json", "DONE"])
@@ -222,3 +223,23 @@ def test_workers_lost_at_the_newest_state_are_counted(
         folder.add_loss()
         assert folder.losses() == losses + 1
     assert folder.killed() == len(started_at) + 1
+
+
+def test_an_error_after_the_results_were_saved_leaves_the_run_done(tmp_path: Path) -> None:
+    """Such as an error of a tracker. Nothing is removed, whoever made the mistake."""
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    (folder.path / "adapter").mkdir()
+    folder.finish({"run_id": "run"})
+    note_failure(folder, UserError("the tracker has no such project"))
+    assert folder.status() == "done"
+    assert {path.name for path in folder.path.iterdir()} == {"result.json", "DONE", "adapter"}
+
+
+@pytest.mark.parametrize(
+    "text", ["name: 2021-99-99", "[" * 3000, "name: !!python/object:os.system {}", "- 1", "\x00", "a: &a [*a]"]
+)
+def test_a_recipe_that_cannot_be_read_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(UserError, match="cannot be read as a recipe; use --out"):
+        StudyFolder(tmp_path).check("smoke")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from petransfer.errors import UserError
 from petransfer.recipe.loading import validate
 from petransfer.recipe.schema import Recipe
 from petransfer.study.grid import Cell, expand, resolve
-from petransfer.study.study import grid_of
+from petransfer.study.run_study import _default_workers
+from petransfer.study.study import grid_of, load_grid
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -323,3 +325,10 @@ def test_a_begun_study_is_read_where_its_base_no_longer_exists(pretrainings: Pat
     write_text(study / "runs" / "another" / "spec.json", json.dumps(other.as_dict()))
     with pytest.raises(UserError, match="there is no folder"):  # which of the two bases is unknown
         grid_of(mine, study)
+
+
+def test_there_is_a_worker_for_each_core_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job of a cluster often gets two of sixty cores."""
+    grid = load_grid("smoke")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {4, 7, 9}, raising=False)
+    assert _default_workers(grid, cpu=True) == 3

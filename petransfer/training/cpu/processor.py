@@ -1,12 +1,18 @@
-"""The name and the fast instructions of this machine's processor. Imports no torch."""
+"""The name, the fast instructions and the available cores of this machine's processor. Imports no torch."""
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
 # Instructions that determine the speed of matrix products at low precision.
 FLAGS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512f", "avx2")
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process can use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:

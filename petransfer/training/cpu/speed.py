@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+
+from petransfer.training.cpu.processor import available_cores
 
 # Sizes of a typical matrix product of a LoRA step: tokens of a batch, inputs and outputs of a layer.
 TOKENS, INPUTS, OUTPUTS = 4096, 256, 1024
@@ -41,11 +42,6 @@ def measure_speeds(seconds: float = 2.0) -> list[Speed]:
         ]
     finally:
         torch.set_num_threads(before)
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process can use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def recommended(speeds: Sequence[Speed]) -> Speed:
