@@ -171,11 +171,12 @@ class Study:
             self.grid.repair()
         prepared = prepare_study(self.grid, settings, scheduling)
         self.grid.folder.open(self.grid.recipe)
-        if self.grid.waiting:
+        anew = bool(self.grid.waiting)
+        if anew:
             outcome = execute_study(prepared, progress)
             _raise_for(outcome, len(self.grid.selected))
         if not dev_only:
-            write_results(self.grid)
+            write_results(self.grid, anew=anew)
         for damage in self.grid.damaged.values():
             raise RunError(f"a finished run is damaged: {damage}; run the study again with repair=True")
         return self.results()
@@ -306,15 +307,20 @@ def train(
     return Adapter.load(best.folder.path, device="cpu" if cpu else None)
 
 
-def write_results(grid: StudyGrid) -> dict[str, Any]:
-    """Write table.csv and effects.json from the finished runs, and return the content of effects.json."""
+def write_results(grid: StudyGrid, *, anew: bool = False) -> dict[str, Any]:
+    """Write table.csv and effects.json from the finished runs, and return the content of effects.json.
+
+    Args:
+        anew: Whether runs were executed just now. A repeated run has its earlier id, and can have other scores, so that
+            effects.json can look up to date although it is not.
+    """
     from petransfer.effects.study_effects import update_effects
     from petransfer.report import run_table
 
     with grid.folder.locked():  # another shard may write these files at the same moment
         rows = run_table.rows_of(grid.cells, grid.folder)
         run_table.write_csv(rows, grid.folder.path / "table.csv", grid.recipe.family_name)
-        return update_effects(grid.recipe, grid.cells, grid.folder)
+        return update_effects(grid.recipe, grid.cells, grid.folder, anew=anew)
 
 
 def _raise_for(outcome: Any, runs: int) -> None:

@@ -82,8 +82,8 @@ def grid_from_options(
     """Return the grid of a recipe with the command's options applied."""
     options: dict[str, Any] = {
         "family": family,
-        "seeds": opt.parse_seeds(seeds) if seeds else None,
-        "arms": arms.split(",") if arms else None,
+        "seeds": None if seeds is None else opt.parse_seeds(seeds),
+        "arms": opt.parse_names(arms),
         "data_dir": data,
     }
     return load_grid(name, sets or [], options, out, shard)
@@ -146,7 +146,8 @@ def check_and_launch(grid: StudyGrid, scheduling: Scheduling, processes: int) ->
 
 def own_runs(grid: StudyGrid) -> Kind:
     """Return the `Kind` of a study."""
-    return Kind(lambda: grid.folder.open(grid.recipe), lambda as_json: _print_end(grid, as_json))
+    anew = bool(grid.waiting)
+    return Kind(lambda: grid.folder.open(grid.recipe), lambda as_json: _print_end(grid, as_json, anew))
 
 
 def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Scheduling, as_json: bool) -> None:
@@ -210,8 +211,8 @@ def _exit_if_damaged(grid: StudyGrid) -> None:
         raise typer.Exit(2)
 
 
-def _print_end(grid: StudyGrid, as_json: bool) -> None:
-    effects = write_results(grid)
+def _print_end(grid: StudyGrid, as_json: bool, anew: bool) -> None:
+    effects = write_results(grid, anew=anew)
     rows = tables.rows_of(grid.cells, grid.folder)
     if as_json:
         content = {"study": grid.recipe.name, "runs": tables.as_json(rows), "effects": effects["effects"]}

@@ -219,12 +219,17 @@ def arms_under(effect: RequestedEffect, split: str, method: str, runs: Runs) -> 
 def other_study(effect: RequestedEffect, split: str, runs: Runs) -> Runs | Missing:
     """Return the runs of the study `effect.study`. If the name is empty, return `runs`.
 
-    Returns `Missing` if the study does not exist or lacks the metric of `runs`.
+    Returns `Missing` if the study does not exist, has another task, or lacks the metric of `runs`.
     """
     if not effect.study:
         return runs
     other = runs_of(effect.study, runs.folder.path, runs.metric)
-    if other and runs.metric in {EXACT_MATCH, *other.cells[0].spec.task.metrics}:
+    if other is None:
+        why = f"there is no study {effect.study}"
+    elif other.recipe.task.name != runs.recipe.task.name:  # equal numbers of rows do not make them the same rows
+        why = f"the study {effect.study} has another task, {other.recipe.task.name}"
+    elif runs.metric not in {EXACT_MATCH, *other.cells[0].spec.task.metrics}:
+        why = f"the study {effect.study} did not measure {runs.metric}"
+    else:
         return other
-    why = f"the study {effect.study} did not measure {runs.metric}" if other else f"there is no study {effect.study}"
     return Missing(f"{effect.kind} of {effect.name} on {split}: not estimated, because {why}")

@@ -147,10 +147,10 @@ def _dev(folder: StudyFolder, cell: Cell, metric: str) -> float:
 def _share(folder: StudyFolder, cell: Cell, metric: str) -> float:
     run = folder.run(cell.run_id)
     value = _metric_value(run, "test", metric)
-    if value is None:
+    if value is None or not math.isfinite(value):
         raise UserError(
-            f"{run.path / 'result.json'} has no test score for {metric}, on which the effects are computed; delete "
-            f"{run.path} and repeat the run with `petransfer run --recipe {folder.path / 'recipe.yaml'}`"
+            f"{run.path / 'result.json'} has no finite test score for {metric}, on which the effects are computed; "
+            f"delete {run.path} and repeat the run with `petransfer run --recipe {folder.path / 'recipe.yaml'}`"
         )
     return value / 100
 
@@ -182,7 +182,7 @@ def examples_of(folder: StudyFolder, run_id: str) -> Iterator[Path]:
     try:
         yield path
     # The caller reads the file inside its `with` block, so errors of reading arrive here.
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, KeyError, pyarrow.ArrowException) as error:
         why = "is lost" if isinstance(error, FileNotFoundError) else f"cannot be read ({type(error).__name__})"
         raise UserError(
             f"{path} {why}, though the run is done; delete {path.parent} and "

@@ -34,6 +34,7 @@ class Comparison:
         margin: equivalence margin in percentage points.
         judged_by: name of the metric.
         by_note: a note on the metric, or ''.
+        data_note: a note that A and B have different data, or ''.
         cells: difference in score, B minus A, for each arm, method and split.
         effects: difference B minus A of each effect.
         same_runs: scores and effects that are not compared, because A and B share runs.
@@ -48,6 +49,7 @@ class Comparison:
     margin: float
     judged_by: str
     by_note: str
+    data_note: str
     cells: list[Effect]
     effects: list[Scale]
     same_runs: list[str]
@@ -90,7 +92,7 @@ def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
     )
     judged = judge(cells, limits), judge_scales(effects, limits)
     same += same_effects
-    by = first.metric, _by_note(first, second)
+    by = first.metric, _by_note(first, second), _data_note(first, second)
     return Comparison(names, families, margin, *by, *judged, same, one_sided, paper_cells, paper_effects, note)
 
 
@@ -99,6 +101,16 @@ def _by_note(first: Runs, second: Runs) -> str:
         return CRITERIA[first.metric].note
     both = " and ".join(CRITERIA[runs.recipe.judged_by].word for runs in (first, second))
     return f"compared by exact match, as A and B are judged by {both}"
+
+
+def _data_note(first: Runs, second: Runs) -> str:
+    """Return a note if A and B have different tasks, or options that change the rows. '' otherwise."""
+    data = [{(cell.spec.task.name, cell.spec.task.options) for cell in runs.cells} for runs in (first, second)]
+    if data[0] == data[1]:
+        return ""
+    names = [runs.recipe.task.name for runs in (first, second)]
+    what = "tasks, " + " and ".join(names) if names[0] != names[1] else f"rows or options of the task {names[0]}"
+    return f"A and B have different {what}: their scores can only be compared if the test rows are the same"
 
 
 def _paper_cell(families: Sequence[str], arm: str, task: str, split: str) -> dict[str, float]:
@@ -280,8 +292,7 @@ def head(found: Comparison) -> list[str]:
     """Return the lines above the tables: the two studies, the metric and notes."""
     sides = zip("AB", found.names, found.families, strict=True)
     lines = [f"{letter}: {name}, family {family}" for letter, name, family in sides]
-    if found.by_note:
-        lines.append(found.by_note)
+    lines += filter(None, (found.by_note, found.data_note))
     if "equivalent" in {one.verdict for one in found.cells} | {one.verdict for one in found.effects}:
         lines.append(f"equivalent: the difference is within {found.margin:g} points")
     if found.same_runs:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+# The largest number of pairs of a target's and a generated text's words. The time of a comparison grows faster than it.
+MOST_PAIRS = 1_000_000
+
+
 @dataclass(frozen=True)
 class Shown:
     """A plot on an HTML page: inline SVG and its caption."""
@@ -47,8 +51,10 @@ class Answer:
 
 
 def marked(target: str, generated: str) -> Markup:
-    """Return a generated text as HTML. Words that differ from the target are marked."""
+    """Return a generated text as HTML. Words that differ from the target are marked, except in very long texts."""
     wanted, given = target.split(" "), generated.split(" ")
+    if len(wanted) * len(given) > MOST_PAIRS:
+        return escape(generated)
     parts = []
     for kind, _, _, start, end in difflib.SequenceMatcher(None, wanted, given, autojunk=False).get_opcodes():
         words = escape(" ".join(given[start:end]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from shlex import quote
 from typing import Any
 
 from petransfer.data.rows.chat_rows import readable_input
@@ -91,16 +92,21 @@ def page(findings: Findings) -> str:
 
 def repetition(findings: Findings) -> dict[str, Any]:
     """Return the data for repeating a study: commands, checkpoints, machines, recipe and run ids."""
-    folder = findings.study.path.name  # only the name, so that the page does not depend on where the folder is
+    folder = folder_name(findings.study)
     columns = ("arm", "checkpoint", "revision or sha256")
     return {
-        "commands": f"petransfer run --recipe results/{folder}/recipe.yaml --out results/{folder}\n"
-        f"petransfer report results/{folder}",
+        "commands": f"petransfer run --recipe {quote(f'results/{folder}/recipe.yaml')} --out "
+        f"{quote(f'results/{folder}')}\npetransfer report {quote(f'results/{folder}')}",
         "checkpoints": table_of_text(columns, gather.checkpoints(findings.groups), names=3, label="Checkpoints"),
         "environments": gather.environments(findings.groups, findings.study),
         "recipe": recipe_yaml(findings.recipe),
         "run_ids": gather.run_ids(findings.groups),
     }
+
+
+def folder_name(study: StudyFolder) -> str:
+    """Return the name of a study's folder, so that a page does not depend on where the folder is."""
+    return study.path.name or study.path.resolve().name  # the path `.` has no name
 
 
 def status_of(groups: Sequence[Group]) -> str:

@@ -240,7 +240,13 @@ def save(figure: Figure, path: Path) -> None:
 def write_svg(figure: Figure, target: Any) -> None:
     """Write a figure as SVG. `target`: a path or a binary file."""
     import matplotlib as mpl
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):
+        # names may contain `$`, which matplotlib would read as the beginning of a formula; its own labels of ticks on a
+        # logarithmic axis are formulas
+        if "$" in text.get_text() and "\\mathdefault" not in text.get_text():
+            text.set_parse_math(False)
     # Without a date and with a fixed salt, equal data give equal bytes. Text is stored as text, not as outlines.
     with mpl.rc_context({"svg.hashsalt": "petransfer", "svg.fonttype": "none"}):
         figure.savefig(target, format="svg", metadata={"Date": None, "Creator": "petransfer"})

@@ -172,7 +172,7 @@ def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "",
         groups: groups of runs.
         effects: content of effects.json.
         family: family of the study's checkpoints. '' leaves out the note on Orhan (2021).
-        unswept: a note on learning rates that were not swept, or ''.
+        unswept_note: a note on learning rates that were not swept, or ''.
     """
     parts = [tables.markdown(results_table(groups)), _legend(groups)]
     parts += [f"{tables.markdown_text(failed)}."] if (failed := failed_note(groups)) else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
 from petransfer.data.rows.chat_rows import readable_input
@@ -14,7 +15,7 @@ from petransfer.plurals import count
 from petransfer.recipe.metrics import HEADINGS
 from petransfer.report import plots
 from petransfer.report.html_parts import Answer, marked, shown
-from petransfer.report.page import Findings, repetition, status_of
+from petransfer.report.page import Findings, folder_name, repetition, status_of
 from petransfer.report.run_table import Row
 from petransfer.report.tables import Table, table_of_text, write_page
 from petransfer.study.durations import duration
@@ -38,7 +39,7 @@ def run_page(findings: Findings) -> str:
     texts = _texts(findings, row)
     samples = _samples(texts)
     wrong = sum(not text["correct"] for text in texts)
-    folder = findings.study.path.name
+    folder = folder_name(findings.study)
     adapter = next((part for part in ("adapter", "model") if (run.path / part).is_dir()), "")
     place = f"results/{folder}/runs/{row.cell.run_id}/{adapter or 'adapter'}"
     what = {"adapter": f"The adapter is in {place}.", "model": f"The model is in {place}."}
@@ -189,6 +190,7 @@ def _confusion(texts: list[dict[str, Any]]) -> Confusion | None:
 
 def _next_steps(place: str, whole: bool) -> str:
     """Return commands for the user's next steps. `place`: folder of the adapter or model."""
+    place = quote(place)
     use = [f'petransfer predict {place} "an input"', f"petransfer eval {place} --data test.csv"]
     share = [f"petransfer adapter merge {place} merged", f"petransfer adapter push {place} user/name"]
     return "\n".join(use if whole else [*use, *share])

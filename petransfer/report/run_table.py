@@ -98,7 +98,7 @@ def _row(cell: Cell, study: StudyFolder) -> Row:
     if not lines:
         return Row(cell, status)
     last = lines[-1]
-    pace = last["seconds"] / last["step"]
+    pace = max(last["seconds"], 1e-3) / last["step"]  # the file has milliseconds
     left = (cell.spec.train.steps - last["step"]) * pace
     dev = next((line["dev_em"] for line in reversed(lines) if "dev_em" in line), None)
     return Row(cell, status, last["step"], last["loss"], dev, cell.spec.train.batch_size / pace, left)

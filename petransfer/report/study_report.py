@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from petransfer.atomic_files import write_text
 from petransfer.effects.study_effects import update_effects
 from petransfer.errors import UserError
 from petransfer.report import page, plot_files, run_groups, run_page, run_table, sweep
@@ -26,7 +27,7 @@ class StudyReport:
         groups: The runs of the study, grouped by split, arm and method.
         effects: The content of effects.json.
         swept: The results of the learning-rate sweep by arm and method. Empty if there was no sweep.
-        unswept: A note on learning rates that were not swept, or ''.
+        unswept_note: A note on learning rates that were not swept, or ''.
         any_done: Whether a run of the study is finished. Otherwise the report shows only the sweep.
         single: The run, if the study is one finished run without effects. Otherwise None.
     """
@@ -61,14 +62,12 @@ def write_report(grid: StudyGrid) -> StudyReport:
     unswept_note = sweep.unswept_note(cells, swept)
     if any_done:
         run_table.write_csv(rows, folder.path / "table.csv", family)
-        (folder.path / "table.md").write_text(
-            run_groups.markdown(groups, effects, family, unswept_note), encoding="utf-8"
-        )
-        (folder.path / "table.tex").write_text(run_groups.latex(groups, effects), encoding="utf-8")
+        write_text(folder.path / "table.md", run_groups.markdown(groups, effects, family, unswept_note))
+        write_text(folder.path / "table.tex", run_groups.latex(groups, effects))
     findings = page.Findings(recipe, cells, folder, groups, effects)
     plot_files.save_all(groups, effects, cells, folder)
     path = folder.path / "report.html"
     single = rows[0] if run_page.is_single_run(findings) else None
     write = run_page.run_page if single else page.page
-    path.write_text(write(findings), encoding="utf-8")
+    write_text(path, write(findings))
     return StudyReport(path, groups, effects, swept, unswept_note, any_done, single)

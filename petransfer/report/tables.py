@@ -120,7 +120,8 @@ def markdown(table: Table) -> str:
 def markdown_text(text: str) -> str:
     """Escape HTML, `|` and control characters for a line of Markdown."""
     one_line = " ".join(visible(text).split())
-    return html.escape(one_line, quote=False).replace("|", "\\|")
+    # `](` would make a link or an image of a name
+    return html.escape(one_line, quote=False).replace("|", "\\|").replace("](", "]\\(")
 
 
 def visible(text: str, keep: str = "\n\t") -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,11 @@ import pytest
 import petransfer
 import petransfer.api
 from petransfer import RunError, Study, UserError
-from petransfer.study.study import as_overrides
+from petransfer.api import write_results
+from petransfer.cli.run import own_runs
+from petransfer.study.local_executor import Outcome
+from petransfer.study.study import as_overrides, open_grid
+from tests.report.made import level_of, make, recipe_of
 
 ROWS = [
     (f"{verb} {how}", f"{how} {verb.upper()}") for verb in ("walk", "run", "look", "jump") for how in ("left", "up")
@@ -113,3 +118,27 @@ def test_the_library_prints_nothing(study: Study, capsys: pytest.CaptureFixture[
 def test_every_public_name_is_there_and_documented() -> None:
     for name in petransfer._PUBLIC:
         assert getattr(petransfer, name).__doc__, name
+
+
+def test_repeated_runs_are_judged_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repeated run has its earlier id, and on another machine other scores."""
+    recipe = recipe_of(task={"name": "scan", "splits": ["right"]}, effects=["english-scratch"])
+    cells, folder = make(tmp_path / "study", recipe)
+    folder.open(recipe)
+    first = write_results(open_grid(folder.path))["effects"][0]["difference"]
+    shutil.rmtree(folder.run(cells[0].run_id).path)
+    study = Study(folder.path)
+    assert study.grid.waiting
+
+    def execute(prepared: object, tick: object) -> Outcome:
+        make(folder.path, recipe, lambda cell: level_of(cell) + 0.1 * (cell.arm == "english"))
+        return Outcome(False, {}, ())
+
+    monkeypatch.setattr("petransfer.api.prepare_study", lambda *given: None)
+    monkeypatch.setattr("petransfer.api.execute_study", execute)
+    ending = own_runs(study.grid)
+    study.run()
+    assert study.effects()["difference"][0] == pytest.approx(first + 10)
+    make(folder.path, recipe)
+    ending.print_end(False)
+    assert study.effects()["difference"][0] == pytest.approx(first)

@@ -181,7 +181,7 @@ def test_a_study_that_did_not_measure_it_is_named(tmp_path: Path) -> None:
 
 
 def test_a_run_that_lost_its_figure_is_said_in_a_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"result\.json has no test score for chrf, on which .* repeat the run") as one:
+    with pytest.raises(UserError, match=r"result\.json has no finite test score for chrf, .* repeat the run") as one:
         judged(tmp_path, judged_by("chrf"), lambda cell: {} if cell.seed == 3 else {"chrf": 50.0})
     assert len(str(one.value).splitlines()) == 1
 
@@ -194,3 +194,15 @@ def test_every_metric_that_a_recipe_may_name_judges() -> None:
     }  # fmt: skip
     assert expected.items() <= known.items()
     assert next(iter(known)) == "exact_match"
+
+
+def test_a_score_that_is_no_number_is_named(tmp_path: Path) -> None:
+    recipe = judged_by("chrf")
+    cells, folder = make(tmp_path, recipe, lambda cell: 0.5, scores=figures(70, 50))
+    run = folder.run(cells[0].run_id)
+    result = run.result()
+    assert result
+    result["test"]["chrf"] = float("nan")
+    run.write_json("result.json", result)
+    with pytest.raises(UserError, match="no finite test score for chrf"):
+        update_effects(recipe, cells, folder)

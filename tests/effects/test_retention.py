@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from petransfer.effects.criteria import CRITERIA
 from petransfer.effects.kind import Thresholds
 from petransfer.effects.kinds.retention import Retention, retention, sentence
 from petransfer.effects.pairs import Two
+from petransfer.effects.study_effects import update_effects
 from tests.effects.test_scale import contrast, flat, group
+from tests.report.made import make, recipe_of
 
 
 def said_of(one: Retention) -> str:
@@ -94,3 +97,13 @@ def test_the_interval_of_retention_covers_at_its_rate() -> None:
         assert found is not None
         covered += found.low <= 0.75 <= found.high
     assert covered / 300 >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 300)
+
+
+def test_a_study_of_another_task_is_not_compared(tmp_path: Path) -> None:
+    recipe = recipe_of(effects=[{"retention": "english-scratch", "under": "4-bit", "over": "full", "study": "other"}])
+    cells, folder = make(tmp_path / "mine", recipe)
+    make(tmp_path / "other", recipe_of(task={"name": "cogs", "splits": ["gen"]}, effects=[]))
+    found = update_effects(recipe, cells, folder)
+    assert found["retentions"] == []
+    assert all("not estimated, because the study other has another task, cogs" in line for line in found["missing"])
+    assert len(found["missing"]) == 2

@@ -12,8 +12,11 @@ import pytest
 from petransfer.cli import main
 from petransfer.effects.kinds.contrast import judge
 from petransfer.effects.reference import published, published_contrast
+from petransfer.effects.runs import Runs
 from petransfer.effects.study_effects import collect
+from petransfer.report.comparison import _data_note
 from petransfer.study.grid import Cell
+from petransfer.study.study import open_grid
 from tests.report.made import level_of, make, recipe_of
 
 Call = Callable[..., int]
@@ -211,3 +214,21 @@ def test_nothing_in_common_is_said(tmp_path: Path, call: Call, capsys: pytest.Ca
     assert call("compare", tmp_path / "a", tmp_path / "b") == 2
     assert "no arm and split in common" in capsys.readouterr().err
     assert call("compare", tmp_path / "a", tmp_path / "nosuch") == 2
+
+
+def test_the_folder_of_the_page_is_made_and_other_data_is_named(
+    tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Equal numbers of rows do not make them the same rows."""
+    make(tmp_path / "a", recipe_of(task=RIGHT, effects=[]))
+    make(tmp_path / "b", recipe_of(task=RIGHT | {"options": {"dev_size": 40}}, effects=[], seeds=[6, 7]))
+    make(tmp_path / "c", recipe_of(task={"name": "cogs", "splits": ["gen"]}, effects=[], seeds=[6, 7]))
+    out = tmp_path / "new" / "folder" / "c.md"
+    assert call("compare", tmp_path / "a", tmp_path / "b", "--out", out) == 0
+    note = "A and B have different rows or options of the task scan: their scores can only be compared if"
+    assert note in out.read_text()
+    assert note in capsys.readouterr().out
+    first, second = (open_grid(tmp_path / name) for name in "ac")
+    runs = [Runs(grid.recipe, grid.cells, grid.folder) for grid in (first, second)]
+    assert "different tasks, scan and cogs" in _data_note(runs[0], runs[1])
+    assert _data_note(runs[0], runs[0]) == ""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from petransfer.effects.drawing import plot_forest
+import pytest
+
+from petransfer.effects.drawing import new_figure, plot_forest
 from petransfer.effects.study_effects import update_effects
 from petransfer.report import page_data as gather
 from petransfer.report import plots
 from petransfer.report import run_groups as groups
 from petransfer.report import run_table as tables
 from petransfer.report.parameter_plot import parameters_and_effect
+from petransfer.report.plots import save
 from tests.report.made import make, recipe_of
 
 WIDTHS = [{"name": "lora", "bits": 32, "rank": rank} for rank in (2, 4, 8, 16)]
@@ -68,3 +71,16 @@ def test_methods_stand_in_the_order_of_what_they_train(tmp_path: Path) -> None:
     assert left.get_xlim() == (1e4, 1e7)
     markers = {(line.get_color(), line.get_marker()) for line in right.lines if line.get_marker() != "None"}
     assert len(markers) == 4  # two effects on two splits
+
+
+@pytest.mark.parametrize("name", ["$\\foo$", "a$b$c", "\\$x"])
+def test_a_dollar_in_a_name_begins_no_formula(name: str, tmp_path: Path) -> None:
+    figure, (axes,) = new_figure(1, size=(3, 2))
+    axes.plot([1, 1000], [1, 2], label=name)
+    axes.set_xscale("log")
+    axes.set_yticks([1], [name])
+    figure.legend()
+    save(figure, tmp_path / "plot")
+    text = (tmp_path / "plot.svg").read_text()
+    assert text.count(f">{name}<") == 2
+    assert ">$" not in text.replace(f">{name}<", "")  # the labels of the logarithmic axis are formulas still

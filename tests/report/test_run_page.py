@@ -92,3 +92,16 @@ def test_labels_have_a_confusion_matrix(run: RunFolder) -> None:
 )
 def test_durations_have_the_units_that_people_use(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_its_commands_can_be_copied_whatever_the_folder_is_called(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = run.path.parents[1].rename(run.path.parents[2] / "my $(touch x) study")
+    moved = RunFolder(study / "runs" / run.path.name)
+    quoted = "&#39;results/my $(touch x) study"
+    assert f"petransfer run --recipe {quoted}/recipe.yaml&#39; --out {quoted}&#39;" in text_of(moved)
+    assert f"petransfer predict {quoted}/runs/{run.path.name}/adapter&#39; " in text_of(moved)
+    monkeypatch.chdir(study)
+    text = write_report(open_grid(Path())).path.read_text(encoding="utf-8")
+    assert f"--out {quoted}&#39;" in text  # the path `.` has no name of its own

@@ -7,8 +7,10 @@ import io
 import os
 import subprocess
 import sys
+import time
 
 import pytest
+from markupsafe import escape
 
 from petransfer.report.html_parts import marked
 from petransfer.report.tables import csv_text, latex, markdown, markdown_text, table_of_text, visible, write_page
@@ -74,3 +76,14 @@ def test_a_terminal_without_a_minus_sign_prints_a_hyphen() -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
     assert found.stdout == b"-1.0 ?" + os.linesep.encode()
+
+
+def test_a_name_makes_no_link_in_markdown() -> None:
+    assert markdown_text("![arm](http://x.y/z.png) [1, 2]") == "![arm]\\(http://x.y/z.png) [1, 2]"
+
+
+def test_very_long_texts_are_shown_without_marks() -> None:
+    """The time of the comparison grows faster than the square of the length."""
+    began = time.process_time()
+    assert marked("a " * 20_000, "a " * 19_999 + "<b>") == escape("a " * 19_999 + "<b>")
+    assert time.process_time() - began < 2
