@@ -30,6 +30,9 @@ _CANNOT_WRITE_ERRNO = {errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, err
 # Any other verb is executed by the first process only; the other processes exit.
 SHARED = ("run", "sweep", "train")
 
+# Options of every verb, which users can write at any position.
+_ANYWHERE = ("--debug", "--verbose", "--quiet")
+
 app = typer.Typer(
     name="petransfer",
     cls=Verbs,
@@ -58,8 +61,9 @@ def _top(
 def main() -> None:
     """Run the command `petransfer`."""
     start_again_in_utf8()
-    leads = this_place().leads
-    if not leads and sys.argv[1:2] not in [[verb] for verb in SHARED]:
+    # The leading process would wait forever for a process that exits here although it shares the verb.
+    verb = next((argument for argument in sys.argv[1:] if argument not in _ANYWHERE), "")
+    if not this_place().leads and verb not in SHARED:
         sys.exit(0)
     call(app, sys.argv[1:])
 
@@ -91,18 +95,14 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
     if not leads:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
     try:
-        # users can write these options at any position
-        given = [argument for argument in arguments if argument not in ("--debug", "--verbose", "--quiet")]
-        application(utf8_arguments(given))
+        application(utf8_arguments([argument for argument in arguments if argument not in _ANYWHERE]))
     except (UserError, RunError) as error:
         if debug:
             import traceback
 
             traceback.print_exc()
         if leads:
-            from petransfer.report.tables import visible  # imported here to keep start-up fast
-
-            print_text(f"error: {visible(str(error))}", file=sys.stderr)
+            print_text(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except BrokenPipeError:  # the reader of the output has ended, as in `petransfer ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -114,6 +114,7 @@ def card(
         if str(out) == "-" or (out is None and not Path(source).is_dir()):
             print(text, end="")
             return
+    target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, text)
     print(target)
 

@@ -11,6 +11,7 @@ import typer
 import yaml
 from rich.table import Table
 
+from petransfer.atomic_files import creating
 from petransfer.cli.table_layout import print_table
 from petransfer.errors import UserError, unknown
 from petransfer.models.registry import (
@@ -71,9 +72,11 @@ def cp(
         raise UserError(f"{name} does not ship with petransfer; only checkpoints such as nano/english can be copied")
     if target.exists():
         raise UserError(f"{target} exists; delete it or take another folder")
-    shutil.copytree(embedded_folder(name), target)
-    for path in (NANO / "tokenizer").iterdir():
-        shutil.copyfile(path, target / path.name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with creating(target) as partial:
+        partial.mkdir()
+        for path in (*embedded_folder(name).iterdir(), *(NANO / "tokenizer").iterdir()):
+            shutil.copyfile(path, partial / path.name)
     print(target)
 
 

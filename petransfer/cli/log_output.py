@@ -6,6 +6,7 @@ import logging
 import sys
 
 from petransfer.cli.terminal_text import fitted, width_of
+from petransfer.report.tables import visible
 
 
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -19,7 +20,7 @@ class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
         super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        return fitted(super().format(record), width_of(sys.stderr))
+        return fitted(visible(super().format(record)), width_of(sys.stderr))
 
 
 def show_log(verbose: bool = False, quiet: bool = False) -> None:

@@ -105,6 +105,12 @@ def recipe_name(argument: str | None, option: str | None) -> str:
     return argument or option or "lora-scan"
 
 
+def parse_names(text: str | None) -> list[str] | None:
+    """Return the names of a comma-separated list. None if the option was not given."""
+    # an empty text gives an empty name, which recipes refuse: `--arms "$ARMS"` must not select all arms
+    return None if text is None else text.split(",")
+
+
 def parse_seeds(text: str) -> list[int]:
     """Return the seeds of a comma-separated list of numbers and ranges.
 
@@ -119,11 +125,13 @@ def parse_seeds(text: str) -> list[int]:
         for part in text.split(","):
             first, dash, last = part.partition("-")
             found = range(int(first), int(last) + 1) if dash else [int(first)]
+            if not found:
+                raise UserError(
+                    f"--seeds {text:.60}: the range {part:.60} holds no seed; write whole numbers as 0,1,2 or 0-5"
+                )
             if len(seeds) + len(found) > MOST_RUNS:
                 raise UserError(f"--seeds {text:.60}: at most {MOST_RUNS:,} seeds are allowed")
             seeds += found
     except (ValueError, OverflowError):
         raise UserError(f"--seeds {text:.60}: write whole numbers as 0,1,2 or 0-5") from None
-    if not seeds:
-        raise UserError(f"--seeds {text:.60}: the range holds no seed; write whole numbers as 0,1,2 or 0-5")
     return seeds

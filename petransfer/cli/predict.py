@@ -13,7 +13,7 @@ import typer
 
 from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
 from petransfer.cli.evaluate import combination_of
-from petransfer.cli.terminal_text import print_text
+from petransfer.cli.terminal_text import for_output, print_text
 from petransfer.cli.text import input_lines, one_line
 from petransfer.errors import UserError
 from petransfer.json_lines import json_line
@@ -156,4 +156,5 @@ def _print(line: str, label: str | None, generated: str, as_json: bool) -> None:
         named = {} if label is None else {"adapter": label}
         print(json_line({"input": line, **named, "output": generated}), flush=True)
         return
-    print(one_line(generated) if label is None else f"{label}\t{one_line(generated)}", flush=True)
+    shown = one_line(generated) if label is None else f"{label}\t{one_line(generated)}"
+    print(for_output(shown, sys.stdout), flush=True)

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from petransfer.cli.display import Display, View, report_outcome
-from petransfer.cli.options import MOST_THREADS, Arms, Cpu, Json, Seeds, Sets, parse_seeds
+from petransfer.cli.options import MOST_THREADS, Arms, Cpu, Json, Seeds, Sets, parse_names, parse_seeds
 from petransfer.cli.table_layout import print_table
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
@@ -72,9 +72,9 @@ def pretrain(
     Each arm gets one checkpoint per size and seed. Finished runs are skipped; interrupted runs resume.
     """
     options = {
-        "arms": arms.split(",") if arms else None,
-        "sizes": sizes.split(",") if sizes else None,
-        "seeds": parse_seeds(seeds) if seeds else None,
+        "arms": parse_names(arms),
+        "sizes": parse_names(sizes),
+        "seeds": None if seeds is None else parse_seeds(seeds),
         "corpora_dir": corpora,
     }
     if this_place().shared:

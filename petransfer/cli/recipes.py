@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from petransfer.cli.terminal_text import print_text
+from petransfer.atomic_files import write_text
+from petransfer.cli.terminal_text import for_output, print_text
 from petransfer.errors import UserError
 from petransfer.recipe.loading import find_recipe, load_either, shipped_recipes
 from petransfer.recipe.pretraining import PretrainRecipe
@@ -31,7 +33,7 @@ def ls() -> None:
 @app.command("show")
 def show(name: Name) -> None:
     """Print a recipe."""
-    print(_text(find_recipe(name)), end="")
+    print(for_output(_text(find_recipe(name)), sys.stdout), end="")
 
 
 @app.command("cp")
@@ -40,11 +42,11 @@ def cp(name: Name, target: Annotated[Path, typer.Argument(help="File to create."
     if target.exists():
         raise UserError(f"{target} exists; name another file")
     text = _text(find_recipe(name))
+    verb = "pretrain" if isinstance(load_either(name), PretrainRecipe) else "run"  # refuses an invalid recipe
     try:
-        target.write_text(text, encoding="utf-8")
+        write_text(target, text)
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror}); name another file") from None
-    verb = "pretrain" if isinstance(load_either(str(target)), PretrainRecipe) else "run"
     print_text(f"copied {name} to {target}; run it with `petransfer {verb} --recipe {target}`")
 
 

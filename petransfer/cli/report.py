@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
+from petransfer.atomic_files import write_text
 from petransfer.cli.table_layout import print_meanings, print_table
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
@@ -100,7 +101,8 @@ def compare(
     found = side_by_side.compare(studies[0], studies[1], (str(first), str(second)))
     if out:
         text = side_by_side.as_html(found) if out.suffix == ".html" else side_by_side.as_markdown(found)
-        out.write_text(text, encoding="utf-8")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, text)
     if as_json:
         print(json.dumps(side_by_side.as_json(found), indent=1, allow_nan=False))
         return

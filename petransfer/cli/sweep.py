@@ -68,7 +68,7 @@ def sweep(
     )  # all runs that `run` would execute
     part = grid_from_options(opt.recipe_name(recipe, recipe_option), sets, family, seeds, arms, out, data_dir)
     cells = sweep_cells(part.cells, _numbers("--rates", rates), _factors(rates, factors), steps)
-    mine = parse_shard(shard).of(cells) if shard else cells
+    mine = cells if shard is None else parse_shard(shard).of(cells)
     plain = part.recipe.model_copy(update={"effects": []})  # a sweep computes no effects
     study = StudyGrid(plain, cells, sweep_folder(part.folder), mine)
     if dry:
@@ -84,14 +84,14 @@ def sweep(
 
 
 def _factors(rates: str | None, factors: str | None) -> list[float]:
-    if rates and factors:
+    if rates is not None and factors is not None:
         raise UserError("--rates and --factors say the same thing; give one of them")
-    return _numbers("--factors", factors or "0.5,1,2")
+    return _numbers("--factors", "0.5,1,2" if factors is None else factors)
 
 
 def _numbers(option: str, text: str | None) -> list[float]:
     try:
-        found = [float(part) for part in text.split(",")] if text else []
+        found = [] if text is None else [float(part) for part in text.split(",")]
     except ValueError:
         found = [0.0]
     if not all(0 < value < float("inf") for value in found):

@@ -7,12 +7,14 @@ import itertools
 import re
 import sys
 import textwrap
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from petransfer.cli.terminal_text import print_text
+from petransfer.report.tables import visible
 
 # A word of at most this many characters is never broken. Longer words, such as hashes and URLs, may be broken anywhere.
 LONGEST_WORD = 24
@@ -63,8 +65,9 @@ def print_table(table: Table) -> None:
 
 
 def print_fitting(table: Table, console: Console) -> None:
-    """Print a table that fits a console."""
+    """Print a table that fits a console. Texts are printed as they are: `[bold]` in a text is not markup."""
     table = copy.deepcopy(table)  # its cells are changed below
+    _take_literally(table)
     cells = [[_plain(cell) for cell in column.cells] for column in table.columns]
     heads = [_plain(column.header) for column in table.columns]
     natural = [max(map(_width, [head, *column])) for head, column in zip(heads, cells, strict=True)]
@@ -85,12 +88,23 @@ def print_fitting(table: Table, console: Console) -> None:
         _print_rows(table, heads, cells, console)
 
 
+def _take_literally(table: Table) -> None:
+    """Replace the strings of a table, which rich would read as markup, by texts."""
+    table.title, table.caption = _literal(table.title, "table.title"), _literal(table.caption, "table.caption")
+    for column in table.columns:
+        column.header = _literal(column.header)
+        column._cells[:] = map(_literal, column._cells)
+
+
+def _literal(text: Any, style: str = "") -> Any:
+    return Text(visible(text), style) if isinstance(text, str) else text
+
+
 def _wrapped(cell: RenderableType, width: int) -> RenderableType:
     """Return a cell's text with line breaks at white space and hyphens."""
-    if not isinstance(cell, str | Text):
+    if not isinstance(cell, Text):
         return cell
-    text = Text.from_markup(cell) if isinstance(cell, str) else cell
-    lines = [line for each in text.split("\n") for line in each.divide(_line_ends(each.plain, width))]
+    lines = [line for each in cell.split("\n") for line in each.divide(_line_ends(each.plain, width))]
     for line in lines:
         line.rstrip()
     return Text("\n").join(lines)
@@ -131,9 +145,7 @@ def _print_rows(table: Table, heads: list[str], cells: list[list[str]], console:
 
 
 def _plain(cell: object) -> str:
-    if isinstance(cell, Text):
-        return cell.plain
-    return Text.from_markup(cell).plain if isinstance(cell, str) else str(cell)
+    return cell.plain if isinstance(cell, Text) else str(cell)
 
 
 def _width(text: str) -> int:

@@ -7,6 +7,8 @@ import re
 import sys
 from typing import TextIO
 
+from petransfer.report.tables import visible
+
 # What marks a line as a command that can be copied: two spaces and the name of a program.
 _COMMAND = ("  petransfer ", "  curl ")
 # White space and the text after it that is never broken: a command between backquotes, an option with its value (the
@@ -17,6 +19,8 @@ _PARTS = re.compile(r"""(\s*)(`[^`]+`\S*|["'(\[]*--\w\S*(?:(?<![,;:.)])\ (?!-)(?
 def print_text(*lines: str, file: TextIO | None = None) -> None:
     """Print lines of text. In a terminal, a line that is too long is broken at white space.
 
+    Control characters are printed as escapes such as \\x1b, because they could change what a terminal shows.
+
     Args:
         lines: The lines. A line that begins with two spaces and `petransfer` or `curl` is a command: it is continued
             on the next line with a backslash, so that it can be copied.
@@ -25,7 +29,12 @@ def print_text(*lines: str, file: TextIO | None = None) -> None:
     out = file or sys.stdout
     width = width_of(out)
     for line in lines:
-        print(fitted(line, width), file=out, flush=True)
+        print(fitted(visible(line), width), file=out, flush=True)
+
+
+def for_output(text: str, out: TextIO) -> str:
+    """Return a text for an output. For a terminal, its control characters are replaced by escapes such as \\x1b."""
+    return visible(text) if out.isatty() else text
 
 
 def width_of(stream: TextIO) -> int | None:

@@ -20,6 +20,7 @@ from petransfer.memory.study_memory import method_title
 from petransfer.plurals import count
 from petransfer.recipe.run_spec import RunSpec, TrainSpec
 from petransfer.report import run_table
+from petransfer.report.tables import visible
 from petransfer.study.cross_validation import CrossValidation
 from petransfer.study.durations import remaining
 from petransfer.study.study import StudyGrid
@@ -208,4 +209,4 @@ def _argument(path: Path) -> str:
 
 def _one_line(text: str) -> str:
     """Return a text on one line, shortened to about 60 characters; `(empty)` if there is no text."""
-    return shortened(" ".join(text.split()), 60) or "(empty)"
+    return shortened(" ".join(visible(text).split()), 60) or "(empty)"

@@ -349,6 +349,14 @@ def test_copying_over_a_file(refused_at_once: Refused, elsewhere: Path) -> None:
     assert "none/mine.yaml cannot be written" in refused_at_once("recipes", "cp", "smoke", "none/mine.yaml")
 
 
+def test_a_copy_is_whole_or_absent(refused_at_once: Refused, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (elsewhere / "wrong.yaml").write_text("name: wrong")
+    assert "Field required" in refused_at_once("recipes", "cp", "wrong.yaml", "mine.yaml")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", lambda *places: (_ for _ in ()).throw(OSError(errno.ENOSPC, "disk full")))
+        assert "disk full" in refused_at_once("checkpoints", "cp", "nano/english", "base")
+
+
 def test_debug_adds_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["petransfer", "plan", "-r", "smok", "--debug"])
     with pytest.raises(SystemExit, match="2"):

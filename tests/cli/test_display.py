@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from petransfer.cli import table_layout, terminal_text
 from petransfer.cli.display import Display, View, progress_line, progress_lines, study_label, study_score
@@ -118,7 +119,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_no_word_is_broken(width: int) -> None:
     """Lines end at white space and hyphens; a table that is too wide for its longest words becomes lines."""
     table = Table("method", "split", "seed", "dev EM %", "test EM %", "log p/token", "state")
-    table.add_row("lora r16 new-embeddings 32-bit", "held-out", "0", "99.0", "98.5", "-1e-05", "[red]interrupted[/red]")
+    table.add_row(
+        "lora r16 new-embeddings 32-bit", "held-out", "0", "99.0", "98.5", "-1e-05", Text("interrupted", "red")
+    )
     out = io.StringIO()
     print_fitting(table, Console(file=out, width=width))
     words = [word.strip("│┃") for word in out.getvalue().split()]
@@ -191,3 +194,18 @@ def test_words_in_cells_are_explained(capsys: pytest.CaptureFixture[str]) -> Non
         f"{bits}-bit: each weight of the base model has {bits} bits." for bits in (4, 32)
     ]
     assert not [line for line in lines if line.startswith(("test: ", "arm: "))]
+
+
+@pytest.mark.parametrize("width", [20, 60, 200])
+def test_the_texts_of_a_table_are_no_markup(width: int) -> None:
+    """`[qv]` in a pattern of layers is not the name of a colour, and `[/x]` ends nothing."""
+    table = Table(title="a [/b]", caption="[red]")
+    for name in ("[i]arm", "method"):
+        table.add_column(name)
+    table.add_row("[/x]", "on-.*[qv]$")
+    table.add_row("\x1b[31m", "plain")
+    out = io.StringIO()
+    print_fitting(table, Console(file=out, width=width))
+    for text in ("a [/b]", "[red]", "[i]arm", "[/x]", "on-.*[qv]$", "\\x1b[31m"):
+        assert text in out.getvalue(), out.getvalue()
+    assert "\x1b" not in out.getvalue()

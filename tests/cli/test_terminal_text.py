@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import logging
 import shlex
 
 import pytest
 
-from petransfer.cli.terminal_text import fitted, print_text
+from petransfer.cli.log_output import show_log
+from petransfer.cli.terminal_text import fitted, for_output, print_text
 
 WIDTHS = (60, 80, 120)
 SENTENCE = "no improvement in 6 evaluations on dev-rows; try: --max-steps 4000, or --learning-rate 0.0006 " * 3
@@ -70,3 +72,25 @@ def test_what_fits_stays_as_it_is_and_so_does_what_goes_to_a_file() -> None:
 def test_a_word_that_is_longer_than_a_line_stays_whole() -> None:
     path = "results/" + "x" * 100
     assert fitted(f"see {path} for more", 60).split("\n") == ["see", f"  {path}", "  for more"]
+
+
+HOSTILE = "\x1b[2Jgone\x07\x9b31m\r"
+
+
+def test_no_text_changes_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names, errors and texts of files that others wrote are printed, but not obeyed."""
+    out = io.StringIO()
+    print_text(f"a\tb {HOSTILE}", file=out)
+    assert out.getvalue() == "a\tb \\x1b[2Jgone\\x07\\x9b31m\\x0d\n"
+    show_log()
+    logging.getLogger("petransfer.somewhere").warning("first row: %s\nsecond line", HOSTILE)
+    assert capsys.readouterr().err == "first row: \\x1b[2Jgone\\x07\\x9b31m\\x0d\nsecond line\n"
+
+
+def test_a_generated_text_is_changed_for_a_terminal_alone() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    assert for_output(HOSTILE, io.StringIO()) == HOSTILE
+    assert for_output(HOSTILE, Terminal()) == "\\x1b[2Jgone\\x07\\x9b31m\\x0d"

@@ -1,0 +1,72 @@
+"""Options that several verbs share: lists, empty values, and options that stand before the verb."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import petransfer.cli
+from petransfer.cli.options import parse_seeds
+from petransfer.errors import UserError
+from tests.cli.calls import call, refused
+
+
+@pytest.mark.parametrize("text", ["5-3", "0,5-3", "0-2,9-8"])
+def test_a_range_that_goes_down_is_refused_and_not_left_out(text: str) -> None:
+    with pytest.raises(UserError, match=r"--seeds .*range \d-\d holds no seed"):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "smoke", "--arms", ""),
+        ("run", "smoke", "--seeds", ""),
+        ("run", "smoke", "--shard", ""),
+        ("plan", "smoke", "--arms", "english,"),
+        ("sweep", "smoke", "--rates", ""),
+        ("sweep", "smoke", "--factors", ""),
+        ("sweep", "smoke", "--shard", ""),
+        ("pretrain", "--arms", ""),
+        ("pretrain", "--sizes", ""),
+        ("pretrain", "--seeds", ""),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_list_does_not_stand_for_the_default(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A variable of a shell that is not set would otherwise start every run of a study."""
+    monkeypatch.chdir(tmp_path)
+    refused(monkeypatch, capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "takes_part"),
+    [
+        (("train", "a", "b"), True),
+        (("--debug", "train", "a", "b"), True),
+        (("--quiet", "--verbose", "sweep"), True),
+        (("run", "--debug"), True),
+        (("--debug", "status", "run"), False),
+        (("report", "run"), False),
+        ((), False),
+    ],
+)
+def test_every_process_of_a_launch_takes_part_in_the_verbs_that_share_runs(
+    arguments: tuple[str, ...], takes_part: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that ended here would let the leading process wait forever."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    calls = []
+
+    def record(application: object, given: list[str]) -> None:
+        calls.append(given)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(petransfer.cli, "call", record)
+    assert call(monkeypatch, *arguments) == 0
+    assert calls == ([[*arguments]] if takes_part else [])
