@@ -156,8 +156,9 @@ def explanations(rows: list[Scores], by_generation: bool = False) -> list[str]:
     if not by_generation:
         least, most = (function(row.generated for row in rows) for function in (min, max))
         number = f"{most:,}" if least == most else f"{least:,} to {most:,}"
+        part = f"{number} of the" if least < rows[0].examples else "all"
         lines.append(
-            f"Scores come from one forward pass per example. As a check, texts were generated for {number} of the "
+            f"Scores come from one forward pass per example. As a check, texts were generated for {part} "
             f"{count(rows[0].examples, 'example')}."
         )
     return lines

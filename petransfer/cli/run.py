@@ -19,7 +19,6 @@ from petransfer.cli.launcher import launch
 from petransfer.cli.table_layout import print_meanings, print_table
 from petransfer.cli.terminal_text import print_text
 from petransfer.effects.study_effects import demand
-from petransfer.errors import UserError
 from petransfer.memory.advice import as_options
 from petransfer.memory.cards import card_bytes, this_card
 from petransfer.memory.study_memory import PredictedRun, predict_memory
@@ -38,7 +37,7 @@ from petransfer.study.launched_processes import this_place
 from petransfer.study.run_study import check_processes, execute_study, prepare_study, stack_sizes
 from petransfer.study.scheduling import Scheduling, describe_stacks
 from petransfer.study.settings import Settings
-from petransfer.study.study import StudyGrid, grid_of, load_grid
+from petransfer.study.study import StudyGrid, grid_of, load_grid, recipe_file
 from petransfer.training.execution import Execution
 from petransfer.training.tracker_names import check_trackers
 
@@ -317,10 +316,7 @@ def status(
     as_json: opt.Json = False,
 ) -> None:
     """Show the progress of the runs of a study or of a pretraining."""
-    kept = study / "recipe.yaml"
-    if not kept.is_file():
-        raise UserError(f"{study} is not a study's folder: it has no recipe.yaml")
-    recipe, folder = load_either(str(kept)), StudyFolder(study)
+    recipe, folder = load_either(str(recipe_file(study))), StudyFolder(study)
     swept: list[sweep.Group] = []
     if isinstance(recipe, PretrainRecipe):
         pretrained = pretraining.rows_of(expand_pretraining(recipe), folder)

@@ -69,7 +69,9 @@ def run_page(findings: Findings) -> str:
 def figures_of(row: Row, result: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the scores, the length and the size of a finished run, each as a name and a text."""
     found = [("dev exact match", _percent(row.dev)), ("test exact match", _percent(row.test))]
-    found += [(f"test {HEADINGS[name]}", f"{value:.1f}") for name, value in row.scores.items()]
+    for name, value in row.scores.items():
+        title = HEADINGS[name].removesuffix(" %")
+        found.append((f"test {title}", _percent(value) if title != HEADINGS[name] else f"{value:.1f}"))
     if row.log_prob is not None and math.isfinite(row.log_prob):
         found.append(("test loss, nats per token", f"{-row.log_prob:.3f}"))
     found.append(("steps", f"{row.step:,}"))

@@ -108,16 +108,27 @@ def grid_of(recipe: Recipe, out: Path | None = None, shard: str | None = None) -
     return StudyGrid(recipe, cells, folder, part.of(cells) if part else cells)
 
 
+def recipe_file(folder: Path) -> Path:
+    """Return the path of `recipe.yaml` in the folder of a study or pretraining.
+
+    Raises:
+        UserError: The folder does not exist or has no `recipe.yaml`.
+    """
+    kept = folder / "recipe.yaml"
+    if not folder.exists():
+        raise UserError(f"there is no folder {folder}; name the folder of a study, such as results/lora-scan")
+    if not kept.is_file():
+        raise UserError(f"{folder} is not a study's folder: it has no recipe.yaml")
+    return kept
+
+
 def open_grid(folder: Path) -> StudyGrid:
     """Return the grid of an existing study's folder.
 
     Raises:
         UserError: The folder has no recipe.yaml, or is the folder of a pretraining.
     """
-    kept = folder / "recipe.yaml"
-    if not kept.is_file():
-        raise UserError(f"{folder} is not a study's folder: it has no recipe.yaml")
-    recipe = load_either(str(kept))
+    recipe = load_either(str(recipe_file(folder)))
     if not isinstance(recipe, Recipe):
         raise UserError(f"{folder} is a pretraining; show it with `petransfer status {folder}`")
     return grid_of(recipe, folder)

@@ -339,8 +339,9 @@ def test_the_next_commands_name_a_folder_that_begins_with_a_hyphen() -> None:
 
 def test_status_on_a_folder_that_is_no_study(refused_at_once: Refused, elsewhere: Path) -> None:
     (elsewhere / "folder").mkdir()
-    for folder in ("folder", "none"):
-        assert f"{folder} is not a study's folder: it has no recipe.yaml" in refused_at_once("status", folder)
+    for verb in ("status", "report"):
+        assert "folder is not a study's folder: it has no recipe.yaml" in refused_at_once(verb, "folder")
+        assert "there is no folder none; name the folder of a study" in refused_at_once(verb, "none")
 
 
 def test_copying_over_a_file(refused_at_once: Refused, elsewhere: Path) -> None:
