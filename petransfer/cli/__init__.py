@@ -60,12 +60,23 @@ def _top(
 
 def main() -> None:
     """Run the command `petransfer`."""
+    _open_closed_streams()
     start_again_in_utf8()
     # The leading process would wait forever for a process that exits here although it shares the verb.
     verb = next((argument for argument in sys.argv[1:] if argument not in _ANYWHERE), "")
     if not this_place().leads and verb not in SHARED:
         sys.exit(0)
     call(app, sys.argv[1:])
+
+
+def _open_closed_streams() -> None:
+    """Open standard streams that were closed by the caller, so that no file of a training gets their numbers."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(opened)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it stays open until the process ends
 
 
 def _print_on_any_terminal() -> None:

@@ -12,12 +12,15 @@ from petransfer.python_arguments import place_of
 from petransfer.recipe.method_part import MethodPart, method_of
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import CheckpointSpec, MethodSpec, Optimizer
+from petransfer.recipe.values import LARGEST_BATCH
 
 if TYPE_CHECKING:
     from petransfer.memory.planner import Fit
     from petransfer.memory.step_memory import Demand
 
 DEFAULT_SIZES = {"rank": 16, "virtual_tokens": 20}
+# The largest number of runs in a stack, and of tokens in an input or a target.
+LARGEST_STACK, LONGEST = 1024, 2**20
 OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "adamw-8bit", "paged-adamw-8bit")
 
 
@@ -118,6 +121,11 @@ def _check(
         raise unknown("optimizer", optimizer, OPTIMIZERS)
     if min(batch_size, stack, *lengths) < 1:
         raise UserError("batch_size, stack and both lengths must be at least 1")
+    if batch_size > LARGEST_BATCH or stack > LARGEST_STACK or max(lengths) > LONGEST:
+        raise UserError(
+            f"a step of {batch_size:,} examples of {lengths[0]:,} and {lengths[1]:,} tokens in a stack of {stack:,} is "
+            f"too large; give at most {LARGEST_BATCH:,} examples, {LONGEST:,} tokens and a stack of {LARGEST_STACK:,}"
+        )
     if stack > 1 and METHODS.lookup(method).not_stacked:
         raise UserError(f"{method} is not stacked: {METHODS.lookup(method).not_stacked}")
     if stack > 1 and checkpointing:

@@ -22,6 +22,9 @@ CONTEXT, FRAGMENTS = 600 * 2**20, 0.04
 # Bytes of a process on a CPU without tensors, after importing torch and transformers.
 CPU_PROCESS = 10**9
 
+# The largest number of tokens in a simulated step. Larger batches are cut into micro-batches of at most so many tokens.
+MOST_TOKENS = 2**24
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -119,20 +122,24 @@ def plan(
     def of(changed: Demand) -> Memory:
         return simulate(config, checkpoint.name, changed, own_head, new_tokens)
 
+    whole = demand.batch
+    most = max(1, MOST_TOKENS // ((demand.input_length + demand.target_length) * demand.members))
+    if whole > most:  # a simulated step takes longer the more tokens it has
+        demand = replace(demand, batch=most, accumulates=True)
     memory = of(demand)
     if card is None or on_device(memory.peak, demand) <= card:
-        return Fit(demand.batch, demand, memory, card, True)
+        return Fit(whole, demand, memory, card, True)
     largest = _largest(of, demand, memory, card)
     tried, turned_on = demand, False
     if not largest and (again := _with_checkpointing(of, demand)) is not None:
         tried, memory = again
         largest = demand.batch if on_device(memory.peak, demand) <= card else _largest(of, tried, memory, card)
         turned_on = largest > 0
-    taken = replace(tried, batch=max(1, largest), accumulates=largest < demand.batch and demand.batch > 1)
+    taken = replace(tried, batch=max(1, largest), accumulates=largest < whole and whole > 1)
     advice = () if largest else tuple(_advice(lambda changed: _fits(of, changed, card), taken))
     if not largest:
         taken = replace(taken, checkpointing=demand.checkpointing)
-    return Fit(demand.batch, taken, of(taken), card, largest > 0, turned_on, advice)
+    return Fit(whole, taken, of(taken), card, largest > 0, turned_on, advice)
 
 
 def _fits(of: Callable[[Demand], Memory], demand: Demand, card: int) -> bool:

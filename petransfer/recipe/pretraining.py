@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from petransfer.plurals import count
-from petransfer.recipe.values import Count, FolderName, Names, Real, Seeds, Strict, Text, Whole
+from petransfer.recipe.values import BatchSize, Count, FolderName, Names, Real, Seeds, Strict, Text, Whole
 
 # The number of sentinels of the embedded tokenizer: the tokens `<extra_id_0>`, `<extra_id_1>`, ... mark masked spans.
 SENTINELS = 32
@@ -90,7 +90,7 @@ class PretrainTrainPart(Strict):
     """
 
     steps: Count
-    batch_size: Count = 32
+    batch_size: BatchSize = 32
     learning_rate: Annotated[Real, Field(gt=0, lt=10)] = 6e-2
     warmup: Annotated[Real, Field(ge=0, lt=1)] = 0.02
     final: Annotated[Real, Field(ge=0, le=1)] = 0.05

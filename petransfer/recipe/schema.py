@@ -23,6 +23,7 @@ from petransfer.recipe.values import (
     LONGEST_LIST,
     LONGEST_NAME,
     MOST_RUNS,
+    BatchSize,
     Count,
     FolderName,
     Name,
@@ -111,7 +112,6 @@ class FamilyPart(Strict):
 Rate = Annotated[Real, Field(gt=0, lt=10)]
 
 
-BatchSize = Count
 Epochs = Annotated[Real, Field(gt=0, le=10**6)]
 Steps = Count
 

@@ -61,6 +61,8 @@ def _unique(values: Values) -> Values:
 Whole = Annotated[int, BeforeValidator(_only_a_number)]
 Real = Annotated[float, BeforeValidator(_only_a_number)]
 Count = Annotated[Whole, Field(ge=1, le=10**9)]
+LARGEST_BATCH = 2**16
+BatchSize = Annotated[Whole, Field(ge=1, le=LARGEST_BATCH)]
 Seed = Annotated[Whole, Field(ge=0, le=LARGEST_SEED)]
 Text = Annotated[str, Field(max_length=10_000), AfterValidator(_without_null)]
 Name = Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_printable)]

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 # The largest number of training rows whose tokens are counted, and the number of training steps of a time measurement.
 # The first two of these steps are not timed.
-SAMPLED_ROWS, MEASURED_STEPS = 500, 6
+# A step with more than MEASURED_BATCH examples is estimated from a step with so many.
+SAMPLED_ROWS, MEASURED_STEPS, MEASURED_BATCH = 500, 6, 64
 # Characters per token of English text. Used if the tokenizer is not on this machine.
 CHARACTERS = 4.0
 # The speed of a training step as a share of the machine's speed in matrix products, both in operations per second
@@ -183,7 +184,8 @@ def _measured_step(spec: RunSpec, cpu: bool) -> float:
     from petransfer.study.single_run import make_loop, open_base, prepare
 
     stopping = EarlyStopping(every=MEASURED_STEPS)  # evaluates once, after the last step
-    short = replace(spec, train=replace(spec.train, steps=MEASURED_STEPS, early_stopping=stopping))
+    batch = min(spec.train.batch_size, MEASURED_BATCH)
+    short = replace(spec, train=replace(spec.train, steps=MEASURED_STEPS, batch_size=batch, early_stopping=stopping))
     settings, ends = Settings(cpu=cpu, force=True), list[float]()
     with tempfile.TemporaryDirectory() as folder:
         base = open_base(short, settings)
@@ -191,7 +193,8 @@ def _measured_step(spec: RunSpec, cpu: bool) -> float:
         make_loop(
             prepared, base, settings.execution, lambda step, loss, seconds: ends.append(seconds), lambda: False
         ).run()
-    return statistics.median(after - before for before, after in itertools.pairwise(ends[1:]))
+    step = statistics.median(after - before for before, after in itertools.pairwise(ends[1:]))
+    return step * spec.train.batch_size / batch
 
 
 def _estimated_step(spec: RunSpec, tokens: Tokens, fit: Fit, cpu: bool) -> float:

@@ -33,6 +33,8 @@ def test_what_does_not_fit_says_what_would() -> None:
         ({"optimizer": "sgd"}, ("optimizer", "adamw")),
         ({"method": "full", "bits": 4}, ("4-bit", "lora")),
         ({"lengths": (0, 5)}, ("at least 1",)),
+        ({"batch_size": 10**12}, ("1,000,000,000,000 examples", "65,536")),
+        ({"lengths": (1, 10**12)}, ("too large", "1,048,576 tokens")),
         ({"method": "bias", "match_parameters": 50}, ("bias", "no size")),
     ],
 )
@@ -54,6 +56,14 @@ def test_a_long_row_of_an_embedded_checkpoint_is_predicted(monkeypatch: pytest.M
     with pytest.raises(petransfer.UserError) as error:
         study_memory.refuse_too_large_for_cpu([spec], lambda spec: {})
     assert all(part in str(error.value) for part in ("nano/", "does not fit", "16 GB", "--force"))
+
+
+def test_the_largest_step_is_predicted_quickly() -> None:
+    """Its batch is cut, because a simulated step takes longer the more tokens it has."""
+    found = petransfer.fit("nano/english", bits=32, batch_size=2**16, lengths=(2**20, 2**20))
+    assert found.batch == 2**16
+    assert found.micro_batch == 8
+    assert found.demand.accumulates
 
 
 def test_the_repr_is_one_readable_line() -> None:
