@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from petransfer.data.bad_rows import BadRow, visible
 from petransfer.data.chat import render_chat
-from petransfer.data.layout import Layout
+from petransfer.data.layout import Layout, special_tokens
 from petransfer.data.task import Example
 from petransfer.errors import UserError
 
@@ -147,7 +147,7 @@ def target_problem(text: str, row: Sequence[int], back: str, tokenizer: PreTrain
     has_unknown = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in row
     if back == text and not has_unknown:
         return None
-    special = sorted(token for token in tokenizer.all_special_tokens if token in text)
+    special = sorted(token for token in special_tokens(tokenizer).values() if token and token in text)
     if special:
         return BadRow(
             "the target holds a special token, which generated text never does", f"{special[0]} in {visible(text)}"

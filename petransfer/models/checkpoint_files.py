@@ -22,6 +22,7 @@ from petransfer.errors import UserError, reason_of, shortened
 from petransfer.models.added_tokens import add_tokens
 from petransfer.models.languages import with_languages
 from petransfer.models.registry import NANO, checkpoint_spec, embedded_folder, is_embedded
+from petransfer.models.support import separate_vocabularies
 from petransfer.recipe.run_spec import CheckpointSpec
 
 # What the code of an architecture raises for wrong values in its files.
@@ -125,6 +126,8 @@ def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
             f"the tokenizer of {place} cannot be loaded ({reason_of(error, 200)}); save it again with the tokenizer's "
             "save_pretrained"
         ) from error
+    if getattr(tokenizer, "separate_vocabs", False):
+        raise separate_vocabularies(place)
     own = type(tokenizer).vocab_files_names.values()
     if own and Path(place).is_dir() and not _has_one_of(Path(place), (*own, *VOCABULARIES)):
         raise _no_tokenizer(place)  # transformers has made an empty one
@@ -173,8 +176,14 @@ def new_tokens(checkpoint: CheckpointSpec, vocabulary: int) -> tuple[int, ...]:
     """Return the ids of the tokens whose embeddings (`vocabulary` rows) were not trained in pretraining."""
     if checkpoint.reinit in {"embeddings", "all"}:
         return tuple(range(vocabulary))
-    card = Path(location(checkpoint)) / "pretraining.json"  # written by `petransfer pretrain`
-    return tuple(json.loads(card.read_text(encoding="utf-8"))["new_pieces"]) if card.is_file() else ()
+    try:
+        content = json.loads((Path(location(checkpoint)) / "pretraining.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ()
+    # `petransfer pretrain` writes this list. Other programs can have a file of this name too.
+    found = content.get("new_pieces") if isinstance(content, dict) else None
+    is_ours = isinstance(found, list) and all(type(one) is int and 0 <= one < vocabulary for one in found)
+    return tuple(found) if is_ours and found else ()
 
 
 @contextlib.contextmanager

@@ -28,10 +28,12 @@ def supported_class(config: Any, name: str) -> Any:
 
     Raises:
         UserError: The model is encoder-only or of an unknown kind, transformers computes it wrongly, its weights are
-            already quantised, or its configuration has wrong values.
+            already quantised, it has two vocabularies, or its configuration has wrong values.
     """
     kind = config.model_type
     refuse_wrong_values(config, name)
+    if getattr(config, "decoder_vocab_size", None) not in (None, getattr(config, "vocab_size", None)):
+        raise separate_vocabularies(name)
     if kind in COMPUTED_WRONGLY:
         raise UserError(f"{name} is not supported: {COMPUTED_WRONGLY[kind]}")
     refuse_already_quantized(config, name)
@@ -52,6 +54,14 @@ def supported_class(config: Any, name: str) -> Any:
     raise UserError(
         f"{name} ({kind}) cannot generate text with transformers {transformers.__version__}: it is encoder-only or of "
         "an unknown kind; use an encoder-decoder or decoder-only checkpoint"
+    )
+
+
+def separate_vocabularies(name: str) -> UserError:
+    """Return the error for a checkpoint whose inputs and targets have different vocabularies."""
+    return UserError(
+        f"{name} has separate vocabularies for inputs and targets, which petransfer does not support; use a checkpoint "
+        "with one vocabulary"
     )
 
 

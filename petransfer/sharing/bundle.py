@@ -31,7 +31,7 @@ from petransfer.sharing.bundle_files import (
 from petransfer.sharing.bundle_zip import read_zip
 from petransfer.sharing.hub import fetch
 from petransfer.sharing.provenance_checks import check_recipe, check_result, spec_in, spec_of_run
-from petransfer.sharing.run_folders import run_folder
+from petransfer.sharing.run_folders import has_model, run_folder
 from petransfer.sharing.safe_reading import Tensors, card_data, read_header, read_json, read_text, read_yaml
 from petransfer.user_paths import expanded
 
@@ -147,7 +147,7 @@ def of_folder(folder: Path, label: str | None = None, commit: str | None = None)
         UserError: there is no adapter, or a file is damaged, too large or not a regular file.
     """
     label = label or str(folder)
-    if (folder / "model").is_dir() and not (folder / "adapter").is_dir():
+    if (folder / "model").is_dir() and not ((folder / "adapter").is_dir() or has_model(folder)):
         raise UserError(f"{label} holds a whole model, not an adapter; share its model/ folder with transformers")
     files, here = _files(folder, "adapter")
     provenance = read_json(files[PROVENANCE]) if PROVENANCE in files else None
@@ -240,7 +240,7 @@ def _difference(name: str, path: Path | None, expected: str | None, done: str) -
 def _files(folder: Path, kind: str) -> tuple[dict[str, Path], Path | None]:
     """Return the path of each file by name, and the run's folder (None without spec.json)."""
     # In a run's folder, the folder `kind` (`adapter` or `model`) has the weights.
-    inner = folder / kind if (folder / kind).is_dir() else folder
+    inner = folder / kind if (folder / kind).is_dir() and not has_model(folder) else folder
     here = next((one for one in (folder, inner.parent) if (one / "spec.json").is_file()), None)
     files: dict[str, Path] = {}
     for path in sorted(inner.iterdir()):

@@ -20,7 +20,7 @@ def run_folder(folder: Path, run: str | None = None) -> Path:
     Raises:
         UserError: the number of finished runs with this id is not 1, or `folder` is not a study's and `run` is given.
     """
-    if not (folder / "runs").is_dir():
+    if not (folder / "runs").is_dir() or _is_of_another_program(folder):
         if run is not None:
             raise UserError(f"--run {run}: {folder} is not a study's folder; leave --run out")
         return folder
@@ -40,7 +40,18 @@ def is_whole_model(folder: Path) -> bool:
     """Return whether a folder contains a fully fine-tuned or merged model."""
     if (folder / "adapter_config.json").is_file() or (folder / "adapter").is_dir():
         return False
-    return (folder / "petransfer.json").is_file() or (folder / "model").is_dir()
+    return (folder / "petransfer.json").is_file() or ((folder / "model").is_dir() and not has_model(folder))
+
+
+def _is_of_another_program(folder: Path) -> bool:
+    """Return whether a folder is a model or adapter in which another program wrote its logs into `runs/`."""
+    # The Trainer of transformers logs for TensorBoard there.
+    return has_model(folder) and not any((folder / "runs").glob("*/spec.json"))
+
+
+def has_model(folder: Path) -> bool:
+    """Return whether a model or an adapter lies directly in a folder, and not in a folder inside it."""
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def _is_finished(path: Path) -> bool:

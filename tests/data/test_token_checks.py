@@ -41,6 +41,15 @@ def encode(data: SplitData, **options: Any) -> EncodedSplit:
     return encode_split(data, "", sentencepiece_like(), LAYOUT, **options)
 
 
+def test_added_special_tokens_are_called_special_tokens() -> None:
+    tokenizer = sentencepiece_like()
+    tokenizer.add_tokens(["<ent>", "</ent>"], special_tokens=True)
+    with pytest.raises(UserError, match=r"holds a special token, which generated text never does [(]</ent> in"):
+        encode_split(split(["<ent>run</ent>"]), "", tokenizer, LAYOUT)
+    tokenizer.add_tokens(["[ent]"])
+    assert encode_split(split(["[ent] run"]), "", tokenizer, LAYOUT).data.train
+
+
 TARGETS = ["good", "trailing ", " leading", "<extra_id_0> mask", "{ x }", "a < b", "two\nlines", "so  far", "good too"]
 REASONS = {
     "the tokenizer drops the blanks at the ends of the target ('trailing␣') (1 more row has this problem)",

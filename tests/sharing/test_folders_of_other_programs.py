@@ -1,0 +1,81 @@
+"""Folders of models in which other programs keep files with names that petransfer uses too."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from petransfer.errors import UserError
+from petransfer.models.loading import load_checkpoint
+from petransfer.models.registry import checkpoint_spec
+from petransfer.sharing.adapter import Adapter
+from petransfer.sharing.run_folders import run_folder
+from petransfer.sharing.sources import opened_source
+
+
+def _logs(folder: Path) -> None:
+    """The logs for TensorBoard that the Trainer of transformers writes."""
+    (folder / "runs" / "Nov28_host").mkdir(parents=True)
+    (folder / "runs" / "Nov28_host" / "events.out.tfevents.1").write_bytes(b"x")
+
+
+OWN: dict[str, Callable[[Path], object]] = {
+    "runs": _logs,
+    "model": lambda folder: (folder / "model").mkdir(),
+    "adapter": lambda folder: (folder / "adapter").mkdir(),
+    "spec.json": lambda folder: (folder / "spec.json").write_text('{"a": 1}'),
+    "recipe.yaml": lambda folder: (folder / "recipe.yaml").write_text("a: 1\n"),
+}
+
+
+@pytest.mark.parametrize("add", OWN.values(), ids=OWN)
+def test_a_base_with_other_files_is_a_base(add: Callable[[Path], object], tiny_gpt2: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_gpt2, tmp_path / "base")
+    add(folder)
+    with opened_source(str(folder)) as source:
+        assert source.kind == "checkpoint"
+    assert Adapter.load(folder, device="cpu").predict(["a"], 3) == Adapter.load(tiny_gpt2, device="cpu").predict(
+        ["a"], 3
+    )
+
+
+@pytest.mark.parametrize("add", OWN.values(), ids=OWN)
+def test_an_adapter_with_other_files_is_an_adapter(
+    add: Callable[[Path], object], tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"])
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_gpt2), config).save_pretrained(tmp_path / "adapter")
+    add(tmp_path / "adapter")
+    with opened_source(str(tmp_path / "adapter")) as source:
+        assert source.kind == "adapter"
+
+
+def test_a_study_without_finished_runs_is_still_called_so(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "0123456789ab").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds no finished run"):
+        run_folder(tmp_path)
+
+
+CARDS = [{"corpus": "mine", "steps": 5}, [1, 2], "text", None, {"new_pieces": "x"}, {"new_pieces": [10**9]},
+         {"new_pieces": [True]}, {"new_pieces": [-1]}, {"new_pieces": [1.5]}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content", [*(json.dumps(card) for card in CARDS), "{", "", "[" * 100_000], ids=lambda t: t[:30]
+)
+def test_somebody_s_own_pretraining_json_is_ignored(content: str, tiny_t5: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_t5, tmp_path / "base")
+    (folder / "pretraining.json").write_text(content)
+    assert load_checkpoint(checkpoint_spec(str(folder)), 32).new_tokens == ()
+
+
+def test_bytes_and_folders_of_that_name_are_ignored(tiny_t5: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_t5, tmp_path / "base")
+    (folder / "pretraining.json").write_bytes(b"\xff\xfe")
+    assert load_checkpoint(checkpoint_spec(str(folder)), 32).new_tokens == ()
