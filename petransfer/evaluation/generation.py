@@ -156,7 +156,8 @@ def room(model: torch.nn.Module, loaded: Loaded, input_tokens: int) -> int | Non
     virtual = virtual_tokens(model)
     if not loaded.layout.encoder_decoder:
         return most - input_tokens - virtual.input - virtual.target
-    return most - virtual.target if input_tokens + virtual.input <= most else 0
+    longest = positions(loaded.model.config, of_encoder=True) or most
+    return most - virtual.target if input_tokens + virtual.input <= longest else 0
 
 
 def virtual_tokens(model: torch.nn.Module) -> VirtualTokens:

@@ -104,7 +104,7 @@ class Predictor:
         if left is None:  # the model has no limit of positions
             self._refuse_too_large(text, tokens)
         elif left < 1:
-            has = positions(self.loaded.model.config)
+            has = positions(self.loaded.model.config, of_encoder=self.loaded.layout.encoder_decoder)
             raise UserError(
                 f"the input {text[:40]!r} has {tokens:,} tokens; the model has {has:,} positions; shorten it"
             )

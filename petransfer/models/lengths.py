@@ -16,11 +16,17 @@ RELATIVE = frozenset({"t5", "mt5", "umt5", "longt5", "bloom"})
 ROOM = 8
 
 
-def positions(config: Any) -> int | None:
-    """Return the largest number of tokens that a model has positions for. None: no limit."""
+def positions(config: Any, of_encoder: bool = False) -> int | None:
+    """Return the largest number of tokens that a model has positions for. None: no limit.
+
+    Args:
+        of_encoder: Return the number of the encoder, which is larger than the decoder's in LED.
+    """
     if config.model_type in RELATIVE:
         return None
-    found = getattr(text_config(config), "max_position_embeddings", None)
+    own = "max_encoder_position_embeddings" if of_encoder else "max_decoder_position_embeddings"
+    names = (own, "max_position_embeddings", "max_seq_len")  # the last one is MPT's
+    found = next((value for name in names if (value := getattr(text_config(config), name, None))), None)
     return int(found) if found else None
 
 
@@ -42,7 +48,8 @@ def length_check(
         virtual: Numbers of virtual tokens in prompt and prefix tuning, which also need positions. None: no such tokens.
         vocabulary: Number of rows of the model's embeddings, which every token id must have. 0: not checked.
     """
-    limit, together, virtual = positions(config), not config.is_encoder_decoder, virtual or VirtualTokens()
+    together, virtual = not config.is_encoder_decoder, virtual or VirtualTokens()
+    limits = [positions(config, of_encoder=True), positions(config)]
 
     def check(row: Encoded) -> BadRow | None:
         source, target = len(row.input_ids), len(row.target_ids)
@@ -52,17 +59,20 @@ def length_check(
         if most and max(source, target) > most:
             what, size = ("input", source) if source > most else ("target", target)
             return BadRow(f"the {what} has more tokens than the limit {most:,} (--max-length)", f"{size:,} tokens")
-        sides = [("input has", source, virtual.input), ("target has", target, virtual.target + ROOM)]
+        sides = [("input has", source, 0, virtual.input), ("target has", target, ROOM, virtual.target)]
         if together:
-            sides = [("input and target have", source + target, virtual.input + virtual.target + ROOM)]
-        for what, taken, kept in sides:
-            if limit and taken + kept > limit:
-                return BadRow(f"the {what} more tokens than {name} takes", f"{taken:,} of {limit:,}{_kept(virtual)}")
+            sides = [("input and target have", source + target, ROOM, virtual.input + virtual.target)]
+        for (what, taken, kept, before), limit in zip(sides, limits[-len(sides) :], strict=True):
+            if limit and taken + kept + before > limit:
+                detail = f"{taken:,} of {limit:,}{_kept(kept, before)}"
+                return BadRow(f"the {what} more tokens than {name} takes", detail)
         return None
 
     return check
 
 
-def _kept(virtual: VirtualTokens) -> str:
-    tokens = virtual.input + virtual.target
-    return f", of which {ROOM} are kept for generation{f' and {tokens:,} for virtual tokens' if tokens else ''}"
+def _kept(room: int, virtual: int) -> str:
+    """Return how many positions are kept for generation (`room`) and for virtual tokens."""
+    parts = [f"{room} are kept for generation"] if room else []
+    parts += [f"{virtual:,} {'' if parts else 'are kept '}for virtual tokens"] if virtual else []
+    return f", of which {' and '.join(parts)}" if parts else ""

@@ -307,6 +307,8 @@ def _tokenizer_place(tokenizer: str) -> tuple[str, str | None]:
     local = expanded(tokenizer)
     if not is_embedded(tokenizer) and (tokenizer.startswith((".", "/", "~")) or local.is_dir()):
         files = [local / name for name in _TOKENIZER if (local / name).is_file()]
+        if local / "tokenizer.json" not in files:
+            files += [local / name for name in _WITHOUT_JSON if (local / name).is_file()]
         if not files:
             raise UserError(f"{local} holds no tokenizer; name a folder that a tokenizer's save_pretrained wrote")
         digest = hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()
@@ -316,6 +318,8 @@ def _tokenizer_place(tokenizer: str) -> tuple[str, str | None]:
 
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "sentencepiece.bpe.model", "vocab.json")
+# Further files of a tokenizer without tokenizer.json, which has the content of all these files.
+_WITHOUT_JSON = ("tokenizer.model", "vocab.txt", "merges.txt", "source.spm", "target.spm", "tekken.json")
 
 
 def checkpoint_spec(checkpoint: str) -> CheckpointSpec:

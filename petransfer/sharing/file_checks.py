@@ -50,7 +50,10 @@ MOST_RANK, MOST_TENSORS = 65_536, 200_000
 _NAME = re.compile(r"[\w.-]{1,512}")
 # Keys that determine the adapter's size. Their values are limited, because peft allocates the memory before it reads a
 # tensor.
-SIZES = ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads", "encoder_hidden_size")
+SIZES = (
+    "num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads", "encoder_hidden_size",
+    "num_transformer_submodules",
+)  # fmt: skip
 # The allowed values of task_type.
 TASKS = ("SEQ_2_SEQ_LM", "CAUSAL_LM", "FEATURE_EXTRACTION")
 
@@ -110,6 +113,16 @@ def _check_config(config: Mapping[str, Any]) -> None:
             raise _refused(f"{key} is {value!r:.40}")
     if any(str(key).startswith("trust_remote") for key in config):
         raise _refused("it asks for remote code")
+    _check_rows(config)
+
+
+def _check_rows(config: Mapping[str, Any]) -> None:
+    rows = config.get("trainable_token_indices") or []
+    lists = list(rows.values()) if isinstance(rows, dict) else [rows]
+    if not all(isinstance(one, list) and all(type(row) is int and row >= 0 for row in one) for one in lists):
+        raise _refused("trainable_token_indices is not a list of rows")
+    if any(len(set(one)) != len(one) for one in lists):
+        raise _refused("trainable_token_indices names a row twice")
 
 
 def _check_tensors(tensors: Tensors) -> None:
@@ -174,12 +187,6 @@ def _check_lora_config(config: Mapping[str, Any]) -> None:
         )
     if config.get("bias", "none") not in ("none", "all", "lora_only"):
         raise _refused(f"bias is {config['bias']!r:.40}")
-    rows = config.get("trainable_token_indices") or []
-    lists = list(rows.values()) if isinstance(rows, dict) else [rows]
-    if not all(isinstance(one, list) and all(type(row) is int and row >= 0 for row in one) for one in lists):
-        raise _refused("trainable_token_indices is not a list of rows")
-    if any(len(set(one)) != len(one) for one in lists):
-        raise _refused("trainable_token_indices names a row twice")
 
 
 def _check_patterns(config: Mapping[str, Any], is_own: bool) -> None:

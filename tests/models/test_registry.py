@@ -23,10 +23,12 @@ from petransfer.models.registry import (
     checkpoint_spec,
     embedded_arms,
     family_names,
+    own_family,
     registered_family,
     registry,
 )
 from petransfer.models.support import supported_class
+from petransfer.recipe.schema import ArmPart, FamilyPart
 
 ENTRIES = {
     f"{family}/{arm}": entry for family, content in registry().families.items() for arm, entry in content.arms.items()
@@ -146,3 +148,17 @@ def test_a_damaged_embedded_weight_file_is_one_line(monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match=r"weights in nano/english are damaged") as error:
         load_checkpoint(checkpoint_spec("nano/english"), 32)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "tokenizer.model", "vocab.txt"])
+def test_every_file_of_a_tokenizer_counts(name: str, tmp_path: Path) -> None:
+    def spec(content: str) -> str | None:
+        (tmp_path / name).write_text(content)
+        part = FamilyPart(name="mine", arms={"a": ArmPart(checkpoint="nano/english", tokenizer=str(tmp_path))})
+        return own_family(part).arms["a"].tokenizer
+
+    if name == "merges.txt":
+        (tmp_path / "vocab.json").write_text("{}")
+    assert spec("a b") != spec("b a")
+    (tmp_path / "tokenizer.json").write_text("{}")  # it has the content of the other files
+    assert spec("a b") == spec("b a")

@@ -1,0 +1,47 @@
+"""The numbers of positions of encoder, decoder and decoder-only models, and the messages about too long rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers import BartConfig, CTRLConfig, LEDConfig, MptConfig, T5Config
+
+from petransfer.data.encoding import Encoded
+from petransfer.models.lengths import VirtualTokens, length_check, positions
+
+
+@pytest.mark.parametrize(
+    ("config", "of_encoder", "of_decoder"),
+    [
+        (LEDConfig(max_encoder_position_embeddings=96, max_decoder_position_embeddings=32), 96, 32),
+        (BartConfig(max_position_embeddings=64), 64, 64),
+        (MptConfig(max_seq_len=48), 48, 48),
+        (CTRLConfig(n_positions=40), 40, 40),
+        (T5Config(), None, None),
+    ],
+)
+def test_every_side_has_its_own_positions(config: Any, of_encoder: int | None, of_decoder: int | None) -> None:
+    assert (positions(config, of_encoder=True), positions(config)) == (of_encoder, of_decoder)
+
+
+@pytest.mark.parametrize(
+    ("virtual", "source", "target", "said"),
+    [
+        (VirtualTokens(), 96, 24, None),
+        (VirtualTokens(), 97, 24, "the input has more tokens than led takes (97 of 96)"),
+        (VirtualTokens(), 96, 25, "the target has more tokens than led takes (25 of 32, {8 are kept for generation)"),
+        (
+            VirtualTokens(4),
+            93,
+            5,
+            "the input has more tokens than led takes (93 of 96, {4 are kept for virtual tokens)",
+        ),
+    ],
+)
+def test_each_side_is_compared_with_its_own_positions(
+    virtual: VirtualTokens, source: int, target: int, said: str | None
+) -> None:
+    config = LEDConfig(max_encoder_position_embeddings=96, max_decoder_position_embeddings=32)
+    problem = length_check(config, "led", 0, virtual)(Encoded((1,) * source, (1,) * target))
+    assert (str(problem) if problem else None) == (said and said.replace("{", "of which "))
