@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from petransfer.errors import UserError
+
+_HUB = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(datasets/)?([\w.-]+/[\w.-]+)(?:/.*)?")
+
+
+def refuse_address(name: str, what: str) -> None:
+    """Raise UserError if a name is an address of the internet, such as one copied from a browser.
+
+    Args:
+        what: what the name should stand for, such as `a checkpoint`, for the message.
+    """
+    if "://" not in name:
+        return
+    found = _HUB.fullmatch(name)
+    advice = f"give its hub id, {found[2]}" if found else f"download {what} first, and name it on this machine"
+    raise UserError(f"{name:.120} is an address of the internet; {advice}")
 
 
 def expanded(path: str | Path) -> Path:

@@ -23,7 +23,7 @@ from petransfer.errors import UserError
 from petransfer.git_lfs import refuse_pointer
 from petransfer.models.checkpoint_files import location, one_line_errors, read_configuration
 from petransfer.models.hashes import is_on_hub, weight_files
-from petransfer.models.quiet_libraries import without_progress_bars
+from petransfer.models.quiet_libraries import without_warnings
 from petransfer.models.registry import is_embedded
 from petransfer.models.support import supported_class
 from petransfer.plurals import count
@@ -79,7 +79,7 @@ def refuse_missing_tensors(checkpoint: CheckpointSpec) -> None:
         # transformers renames and joins tensors when it loads them, so it must do the comparison
         options = {"state_dict": tensors, "device_map": {"": "meta"}, "output_loading_info": True}
         kind = _get_model_class(config, auto._model_mapping)
-        with without_progress_bars():
+        with without_warnings():
             model, found = kind.from_pretrained(None, config=config, ignore_mismatched_sizes=True, **options)
     except Exception as error:  # some architectures cannot be made without memory; loading then shows what is missing
         _log.debug("the tensors of %s were not compared with its configuration: %s", checkpoint.name, error)

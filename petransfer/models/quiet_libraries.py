@@ -31,3 +31,17 @@ def without_progress_bars() -> Iterator[None]:
     finally:
         if enabled:
             transformers.logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Turn off the progress bars and warnings of transformers inside the context, such as tables of missing weights."""
+    import transformers
+
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        with without_progress_bars():
+            yield
+    finally:
+        transformers.logging.set_verbosity(level)

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -20,7 +21,7 @@ from petransfer.recipe.run_spec import CheckpointSpec, Reinit
 from petransfer.recipe.schema import ArmPart, FamilyPart
 from petransfer.recipe.values import Strict
 from petransfer.recipe.yaml_text import LOADER
-from petransfer.user_paths import expanded
+from petransfer.user_paths import expanded, refuse_address
 
 NANO = Path(str(resources.files("petransfer.models"))) / "nano"
 
@@ -339,10 +340,23 @@ def checkpoint_spec(checkpoint: str) -> CheckpointSpec:
                 f"{local} is no checkpoint: it has no config.json; name a folder that save_pretrained wrote"
             )
         return CheckpointSpec(local.resolve().name, _folder_sha256(local), source=str(local.resolve()))
+    refuse_address(checkpoint, "the checkpoint")
+    if local.is_file():
+        raise _file_in_place_of_folder(local)
     name, _, revision = checkpoint.partition("@")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise UserError(f"'{checkpoint}' is neither a folder nor a hub id (owner/name or owner/name@revision)")
     return CheckpointSpec(name, revision or "main")
+
+
+def _file_in_place_of_folder(file: Path) -> UserError:
+    """Return the error for a file that was given in place of a checkpoint's folder."""
+    if (file.parent / "config.json").is_file():
+        return UserError(f"{file} is one file of a checkpoint; name the folder {file.parent}")
+    return UserError(
+        f"{file} is a file, and a checkpoint is a folder or a hub id; if it holds your rows, give it after the model: "
+        f"petransfer train MODEL {shlex.quote(str(file))}"
+    )
 
 
 def embedded_arms() -> dict[str, dict[str, Any]]:

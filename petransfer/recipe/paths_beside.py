@@ -48,4 +48,4 @@ def _beside(value: Any, places: list[Path], folder: Path) -> Any:
             return value
     except (OSError, ValueError):  # no path: too long, or with a zero byte
         return value
-    return str((folder / value).absolute())
+    return str((folder / value).resolve())

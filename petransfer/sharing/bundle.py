@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from petransfer.data.rows.source import is_file_name
 from petransfer.errors import UserError
 from petransfer.models.registry import file_sha256
 from petransfer.recipe.run_spec import RunSpec
@@ -33,7 +35,7 @@ from petransfer.sharing.hub import fetch
 from petransfer.sharing.provenance_checks import check_recipe, check_result, spec_in, spec_of_run
 from petransfer.sharing.run_folders import has_model, run_folder
 from petransfer.sharing.safe_reading import Tensors, card_data, read_header, read_json, read_text, read_yaml
-from petransfer.user_paths import expanded
+from petransfer.user_paths import expanded, refuse_address
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -119,6 +121,7 @@ def opened(source: str, run: str | None = None) -> Iterator[Bundle]:
     Raises:
         UserError: there is no adapter, or the adapter's files fail a check.
     """
+    refuse_address(source, "the adapter")
     path = expanded(source)
     if path.is_dir():
         yield of_folder(run_folder(path, run), source)
@@ -126,6 +129,7 @@ def opened(source: str, run: str | None = None) -> Iterator[Bundle]:
     with tempfile.TemporaryDirectory(prefix="petransfer-") as kept:
         folder = Path(kept)
         if path.is_file():
+            _refuse_other_file(path)
             read_zip(path, folder)
             yield of_folder(folder, path.name)
         elif is_hub_id(source):
@@ -253,6 +257,22 @@ def _files(folder: Path, kind: str) -> tuple[dict[str, Path], Path | None]:
     if study and study.is_file():
         files.setdefault(RECIPE, _regular(study))
     return files, here
+
+
+def _refuse_other_file(path: Path) -> None:
+    """Raise UserError for a file that is no bundle but has the name of another kind of file."""
+    if zipfile.is_zipfile(path):
+        return
+    if path.suffix in {".safetensors", ".bin", ".json"} and any(
+        (path.parent / name).is_file() for name in (CONFIG, "config.json")
+    ):
+        raise UserError(f"{path} is one file of an adapter or a model; name the folder {path.parent}")
+    if path.suffix == ".gguf":
+        raise UserError(f"{path} is a GGUF file, which llama.cpp runs; name the adapter or the model it was made from")
+    if is_file_name(path.name) and path.suffix != ".zip":
+        raise UserError(
+            f"{path} is a file of rows, not an adapter; give it with --data to `eval`, or with --file to `predict`"
+        )
 
 
 def nothing_found(label: str) -> UserError:

@@ -9,6 +9,8 @@ import io
 import json
 import lzma
 import os
+import re
+import subprocess
 import time
 import zipfile
 from collections.abc import Callable
@@ -376,7 +378,7 @@ def test_input_and_input_column_are_one_option(elsewhere: Path) -> None:
     (elsewhere / "a.csv").write_text("q,a\n" + "".join(f"q{n},b{n}\n" for n in range(10)))
     one, other = lines("a.csv", input="q", target="a"), lines("a.csv", input_column="q", target_column="a")
     assert one == other
-    assert one.place() == {"train": "a.csv", "input": "q", "target": "a"}
+    assert one.place() == {"train": str(elsewhere / "a.csv"), "input": "q", "target": "a"}
     with pytest.raises(UserError, match="both input and input_column"):
         lines("a.csv", input="q", input_column="a")
 
@@ -397,3 +399,24 @@ def test_blanks_at_the_ends_are_visible() -> None:
     assert visible("  ") == "'␣␣'"
     assert visible("x" * 100 + " ").endswith("xxx␣'")
     assert len(visible("x" * 100)) == 62
+
+
+@pytest.mark.parametrize(
+    ("column", "asked"),
+    [
+        ("e\u0301te\u0301", "été"),
+        ("input\u00a0", "input"),
+        ("\u200binput", "input"),
+        ("Input", "input"),
+        ("in'put ", "In'put"),
+    ],
+)
+def test_a_column_whose_name_looks_the_same_is_named_for_the_shell(column: str, asked: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{column},target\n" + "".join(f"say {n},{n}\n" for n in range(20)), encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        lines(str(path), input=asked, target="target").load("held-out")
+    named = re.search(r"name yours with --input-column (.*), or --set", str(error.value))
+    assert named is not None
+    printed = subprocess.run(["bash", "-c", f"printf %s {named[1]}"], capture_output=True, check=True)
+    assert lines(str(path), input=printed.stdout.decode(), target="target").load("held-out").train

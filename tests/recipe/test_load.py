@@ -399,5 +399,8 @@ def test_data_beside_the_recipe_give_the_same_runs(tmp_path: Path, monkeypatch: 
     ids = []
     for folder in ("home", "here"):
         monkeypatch.chdir(tmp_path / folder)
-        ids.append([spec.run_id for spec in expand(resolve(load_recipe(str(path))))])
+        cells = expand(resolve(load_recipe(str(path))))
+        ids.append([cell.run_id for cell in cells])
+        places = {dict(cell.spec.task.source)["train"] for cell in cells}
+        assert places == {str(tmp_path / "home" / "data" / "rows.csv")}, "the run's data are found from any folder"
     assert ids[0] == ids[1]

@@ -82,3 +82,26 @@ def test_a_line_of_a_megabyte(
 def test_an_error_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, "predict", "no\x1b[31mwhere", "to walk")
     assert "no\\x1b[31mwhere holds no finished adapter" in said
+
+
+@pytest.mark.parametrize(
+    ("place", "advice"),
+    [
+        ("https://huggingface.co/me/adapter/tree/main", "give its hub id, me/adapter"),
+        ("https://example.org/adapter.zip", "download the adapter first"),
+        ("base/config.json", "name the folder base"),
+        ("base/model.safetensors", "name the folder base"),
+        ("m.gguf", "a GGUF file"),
+        ("rows.csv", "--data"),
+    ],
+)
+def test_names_that_are_nearly_right(
+    place: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    for name in ("base/config.json", "base/model.safetensors", "m.gguf", "rows.csv"):
+        (tmp_path / name).write_text("{}")
+    said = refused(capsys, "predict", place, "to walk", "--cpu")
+    assert advice in said
+    assert "damaged" not in said

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from transformers import AutoConfig, BartForConditionalGeneration, GPT2LMHeadModel
 
+from petransfer.errors import UserError
 from petransfer.study.quick_recipe import TrainRequest, recipe_for
 from tests.tiny_models import keep
 
@@ -45,3 +47,24 @@ def test_only_an_original_t5_gets_a_prefix(
     (folder / "config.json").write_text(json.dumps(config | {"task_specific_params": tasks}))
     recipe = recipe_for(str(folder), str(tmp_path / "rows.tsv"), TrainRequest(), [], False)
     assert recipe["task"]["prefix"] == prefix
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "advice"),
+    [
+        ("rows.tsv", "nano/english", "petransfer train MODEL rows.tsv"),
+        ("base/config.json", "rows.tsv", "name the folder base"),
+        ("https://huggingface.co/google/flan-t5-small", "rows.tsv", "give its hub id, google/flan-t5-small"),
+        ("nano/english", "https://huggingface.co/datasets/me/rows", "give its hub id, me/rows"),
+        ("nano/english", "https://example.org/rows.csv", "download the file first"),
+    ],
+)
+def test_names_that_are_nearly_right(
+    model: str, data: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.tsv").write_text("to walk\tgehen\n" * 20)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=re.escape(advice)):
+        recipe_for(model, data, TrainRequest(), [], False)

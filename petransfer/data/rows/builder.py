@@ -18,7 +18,7 @@ from petransfer.data.rows.columns import ColumnChoice, RowTexts, choose_columns,
 from petransfer.data.rows.folds import fold_codes, scored_positions
 from petransfer.data.rows.held_out import MOST_DEV, overlaps, partition
 from petransfer.data.rows.options import RowOptions
-from petransfer.data.rows.records import Record, as_text, value_of
+from petransfer.data.rows.records import Record, as_text, look, value_of
 from petransfer.data.rows.source import Source
 from petransfer.data.rows.stored_rows import RowWriter
 from petransfer.data.rows.tables import HIDDEN_LABEL
@@ -221,14 +221,8 @@ def _alike(counts: Mapping[str, int]) -> list[list[str]]:
     """Return the groups of names that look the same, or differ only in case or blanks."""
     groups: dict[str, list[str]] = {}
     for name in sorted(counts):
-        groups.setdefault(_look(name), []).append(name)
+        groups.setdefault(look(name), []).append(name)
     return [names for names in groups.values() if len(names) > 1]
-
-
-def _look(name: str) -> str:
-    """Return a name without what the eye does not see: case, blanks, and how a character is encoded."""
-    seen = "".join(sign for sign in unicodedata.normalize("NFKC", name) if unicodedata.category(sign) != "Cf")
-    return unicodedata.normalize("NFKC", " ".join(seen.split()).casefold())
 
 
 def _shown_apart(names: Sequence[str], counts: Mapping[str, int]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shlex
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,10 +91,26 @@ def missing_column(name: str, required: Required, found: Sequence[str]) -> UserE
     """Return the error for the first missing column. The message lists the existing columns."""
     column, option = next((column, option) for column, option in required.items() if not has_column(found, column))
     exist = ", ".join(_shown(str(each)[:30]) for each in list(found)[:20]) or "no columns"
-    value = "'{COLUMN}'" if option == "template" else "COLUMN"
+    alike = next((str(each) for each in found if look(str(each)) == look(column)), None)
+    value = "'{COLUMN}'" if option == "template" else "COLUMN" if alike is None else _in_shell(alike)
     flag = f"{_FLAGS[option]} {value}, or " if option in _FLAGS else ""
     problem = f"{name} has no column '{column}' (it has: {exist})"
     return MissingColumn(problem, f"name yours with {flag}--set task.options.{option}={value}")
+
+
+def look(name: str) -> str:
+    """Return a name without what the eye does not see: case, blanks, and how a character is encoded."""
+    seen = "".join(sign for sign in unicodedata.normalize("NFKC", name) if unicodedata.category(sign) != "Cf")
+    return unicodedata.normalize("NFKC", " ".join(seen.split()).casefold())
+
+
+def _in_shell(name: str) -> str:
+    """Return a name as an argument for a shell such as bash, with escapes for characters beyond ASCII."""
+    if name.isascii() and name.isprintable():
+        return shlex.quote(name)
+    plain = [sign.isascii() and sign.isprintable() and sign not in "\\'" for sign in name]
+    signs = [sign if same else f"\\U{ord(sign):08x}" for sign, same in zip(name, plain, strict=True)]
+    return f"$'{''.join(signs)}'"
 
 
 def _shown(name: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from petransfer.errors import UserError
 from petransfer.git_lfs import refuse_pointer
-from petransfer.user_paths import expanded
+from petransfer.user_paths import expanded, refuse_address
 
 FORMATS = ("tsv", "csv", "jsonl", "parquet", "arrow", "dataset")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst")
@@ -86,6 +86,7 @@ def find_source(
         form: Format. Empty: detected from the name.
         text: Encoding, delimiter and quoting of a text file. An empty value is detected from the file.
     """
+    refuse_address(name, "the file")
     places = [folder / name, expanded(name)] if folder else [expanded(name)]
     path = next((place for place in places if place.exists()), None)
     if path is not None and path.is_dir():

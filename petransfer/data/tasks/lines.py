@@ -9,6 +9,7 @@ from petransfer.data.rows.options import RowOptions
 from petransfer.data.task import SplitData
 from petransfer.data.task_registry import RegisteredTask
 from petransfer.errors import UserError, unknown
+from petransfer.user_paths import expanded
 
 SPLITS: tuple[str, ...] = ("held-out",)
 
@@ -58,8 +59,12 @@ class LinesTask(RowOptions):
 
         given = {key: value for key, value in given_options(self).items() if key not in ("sha256", "template", "chat")}
         for part in ("train", "dev", "test"):
-            if self.data_dir and part in given and (self.data_dir / str(given[part])).exists():
-                given[part] = str(self.data_dir / str(given[part]))
+            if not isinstance(given.get(part), str):
+                continue
+            places = [self.data_dir / given[part]] if self.data_dir else []
+            found = next((place for place in (*places, expanded(given[part])) if place.exists()), None)
+            if found:
+                given[part] = str(found.resolve())
         return given
 
     def about(self) -> dict[str, Any]:
