@@ -104,7 +104,7 @@ def test_rows_that_were_trained_on_are_counted_and_scored_apart(
     seen = len(scores.seen_rows)
     assert right == pytest.approx(scores.seen * seen / 100 + scores.unseen * (41 - seen) / 100)
     assert call("eval", str(run), "--data", "more.tsv", "--cpu") == 0
-    assert f"{seen} of 41 rows were trained on" in capsys.readouterr().err
+    assert f"was trained on {seen} of these 41 rows" in capsys.readouterr().err
     for part in ("dev", "test"):
         held_out = petransfer.Adapter.load(run, device="cpu").evaluate("more.tsv", part=part)
         assert (held_out.examples, held_out.seen_rows) == (sizes[part], ())
