@@ -1,6 +1,20 @@
-"""Start the command line with `python -m petransfer`."""
+"""The command `petransfer`, also started with `python -m petransfer`."""
 
-from petransfer.cli import main
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        from petransfer.cli import main as command_line  # takes a second, in which Ctrl-C must not end in a traceback
+
+        command_line()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

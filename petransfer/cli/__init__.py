@@ -69,6 +69,14 @@ def main() -> None:
     call(app, sys.argv[1:])
 
 
+def _current_folder_exists() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _open_closed_streams() -> None:
     """Open standard streams that were closed by the caller, so that no file of a training gets their numbers."""
     while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -119,6 +127,9 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not _current_folder_exists():
+            print_text("error: the current folder was deleted; change to another folder", file=sys.stderr)
+            sys.exit(2)
         known = isinstance(error, _CANNOT_WRITE) or error.errno in _CANNOT_WRITE_ERRNO
         if debug or not known:
             raise

@@ -201,8 +201,16 @@ class RunFolder:
 class StudyFolder:
     """The folder `results/<study>/` of a study or a pretraining."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, chosen_with: str | None = None) -> None:
+        """Name the folder.
+
+        Args:
+            path: The path of the folder.
+            chosen_with: The text of the recipe that the folder held when it was chosen, '' for none. If another
+                recipe is there when the folder is opened, opening it fails. None: not compared.
+        """
         self.path = path
+        self._chosen_with = chosen_with
 
     def unfinished(self, cells: Iterable[CellType]) -> list[CellType]:
         """Return the runs that are not done."""
@@ -212,16 +220,27 @@ class StudyFolder:
         """Create the folder and write the resolved recipe into it.
 
         Raises:
-            UserError: The folder cannot be written to, holds other files, or belongs to a recipe of another name.
+            UserError: The folder cannot be written to, holds other files, belongs to a recipe of another name, or got
+                another recipe after it was chosen.
         """
         self._refuse_in_use(recipe.name)  # checked before the lock, because locking creates a file in the folder
         try:
             with self.locked():
                 self.refuse_other_than(recipe.name)
+                if self._chosen_with is not None and self.recipe_text() not in (self._chosen_with, recipe_yaml(recipe)):
+                    raise UserError(
+                        f"another training with other settings has just started in {self.path}; run the same command "
+                        "again, which takes another folder, or name one with --out"
+                    )
                 write_text(self.path / "recipe.yaml", recipe_yaml(recipe))
                 (self.path / "runs").mkdir(exist_ok=True)
         except OSError as error:
             raise cannot_write(self.path, error) from None
+
+    def recipe_text(self) -> str:
+        """Return the text of the folder's recipe. '' if there is none."""
+        kept = self.path / "recipe.yaml"
+        return kept.read_text(encoding="utf-8") if kept.is_file() else ""
 
     def check(self, name: str) -> None:
         """Check that a recipe of this name can use the folder. Nothing is left on the disk.

@@ -60,7 +60,8 @@ def train_study(
     recipe = with_absolute_paths(validate(content, "the recipe that this command stands for"))
     folder, note = choose_folder(recipe, out)
     grid = grid_of(recipe, folder)
-    found = StudyGrid(grid.recipe, grid.cells, StudyFolder(folder), grid.cells)
+    place = StudyFolder(folder, chosen_with=StudyFolder(folder).recipe_text())
+    found = StudyGrid(grid.recipe, grid.cells, place, grid.cells)
     refuse_unusable_models(found)
     return TrainStudy(content, found, note)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import traceback
 
 from petransfer.errors import RunError, UserError, reason_of
 from petransfer.study.folders import RunFolder
+
+logger = logging.getLogger(__name__)
 
 # If this many workers are killed while a run has the same newest training state, the run is assumed to be the cause and
 # is marked as failed.
@@ -41,9 +43,14 @@ def note_failure(folder: RunFolder, error: Exception) -> None:
     if folder.done:  # such as an error of an experiment tracker after the results were saved
         return
     kind = "mistake" if isinstance(error, UserError) else "failure"
-    with contextlib.suppress(OSError):
+    try:
         # after a user's mistake, a run without training state leaves no files
         if kind == "mistake" and not (folder.path / "state").exists():
             folder.clear()
         said = "".join(traceback.format_exception(error))
         folder.write_json("failed.json", {"error": reason_of(error), "kind": kind, "traceback": said})
+    except OSError as problem:  # such as a full disk, which is then probably also the error of the run
+        logger.error(
+            f"run {folder.path.name} failed: {reason_of(error)}; this cannot be recorded in {folder.path} "
+            f"({problem.strerror or problem})"
+        )

@@ -243,3 +243,27 @@ def test_a_recipe_that_cannot_be_read_is_one_line(text: str, tmp_path: Path) -> 
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(UserError, match="cannot be read as a recipe; use --out"):
         StudyFolder(tmp_path).check("smoke")
+
+
+def test_a_folder_that_another_training_took_meanwhile_is_refused(tmp_path: Path) -> None:
+    first, second = (load_recipe("smoke").model_copy(update={"seeds": seeds}) for seeds in ([0], [1]))
+    chosen = [StudyFolder(tmp_path / "study", chosen_with="") for _ in range(3)]
+    chosen[0].open(first)
+    chosen[1].open(first)  # the same training
+    with pytest.raises(UserError, match=r"just started in .*study; run the same command again"):
+        chosen[2].open(second)
+    assert load_recipe(str(tmp_path / "study" / "recipe.yaml")).seeds == [0]
+    StudyFolder(tmp_path / "study").open(second)  # as `run` does for a recipe that grows
+
+
+def test_an_error_that_cannot_be_recorded_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder = RunFolder(tmp_path / "run")
+    monkeypatch.setattr(RunFolder, "write_json", full)
+    note_failure(folder, ValueError("the state is lost"))
+    assert "run failed: the state is lost" in caplog.text
+    assert "No space left on device" in caplog.text

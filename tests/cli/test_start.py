@@ -1,0 +1,43 @@
+"""The first moments of a command: closed streams, a deleted folder, Ctrl-C while the libraries are imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from petransfer import __main__ as start
+
+
+def _in_shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = command.replace("petransfer", f'"{sys.executable}" -m petransfer', 1)
+    return subprocess.run(["bash", "-c", command], check=False, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_works_with_closed_streams(closed: str, tmp_path: Path) -> None:
+    done = _in_shell(f"petransfer plan smoke {closed}", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_deleted_current_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text("a\tb\n" * 30)
+    done = _in_shell(f"mkdir here; cd here; rmdir ../here; petransfer train nano/english {tmp_path}/x.tsv", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: the current folder was deleted; change to another folder\n"
+
+
+def test_ctrl_c_while_the_libraries_are_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "petransfer.cli", SimpleNamespace(main=interrupted))
+    with pytest.raises(SystemExit) as stop:
+        start.main()
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "stopped\n"
