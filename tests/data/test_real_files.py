@@ -420,3 +420,21 @@ def test_a_column_whose_name_looks_the_same_is_named_for_the_shell(column: str, 
     assert named is not None
     printed = subprocess.run(["bash", "-c", f"printf %s {named[1]}"], capture_output=True, check=True)
     assert lines(str(path), input=printed.stdout.decode(), target="target").load("held-out").train
+
+
+@pytest.mark.parametrize("form", ["parquet", "feather"])
+def test_class_labels_of_a_file_of_datasets_are_names(form: str, tmp_path: Path) -> None:
+    import datasets
+    from pyarrow import feather, parquet
+
+    features = datasets.Features(
+        {"input": datasets.Value("string"), "target": datasets.ClassLabel(names=["neg", "pos"])}
+    )
+    rows = datasets.Dataset.from_dict({"input": ["a", "b", "c", "d"], "target": [0, 1, 1, -1]}, features=features)
+    path = tmp_path / f"rows.{form}"
+    write = parquet.write_table if form == "parquet" else feather.write_feather
+    write(rows.data.table, path)
+    task = load_task("lines", train=str(path), dev=1, test=1, bad_rows="skip")
+    data = task.load("held-out")
+    found = {row.input: row.target for part in (data.train, data.dev, data.test) for row in part}
+    assert found == {"a": "neg", "b": "pos", "c": "pos"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,7 +33,7 @@ def read_parquet(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
     with _refused("parquet", source), pyarrow.parquet.ParquetFile(source.path) as file:
         wanted = _tops(file.schema_arrow.names, columns)
         batches = file.iter_batches(batch_size=_BATCH, columns=wanted)
-        yield from _numbered(row for batch in batches for row in _rows(batch))
+        yield from _numbered((row for batch in batches for row in _rows(batch)), _class_labels(file.schema_arrow))
 
 
 def arrow_columns(source: Source) -> list[str]:
@@ -48,7 +49,8 @@ def read_arrow(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
         wanted = _tops(reader.schema.names, columns)
         count = getattr(reader, "num_record_batches", None)
         batches = reader if count is None else map(reader.get_batch, range(count))
-        yield from _numbered(row for batch in batches for row in _sliced(batch.select(wanted)))
+        rows = (row for batch in batches for row in _sliced(batch.select(wanted)))
+        yield from _numbered(rows, _class_labels(reader.schema))
 
 
 def dataset_columns(source: Source) -> list[str]:
@@ -62,15 +64,9 @@ def read_dataset(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
     wanted = _tops(part.column_names, columns)
     kinds = {field.name: field.type for field in part.features.arrow_schema}
     names = {name: feature.names for name, feature in part.features.items() if hasattr(feature, "int2str")}
-    number = 0
-    for batch in part.select_columns(wanted).iter(_BATCH):
-        for row in zip(*batch.values(), strict=True):
-            number += 1
-            values = {name: _short(value, kinds[name]) for name, value in zip(batch, row, strict=True)}
-            try:
-                yield Record(number, {name: _label(value, names.get(name)) for name, value in values.items()})
-            except BadRow as problem:
-                yield Record(number, {}, problem)
+    batches = part.select_columns(wanted).iter(_BATCH)
+    rows = (zip(batch, row, strict=True) for batch in batches for row in zip(*batch.values(), strict=True))
+    yield from _numbered(({name: _short(value, kinds[name]) for name, value in row} for row in rows), names)
 
 
 def open_dataset(source: Source) -> dict[str, Any]:
@@ -204,5 +200,19 @@ def _tops(names: list[str], columns: tuple[str, ...]) -> list[str]:
     return [name for name in names if any(column == name or column.startswith(f"{name}.") for column in columns)]
 
 
-def _numbered(rows: Iterator[dict[str, Any]]) -> Iterator[Record]:
-    return (Record(number, row) for number, row in enumerate(rows, start=1))
+def _class_labels(schema: Any) -> dict[str, list[str]]:
+    """Return the names of the class labels of each column, which the library `datasets` writes into a file's schema."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: list(one["names"]) for name, one in features.items() if one.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, TypeError, AttributeError):  # no such entry, or one of another program
+        return {}
+
+
+def _numbered(rows: Iterator[dict[str, Any]], labels: dict[str, list[str]]) -> Iterator[Record]:
+    """Yield numbered rows in which class labels are names, not numbers. labels: the names by column."""
+    for number, row in enumerate(rows, start=1):
+        try:
+            yield Record(number, {name: _label(value, labels.get(name)) for name, value in row.items()})
+        except BadRow as problem:
+            yield Record(number, {}, problem)
