@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from petransfer.data import SplitData
 from petransfer.data.chat import chat_layout
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import Evaluation
@@ -73,10 +74,14 @@ def verify(
     if not bundle.provenance.get("base") or not bundle.provenance.get("claims"):
         raise UserError(f"{bundle.label} was made by an older petransfer, which kept nothing to verify")
     checks.check(bundle.config, bundle.tensors, is_own=True)
-    yield from _files(bundle)
-    yield from _card(bundle)
-    yield from _saved_figures(bundle)
+    of_files = [*_files(bundle), *_card(bundle), *_saved_figures(bundle)]
+    sound = all(check.passed for check in of_files)
+    if not sound:  # a changed file is reported even if the base or the data are missing
+        yield from of_files
     base = base_of(bundle, where.checkpoint, where.revision, bits)
+    data = _data(bundle, where, evaluated, plain)
+    if sound:
+        yield from of_files
     loaded = base.load(where.device)
     of_base = list(_base(bundle, base, loaded))
     yield from of_base
@@ -85,10 +90,18 @@ def verify(
         return
     model = _attached(loaded, bundle, base.bits)
     yield Check("tensors", True, f"all {len(bundle.tensors)} tensors have their place in the base")
-    if evaluated:
-        yield from _figures(bundle, where, model, loaded)
-    if plain:
-        yield _plain(bundle, where, base, model, loaded)
+    if evaluated and data:
+        yield from _figures(bundle, data, model, loaded)
+    if plain and data:
+        yield _plain(bundle, data, base, model, loaded)
+
+
+def _data(bundle: Bundle, where: Where, evaluated: bool, plain: bool) -> SplitData | None:
+    """Return the data of the adapter's own task. None if no check needs them."""
+    if not evaluated and not plain:
+        return None
+    otherwise = "leave the scores out with --no-evaluate" if evaluated else "leave --plain out"
+    return data_of(bundle, where.data_dir, otherwise)
 
 
 def _attached(loaded: Loaded, bundle: Bundle, bits: Bits) -> Any:
@@ -204,11 +217,10 @@ def _in_words(shares: dict[str, float]) -> str:
     return ", ".join(f"{share:.0f} % {dtype}" for dtype, share in sorted(shares.items()))
 
 
-def _figures(bundle: Bundle, where: Where, model: Any, loaded: Loaded) -> Iterator[Check]:
+def _figures(bundle: Bundle, data: SplitData, model: Any, loaded: Loaded) -> Iterator[Check]:
     provenance, spec = bundle.provenance or {}, bundle.spec
     assert spec is not None
     loaded = replace(loaded, layout=chat_layout(loaded.tokenizer, loaded.layout, bundle.chat()))
-    data = data_of(bundle, where.data_dir, "leave the scores out with --no-evaluate")
     for part, claim in provenance["claims"].items():
         examples = usable_rows(getattr(data, part), bundle, model, loaded)
         if examples_sha256(examples) != provenance.get("data_sha256", {}).get(part):
@@ -248,11 +260,11 @@ def _example_by_example(kept: Sequence[dict[str, Any]], scored: Sequence[Scored]
     return Check("examples", True, f"all {len(pairs):,} test examples have the outcome in {EXAMPLES}{ties}; {about}")
 
 
-def _plain(bundle: Bundle, where: Where, base: Base, model: Any, loaded: Loaded) -> Check:
+def _plain(bundle: Bundle, data: SplitData, base: Base, model: Any, loaded: Loaded) -> Check:
     """Check that plain transformers and peft generate the same texts."""
     assert bundle.spec is not None
     loaded = replace(loaded, layout=chat_layout(loaded.tokenizer, loaded.layout, bundle.chat()))
-    examples = usable_rows(data_of(bundle, where.data_dir, "leave --plain out").test, bundle, model, loaded)
+    examples = usable_rows(data.test, bundle, model, loaded)
     different, total = differing_texts(bundle, base, model, loaded, examples)
     line = f"plain transformers and peft generate the same text for {total - different} of {total} test inputs"
     # At 8 and 4 bits, the check passes also for different texts.

@@ -106,7 +106,7 @@ def test_tools_are_given_to_the_chat_template(column: dict[str, Any]) -> None:
     asked = tokenizer.apply_chat_template(talk(0)[:3], tools=[TOOL], tokenize=False, add_generation_prompt=True)
     assert render_chat(rows[1].input, "", tokenizer, "template") == asked
     assert '"add"' in asked
-    assert readable_input(rows[1].input, only_last=True) == "again (after 2 messages)"
+    assert readable_input(rows[1].input, only_last=True) == "again (after 2 earlier messages)"
     assert f"'{next(iter(column))}' is given to the chat template" in notes
     prefixed = render_chat(rows[1].input, "Q: ", tokenizer, "template")
     assert prefixed == asked.replace("user\nagain", "user\nQ: again")
