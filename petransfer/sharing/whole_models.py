@@ -98,10 +98,10 @@ def _load_whole(folder: Path, bundle: Bundle, checkpoint: str | None, device: st
         auto = supported_class(config, bundle.label)
         dtype = "auto" if _is_merged(bundle) else "float32"
         model = load_complete(auto, str(weights), dtype=dtype).to(device).eval()
-    if (weights / "tokenizer_config.json").is_file():
+    if (weights / "tokenizer_config.json").is_file() and (checkpoint is None or _is_merged(bundle)):
         tokenizer, layout = tokenizer_and_layout(own, config)
         return Loaded(model, tokenizer, layout, None, ())
-    # A run saves no tokenizer.
+    # Runs of older versions, and runs of checkpoints that ship with petransfer, have no tokenizer.
     tokenizer, layout = _base_tokenizer(bundle, config, checkpoint)
     loaded = Loaded(model, tokenizer, layout, None, ())
     warn_of_other_tokenizer((bundle.provenance or {}).get("base") or {}, loaded, bundle.spec.checkpoint.name)
@@ -119,6 +119,11 @@ def _base_tokenizer(
     made = bundle.spec.checkpoint
     local = bundle.local_spec()
     here = local.checkpoint if local else None
+    if checkpoint is None and here and here.source and not Path(here.source).exists():
+        raise UserError(
+            f"{bundle.label} has no tokenizer, and its base is gone: there is no folder {here.source}; name the base's "
+            "new place with --checkpoint"
+        )
     if checkpoint is not None:
         found = as_trained_from(checkpoint_spec(checkpoint), here or made)
     elif here is None and re.fullmatch("[0-9a-f]{64}", made.weights) and not is_embedded(made.name):

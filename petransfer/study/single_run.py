@@ -23,6 +23,7 @@ from petransfer.evaluation.exact_match import Evaluation, summary
 from petransfer.methods import apply_method, computes_narrower, save_method, weights_bits
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import check_optimizer, inventory, weight_count
+from petransfer.models.registry import is_embedded
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.checkpointing_choice import with_room
@@ -181,7 +182,8 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
     reloads = True
     # With the setting `dev_only`, the test set is not scored and no weights are saved.
     if "test" in evaluations:
-        saved = _save_weights(model, spec, folder, provenance(spec, loaded, data, evaluations, model))
+        made_from = provenance(spec, loaded, data, evaluations, model)
+        saved = _save_weights(model, spec, folder, loaded.tokenizer, made_from)
         reloads = check_reloaded(
             model, saved, spec.method, prepared.parts["dev"], loaded.layout, prepared.autocast, base.load_anew
         )
@@ -250,12 +252,17 @@ def _quantisation_cost(spec: RunSpec, loaded: Loaded, dev: Sequence[Encoded], fo
     return {"quantisation": asdict(cost)}
 
 
-def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder, made_from: dict[str, Any]) -> Path:
-    """Save the trained weights and petransfer.json. Return the new folder."""
-    target = folder.path / ("model" if METHODS.lookup(spec.method.name).trains_all_weights else "adapter")
+def _save_weights(
+    model: torch.nn.Module, spec: RunSpec, folder: RunFolder, tokenizer: Any, made_from: dict[str, Any]
+) -> Path:
+    """Save the trained weights, the tokenizer of a whole model, and petransfer.json. Return the new folder."""
+    is_whole = METHODS.lookup(spec.method.name).trains_all_weights
+    target = folder.path / ("model" if is_whole else "adapter")
     # the folder gets its name only when it is complete
     with replacing(target) as partial:
         save_method(spec.method.name, model, partial, spec.checkpoint.name)
+        if is_whole and not is_embedded(spec.checkpoint.name):  # a base can be gone when its model is used
+            tokenizer.save_pretrained(partial)
         RunFolder(partial).write_json("petransfer.json", seal(partial, made_from))
     return target
 

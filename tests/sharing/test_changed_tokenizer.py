@@ -21,7 +21,7 @@ from tests.models.tokenizers import _sentencepiece, save_tokenizer
 from tests.sharing.conftest import call
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", "full", "full without tokenizer"])
 def test_a_changed_chat_template_is_named(
     method: str, here: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -31,14 +31,21 @@ def test_a_changed_chat_template_is_named(
         for n in range(30)
     ]
     (here / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = ("--method", method, "--steps", "2", "--dev", "4", "--test", "4", "--cpu", "--out", "study")
+    kind = method.split(maxsplit=1)[0]
+    options = ("--method", kind, "--steps", "2", "--dev", "4", "--test", "4", "--cpu", "--out", "study")
     assert call("train", "./base", "chats.jsonl", *options) == 0
+    (saved,) = (here / "study" / "runs").glob("*/*/petransfer.json")
+    if method == "full without tokenizer":  # as older versions saved it
+        (saved.parent / "tokenizer_config.json").unlink()
     caplog.clear()
     Adapter.load(here / "study", device="cpu").predict(["say 1"], 2)
     assert not [one for one in caplog.records if one.levelno >= logging.WARNING and "training" in one.getMessage()]
     template = base / "chat_template.jinja"
     template.write_text(template.read_text().replace("assistant", "model"))
     Adapter.load(here / "study", device="cpu").predict(["say 1"], 2)
+    if method == "full":  # it has its own template
+        assert "chat template" not in caplog.text
+        return
     assert "the chat template of base is not the one that was used in training" in caplog.text
     if method == "lora":
         capsys.readouterr()

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from tests.sharing.conftest import call, refused
 
@@ -67,3 +68,23 @@ def test_rows_that_changed_since_training(
     assert call("adapter", "verify", "study", "--cpu", "--data-dir", str(place)) == 0
     assert call("adapter", "verify", "study", "--cpu", "--no-evaluate", "--plain") == 2
     assert "leave --plain out" in capsys.readouterr().err
+
+
+def test_a_whole_model_works_without_its_base(here: Path, tiny_t5: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Older versions saved no tokenizer with it; then the base is asked for."""
+    base = shutil.copytree(tiny_t5, here / "base")
+    options = ("--method", "full", "--steps", "2", "--dev", "4", "--test", "4", "--cpu", "--out", "study")
+    assert call("train", "./base", "pairs.tsv", *options, "--add-tokens", "newline,braces") == 0
+    assert call("predict", "study", "to walk", "{", "--cpu", "--max-new-tokens", "4") == 0
+    expected = capsys.readouterr().out.splitlines()[-2:]
+    base.rename(here / "moved")
+    for place in ("study", str(next((here / "study" / "runs").iterdir()) / "model")):
+        assert call("predict", place, "to walk", "{", "--cpu", "--max-new-tokens", "4") == 0
+        assert capsys.readouterr().out.splitlines() == expected
+    (saved,) = (here / "study" / "runs").glob("*/model")
+    AutoTokenizer.from_pretrained(saved)
+    (saved / "tokenizer_config.json").unlink()
+    said = refused(capsys, "predict", "study", "to walk", "--cpu")
+    assert all(word in said for word in ("its base is gone", str(here / "base"), "--checkpoint"))
+    assert call("predict", "study", "to walk", "{", "--cpu", "--max-new-tokens", "4", "--checkpoint", "./moved") == 0
+    assert capsys.readouterr().out.splitlines() == expected
