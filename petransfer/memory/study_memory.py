@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from petransfer.memory.advice import TURNED_ON, OptionNames, suggestion
 from petransfer.memory.cards import GB, gigabytes, host_bytes
 from petransfer.models.registry import is_embedded
 from petransfer.plurals import count
-from petransfer.recipe.run_spec import MethodSpec, RunSpec
+from petransfer.recipe.run_spec import MethodSpec, RunSpec, TaskSpec
 from petransfer.recipe.stacking import MOST_STACKED, stack_key
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 # Characters per token in the targets of SCAN and COGS. In prose a T5 token has about 4 characters, so the number of
 # tokens of a prose text is overestimated.
 CHARACTERS_PER_TOKEN = 1.6
+# A vocabulary of at most this many tokens, such as ByT5's, has one token per byte, and so at least one per character.
+BYTE_VOCABULARY = 512
 
 # For MOST_STACKED stacked runs of the embedded family on SCAN, COGS or SLOG with batches of up to 32, the planner
 # predicts 3 to 5 GB. On a card with at least ROOMY bytes such runs surely fit, so the planner is not called for them.
@@ -38,7 +42,7 @@ class PredictedRun:
     """The predicted memory of runs with equal memory, for example all seeds of one method.
 
     Attributes:
-        name: Checkpoint, method, bits and size of the stack as text.
+        name: Checkpoint, method, bits and size of the stack as text, and the split if splits need different memory.
         spec: One of these runs.
         fit: The prediction. None: the prediction failed.
         problem: Why the prediction failed, or ''.
@@ -73,7 +77,7 @@ def predict_memory(
     stacked: Mapping[str, int] | None = None,
     device: Literal["cuda", "cpu"] = "cuda",
 ) -> list[PredictedRun]:
-    """Predict the memory of each checkpoint, method and batch of a grid.
+    """Predict the memory of each checkpoint, method, batch and optimiser of a grid, and of each length of examples.
 
     Runs of checkpoints shipped with petransfer are left out if they surely fit.
 
@@ -82,14 +86,22 @@ def predict_memory(
         stacked: For each run id, the number of runs in the run's stack. Default: 1.
     """
     found: dict[tuple[object, ...], PredictedRun] = {}
+    longest: dict[TaskSpec, tuple[int, int]] = {}
     for spec in specs:
         members = (stacked or {}).get(spec.run_id, 1)
-        checkpoint = spec.checkpoint
+        checkpoint, train, task = spec.checkpoint, spec.train, spec.task
+        if task not in longest:
+            longest[task] = _longest(spec)
         start = (checkpoint.name, checkpoint.tokenizer, checkpoint.reinit)
-        key = (*start, spec.method, spec.train.batch_size, spec.train.packing, spec.task.name, members)
+        lengths = (*longest[task], len(task.prefix))
+        key = (*start, spec.method, train.batch_size, train.packing, train.optimizer, lengths, members)
         if key not in found and not _surely_fits(spec, limit, members):
             found[key] = _predicted(spec, limit, checkpointing, members, device)
-    return list(found.values())
+    by_name = Counter(one.name for one in found.values())
+    return [
+        replace(one, name=f"{one.name}, split {one.spec.task.split}") if by_name[one.name] > 1 else one
+        for one in found.values()
+    ]
 
 
 def _predicted(
@@ -101,9 +113,9 @@ def _predicted(
         f"{spec.checkpoint.name}{_DRAWN[spec.checkpoint.reinit]}, {method_title(spec.method)}, {spec.method.bits} bits"
     )
     name += f", {members} stacked" if members > 1 else ""
-    demand = replace(demand_of(spec, checkpointing, device), members=members)
     try:
         config, own_head = _architecture(spec)
+        demand = replace(demand_of(spec, checkpointing, device, config), members=members)
         return PredictedRun(name, spec, plan(config, spec.checkpoint, demand, own_head, limit))
     except UserError as error:
         return PredictedRun(name, spec, None, str(error))
@@ -140,7 +152,8 @@ def needs_checkpointing(spec: RunSpec, card: int) -> bool:
         return False
     try:
         config, own_head = _architecture(spec)
-        return planner.needs_checkpointing(config, spec.checkpoint, demand_of(spec, False), own_head, card)
+        demand = demand_of(spec, False, config=config)
+        return planner.needs_checkpointing(config, spec.checkpoint, demand, own_head, card)
     except UserError:
         return False
 
@@ -164,10 +177,10 @@ def host_memory(spec: RunSpec, checkpointing: bool = False) -> int:
 
     if is_embedded(spec.checkpoint.name):
         return 0
-    demand = demand_of(spec, checkpointing, "cpu")
-    cut = replace(demand, batch=min(demand.batch, PACKED_EXAMPLES), accumulates=demand.batch > PACKED_EXAMPLES)
     try:
         config, own_head = _architecture(spec)
+        demand = demand_of(spec, checkpointing, "cpu", config)
+        cut = replace(demand, batch=min(demand.batch, PACKED_EXAMPLES), accumulates=demand.batch > PACKED_EXAMPLES)
         memory = plan(config, spec.checkpoint, cut, own_head, None).memory
     except UserError:
         return 0
@@ -199,7 +212,7 @@ def _room(spec: RunSpec, card: int, most: int) -> int:
     try:
         config, own_head = _architecture(spec)
         refuse_layer_drop(config)
-        return largest_stack(config, spec.checkpoint, demand_of(spec, checkpointing=False), own_head, card, most)
+        return largest_stack(config, spec.checkpoint, demand_of(spec, False, config=config), own_head, card, most)
     except UserError:
         return 1
 
@@ -258,12 +271,21 @@ def trained_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None)
     return tuple(token for token in new if token in found)
 
 
-def demand_of(spec: RunSpec, checkpointing: bool, device: Literal["cuda", "cpu"] = "cuda") -> Demand:
-    """Return the training step of a run that needs the most memory: a batch of the longest examples."""
-    from petransfer.memory.step_memory import Demand
+def demand_of(
+    spec: RunSpec, checkpointing: bool, device: Literal["cuda", "cpu"] = "cuda", config: Any = None
+) -> Demand:
+    """Return the training step of a run that needs the most memory: a batch of the longest examples.
 
-    source, target = (int(count / CHARACTERS_PER_TOKEN) + 2 for count in _longest(spec))
-    source += len(spec.task.prefix) // 4
+    Args:
+        config: The checkpoint's configuration, whose vocabulary tells how long tokens are. None: not a model of bytes.
+    """
+    from petransfer.memory.step_memory import Demand
+    from petransfer.models.text_part import text_config
+
+    byte_level = config is not None and (getattr(text_config(config), "vocab_size", 0) or math.inf) <= BYTE_VOCABULARY
+    per_token = 1.0 if byte_level else CHARACTERS_PER_TOKEN
+    source, target = (int(count / per_token) + 2 for count in _longest(spec))
+    source += len(spec.task.prefix) if byte_level else len(spec.task.prefix) // 4
     train = spec.train
     return Demand(
         spec.method, train.batch_size, source, target, device, train.optimizer, checkpointing, packing=train.packing

@@ -100,7 +100,7 @@ def memory_of(grid: StudyGrid, card: int | None, checkpointing: bool) -> Fit:
     silence_libraries()
     spec = grid.cells[0].spec
     config, own_head = configuration(spec.checkpoint)
-    demand = demand_of(spec, checkpointing, "cuda" if card else "cpu")
+    demand = demand_of(spec, checkpointing, "cuda" if card else "cpu", config)
     return plan(config, spec.checkpoint, demand, own_head, card or host_bytes(), new_tokens_of(spec))
 
 

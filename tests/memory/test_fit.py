@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config, LlamaConfig, T5Config
 
 from petransfer.cli import main
+from petransfer.data import load_task
 from petransfer.errors import UserError
 from petransfer.memory.advice import FIT_OPTIONS, TRAIN_OPTIONS, Advice, Change, as_options, recipe_options, suggestion
 from petransfer.memory.cards import card_bytes, this_card
@@ -23,11 +24,11 @@ from petransfer.memory.fit import fit
 from petransfer.memory.measured import capability, measure
 from petransfer.memory.planner import CONTEXT, PAGED, needs_checkpointing, on_card, plan
 from petransfer.memory.step_memory import Demand, simulate
-from petransfer.memory.study_memory import demand_of
+from petransfer.memory.study_memory import demand_of, predict_memory
 from petransfer.models.architecture import configuration
 from petransfer.models.control_arms import randomly_initialized
 from petransfer.models.registry import NANO, checkpoint_spec
-from petransfer.recipe.run_spec import Bits, MethodSpec, RunSpec
+from petransfer.recipe.run_spec import Bits, MethodSpec, RunSpec, TaskSpec
 from petransfer.study.folders import RunFolder
 from petransfer.study.settings import Settings
 from petransfer.study.single_run import run_one
@@ -433,6 +434,31 @@ def test_a_grid_is_foreseen_once_for_all_seeds(
         "Salesforce/codet5-base, all weights, 32 bits",
     ]
     assert all(place["fits"] for place in memory)
+
+
+def test_each_length_and_each_optimizer_of_a_grid_is_foreseen(
+    tiny_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    (tmp_path / "long.tsv").write_text("".join(f"{'walk ' * 100}{row}\t{'walk ' * 100}{row}\n" for row in range(100)))
+    options = (("dev", 20), ("test", 40), ("train", str(tmp_path / "long.tsv")))
+    short, long = tiny_spec(), tiny_spec(task=TaskSpec("lines", "long", options=options))
+    small = tiny_spec(train=replace(short.train, optimizer="adamw-8bit"))
+    found = predict_memory([short, long, small], 10**12, device="cpu")
+    assert [one.spec for one in found] == [short, long, small]
+    assert found[1].fit is not None
+    assert found[0].fit is not None
+    assert found[1].fit.needed > found[0].fit.needed
+    assert found[1].name.endswith("split long")
+
+
+def test_a_model_of_bytes_has_a_token_for_every_character(tiny_spec: Callable[..., RunSpec]) -> None:
+    spec = tiny_spec()
+    plain = demand_of(spec, False, config=T5Config(vocab_size=32_128))
+    assert plain == demand_of(spec, False)
+    bytewise = demand_of(replace(spec, task=replace(spec.task, prefix="go: ")), False, config=T5Config(vocab_size=384))
+    source, target = load_task("lines", **spec.task.arguments).longest(spec.task.split)
+    assert (bytewise.input_length, bytewise.target_length) == (source + 4 + 2, target + 2)
+    assert plain.target_length < target
 
 
 @pytest.mark.usefixtures("two_layers")
