@@ -5,16 +5,18 @@ At each position, greedy decoding is restricted to tokens that continue a label.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 
-from petransfer.data.encoding import Encoded, encode_targets
+from petransfer.data.encoding import Encoded, Layout, encode_targets
 from petransfer.models.loading import Loaded
 from petransfer.models.text_part import text_config
 from petransfer.models.wrappers import base_model_of, evaluating
-from petransfer.training.batches import IGNORED, collate
+from petransfer.training.batches import IGNORED, Tensors, collate
 from petransfer.training.distributed import needs_all_processes
+from petransfer.training.losses import chunked_head, hidden_states
 from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
 
 # The largest number of logits in memory at once.
@@ -73,14 +75,30 @@ def _scores(
         read = base_model_of(model).get_encoder()(input_ids=ids, attention_mask=mask[::count], return_dict=True)
         read.last_hidden_state = read.last_hidden_state.repeat_interleave(count, 0)
         batch["encoder_outputs"] = read
-    logits_btv = model(**batch, use_cache=False).logits
-    wanted_bt = logits_btv.gather(-1, labels_bt.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    # A label ends with any of the end tokens.
-    ends_bt = logits_btv[..., list(loaded.layout.end_ids)].amax(-1)
-    wanted_bt = torch.where(labels_bt == loaded.layout.eos_id, ends_bt, wanted_bt).float().cpu()
-    asked_bt = (labels_bt != IGNORED).cpu()  # copied from the GPU once per batch, not once per row
-    found = [row[asked].tolist() for row, asked in zip(wanted_bt, asked_bt, strict=True)]
+    asked_bt = labels_bt != IGNORED
+    wanted = iter(_logits_of_labels(model, loaded, batch, labels_bt, asked_bt).tolist())
+    found = [list(itertools.islice(wanted, count)) for count in asked_bt.sum(1).tolist()]
     return [found[at : at + len(tokens)] for at in range(0, len(found), len(tokens))]
+
+
+def _logits_of_labels(
+    model: torch.nn.Module, loaded: Loaded, batch: Tensors, labels_bt: torch.Tensor, asked_bt: torch.Tensor
+) -> torch.Tensor:
+    """Return the logits (n,) of the n labels at the positions where `asked_bt` is true, row by row."""
+    head, labels_n = chunked_head(model, labels_bt.numel()), labels_bt[asked_bt]
+    if head is None:
+        logits_nv = model(**batch, use_cache=False).logits[asked_bt]
+        return _chosen(logits_nv, labels_n, loaded.layout)
+    # With a large vocabulary, the logits of all labels of a single input can be too many for the memory.
+    hidden_nd, size = hidden_states(model, head, batch)[asked_bt.flatten()], head.chunk_rows()
+    chunks = zip(hidden_nd.split(size), labels_n.split(size), strict=True)
+    return torch.cat([_chosen(head.logits(hidden), labels, loaded.layout) for hidden, labels in chunks])
+
+
+def _chosen(logits_nv: torch.Tensor, labels_n: torch.Tensor, layout: Layout) -> torch.Tensor:
+    wanted_n = logits_nv.gather(1, labels_n[:, None])[:, 0]
+    ends_n = logits_nv[:, list(layout.end_ids)].amax(1)  # a label ends with any of the end tokens
+    return torch.where(labels_n == layout.eos_id, ends_n, wanted_n).float()
 
 
 def _adds_inputs(model: torch.nn.Module) -> bool:

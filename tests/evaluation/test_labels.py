@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from petransfer.data import Example
-from petransfer.data.encoding import Encoded, encode_examples
+from petransfer.data.encoding import Encoded, encode_examples, encode_targets
 from petransfer.evaluation import label_scoring as module
 from petransfer.evaluation.generation import generate
 from petransfer.evaluation.label_scoring import choose_labels
@@ -19,8 +19,9 @@ from petransfer.methods import apply_method
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import MethodSpec
+from petransfer.training import losses
 from petransfer.training.batches import collate
-from petransfer.training.losses import token_loss
+from petransfer.training.losses import Head, token_loss
 
 # one label begins like another, and one is the beginning of another
 LABELS = ("red", "red and blue", "red and green", "blue", "the colour of the sea")
@@ -90,3 +91,24 @@ def test_a_model_with_an_image_encoder_has_its_vocabulary_in_the_configuration_o
     config = SimpleNamespace(get_text_config=lambda decoder: loaded.model.config)  # such as Gemma 3's, Qwen2-VL's
     other = replace(loaded, model=SimpleNamespace(config=config))  # type: ignore[arg-type]
     assert choose_labels(model, other, encoded, LABELS) == choose_labels(model, loaded, encoded, LABELS)
+
+
+@pytest.mark.parametrize("name", ["tiny_t5", "tiny_gpt2"])
+def test_in_chunks_the_labels_are_the_same_and_only_their_logits_are_made(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, loaded, encoded = taught(str(request.getfixturevalue(name)), 5, 1e-2)
+    whole = choose_labels(model, loaded, encoded, LABELS)
+    rows = []
+    head_logits = Head.logits
+
+    def logits(head: Head, hidden_nd: torch.Tensor) -> torch.Tensor:
+        rows.append(len(hidden_nd))
+        return head_logits(head, hidden_nd)
+
+    monkeypatch.setattr(losses, "WHOLE", 64 * 16 * loaded.model.config.vocab_size)  # chunks of 64 rows
+    monkeypatch.setattr(Head, "logits", logits)
+    assert choose_labels(model, loaded, encoded, LABELS) == whole
+    assert max(rows) == 64
+    targets = sum(len(ids) for ids in encode_targets(LABELS, loaded.tokenizer, loaded.layout))
+    assert sum(rows) == len(encoded) * targets
