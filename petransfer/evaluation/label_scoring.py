@@ -91,7 +91,7 @@ def _logits_of_labels(
         return _chosen(logits_nv, labels_n, loaded.layout)
     # With a large vocabulary, the logits of all labels of a single input can be too many for the memory.
     hidden_nd, size = hidden_states(model, head, batch)[asked_bt.flatten()], head.chunk_rows()
-    chunks = zip(hidden_nd.split(size), labels_n.split(size), strict=True)
+    chunks = zip(torch.split(hidden_nd, size), torch.split(labels_n, size), strict=True)
     return torch.cat([_chosen(head.logits(hidden), labels, loaded.layout) for hidden, labels in chunks])
 
 
