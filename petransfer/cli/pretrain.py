@@ -23,6 +23,7 @@ from petransfer.pretraining.grid import check_settings, expand_pretraining
 from petransfer.recipe.loading import load_pretraining
 from petransfer.study.folders import StudyFolder
 from petransfer.study.launched_processes import this_place
+from petransfer.user_paths import expanded
 
 
 def pretrain(
@@ -108,7 +109,7 @@ def pretrain(
         execution = Execution(
             threads=threads, save_every=save_every, compile=has_compiler if compiled is None else compiled
         )
-        job = Pretrain(execution, content.corpora_dir or Path(), cpu)
+        job = Pretrain(execution, expanded(content.corpora_dir or Path()), cpu)
         outcome = execute(cells, folder, job, workers, threads, tick)
     end()
     code = report_outcome(outcome, len(cells))

@@ -21,12 +21,13 @@ def stack_key(spec: RunSpec) -> RunSpec | None:
     # all runs of a stack end at the same step, so early stopping is not possible
     if METHODS.lookup(spec.method.name).not_stacked or spec.train.early_stopping or spec.train.packing:
         return None
+    # random weights, and the random embeddings of added tokens, are drawn from the seed: the base model is another one
+    own_base = spec.checkpoint.reinit != "none" or bool(spec.checkpoint.added_tokens)
     return replace(
         spec,
         method=replace(spec.method, rank=0, alpha=0.0),
         train=TrainSpec(spec.train.steps, spec.train.batch_size, 0.0),
-        # with random weights, each seed has a different base model
-        seed=spec.seed if spec.checkpoint.reinit != "none" else 0,
+        seed=spec.seed if own_base else 0,
     )
 
 

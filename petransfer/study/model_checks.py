@@ -7,6 +7,7 @@ from dataclasses import replace
 from petransfer.models.hub_access import refuse_unreachable
 from petransfer.models.registry import is_embedded
 from petransfer.study.study import StudyGrid
+from petransfer.user_paths import expanded
 
 
 def refuse_unusable_models(grid: StudyGrid) -> None:
@@ -51,7 +52,7 @@ def refuse_unusable_files(grid: StudyGrid, scored: tuple[str, ...] = ("dev", "te
 
     for checkpoint in dict.fromkeys(spec.checkpoint for spec in specs):
         refuse_damaged_files(checkpoint)
-    data_dir = grid.recipe.data_dir.resolve() if grid.recipe.data_dir else None
+    data_dir = expanded(grid.recipe.data_dir).resolve() if grid.recipe.data_dir else None
     checked: set[object] = set()
     for spec in specs:
         method, train = spec.method, spec.train

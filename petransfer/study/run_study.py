@@ -21,6 +21,7 @@ from petransfer.study.settings import Settings
 from petransfer.study.study import StudyGrid
 from petransfer.training.cpu.processor import available_cores
 from petransfer.training.execution import refuse_small_batch
+from petransfer.user_paths import expanded
 
 if TYPE_CHECKING:
     from petransfer.study.fine_tune import FineTune
@@ -67,7 +68,7 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
     """
     refuse_launch(cell.spec for cell in grid.selected)
     data_dir = grid.recipe.data_dir
-    settings = replace(settings, data_dir=data_dir.resolve() if data_dir else None)
+    settings = replace(settings, data_dir=expanded(data_dir).resolve() if data_dir else None)
     place = this_place()
     if not place.leads:
         return PreparedStudy(grid, settings, scheduling)

@@ -224,6 +224,7 @@ def test_less_memory_halves_the_micro_batch_of_all(
 def test_runs_of_unlike_kinds_are_not_stacked(make: Make) -> None:
     spec = make()
     drawn = replace(spec, checkpoint=replace(spec.checkpoint, reinit="body"))
+    longer = replace(spec, checkpoint=replace(spec.checkpoint, added_tokens=("\n",)))
     unlike = [
         replace(spec, method=replace(spec.method, bits=8)),
         replace(spec, method=replace(spec.method, dropout=0.1)),
@@ -232,6 +233,8 @@ def test_runs_of_unlike_kinds_are_not_stacked(make: Make) -> None:
         replace(spec, task=replace(spec.task, prefix="say: ")),
         drawn,
         replace(drawn, seed=1),  # another base
+        longer,
+        replace(longer, seed=1),  # the embeddings of added tokens are drawn from the seed
     ]
     kinds = {stack_key(one) for one in (spec, *unlike)}
     assert len(kinds) == 1 + len(unlike)

@@ -20,7 +20,9 @@ from petransfer.errors import UserError
 from petransfer.recipe.loading import validate
 from petransfer.recipe.schema import Recipe
 from petransfer.study.grid import Cell, expand, resolve
-from petransfer.study.run_study import _default_workers
+from petransfer.study.run_study import _default_workers, prepare_study
+from petransfer.study.scheduling import Scheduling
+from petransfer.study.settings import Settings
 from petransfer.study.study import grid_of, load_grid
 
 
@@ -332,3 +334,10 @@ def test_there_is_a_worker_for_each_core_that_this_process_may_use(monkeypatch: 
     grid = load_grid("smoke")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {4, 7, 9}, raising=False)
     assert _default_workers(grid, cpu=True) == 3
+
+
+def test_a_data_folder_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    grid = load_grid("smoke", ["data_dir=~/data"], out=tmp_path / "out")
+    assert prepare_study(grid, Settings(cpu=True), Scheduling()).settings.data_dir == tmp_path / "data"
