@@ -29,7 +29,7 @@ FLOORS = (
     {"recipe"},
     {"registries", "json_lines", "user_paths", "git_lfs"},
     {"python_arguments"},
-    {"errors", "atomic_files", "plurals"},
+    {"errors", "atomic_files", "plurals", "visible_text"},
 )
 # Folders of one floor that may be imported by a folder beside them, with the reason.
 BESIDE = {

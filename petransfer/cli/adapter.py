@@ -15,11 +15,11 @@ from petransfer.atomic_files import creating, write_text
 from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError, unknown
-from petransfer.report.tables import visible
 from petransfer.sharing.bundle import Bundle, checked, opened
 from petransfer.sharing.bundle_files import CARD
 from petransfer.sharing.bundle_zip import SUFFIX
 from petransfer.sharing.card_metadata import Wishes, licence_note
+from petransfer.visible_text import visible
 
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,59}")

@@ -17,7 +17,7 @@ from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
 from petransfer.plurals import count
 from petransfer.recipe.metrics import HEADINGS
-from petransfer.report.tables import visible
+from petransfer.visible_text import visible
 
 if TYPE_CHECKING:
     from petransfer.sharing.scoring import Scores

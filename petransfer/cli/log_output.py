@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
+import warnings
+from typing import TextIO
 
 from petransfer.cli.terminal_text import fitted, width_of
-from petransfer.report.tables import visible
+from petransfer.errors import reason_of
+from petransfer.visible_text import visible
 
 
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -23,6 +27,21 @@ class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
         return fitted(visible(super().format(record)), width_of(sys.stderr))
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a library's warning as one line, without its place in the library's code."""
+    found = re.search(r"[/\\\\]site-packages[/\\\\](\w+)", filename)
+    logging.getLogger("petransfer").warning(
+        "warning%s: %s", f" of {found[1]}" if found else "", reason_of(message, 200)
+    )
+
+
 def show_log(verbose: bool = False, quiet: bool = False) -> None:
     """Print log messages to stderr: INFO, WARNING (`quiet`) or DEBUG (`verbose`) and above."""
     logger = logging.getLogger("petransfer")
@@ -32,4 +51,5 @@ def show_log(verbose: bool = False, quiet: bool = False) -> None:
     handler = _StderrHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)
+    warnings.showwarning = _show_warning
     logger.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)

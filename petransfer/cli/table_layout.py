@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from petransfer.cli.terminal_text import print_text
-from petransfer.report.tables import visible
+from petransfer.visible_text import visible
 
 # A word of at most this many characters is never broken. Longer words, such as hashes and URLs, may be broken anywhere.
 LONGEST_WORD = 24

@@ -7,7 +7,7 @@ import re
 import sys
 from typing import TextIO
 
-from petransfer.report.tables import visible
+from petransfer.visible_text import visible
 
 # What marks a line as a command that can be copied: two spaces and the name of a program.
 _COMMAND = ("  petransfer ", "  curl ")

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.table import Table
-from rich.text import Text
 
 from petransfer.api import write_results
 from petransfer.cli.run import Kind
@@ -20,12 +19,12 @@ from petransfer.memory.study_memory import method_title
 from petransfer.plurals import count
 from petransfer.recipe.run_spec import RunSpec, TrainSpec
 from petransfer.report import run_table
-from petransfer.report.tables import visible
 from petransfer.study.cross_validation import CrossValidation
 from petransfer.study.durations import remaining
 from petransfer.study.study import StudyGrid
 from petransfer.study.train_study import TrainStudy, new_tokens_of, small_data_note
 from petransfer.study.train_summary import TrainSummary, summaries
+from petransfer.visible_text import visible
 
 
 def describe(training: TrainStudy, folds: CrossValidation | None = None) -> list[str]:
@@ -164,7 +163,7 @@ def samples_table(summary: TrainSummary) -> Table:
         table.add_column(name)
     for sample in summary.samples:
         texts = (readable_input(sample.input, only_last=True), sample.prediction, sample.target)
-        table.add_row(*(Text(_one_line(text)) for text in texts), "yes" if sample.correct else "no")
+        table.add_row(*(_one_line(text) for text in texts), "yes" if sample.correct else "no")
     return table
 
 

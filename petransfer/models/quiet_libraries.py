@@ -13,6 +13,8 @@ def silence_libraries() -> None:
     import transformers
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # peft says so for each text that is generated with a prompt or a prefix
+    warnings.filterwarnings("ignore", message="Position ids are not supported")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     for name in ("accelerate", "bitsandbytes.autograd._functions"):  # the second warns at each 8-bit matrix product

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup, escape
 
 from petransfer.report.inline_svg import inline_svg
+from petransfer.visible_text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +58,7 @@ def marked(target: str, generated: str) -> Markup:
         return escape(generated)
     parts = []
     for kind, _, _, start, end in difflib.SequenceMatcher(None, wanted, given, autojunk=False).get_opcodes():
-        words = escape(" ".join(given[start:end]))
+        words = escape(visible(" ".join(given[start:end])))
         if words:
             parts.append(words if kind == "equal" else Markup("<mark>{}</mark>").format(words))
     return Markup(" ").join(parts) or Markup("<mark>nothing</mark>")

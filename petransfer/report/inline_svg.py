@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from petransfer.effects.palette import VARIABLES
 from petransfer.report.plots import write_svg
+from petransfer.visible_text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +34,7 @@ def inline_svg(figure: Figure, name: str, alt: str) -> str:
     assert width, "matplotlib gives its SVG a width in points"
     pixels = round(float(width.group(1)) * 4 / 3)
     head = (
-        f'<svg class="chart" role="img" aria-label="{escape(alt)}" style="max-width:{pixels}px" '
+        f'<svg class="chart" role="img" aria-label="{escape(visible(alt))}" style="max-width:{pixels}px" '
         'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
     )
     drawn = re.sub(r"<svg([^>]*)>", lambda found: f"{head}{_view_box(found.group(1))}>", drawn, count=1)

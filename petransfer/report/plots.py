@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import logging
 import math
-from collections.abc import Iterable, Sequence
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -14,10 +19,15 @@ from petransfer.recipe.effect_requests import short_label
 from petransfer.report.run_groups import Group
 from petransfer.study.folders import StudyFolder
 from petransfer.training.metrics_file import read_metrics
+from petransfer.visible_text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_log = logging.getLogger(__name__)
+
+_said_to_be_missing: list[str] = []
 
 Panels = dict[tuple[str, str], list[Group]]
 
@@ -232,9 +242,9 @@ def save(figure: Figure, path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_svg(figure, path.with_suffix(".svg"))
-    with mpl.rc_context({"pdf.fonttype": 42}):
+    with mpl.rc_context({"pdf.fonttype": 42}), _missing_characters(say=True):
         figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None, "Creator": "petransfer"})
-    figure.savefig(path.with_suffix(".png"), dpi=300, metadata={"Software": "petransfer"})
+        figure.savefig(path.with_suffix(".png"), dpi=300, metadata={"Software": "petransfer"})
 
 
 def write_svg(figure: Figure, target: Any) -> None:
@@ -248,8 +258,59 @@ def write_svg(figure: Figure, target: Any) -> None:
         if "$" in text.get_text() and "\\mathdefault" not in text.get_text():
             text.set_parse_math(False)
     # Without a date and with a fixed salt, equal data give equal bytes. Text is stored as text, not as outlines.
-    with mpl.rc_context({"svg.hashsalt": "petransfer", "svg.fonttype": "none"}):
+    make_texts_visible(figure)
+    with mpl.rc_context({"svg.hashsalt": "petransfer", "svg.fonttype": "none"}), _missing_characters(say=False):
         figure.savefig(target, format="svg", metadata={"Date": None, "Creator": "petransfer"})
+
+
+def make_texts_visible(figure: Figure) -> None:
+    """Escape the invisible characters in a figure's texts, and write dollar signs as they are, not as formulas."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import FuncFormatter
+
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            formatter = axis.get_major_formatter()
+            if isinstance(formatter, FuncFormatter):  # it writes the labels of ticks anew at each drawing
+                axis.set_major_formatter(FuncFormatter(functools.partial(_visible_label, formatter)))
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_text(visible(text.get_text(), keep="\n"))
+        text.set_parse_math(False)
+
+
+def _visible_label(formatter: Any, value: float, position: int | None) -> str:
+    return visible(formatter(value, position), keep="\n")
+
+
+@contextlib.contextmanager
+def _missing_characters(say: bool) -> Iterator[None]:
+    """Inside the context, turn matplotlib's warnings about characters that its font lacks into one line, or into none.
+
+    say: whether the missing characters are said. In an SVG file, they are text and are drawn by the reader's program.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for one in caught:
+        missing = re.match(r"Glyph (\d+) .*missing from", str(one.message))
+        if missing and say:
+            _say_missing_characters(chr(int(missing[1])))
+        elif not missing and not str(one.message).startswith("Matplotlib currently does not support"):
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+
+
+def _say_missing_characters(first: str) -> None:
+    """Say once in a process that a character such as `first` is missing."""
+    if _said_to_be_missing:
+        return
+    _said_to_be_missing.append(first)
+    _log.warning(
+        "the font of the plots lacks some characters, such as %s (U+%04X): the PDF and PNG files show boxes in their "
+        "place; the SVG files and the page show them",
+        visible(first),
+        ord(first),
+    )
 
 
 def _curve(study: StudyFolder, run_id: str) -> list[tuple[int, float]]:

@@ -19,6 +19,7 @@ from petransfer.recipe.metrics import HEADINGS
 from petransfer.report import tables
 from petransfer.report.run_table import Row, metrics_of
 from petransfer.report.tables import Table, table_of_text
+from petransfer.visible_text import visible
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ def latex(groups: Sequence[Group], effects: dict[str, Any]) -> str:
     """Return the tables of groups and effects as LaTeX."""
     parts = [tables.latex(results_table(groups))]
     # a LaTeX comment
-    parts += [f"% {tables.visible(failed)}"] if (failed := failed_note(groups)) else []
+    parts += [f"% {visible(failed)}"] if (failed := failed_note(groups)) else []
     if effects["effects"]:
         parts += ["", tables.latex(effects_as_table(effects).without_empty_columns())]
     return "\n".join([*parts, ""])

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from petransfer.visible_text import visible
+
 if TYPE_CHECKING:
     from jinja2 import Environment
     from pandas import DataFrame
@@ -124,11 +126,6 @@ def markdown_text(text: str) -> str:
     return html.escape(one_line, quote=False).replace("|", "\\|").replace("](", "]\\(")
 
 
-def visible(text: str, keep: str = "\n\t") -> str:
-    """Replace control characters, except those in `keep`, by escapes such as \\x1b."""
-    return "".join(sign if sign.isprintable() or sign in keep else f"\\x{ord(sign):02x}" for sign in str(text))
-
-
 def latex(table: Table) -> str:
     """Return a table as LaTeX with booktabs rules. Special characters are escaped."""
     kinds = "".join("r" if column.number else "l" for column in table.columns)
@@ -168,15 +165,21 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_visible_value,
     )
     made.filters["cell"] = markdown_text
     made.filters["breakable"] = breakable
     return made
 
 
+def _visible_value(value: Any) -> Any:
+    """Return a value for a template. Invisible characters of texts are escaped; HTML is not changed."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def breakable(text: Any) -> Markup:
     """Return a text as HTML with possible line breaks after underscores."""
-    return Markup("_<wbr>").join(str(text).split("_"))
+    return Markup("_<wbr>").join(visible(str(text)).split("_"))
 
 
 def write_page(template: str, title: str, **content: Any) -> str:

@@ -13,7 +13,8 @@ import pytest
 from markupsafe import escape
 
 from petransfer.report.html_parts import marked
-from petransfer.report.tables import csv_text, latex, markdown, markdown_text, table_of_text, visible, write_page
+from petransfer.report.tables import csv_text, latex, markdown, markdown_text, table_of_text, write_page
+from petransfer.visible_text import visible
 
 HOSTILE = "<b>a|b</b>\x1b[2J"
 
