@@ -154,7 +154,9 @@ def _print(line: str, label: str | None, generated: str, as_json: bool) -> None:
     """Print one generated text as one line of text or JSON."""
     if as_json:
         named = {} if label is None else {"adapter": label}
-        print(json_line({"input": line, **named, "output": generated}), flush=True)
+        has_all_letters = "utf" in (sys.stdout.encoding or "utf-8").lower()
+        content = {"input": line, **named, "output": generated}
+        print(json_line(content, ascii_only=not has_all_letters), flush=True)
         return
     shown = one_line(generated) if label is None else f"{label}\t{one_line(generated)}"
     print(for_output(shown, sys.stdout), flush=True)

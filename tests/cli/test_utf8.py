@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.calls import refused
+from tests.cli.calls import call, refused
 
 PLAIN = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
 
@@ -40,3 +41,12 @@ def test_bytes_that_are_not_utf8_are_named(monkeypatch: pytest.MonkeyPatch, caps
     name = b"na\xefve.csv".decode("utf-8", "surrogateescape")  # as Python reads the bytes
     said = refused(monkeypatch, capsys, "train", "nano/english", name)
     assert all(part in said for part in ("argument 3 (na?ve.csv) is not UTF-8 at character 3", "rename files"))
+
+
+def test_json_keeps_every_letter_where_the_output_is_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", written)
+    arguments = ("predict", "nano/english", "é größe 😀", "--cpu", "--json", "--max-new-tokens", "2")
+    assert call(monkeypatch, *arguments) == 0
+    written.flush()
+    assert json.loads(written.buffer.getvalue())["input"] == "é größe 😀"  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from petransfer.sharing.adapter import Adapter
 from petransfer.sharing.base import Where
 from petransfer.sharing.scoring import Request, side_by_side
 from petransfer.sharing.sources import opened_source
-from tests.sharing.conftest import call
+from tests.sharing.conftest import call, refused
 
 TEXTS = ["to walk", "must say", "run and see", "look"]
 PAIRS = [(text, "gehen") for text in TEXTS]
@@ -157,3 +157,15 @@ def test_an_input_without_tokens_is_refused(base: Path, here: Path) -> None:
 def test_a_number_of_new_tokens_that_makes_no_sense_is_refused(number: Any, base: Path) -> None:
     with pytest.raises(UserError, match=r"max_new_tokens is .*from 1 to 131,072"):
         Adapter.load(base, device="cpu").predict(["walk"], max_new_tokens=number)
+
+
+def test_adapters_of_petransfer_and_of_another_program_are_not_mixed(
+    base: Path, trained: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["c_attn"])
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "plain")
+    run, plain_one = str(trained(str(base))), str(tmp_path / "plain")
+    for first, second in ((run, plain_one), (plain_one, run)):
+        said = refused(capsys, "predict", first, "to walk", "--with", second, "--checkpoint", str(base), "--cpu")
+        assert f"{run} was trained by petransfer and {plain_one} by another program" in said
+        assert "one after the other" in said
