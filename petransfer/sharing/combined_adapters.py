@@ -120,9 +120,9 @@ def refuse_different_bases(bundles: Sequence[Bundle]) -> None:
     first, *others = bundles
     for bundle in others:
         if bool(first.spec) != bool(bundle.spec):
-            ours, other = (first, bundle) if first.spec else (bundle, first)
+            ours, theirs = (first, bundle) if first.spec else (bundle, first)
             raise UserError(
-                f"{ours.label} was trained by petransfer and {other.label} by another program, which does not record "
+                f"{ours.label} was trained by petransfer and {theirs.label} by another program, which does not record "
                 "the weights and bits of its base; use the two one after the other"
             )
         for what, of in _SHARED.items():
