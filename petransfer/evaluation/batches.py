@@ -14,6 +14,9 @@ from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
 # Two logits are a near-tie if they differ by at most this many times the rounding error of the largest logit.
 NOISE_UNITS = 16.0
 
+# The largest number of logits in memory at once, where whole logits are needed.
+LOGITS = 1 << 26
+
 T = TypeVar("T")
 
 

@@ -18,9 +18,11 @@ from petransfer.errors import UserError
 from petransfer.evaluation.generation import Generation, generations
 from petransfer.evaluation.one_pass import Scored, score
 from petransfer.evaluation.semantic_match import SemanticMatches, compare_meanings
+from petransfer.models.lengths import length_check
 from petransfer.models.loading import Loaded
 from petransfer.models.special_tokens import layout_of
 from petransfer.models.wrappers import base_model_of, evaluating
+from petransfer.python_arguments import text_pairs
 
 AUDITED = 32
 
@@ -76,8 +78,8 @@ def exact_match(
         A share from 0 to 1.
 
     Raises:
-        UserError: there are no examples, the numbers of inputs and targets differ, or the tokenizer cannot represent
-            a target.
+        UserError: there are no examples, the numbers of inputs and targets differ, one of them is no text, the
+            tokenizer cannot represent a target, or an example is too long for the model.
 
     Example:
         >>> import petransfer
@@ -85,14 +87,23 @@ def exact_match(
         >>> petransfer.exact_match(model, tokenizer, ["to walk", "to run"], ["gehen", "rennen"])
         0.0
     """
+    if isinstance(inputs, str) or isinstance(targets, str):
+        raise UserError("exact_match takes lists of texts; write [text] for one text")
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; give at least 1")
     if len(inputs) != len(targets):
         raise UserError(f"exact_match got {len(inputs):,} inputs and {len(targets):,} targets; give one for each input")
     if not inputs:
         raise UserError("exact_match got no examples; give at least one input and its target")
     base = base_model_of(model)
     loaded = Loaded(base, tokenizer, layout_of(base.config, tokenizer, base.generation_config), None, ())
-    rows = [Example(at, *pair, "all") for at, pair in enumerate(zip(inputs, targets, strict=True))]
+    pairs = text_pairs(zip(inputs, targets, strict=True))
+    rows = [Example(at, *pair, "all") for at, pair in enumerate(pairs)]
     encoded = encode_examples(rows, "", tokenizer, loaded.layout)
+    too_long = length_check(base.config, type(base).__name__, 0)
+    for at, row in enumerate(encoded, start=1):
+        if problem := too_long(row):
+            raise UserError(f"example {at} cannot be scored: {problem}; leave it out")
     return evaluate(model, loaded, rows, encoded, batch_size=batch_size, audited=0).exact_match
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from petransfer.data.encoding import Encoded, Layout, encode_targets
+from petransfer.evaluation.batches import LOGITS
 from petransfer.models.loading import Loaded
 from petransfer.models.text_part import text_config
 from petransfer.models.wrappers import base_model_of, evaluating
@@ -18,9 +19,6 @@ from petransfer.training.batches import IGNORED, Tensors, collate
 from petransfer.training.distributed import needs_all_processes
 from petransfer.training.losses import chunked_head, hidden_states
 from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
-
-# The largest number of logits in memory at once.
-LOGITS = 1 << 26
 
 
 @torch.inference_mode()

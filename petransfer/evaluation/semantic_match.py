@@ -15,9 +15,10 @@ import torch
 from petransfer.data.encoding import Encoded, decode
 from petransfer.data.logical_forms import Semantics
 from petransfer.data.task import Example
-from petransfer.evaluation.batches import compute_dtype, in_batches, noise_of
+from petransfer.evaluation.batches import LOGITS, compute_dtype, in_batches, noise_of
 from petransfer.evaluation.generation import generations
 from petransfer.models.loading import Loaded
+from petransfer.models.text_part import text_config
 from petransfer.training.batches import IGNORED, collate
 from petransfer.training.distributed import needs_all_processes
 
@@ -89,7 +90,8 @@ def beginnings(
     def one(chosen: list[int]) -> list[tuple[int, ...] | None]:
         return _beginnings_of_batch(model, loaded, [encoded[at] for at in chosen])
 
-    return in_batches(encoded, batch_size, one, halves=not needs_all_processes(model))
+    tokens = max(1, LOGITS // int(text_config(loaded.model.config).vocab_size))
+    return in_batches(encoded, batch_size, one, halves=not needs_all_processes(model), tokens=tokens)
 
 
 @torch.inference_mode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -102,6 +101,7 @@ class ShuffledExamples:
     ) -> None:
         self._examples, self._batch_size, self._seed, self._layout = examples, batch_size, seed, layout
         self._collate = collate
+        self._orders: dict[int, np.ndarray] = {}
 
     def batch(self, step: int, process: int, processes: int) -> Batch:
         first = step * self._batch_size
@@ -113,9 +113,11 @@ class ShuffledExamples:
         epoch, offset = divmod(position, len(self._examples))
         return int(self._order(epoch)[offset])
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - the cache keeps the source alive, which a run does anyway
     def _order(self, epoch: int) -> np.ndarray:
-        return _order(len(self._examples), self._seed, epoch)
+        if epoch not in self._orders:  # a batch can be from two epochs, so the order before is kept too
+            self._orders = {old: order for old, order in self._orders.items() if old == epoch - 1}
+            self._orders[epoch] = _order(len(self._examples), self._seed, epoch)
+        return self._orders[epoch]
 
 
 def used_examples(count: int, batch_size: int, steps: int, seed: int) -> Iterable[int]:

@@ -114,9 +114,21 @@ def test_exact_match_of_any_model_is_that_of_generating(kind: str, request: pyte
     assert petransfer.exact_match(model, tokenizer, inputs, targets) == share
 
 
+def test_exact_match_refuses_an_example_that_is_too_long(tiny_gpt2: Path) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_gpt2), AutoTokenizer.from_pretrained(tiny_gpt2)
+    with pytest.raises(UserError, match=r"example 2 cannot be scored: .*more tokens than GPT2LMHeadModel takes"):
+        petransfer.exact_match(model, tokenizer, ["walk", "walk " * 200], ["walk", "walk"])
+
+
 def test_exact_match_refuses_what_it_cannot_score(tiny_t5: Path) -> None:
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5), AutoTokenizer.from_pretrained(tiny_t5)
     with pytest.raises(UserError, match="2 inputs and 1 targets"):
         petransfer.exact_match(model, tokenizer, ["a", "b"], ["a"])
     with pytest.raises(UserError, match="no examples"):
         petransfer.exact_match(model, tokenizer, [], [])
+    with pytest.raises(UserError, match="takes lists of texts"):
+        petransfer.exact_match(model, tokenizer, "walk", "jump")  # each letter would be an example
+    with pytest.raises(UserError, match="the target of row 1 is missing"):
+        petransfer.exact_match(model, tokenizer, ["a"], [float("nan")])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="batch_size is 0"):
+        petransfer.exact_match(model, tokenizer, ["a"], ["b"], batch_size=0)

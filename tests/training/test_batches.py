@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from petransfer.data.encoding import Encoded, Layout
-from petransfer.training.batches import IGNORED, Batch
+from petransfer.training import batches
+from petransfer.training.batches import IGNORED, Batch, ShuffledExamples
 
 LAYOUT = Layout(encoder_decoder=True, pad_id=0, eos_id=1)
 LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 40)), min_size=1, max_size=40)
@@ -42,3 +44,24 @@ def test_examples_of_one_length_go_together(encoder_decoder: bool) -> None:
     padded = [int((cut["attention_mask"] == 0).sum()) for cut in batch.micro_batches(16, 160)]
     assert padded[0] == 0
     assert sum(padded) <= 20
+
+
+def test_each_source_keeps_its_own_orders_and_makes_each_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several runs of a stack take their batches in turn."""
+    made: list[tuple[int, int]] = []
+    order = batches._order
+
+    def counted(count: int, seed: int, epoch: int) -> np.ndarray:
+        made.append((seed, epoch))
+        return order(count, seed, epoch)
+
+    monkeypatch.setattr(batches, "_order", counted)
+    examples = [Encoded((at,), (at, 1)) for at in range(10)]
+    sources = [ShuffledExamples(examples, 4, seed, Layout(True, 0, 1)) for seed in range(4)]
+    seen: list[list[int]] = [[] for _ in sources]
+    for step in range(5):  # two epochs
+        for source, ids in zip(sources, seen, strict=True):
+            ids += [example.input_ids[0] for example in source.batch(step, 0, 1).examples]
+    assert sorted(made) == [(seed, epoch) for seed in range(4) for epoch in (0, 1)]
+    for seed, ids in enumerate(seen):
+        assert ids == [*order(10, seed, 0), *order(10, seed, 1)]
