@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -57,7 +57,7 @@ def application(batches: RequestBatches, hosts: Sequence[str] = ("*",)) -> Starl
             Route("/v1/models", models),
             Route("/health", health),
         ],
-        exception_handlers={HTTPException: _http_error},
+        exception_handlers={HTTPException: _http_error, ClientDisconnect: _nobody_there},
         # Without this check, a web page in the user's browser could send requests to a server on the same machine.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
         lifespan=lifespan,
@@ -120,6 +120,11 @@ def _error(error: BadRequest | UserError | RunError | Busy, prompt: str) -> JSON
     elif isinstance(error, Busy):
         message, status, headers = "too many prompts are waiting; try again later", 503, {"Retry-After": "1"}
     return JSONResponse(error_content(message, status, parameter), status, headers=headers)
+
+
+async def _nobody_there(request: Request, error: Exception) -> Response:
+    """Return a response for a client that left while it sent its request. Nobody receives the response."""
+    return Response(status_code=400)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 import urllib.error
@@ -97,6 +98,20 @@ def test_requests_in_progress_are_answered_before_it_stops() -> None:
     assert [status for status, _ in answers] == [200] * 8
     assert all(len(answer["choices"]) == 16 for _, answer in answers)
     assert all(answer["usage"]["completion_tokens"] > 0 for _, answer in answers)
+
+
+def test_a_client_that_leaves_while_it_sends_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    head = b'POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10000\r\n\r\n{"a'
+    with started("nano/english") as (place, running):
+        address = ("127.0.0.1", int(place.rpartition(":")[2]))
+        with socket.create_connection(address) as client:
+            client.sendall(head)
+            while not running.server_state.tasks:
+                time.sleep(0.01)
+        while running.server_state.tasks:
+            time.sleep(0.01)
+        assert post(place, {"prompt": "to walk", "max_tokens": 1})[0] == 200
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_bad_requests_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
