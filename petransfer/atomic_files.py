@@ -27,11 +27,14 @@ def partial_name(name: str) -> str:
 def replacing(path: Path, several: bool = False) -> Iterator[Path]:
     """Yield a temporary path for a file or folder, and rename it to `path` at the end.
 
-    An existing file or folder at `path` is replaced. After an error inside the context, `path` is unchanged and the
-    temporary file or folder is removed.
+    A file replaces an existing file, and a folder replaces an existing folder. After an error inside the context,
+    `path` is unchanged and the temporary file or folder is removed.
 
     Args:
         several: Whether several processes can write `path` at the same time. Each then has its own temporary path.
+
+    Raises:
+        IsADirectoryError: A file was written, and `path` is a folder.
     """
     partial = _own_partial(path) if several else path.with_name(partial_name(path.name))
     _remove(partial)
@@ -39,6 +42,7 @@ def replacing(path: Path, several: bool = False) -> Iterator[Path]:
         with library_errors(path):
             yield partial
         if partial.is_file():
+            _refuse_folder(path)
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
         if path.is_dir():
@@ -97,8 +101,15 @@ def library_errors(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name and rename it. The path of a folder raises IsADirectoryError."""
+    _refuse_folder(path)
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
 
 def _remove(path: Path) -> None:

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 import petransfer.atomic_files
-from petransfer.atomic_files import creating, replacing
+from petransfer.atomic_files import creating, replacing, write_text
 
 
 def test_the_first_of_two_writers_creates_the_folder_and_the_other_is_refused(
@@ -55,3 +55,17 @@ def test_a_library_error_about_the_disk_becomes_an_os_error(tmp_path: Path, writ
         fill()
     assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(tmp_path / "merged"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["folder", ".", "folder/.."])
+def test_a_file_never_replaces_a_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "kept").write_text("x")
+    with pytest.raises(IsADirectoryError):
+        write_text(Path(name), "text")
+    if name == "folder":
+        with pytest.raises(IsADirectoryError), replacing(Path(name)) as partial:
+            partial.write_text("text")
+    assert (tmp_path / "folder" / "kept").read_text() == "x"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

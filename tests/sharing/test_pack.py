@@ -303,3 +303,12 @@ def plainly(bundle: Path, here: Path, texts: list[str], *, apart: bool = False) 
         [sys.executable, "-I", "plain.py"], env=environment, capture_output=True, text=True, check=True
     )
     return plain.stdout.splitlines()
+
+
+def test_a_card_or_a_bundle_never_replaces_a_folder(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "folder").mkdir()
+    (here / "folder" / "kept").write_text("x")
+    for out in ("folder", "."):
+        assert call("adapter", "card", str(run), "--out", out, "--licence", "mit") == 2
+        assert f"error: {out} cannot be used" in capsys.readouterr().err
+    assert (here / "folder" / "kept").read_text() == "x"
