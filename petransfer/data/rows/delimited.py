@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ POSITIONAL = ("input", "target", "category")
 # The largest number of lines in one csv row. They are kept in memory while the row is read, because they are read again
 # if the row turns out to be invalid, for example because a quote is never closed.
 LINES_PER_ROW = 10_000
+# A first line that names the delimiter. Excel reads such a line, and some programs write it.
+_SEPARATOR = re.compile(r'"?sep=([,;|\t:])"?[,;|\t:]*', re.IGNORECASE)
 _BY_PLACE = f"expected 2 or {len(POSITIONAL)} tab-separated columns ({', '.join(POSITIONAL)})"
 
 
@@ -45,11 +48,12 @@ def detect(source: Source, required: Required, named: bool) -> Dialect:
         required: Columns that the file must have. The delimiter that gives these columns is chosen.
         named: Whether the user named any column. If False, a tsv file can lack a header.
     """
-    first = next((line.text for line in read_lines(source) if line.text.strip()), "")
+    first = next((line.text for line in _table_lines(source) if line.text.strip()), "")
     csv_like = source.format == "csv"
+    named_delimiter = source.delimiter or _named_in_file(source)
     order = ",;\t|" if csv_like else "\t,;|"
     found: list[tuple[str, bool, list[str]]] = []
-    for delimiter in [_character(source.delimiter)] if source.delimiter else order:
+    for delimiter in [_character(named_delimiter)] if named_delimiter else order:
         quoted = _is_quoted(first, delimiter, csv_like, source.quoting)
         found.append((delimiter, quoted, _split(first, delimiter, quoted)))
     fitting = [each for each in found if all(has_column(each[2], name) for name in required)]
@@ -101,7 +105,7 @@ _Row = tuple[int, list[str] | None, BadRow | None]
 
 
 def _plain_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
-    for line in read_lines(source):
+    for line in _table_lines(source):
         if line.text:
             yield line.number, None if line.problem else line.text.split(dialect.delimiter), line.problem
 
@@ -109,7 +113,7 @@ def _plain_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
 def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
     """Yield the rows of a file in which quotes enclose cells."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a larger number is an error on Windows
-    rest, again = read_lines(source), deque[Line]()
+    rest, again = _table_lines(source), deque[Line]()
     taken: list[Line] = []
     broken: list[Line] = []
 
@@ -150,6 +154,21 @@ def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
             yield broken[0].number, None, broken[0].problem
         elif cells:
             yield taken[0].number, cells, None
+
+
+def _named_in_file(source: Source) -> str:
+    """Return the delimiter that the first line names, as in `sep=;`, which Excel reads. Empty without such a line."""
+    found = _SEPARATOR.fullmatch(next(read_lines(source), Line(1, "")).text)
+    return found[1] if found else ""
+
+
+def _table_lines(source: Source) -> Iterator[Line]:
+    """Yield the lines of a file, without a first line such as `sep=;`."""
+    lines = read_lines(source)
+    first = next(lines, None)
+    if first is not None and not _SEPARATOR.fullmatch(first.text):
+        yield first
+    yield from lines
 
 
 def _character(name: str) -> str:

@@ -1,4 +1,8 @@
-"""Read the rows of JSON files one at a time. A file has one object per line, or is one list of objects."""
+"""Read the rows of JSON files one at a time.
+
+A file has one object per line, or objects over several lines, or is one list of objects, or is one object with all rows
+(see `json_shapes`).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from petransfer.data.bad_rows import BadRow
+from petransfer.data.rows.json_shapes import rows_in
 from petransfer.data.rows.records import Record
 from petransfer.data.rows.source import Source
 from petransfer.data.rows.text_lines import open_text, read_lines
@@ -16,6 +21,8 @@ from petransfer.errors import UserError, reason_of
 _CHUNK_CHARACTERS = 1 << 20
 _BLANKS = re.compile(r"\s*")
 _LIST = re.compile(r"\s*\[\s*([{\]]|$)")
+# The end of a line after which an object can continue on the next line.
+_TOKEN_END = re.compile(r"[{\[,:]\s*$")
 _NOT_AN_OBJECT = 'not a JSON object; write one a line, as {"input": ..., "target": ...}'
 
 
@@ -28,6 +35,10 @@ def read_json(source: Source) -> Iterator[Record]:
             for number, value in enumerate(_items(file, source.name), start=1):
                 yield _record(number, value)
         return
+    rows = _of_objects(source)
+    if rows is not None:
+        yield from (_record(number, value) for number, value in enumerate(rows, start=1))
+        return
     for line in read_lines(source):
         if line.problem:
             yield Record(line.number, {}, line.problem)
@@ -39,6 +50,60 @@ def read_json(source: Source) -> Iterator[Record]:
                 yield Record(line.number, {}, BadRow("not valid JSON", reason_of(detail, 80)))
             else:
                 yield _record(line.number, value)
+
+
+def _of_objects(source: Source) -> Iterator[Any] | None:
+    """Return the rows of a file that is one object or has objects over several lines. None for another form."""
+    lines = (line.text for line in read_lines(source) if line.text.strip())
+    first = next(lines, "")
+    if not first.lstrip().startswith("{"):
+        return None
+    try:
+        value = _DECODER.decode(first)
+    except (ValueError, RecursionError):
+        if _TOKEN_END.search(first):  # the line may be the beginning of an object
+            return _over_lines(source)
+        return None
+    rows = None if next(lines, None) is not None else rows_in(value, source.name)
+    return None if rows is None else iter(rows)
+
+
+def _over_lines(source: Source) -> Iterator[Any] | None:
+    """Return the rows of a file with objects over several lines. None if the file does not begin with an object."""
+    with open_text(source) as file:
+        objects = _objects(file, source.name)
+        first, second = next(objects, None), None
+        if first is not None:
+            second = next(objects, None)
+    if first is None:
+        return None
+    rows = rows_in(first, source.name) if second is None and isinstance(first, dict) else None
+    return iter(rows) if rows is not None else _all_objects(source)
+
+
+def _all_objects(source: Source) -> Iterator[Any]:
+    with open_text(source) as file:
+        yield from _objects(file, source.name)
+
+
+def _objects(file: IO[str], name: str) -> Iterator[Any]:
+    """Yield the values of a file one after another. Nothing is yielded if the first one is not valid."""
+    text, at, count = file.read(_CHUNK_CHARACTERS), 0, 0
+    while True:
+        at = _after_blanks(text, at)
+        try:
+            value, at = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            text, at = text[at:], 0
+            more = file.read(max(_CHUNK_CHARACTERS, len(text)))  # twice as much each time
+            if not more and (not text or not count):
+                return
+            if not more:
+                raise UserError(f"{name}: object {count + 1} is not valid JSON ({reason_of(error, 80)})") from None
+            text += more
+            continue
+        count += 1
+        yield value
 
 
 def _record(number: int, value: Any) -> Record:

@@ -1,0 +1,74 @@
+"""Find the rows in a JSON file that is one object, as pandas and other programs write it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from petransfer.errors import UserError
+
+Rows = list[dict[str, Any]]
+# Names under which programs put the list of rows, and names of splits.
+_LISTS = ("data", "rows", "examples", "records", "items", "instances")
+_OF_A_ROW = ("input", "target", "prompt", "completion", "messages", "conversations")
+_SPLITS = ("train", "training", "dev", "val", "valid", "validation", "eval", "test", "testing")
+
+
+def rows_in(value: Mapping[str, Any], name: str) -> Rows | None:
+    """Return the rows in the only object of a JSON file. None if the object is a row itself.
+
+    Read are the forms of pandas' `to_json` (`columns`, `index`, `split`, `table`), one list for each column, and a list
+    of rows under a name such as `data`.
+
+    Raises:
+        UserError: The object has several splits. The message says how to write each one to a file.
+    """
+    if not value:
+        return None
+    if all(key in _SPLITS and _is_rows(rows) for key, rows in value.items()):
+        return _only_split(value, name)
+    if {"columns", "data"} <= value.keys() <= {"columns", "index", "data"} and _are(list, value["data"]):
+        return [dict(zip(value["columns"], row, strict=False)) for row in value["data"]]
+    found = [key for key in _LISTS if _is_rows(value.get(key))]
+    if len(found) == 1 and not any(key in value for key in _OF_A_ROW):
+        return list(value[found[0]])
+    if _are(dict, list(value.values())):
+        return _of_dictionaries(value)
+    lists = list(value.values())
+    if _are(list, lists) and len({len(each) for each in lists}) == 1 and not any(map(_has_containers, lists)):
+        return [dict(zip(value, row, strict=True)) for row in zip(*lists, strict=True)]
+    return None
+
+
+def _only_split(value: Mapping[str, Any], name: str) -> Rows:
+    if len(value) == 1:
+        return list(next(iter(value.values())))
+    first = next(iter(value))
+    command = f"jq -c '.{first}[]' {shlex.quote(name)} > {first}.jsonl"
+    raise UserError(
+        f"{name} is one object with the lists {', '.join(map(repr, value))}; write each list to a file of its own, for "
+        f"example with `{command}`, and name them with --dev and --test"
+    )
+
+
+def _of_dictionaries(value: Mapping[str, Any]) -> Rows | None:
+    """Return the rows of an object of objects: columns with the number of each row as keys, or rows by number."""
+    inner = list(value.values())
+    numbered = list(inner[0])
+    same_keys = all(each.keys() == inner[0].keys() for each in inner)
+    if same_keys and numbered and all(key.isdigit() for key in numbered):
+        return [{column: cells[key] for column, cells in value.items()} for key in numbered]
+    return inner if all(key.isdigit() for key in value) else None
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and _are(dict, value)
+
+
+def _are(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and bool(values) and all(isinstance(each, kind) for each in values)
+
+
+def _has_containers(values: list[Any]) -> bool:
+    return any(isinstance(each, list | dict) for each in values)
