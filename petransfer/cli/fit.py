@@ -150,7 +150,7 @@ def show(name: str, found: Fit, measured: Measured | None = None, options: Optio
         packed = f", packed into {count(rows, 'row')} of {count(width, 'token')}"
     print_text(
         f"{name}, {method_title(demand.method)}, {demand.method.bits} bits per weight{stack}, on {where}: "
-        f"{count(demand.batch, 'example')} at once, each with at most {demand.input_length} input tokens and "
+        f"a micro-batch of {count(demand.batch, 'example')} with at most {demand.input_length} input tokens and "
         f"{demand.target_length} target tokens{packed}"
     )
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -191,7 +191,7 @@ def _table(found: Fit, measured: Measured | None, unit: str, text: Callable[[int
     for dtype, size in memory.weights.items():
         row(f"weights ({dtype})", size)
     for part, title in PARTS.items():
-        if size := getattr(memory, part):
+        if text(size := getattr(memory, part)) != text(0):
             row(title, size)
     if measured:
         fixed = "weights, trained parameters and optimiser state"

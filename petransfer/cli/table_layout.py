@@ -33,6 +33,8 @@ _MEANINGS = (
     "test: the rows for the final score.",
     "EM: exact match, the share of generated texts that are equal to the target.",
     "log p/token: mean log-probability of a target token, in nats. Nearer to 0 is better.",
+    "paper: the scores of Orhan (2021), where all weights were trained.",
+    "p (Holm): the p value, corrected because several differences are tested together.",
 )
 # What words in cells of such tables mean, by column. {} is the number in the word.
 _WORDS = {
@@ -40,6 +42,13 @@ _WORDS = {
         (r"\br(\d+)\b", "r{0}: the adapter's rank is {0}."),
         (r"\bnew-embeddings\b", "new-embeddings: the embeddings of tokens that are new to the model are trained too."),
         (r"\b(\d+)-bit\b", "{0}-bit: each weight of the base model has {0} bits."),
+        (r"-bit but (\S+)", "but {0}: the layers {0} are not quantised."),
+    ),
+    "verdict": (
+        (r"\binconclusive\b", "inconclusive: the runs show neither a difference nor that there is none."),
+        (r"\bequivalent\b", "equivalent: the difference is certainly smaller than the margin."),
+        (r"\bsaturated\b", "saturated: both scores are too near 0 or 100 % to show a difference."),
+        (r"\bnot learnt\b", "not learnt: a score on dev is so low that test scores cannot be compared."),
     ),
     "split": ((r"\bheld-out\b", "held-out: none of the dev and test rows was used in training."),),
 }
@@ -56,7 +65,12 @@ def print_meanings(table: Table) -> None:
         cells = " ".join(map(_plain, column.cells))
         for pattern, meaning in _WORDS.get(_plain(column.header), ()):
             numbers = {found.groups() for found in re.finditer(pattern, cells)}
-            print_text(*(meaning.format(*groups) for groups in sorted(numbers, key=lambda one: [*map(int, one)])))
+            print_text(*(meaning.format(*groups) for groups in sorted(numbers, key=lambda one: [*map(_number, one)])))
+
+
+def _number(text: str) -> tuple[int, str]:
+    """Return a key that sorts numbers by value, and other texts alphabetically."""
+    return (int(text), "") if text.isdigit() else (0, text)
 
 
 def print_table(table: Table) -> None:
@@ -84,8 +98,24 @@ def print_fitting(table: Table, console: Console) -> None:
             column.header = _wrapped(column.header, width)
             column._cells[:] = [_wrapped(cell, width) for cell in column.cells]
         console.print(table)
+    elif shorter := _without_constant_columns(table, heads, cells):
+        print_fitting(shorter, console)
     else:  # print each row as several lines
         _print_rows(table, heads, cells, console)
+
+
+def _without_constant_columns(table: Table, heads: list[str], cells: list[list[str]]) -> Table | None:
+    """Return the table without the columns that have one value in all rows; the title names these values.
+
+    None if there are no such columns, or fewer than two rows.
+    """
+    constant = [at for at, column in enumerate(cells) if len(column) > 1 and len(set(column)) == 1 and column[0]]
+    if not constant or len(constant) == len(heads):
+        return None
+    values = ", ".join(f"{heads[at]} {cells[at][0]}" for at in constant)
+    table.columns[:] = [column for at, column in enumerate(table.columns) if at not in constant]
+    table.title = f"{table.title or ''} (all rows: {values})".strip()
+    return table
 
 
 def _take_literally(table: Table) -> None:

@@ -12,8 +12,11 @@ from petransfer.visible_text import visible
 # What marks a line as a command that can be copied: two spaces and the name of a program.
 _COMMAND = ("  petransfer ", "  curl ")
 # White space and the text after it that is never broken: a command between backquotes, an option with its value (the
-# next word), or one word.
-_PARTS = re.compile(r"""(\s*)(`[^`]+`\S*|["'(\[]*--\w\S*(?:(?<![,;:.)])\ (?!-)(?:'[^']*'|"[^"]*"|\S)+)?|\S+)""")
+# next word), a percentage, a p value, or one word.
+_PARTS = re.compile(
+    r"""(\s*)(`[^`]+`\S*|["'(\[]*--\w\S*(?:(?<![,;:.)])\ (?!-)(?:'[^']*'|"[^"]*"|\S)+)?"""
+    r"""|\(?[\d.,]+\ %\S*|\(?p\ [=<]\ \S+|\S+)"""
+)
 
 
 def print_text(*lines: str, file: TextIO | None = None) -> None:

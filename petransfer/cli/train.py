@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import sys
@@ -280,11 +281,13 @@ def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cp
         print(json.dumps(about | estimate_json(grid.cells[0], rows, fit, cpu), indent=1))
         return
     print_text(*describe(training, folds), *estimate_lines(grid.cells[0], rows, fit, cpu))
-    print("\nmemory:")
+    print_text("\nmemory (numbers of tokens are estimated from the longest rows):")
     show(checkpoint.name, fit, options=TRAIN_OPTIONS)
-    print_text("\nsettings; --set changes one, as in --set train.warmup=0.1:")
+    print_text("\nsettings (change one with --set, such as --set train.warmup=0.1):")
+    shown = copy.deepcopy(training.recipe)
+    shown["task"]["options"].pop("sha256", None)  # the hash of the rows is no setting
     width = min(110, width_of(sys.stdout) or 110)
     print(
-        yaml.safe_dump(training.recipe, sort_keys=False, allow_unicode=True, default_flow_style=None, width=width),
+        yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, default_flow_style=None, width=width),
         end="",
     )

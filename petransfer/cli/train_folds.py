@@ -50,7 +50,7 @@ def _advice(found: CrossValidation, scores: Sequence[FoldScore]) -> str:
     runs = (fold.grid.folder.run(fold.grid.cells[0].run_id) for fold in found.folds)
     losses = [loss for run in runs if (loss := final_loss(run)) is not None]
     if losses and statistics.mean(losses) < MEMORISED:
-        return memorised_line(f"{statistics.mean(losses):.3f} on average", f"{mean:.0f} %")
+        return memorised_line(statistics.mean(losses), mean)
     first = found.folds[0]
     tries = settings_to_try(first.grid.cells[0], first.rows["train"])
     return f"the scores of the folds are low; try {', or '.join(tries)}"

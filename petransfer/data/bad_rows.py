@@ -55,7 +55,7 @@ class BadRows:
         for reason in order[:_REASONS_SHOWN]:
             more = self._numbers[reason] - 1
             same = "has" if more == 1 else "have"
-            others = f" ({count(more, 'more row')} {same} this problem)" if more else ""
+            others = f", and {count(more, 'more row')} {same} this problem" if more else ""
             shown.append(self._first[reason] + others)
         hidden = len(order) - len(shown)
         return "; ".join([*shown, f"and {count(hidden, 'other reason')}"] if hidden else shown)

@@ -58,7 +58,7 @@ def length_check(
             return BadRow(f"a token of the tokenizer has no row in the embeddings of {name}", f"token {highest:,}")
         if most and max(source, target) > most:
             what, size = ("input", source) if source > most else ("target", target)
-            return BadRow(f"the {what} has more tokens than the limit {most:,} (--max-length)", f"{size:,} tokens")
+            return BadRow(f"the {what} has more tokens than --max-length {most:,}", f"{size:,} tokens")
         sides = [("input has", source, 0, virtual.input), ("target has", target, ROOM, virtual.target)]
         if together:
             sides = [("input and target have", source + target, ROOM, virtual.input + virtual.target)]

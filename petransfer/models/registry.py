@@ -369,7 +369,7 @@ def embedded_folder(name: str) -> Path:
     """Return the folder of a shipped checkpoint, `nano/<arm>`."""
     arm = embedded_arm(name)
     if arm not in embedded_arms():
-        raise unknown("checkpoint shipped with petransfer", name, [f"nano/{known}" for known in embedded_arms()])
+        raise unknown("checkpoint", name, [f"nano/{known}" for known in embedded_arms()])
     return NANO / arm
 
 

@@ -201,10 +201,13 @@ def state_of(row: Row) -> str:
         return "done" if not row.disagreements else f"done, {row.disagreements:,} generated texts contradict the scores"
     if row.loss is None:
         return row.status
-    left = f", {remaining(row.seconds_left)}" if row.seconds_left and row.status == "running" else ""
-    steps = f"{row.step}/{row.cell.spec.train.steps}"
+    train = row.cell.spec.train
     dev = "" if row.dev_so_far is None else f", dev EM {row.dev_so_far:.0f} %"
-    return f"{row.status} {steps}, loss {row.loss:.3f}{dev}, {row.examples_per_second:.0f} examples/s{left}"
+    state = f"{row.status} at step {row.step:,} of {train.steps:,}, loss {row.loss:.3f}{dev}"
+    if row.status != "running":
+        return state
+    left = f", {remaining(row.seconds_left, bool(train.early_stopping))}" if row.seconds_left else ""
+    return f"{state}, {row.examples_per_second:.0f} examples/s{left}"
 
 
 COLUMNS = (

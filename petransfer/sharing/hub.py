@@ -139,7 +139,7 @@ def refuse_offline(source: str = "", advice: str = "name a folder or a bundle fi
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        raise UserError(f"this needs the hub, and HF_HUB_OFFLINE is set; {advice}, or unset it")
+        raise UserError(f"this needs the hub, and HF_HUB_OFFLINE is set; {advice}. Or unset HF_HUB_OFFLINE")
     if any(os.environ.get(name) or os.environ.get(name.upper()) for name in _PROXIES):
         return
     place = urlsplit(constants.ENDPOINT)

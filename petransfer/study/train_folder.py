@@ -47,7 +47,10 @@ def differences(folder: Path, recipe: Recipe) -> list[str]:
         return []
     other = with_absolute_paths(load_recipe(str(kept)))
     theirs, ours = (one.model_dump(mode="json", include=set(_COMPARED)) for one in (other, recipe))
-    found = [f"{key}={_short(old)} (you asked for {_short(new)})" for key, old, new in _unlike(theirs, ours)]
+    found = [
+        f"{key.removeprefix('methods.0.')}={_short(old)} (you asked for {_short(new)})"
+        for key, old, new in _unlike(theirs, ours)
+    ]
     if not set(other.seeds) <= set(recipe.seeds):
         found.append(f"seeds={_short(other.seeds)} (you asked for {_short(recipe.seeds)})")
     return found

@@ -144,7 +144,7 @@ class TrainSummary:
         if self.diverged:
             return f"the loss rose during training; try --learning-rate {train.learning_rate / 10:.1g}"
         if self.memorised and not self.still_improving:
-            return memorised_line(f"{self.train_loss:.3f}", f"{self.dev:.0f} %")
+            return memorised_line(self.train_loss or 0.0, self.dev)
         tries = []
         if self.still_improving:
             option = "--max-steps" if train.early_stopping else "--steps"
@@ -154,10 +154,16 @@ class TrainSummary:
         return f"{_REASONS[self.still_improving]}; try {', or '.join(tries)}"
 
 
-def memorised_line(loss: str, exact_match: str) -> str:
-    """Return the advice for a training that learnt the training rows, but not the dev rows."""
+def memorised_line(loss: float, exact_match: float) -> str:
+    """Return the advice for a training that learnt the training rows, but not the dev rows.
+
+    Args:
+        loss: The training loss at the end, in nats per token.
+        exact_match: Exact match on dev, in per cent.
+    """
+    small = f"only {loss:.3f}" if loss >= 0.0005 else "below 0.001"
     return (
-        f"the training loss is only {loss}, but exact match on dev is {exact_match}: the model has memorised the "
+        f"the training loss is {small}, but exact match on dev is {exact_match:.0f} %: the model has memorised the "
         "training rows. Give it more rows; a higher rank or more steps would not help"
     )
 

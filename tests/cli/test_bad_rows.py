@@ -71,7 +71,7 @@ def test_bad_rows_are_left_out_and_listed(monkeypatch: pytest.MonkeyPatch, capsy
     ("arguments", "said"),
     [
         (["nano/english", "none.tsv"], "no file none.tsv"),
-        (["nano/englsh", "a.tsv"], "unknown checkpoint shipped with petransfer 'nano/englsh'"),
+        (["nano/englsh", "a.tsv"], "unknown checkpoint 'nano/englsh'"),
         (["nano/english", "a.tsv", "--method", "lorra"], "unknown method 'lorra'"),
         (["nano/english", "a.tsv", "--bits", "5"], "methods.0.bits"),
         (["nano/english", "a.tsv", "--steps", "5", "--epochs", "1"], "give one of them"),
@@ -103,7 +103,7 @@ def test_a_mistake_in_the_command(refused: Refused, arguments: list[str], said: 
 def test_rows_longer_than_asked_for_are_refused_not_cut(refused: Refused) -> None:
     rows("a.tsv", f"long\t{'word ' * 40}end\n")
     error = refused("nano/english", "a.tsv", "--max-length", "30", "--cpu")  # found by the tokenizer
-    assert "a.tsv:21: the target has more tokens than the limit 30 (--max-length) (42 tokens)" in error
+    assert "a.tsv:21: the target has more tokens than --max-length 30 (42 tokens)" in error
 
 
 def test_targets_longer_than_the_model_s_positions_are_refused(refused: Refused, tiny_gpt2: Path) -> None:

@@ -210,3 +210,29 @@ def test_the_texts_of_a_table_are_no_markup(width: int) -> None:
     for text in ("a [/b]", "[red]", "[i]arm", "[/x]", "on-.*[qv]$", "\\x1b[31m"):
         assert text in out.getvalue(), out.getvalue()
     assert "\x1b" not in out.getvalue()
+
+
+def test_a_table_that_is_too_wide_names_constant_columns_once(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table(title="study")
+    for head in ("split", "method", "score"):
+        table.add_column(head)
+    for method in ("lora", "full"):
+        table.add_row("opposite_right_of_everything", f"{method} with-a-long-name-of-many-words", "1.5 (1.2 to 1.9)")
+    out = io.StringIO()
+    print_fitting(table, Console(file=out, width=40))
+    text = out.getvalue()
+    assert text.count("opposite_right_of_everything") == 1
+    assert "all rows: split" in text
+    assert "lora" in text
+    assert "full" in text
+    assert len(table.columns) == 3, "the table itself is not changed"
+
+
+def test_verdicts_and_layers_that_are_left_wide_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("method", "p (Holm)", "verdict")
+    table.add_row("lora 8-bit but wo", "0.33", "inconclusive")
+    table_layout.print_meanings(table)
+    text = capsys.readouterr().out
+    for start in ("but wo: ", "p (Holm): ", "inconclusive: ", "8-bit: "):
+        assert f"\n{start}" in f"\n{text}"
+    assert "saturated" not in text

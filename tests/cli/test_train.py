@@ -96,8 +96,8 @@ def test_plan_shows_the_recipe_and_trains_nothing(
     assert "data: 8 training rows, 1 dev row" in said
     assert "tokens: an input has about " in said, "no network: the tokenizer is not here"
     assert "estimated from the size of the model and the speed of the machine" in said
-    assert "\nmemory:\ngoogle/flan-t5-xl, LoRA of rank 8, 4 bits per weight, on the CPU" in said
-    recipe = yaml.safe_load(said.split("\nsettings; --set changes one, as in --set train.warmup=0.1:\n")[1])
+    assert ":\ngoogle/flan-t5-xl, LoRA of rank 8, 4 bits per weight, on the CPU" in said
+    recipe = yaml.safe_load(said.split("\nsettings (change one with --set, such as --set train.warmup=0.1):\n")[1])
     assert recipe["methods"] == [{"name": "lora", "bits": 4, "rank": 8}]
     assert recipe["family"]["arms"] == {"flan-t5-xl": "google/flan-t5-xl"}
     assert recipe["train"] == {"epochs": 2.0, "batch_size": 8, "learning_rate": 1e-3, "warmup": 0.1}
@@ -198,7 +198,7 @@ def test_the_recipe_serves_from_anywhere_and_takes_no_other_s_folder(
     capsys.readouterr()
     for at, (more, unlike) in enumerate(
         (
-            (["--rank", "8"], "methods.0.rank=16 (you asked for 8)"),
+            (["--rank", "8"], "rank=16 (you asked for 8)"),
             (["--max-steps", "5"], "train.steps=2000 (you asked for 5)"),
             (["--seeds", "1"], "seeds=[0, 1] (you asked for [1])"),
         ),

@@ -204,7 +204,7 @@ def test_all_bad_rows_of_all_files_are_found_at_once(elsewhere: Path) -> None:
     with pytest.raises(UserError) as error:
         lines("a.jsonl", test="b.jsonl").load("held-out")
     assert "5 of 65 rows of a.jsonl cannot be used: a.jsonl:31: not valid JSON" in str(error.value)
-    assert "(2 more rows have this problem); a.jsonl:34: no key 'target'" in str(error.value)
+    assert "and 2 more rows have this problem; a.jsonl:34: no key 'target'" in str(error.value)
     assert "b.jsonl:31: the target is a list, not text" in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -52,10 +52,10 @@ def test_added_special_tokens_are_called_special_tokens() -> None:
 
 TARGETS = ["good", "trailing ", " leading", "<extra_id_0> mask", "{ x }", "a < b", "two\nlines", "so  far", "good too"]
 REASONS = {
-    "the tokenizer drops the blanks at the ends of the target ('trailing␣') (1 more row has this problem)",
+    "the tokenizer drops the blanks at the ends of the target ('trailing␣'), and 1 more row has this problem",
     "the target holds a special token, which generated text never does (<extra_id_0> in '<extra_id_0> mask')",
-    "the tokenizer loses characters of the target ('{' '}' in '{ x }') (1 more row has this problem)",
-    "the tokenizer changes blanks or line breaks inside the target ('two⏎lines') (1 more row has this problem)",
+    "the tokenizer loses characters of the target ('{' '}' in '{ x }'), and 1 more row has this problem",
+    "the tokenizer changes blanks or line breaks inside the target ('two⏎lines'), and 1 more row has this problem",
 }
 
 

@@ -29,7 +29,7 @@ def test_retention_by_hand() -> None:
     assert one.ratio == pytest.approx(0.75)
     assert one.interval is not None
     assert one.interval.low < 0.75 < one.interval.high
-    assert "75 % [" in said_of(one)
+    assert "75 % of the effect is kept (95 % interval " in said_of(one)
 
 
 @pytest.mark.parametrize(

@@ -115,10 +115,8 @@ def test_packing_needs_other_memory_than_padding(
     assert packed.memory.activations > padded.memory.activations, "a mask of 3 x 500 x 500, and padding in the last row"
     assert packed.as_dict()["packing"] is True
     assert _fit(monkeypatch, place, "--packing", "--batch", "12", "--lengths", "60,41", "--cpu") == 0
-    assert (
-        "12 examples at once, each with at most 60 input tokens and 41 target tokens, packed into 3 rows of 500 tokens"
-        in capsys.readouterr().out
-    )
+    shown = "12 examples with at most 60 input tokens and 41 target tokens, packed into 3 rows of 500 tokens"
+    assert shown in capsys.readouterr().out
 
 
 def test_the_loops_own_step_is_measured_with_what_it_keeps(folders: dict[str, Path]) -> None:

@@ -92,6 +92,7 @@ def test_rows_learnt_by_heart_need_more_rows(tmp_path: Path) -> None:
     )
     assert "training loss is only 0.010, but exact match on dev is 5 %" in one.advice
     assert "more rows" in one.advice
+    assert "training loss is below 0.001, but" in replace(one, train_loss=0.0001).advice
     assert not any(option in one.advice for option in ("--rank", "--method", "--learning-rate"))
     assert "--rank 64" in replace(one, train_loss=MEMORISED).advice
     rising = replace(one, still_improving="exact_match", stop_reason="max_steps").advice

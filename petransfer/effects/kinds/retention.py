@@ -97,9 +97,11 @@ def sentence(one: dict[str, Any], criterion: Criterion) -> str:
     )
     if one["ratio"] is None:
         return f"{about}: {one['undefined']}. {sides}."
-    kept, interval = 100 * one["ratio"], one["interval"]
-    shares = f"{kept:.0f} % [{100 * interval['low']:.0f}, {100 * interval['high']:.0f}]".replace("-", "\u2212")
-    return f"{about}: {shares} of the effect is kept. {sides}."
+    kept, low, high = (
+        f"{100 * share:.0f}" for share in (one["ratio"], one["interval"]["low"], one["interval"]["high"])
+    )
+    shares = f"{kept} % of the effect is kept (95 % interval {low} to {high} %)".replace("-", "\u2212")
+    return f"{about}: {shares}. {sides}."
 
 
 def details(one: dict[str, Any], criterion: Criterion) -> str:
