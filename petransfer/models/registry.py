@@ -355,7 +355,7 @@ def _file_in_place_of_folder(file: Path) -> UserError:
         return UserError(f"{file} is one file of a checkpoint; name the folder {file.parent}")
     return UserError(
         f"{file} is a file, and a checkpoint is a folder or a hub id; if it holds your rows, give it after the model: "
-        f"petransfer train MODEL {shlex.quote(str(file))}"
+        f"`petransfer train MODEL {shlex.quote(str(file))}`"
     )
 
 

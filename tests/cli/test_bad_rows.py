@@ -77,7 +77,7 @@ def test_bad_rows_are_left_out_and_listed(monkeypatch: pytest.MonkeyPatch, capsy
         (["nano/english", "a.tsv", "--steps", "5", "--epochs", "1"], "give one of them"),
         (["nano/english", "a.tsv", "--lr", "20"], "train.learning_rate"),
         (["nano/english", "a.tsv", "--lr", "0"], "train.learning_rate"),
-        (["nano/english", "a.tsv", "--epochs", "0"], "train.epochs"),
+        (["nano/english", "a.tsv", "--epochs", "0"], "--epochs 0: give a number above 0"),
         (["nano/english", "a.tsv", "--bits", "0"], "methods.0.bits"),
         (["nano/english", "a.tsv", "--method", "full", "--rank", "8"], "rank does not belong to full"),
         (["nano/english", "a.tsv", "--set", "task.metrics=[bluu]"], "task.metrics"),

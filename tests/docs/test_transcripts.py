@@ -37,7 +37,7 @@ def test_the_page_has_every_try_of_the_script(script: ModuleType) -> None:
 def test_every_try_ends_with_an_adapter_that_is_used_or_says_what_is_missing() -> None:
     for block in blocks_of(PAGE):
         assert "adapter: results/" in block.text
-        assert "$ petransfer predict" in block.text or "More data" in block.text
+        assert "$ petransfer predict" in block.text or "Add data" in block.text
 
 
 def test_no_recorded_line_is_wider_than_the_terminal(script: ModuleType) -> None:
