@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from petransfer.models.hub_access import refuse_unreachable
 from petransfer.models.registry import is_embedded, registered_arm, registry
 from petransfer.models.support import supported_class
 from petransfer.recipe.run_spec import CheckpointSpec
+
+# The tensors of a checkpoint whose output head is not its embeddings.
+_HEAD = {"lm_head.weight", "shared.weight"}
 
 
 def configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
@@ -59,12 +63,17 @@ def has_own_head(content: dict[str, Any], place: str) -> bool:
     if content.get("tie_word_embeddings") is False or content.get("scale_decoder_outputs") is False:
         return True
     # for mT5, transformers 5 always writes that the head is tied; so the weight file of a folder is checked
-    weights = Path(place) / "model.safetensors"
-    if content.get("model_type") != "mt5" or not weights.is_file():
+    weights, index = Path(place) / "model.safetensors", Path(place) / "model.safetensors.index.json"
+    if content.get("model_type") != "mt5" or not (weights.is_file() or index.is_file()):
         return False
+    if not weights.is_file():  # a checkpoint in several files
+        try:
+            return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"]) >= _HEAD
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{index} is damaged ({error}); get this file of the checkpoint again") from error
     refuse_pointer(weights)
     try:
         with safe_open(weights, "pt") as file:
-            return {"lm_head.weight", "shared.weight"} <= set(file.keys())
+            return set(file.keys()) >= _HEAD
     except SafetensorError as error:
         raise UserError(f"{weights} is damaged ({error}); get this file of the checkpoint again") from error

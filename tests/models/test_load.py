@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForSeq2SeqLM, BertConfig, BertModel, PreTrainedModel, T5Config
+from transformers import AutoModelForSeq2SeqLM, BertConfig, BertModel, MT5Config, PreTrainedModel, T5Config
 
 from petransfer.errors import UserError
 from petransfer.methods import apply_method
+from petransfer.models.architecture import has_own_head
 from petransfer.models.control_arms import randomly_initialized
 from petransfer.models.file_backed import FileBackedTensors
 from petransfer.models.loading import load_checkpoint, load_on_disk
@@ -362,3 +364,20 @@ def test_an_evaluation_does_not_pack_four_bits_otherwise(tiny_t5: Path, monkeypa
     with torch.no_grad():
         model.eval()(input_ids=torch.tensor([[5, 1]]), decoder_input_ids=torch.tensor([[0]]))
     assert not any(getattr(layer.weight.quant_state, "packing_format_for_cpu", False) for layer in layers)
+
+
+@pytest.mark.parametrize("size", ["50GB", "20KB"])
+def test_the_head_of_an_mt5_is_found_in_one_or_several_files(size: str, tmp_path: Path) -> None:
+    config = MT5Config(
+        vocab_size=300, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )  # fmt: skip
+    model = randomly_initialized(AutoModelForSeq2SeqLM, config, own_head=True)
+    model.save_pretrained(tmp_path, max_shard_size=size)
+    assert (tmp_path / "model.safetensors.index.json").is_file() == (size == "20KB")
+    content = json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": True}
+    content.pop("scale_decoder_outputs", None)
+    assert has_own_head(content, str(tmp_path))
+    tied = randomly_initialized(AutoModelForSeq2SeqLM, config, own_head=False)
+    shutil.rmtree(tmp_path)
+    tied.save_pretrained(tmp_path, max_shard_size=size)
+    assert not has_own_head(content, str(tmp_path))
