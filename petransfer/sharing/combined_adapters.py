@@ -80,7 +80,7 @@ def put_together(
     """
     if combination:
         _check(bundles, combination)
-    refuse_different_bases(bundles)
+    refuse_different_bases(bundles, where.checkpoint is not None)
     base = base_of(bundles[0], where.checkpoint, where.revision, bits)
     loaded = base.load(where.device)
     refuse_other_base(base, loaded, where)
@@ -115,8 +115,13 @@ def _refuse_different_tokenizers(with_tokenizers: Mapping[str, Loaded], labels: 
         raise UserError(f"{labels[FIRST]} and {labels[other]} have different tokenizers; they cannot be combined")
 
 
-def refuse_different_bases(bundles: Sequence[Bundle]) -> None:
-    """Raise UserError if two adapters were trained on different bases or with different bits."""
+def refuse_different_bases(bundles: Sequence[Bundle], base_is_given: bool = False) -> None:
+    """Raise UserError if two adapters were trained on different bases or with different bits.
+
+    Args:
+        base_is_given: whether the user named the base. Adapters of other programs, which know their base only by the
+            name on the machine of their training, are then not compared.
+    """
     first, *others = bundles
     for bundle in others:
         if bool(first.spec) != bool(bundle.spec):
@@ -125,6 +130,8 @@ def refuse_different_bases(bundles: Sequence[Bundle]) -> None:
                 f"{ours.label} was trained by petransfer and {theirs.label} by another program, which does not record "
                 "the weights and bits of its base; use the two one after the other"
             )
+        if base_is_given and not first.spec:
+            continue
         for what, of in _SHARED.items():
             if of(first) != of(bundle):
                 raise UserError(

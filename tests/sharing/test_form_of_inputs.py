@@ -169,3 +169,21 @@ def test_adapters_of_petransfer_and_of_another_program_are_not_mixed(
         said = refused(capsys, "predict", first, "to walk", "--with", second, "--checkpoint", str(base), "--cpu")
         assert f"{run} was trained by petransfer and {plain_one} by another program" in said
         assert "one after the other" in said
+
+
+def test_adapters_that_name_one_base_differently_share_the_base_that_is_given(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["c_attn"], init_lora_weights=False)
+    for name in ("one", "two"):
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+        model.save_pretrained(tmp_path / name)
+        path = tmp_path / name / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": f"me/{name}"}))
+    both = (str(tmp_path / "one"), "walk", "--with", str(tmp_path / "two"))
+    assert "different bases" in refused(capsys, "predict", *both, "--cpu")
+    arguments = ("--checkpoint", str(base), "--max-new-tokens", str(TOKENS), "--json", "--cpu")
+    assert call("predict", *both, *arguments) == 0
+    found = [json.loads(line)["output"] for line in capsys.readouterr().out.splitlines()]
+    alone = [Adapter.load(tmp_path / name, checkpoint=str(base), device="cpu") for name in ("one", "two")]
+    assert found == [adapter.predict(["walk"], TOKENS)[0] for adapter in alone]
