@@ -8,6 +8,7 @@ import glob
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,8 +44,7 @@ def replacing(path: Path, several: bool = False) -> Iterator[Path]:
             yield partial
         if partial.is_file():
             _refuse_folder(path)
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(partial)
         if path.is_dir():
             shutil.rmtree(path)
         partial.replace(path)
@@ -98,6 +98,17 @@ def library_errors(path: Path) -> Iterator[None]:
             raise
         number = int(found[1])
         raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def sync(path: Path) -> None:
+    """Make sure that a file or the list of a folder's files is on the disk. No effect on Windows."""
+    if sys.platform == "win32":  # Windows opens no folders, and syncs no file that is open for reading
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

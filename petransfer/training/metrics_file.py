@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from petransfer.atomic_files import sync
 from petransfer.errors import UserError
 
 
@@ -25,8 +26,7 @@ class MetricsFile:
         """Make sure that the file is on the disk, and return its length in bytes."""
         if not self.path.exists():
             return 0
-        with self.path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(self.path)
         return self.path.stat().st_size
 
     def cut(self, length: int) -> None:

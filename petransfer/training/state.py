@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from petransfer.atomic_files import sync
 from petransfer.errors import RunError, reason_of
 from petransfer.training.distributed import copy_into, gather_tensors, is_part, shard_like
 
@@ -105,10 +106,10 @@ def _written_whole(target: Path) -> Iterator[Path]:
         partial.mkdir()
         yield partial
         for file in partial.iterdir():
-            _sync(file)
+            sync(file)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-        _sync(folder)
+        sync(folder)
     except Exception as error:  # safetensors raises an error of its own class if the disk is full
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
@@ -250,11 +251,3 @@ def _in_pages(optimizer: Any, parameter: torch.nn.Parameter, moment: torch.Tenso
 
 def _fused(optimizer: torch.optim.Optimizer) -> bool:
     return bool(optimizer.param_groups[0].get("fused") or optimizer.param_groups[0].get("capturable"))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -45,6 +45,15 @@ def test_rouge_is_rouge_score_s() -> None:
         assert 100 * interval.low.fmeasure - 1e-6 <= found[name] <= 100 * interval.high.fmeasure + 1e-6
 
 
+def test_rouge_says_that_it_reads_only_latin_letters(caplog: pytest.LogCaptureFixture) -> None:
+    texts = ["он идёт домой", "he goes home"]
+    assert scores(("rouge",), texts, texts)["rougeL"] == 50
+    assert "reads only the letters a to z and digits; 1 of 2 targets have none" in caplog.text
+    caplog.clear()
+    scores(("rouge",), texts[1:], texts[1:])
+    assert not caplog.text
+
+
 def test_accuracy_and_macro_f1_by_hand() -> None:
     targets = ["a", "a", "a", "b", "b", "c"]
     said = ["a", "a", "b", "b", "a", "b"]
