@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from petransfer.errors import UserError
+from petransfer.errors import UserError, shortened
 from petransfer.methods import weights_bits
 from petransfer.models.configuration_record import configuration_record, differing_fields
 from petransfer.models.hashes import is_on_hub, tokenizer_hashes, weight_hashes
@@ -20,6 +20,7 @@ from petransfer.models.registry import checkpoint_spec, is_embedded
 from petransfer.models.special_tokens import untrained_layout
 from petransfer.recipe.run_spec import Bits, CheckpointSpec
 from petransfer.sharing.bundle import Bundle
+from petransfer.user_paths import expanded
 
 _log = logging.getLogger(__name__)
 
@@ -162,8 +163,11 @@ def _named_by_config(bundle: Bundle) -> CheckpointSpec:
     name = str(bundle.config.get("base_model_name_or_path") or "")
     if not name:
         raise UserError(f"{bundle.label} does not name its base model; name it with --checkpoint")
-    if name.startswith(("/", ".", "~")):
-        raise UserError(f"{bundle.label} names a folder of another machine as its base; name it with --checkpoint")
+    if name.startswith(("/", ".", "~")) and not expanded(name).is_dir():
+        raise UserError(
+            f"{bundle.label} names {shortened(name, 100)} as its base, and there is no such folder on this machine; "
+            "name the base with --checkpoint"
+        )
     return checkpoint_spec(name)
 
 

@@ -277,6 +277,12 @@ def _refuse_other_file(path: Path) -> None:
 
 def nothing_found(label: str) -> UserError:
     """Return the error for a place where there is neither an adapter nor a model."""
+    folder = expanded(label)
+    # a program's output folder has the adapter or model of each saved step in a folder of its own
+    inner = [path.parent.name for name in (CONFIG, "config.json") for path in sorted(folder.glob(f"*/{name}"))]
+    if inner:
+        names = ", ".join(dict.fromkeys(inner[-5:]))
+        return UserError(f"{label} holds no adapter or model; name a folder inside it that holds one: {names}")
     return UserError(
         f"{label} holds no finished adapter or model; name a folder like results/<study>/runs/<run-id>, a study's "
         "folder, a bundle, a checkpoint, or owner/name on the hub"

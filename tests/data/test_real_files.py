@@ -438,3 +438,14 @@ def test_class_labels_of_a_file_of_datasets_are_names(form: str, tmp_path: Path)
     data = task.load("held-out")
     found = {row.input: row.target for part in (data.train, data.dev, data.test) for row in part}
     assert found == {"a": "neg", "b": "pos", "c": "pos"}
+
+
+def test_texts_for_missing_values_are_warned_about_and_hidden_files_of_a_zip_are_skipped(elsewhere: Path) -> None:
+    body = "input,target\n" + "".join(f"in {n},{('NaN', '#N/A', 'a', 'b')[n % 4]}\n" for n in range(12))
+    with zipfile.ZipFile("x.csv.zip", "w") as archive:
+        for name, text in (("x.csv", body), (".DS_Store", "x"), ("__MACOSX/._x.csv", "x")):
+            archive.writestr(name, text)
+    task = load_task("lines", None, train="x.csv.zip")
+    assert isinstance(task, LinesTask)
+    (note,) = [note for note in task.notes() if "missing value" in note]
+    assert "'NaN' (3 rows), '#N/A' (3 rows)" in note

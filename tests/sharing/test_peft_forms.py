@@ -87,6 +87,16 @@ def test_an_adapter_of_plain_peft_is_used_and_merged(form: str, base: Path, tmp_
     assert rounded.moved < 0.02
 
 
+def test_a_base_that_the_adapter_names_by_its_folder(base: Path, tmp_path: Path) -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(
+        tmp_path / "out" / "checkpoint-5"
+    )
+    assert len(Adapter.load(tmp_path / "out" / "checkpoint-5", device="cpu").predict(["a"], 2)) == 1
+    with pytest.raises(UserError, match=r"name a folder inside it that holds one: checkpoint-5"):
+        Adapter.load(tmp_path / "out")
+
+
 def test_a_bias_without_a_place_cannot_be_merged(base: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(base)
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=["o_proj"], lora_bias=True)

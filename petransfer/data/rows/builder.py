@@ -38,6 +38,8 @@ _PART_NAMES = {
 LABELS, ROWS_PER_LABEL = 50, 5
 # Different targets are counted up to COUNTED. More different categories than CATEGORIES are an error.
 COUNTED, CATEGORIES = 5000, 1000
+# Texts of pandas and of spreadsheets for missing values and for errors of formulas.
+_MISSING = ("NaN", "nan", "<NA>", "NaT", "#N/A", "#NA", "#VALUE!", "#REF!", "#DIV/0!", "#NAME?", "#NUM!", "#NULL!")
 
 
 class RowBuilder:
@@ -199,9 +201,19 @@ class RowBuilder:
                 f"{count(self._left_out.total(), 'row')} left out, whose value in the column "
                 f"'{self._options.split_column}' is not train, dev or test: {found}"
             )
+        yield from self._missing_values()
         for names in _alike(self._targets) if len(self._targets) <= 2 * LABELS else ():
             found = _shown_apart(names, self._targets)
             yield f"warning: the targets {found} {_difference(names)}; is one of them a typing error?"
+
+    def _missing_values(self) -> Iterator[str]:
+        found = {name: self._targets[name] for name in _MISSING if self._targets[name]}
+        if found:
+            shown = ", ".join(f"{visible(name)} ({count(number, 'row')})" for name, number in found.items())
+            yield (
+                f"warning: some targets are texts that programs write for a missing value or an error: {shown}; remove "
+                "these rows if nothing of that kind should be learnt"
+            )
 
     def _hidden_advice(self) -> str:
         return _name_another("test") if self._bad.has(HIDDEN_LABEL) else ""

@@ -112,13 +112,22 @@ def shown_path(name: str) -> str:
     return str(Path(name).relative_to(here)) if Path(name).is_relative_to(here) and Path(name) != here else name
 
 
+def _is_hidden(member: str) -> bool:
+    """Return whether a file in a zip archive is one that macOS or Windows add."""
+    return member.startswith("__MACOSX/") or member.rpartition("/")[2].lower() in (
+        ".ds_store",
+        "thumbs.db",
+        "desktop.ini",
+    )
+
+
 def zip_member(archive: zipfile.ZipFile, name: str) -> str:
     """Return the name of the only file in a zip archive.
 
     Raises:
         UserError: The archive has no file, several files or a password.
     """
-    members = [m for m in archive.namelist() if not m.endswith("/") and not m.startswith("__MACOSX/")]
+    members = [m for m in archive.namelist() if not m.endswith("/") and not _is_hidden(m)]
     if "[Content_Types].xml" in members:
         raise UserError(f"{name} is an Office file, such as {_SPREADSHEET}")
     if len(members) != 1:

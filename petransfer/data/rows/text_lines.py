@@ -92,7 +92,8 @@ def open_text(source: Source) -> Iterator[IO[str]]:
             "--set task.options.encoding=NAME"
         ) from None
     except _UNREADABLE as error:
-        raise UserError(f"{source.path} cannot be read ({reason_of(error)})") from None
+        advice = "allow reading it" if isinstance(error, PermissionError) else "write or download it again"
+        raise UserError(f"{source.path} cannot be read ({reason_of(error)}); {advice}") from None
 
 
 @contextlib.contextmanager
