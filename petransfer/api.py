@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from petransfer.errors import RunError, UserError
 from petransfer.plurals import count
-from petransfer.python_arguments import place_of
+from petransfer.python_arguments import list_of, names_of, place_of
 from petransfer.study.run_study import check_processes, execute_study, prepare_study
 from petransfer.study.scheduling import Scheduling
 from petransfer.study.settings import Settings
@@ -66,8 +66,8 @@ class Study:
         **overrides: Any,
     ) -> None:
         options = {
-            "seeds": None if seeds is None else list(seeds),
-            "arms": None if arms is None else list(arms),
+            "seeds": None if seeds is None else list_of(seeds, "seeds"),
+            "arms": None if arms is None else list(names_of(arms, "arms")),
             "family": family,
             "data_dir": data_dir,
         }

@@ -46,6 +46,17 @@ def device_of(value: Any) -> Any:
     return value
 
 
+def list_of(value: Any, what: str) -> list[Any]:
+    """Return several values as a list.
+
+    Raises:
+        UserError: There is only one value.
+    """
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise UserError(f"{what} is {_shown(value)}; give a list, such as [{value}]")
+    return list(value)
+
+
 def names_of(value: Any, what: str) -> tuple[str, ...]:
     """Return one name or several names as a tuple.
 

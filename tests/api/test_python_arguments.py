@@ -58,6 +58,8 @@ REFUSED: dict[str, tuple[Callable[[pt.Adapter], Any], str]] = {
     "train: overrides": (lambda one: pt.train("nano/english", "x.csv", overrides="a=b"), "give a dict"),
     "train: seeds": (lambda one: pt.train("nano/english", "x.csv", seeds=1), "seeds is 1"),
     "train: steps": (lambda one: pt.train("nano/english", "x.csv", steps=2.5), "steps is 2.5"),
+    "Study: seeds": (lambda one: pt.Study("smoke", seeds=1), r"seeds is 1 .*\[1\]"),
+    "Study: arms": (lambda one: pt.Study("smoke", arms=5), "arms is 5"),
     "load: device": (lambda one: pt.load("nano/english", device="gpu"), "device is 'gpu' .*cpu, cuda"),
     "load: checkpoint": (lambda one: pt.load(None), "checkpoint is None .*path or a name"),
     "fit: checkpoint": (lambda one: pt.fit(3), "checkpoint is 3 .*path or a name"),
