@@ -117,7 +117,7 @@ def test_a_study_whose_folder_has_the_name_of_a_verb_is_reported(
         Path("study").rename(name)
     assert calls.call(monkeypatch, "report", name) == 0
     said = " ".join(capsys.readouterr().err.split())
-    files = said[said.index(f"see {name}: report.html") :].split(": ", 1)[1].split(", ")
+    files = said[said.index(f"written to {name}: report.html") :].split(": ", 1)[1].split(", ")
     assert all(Path(name, file).exists() for file in files)
     assert Path(name, "report.html").is_file()
     assert calls.call(monkeypatch, "report", "study", name) == 0
@@ -135,8 +135,10 @@ def test_a_read_only_folder_is_one_line(
     def denied(place: Any, *_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(place))
 
-    for name in ("mkdir", "makedirs", "rename", "replace", "open"):
+    really_open = os.open
+    for name in ("mkdir", "makedirs", "rename", "replace"):
         monkeypatch.setattr(os, name, denied)
+    monkeypatch.setattr(os, "open", lambda place, *how: (really_open if place == os.devnull else denied)(place, *how))
     monkeypatch.setattr(Path, "write_text", denied)
     error = calls.refused(monkeypatch, capsys, *verb)
     assert os.strerror(errno.EROFS) in error
