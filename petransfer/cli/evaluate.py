@@ -128,7 +128,9 @@ def _show(rows: list[Scores], by_generation: bool) -> None:
     table = Table(title=visible(title, keep=""), title_justify="left")
     table.add_column("model", overflow="fold", min_width=12)
     cells = [_cells(row, len(rows) > 1) for row in rows]
-    for name in dict.fromkeys(name for row in cells for name in row):
+    found = dict.fromkeys(name for row in cells for name in row)
+    first = [name for name in (_SCORE, _RECORDED, _SEEN, _UNSEEN) if name in found]
+    for name in dict.fromkeys([*first, *found]):
         table.add_column(name, justify="right", min_width=5)
     names = [column.header for column in table.columns[1:]]
     for row, values in zip(rows, cells, strict=True):
@@ -159,8 +161,10 @@ def explanations(rows: list[Scores], by_generation: bool = False) -> list[str]:
         part = f"{number} of the" if least < rows[0].examples else "all"
         lines.append(
             f"Scores come from one forward pass per example. As a check, texts were generated for {part} "
-            f"{count(rows[0].examples, 'example')}."
+            f"{count(rows[0].examples, 'example')}{'' if any(row.disagreements for row in rows) else '; all agree'}."
         )
+    if any(row.label.startswith("merged: ") for row in rows):
+        lines.append("merged: the adapter, added to the weights of the base model; it should score like the adapter.")
     return lines
 
 

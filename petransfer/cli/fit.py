@@ -156,7 +156,8 @@ def show(name: str, found: Fit, measured: Measured | None = None, options: Optio
     console = Console(width=None if sys.stdout.isatty() else 120)
     unit, text = ("MB", _megabytes) if memory.peak < GB else ("GB", _gigabytes)
     console.print(_table(found, measured, unit, text))
-    if bar := _bar(found, min(72, console.width)):
+    bar = _bar(found, min(72, console.width))
+    if bar and not console.no_color:  # without colours, the parts of the bar look alike
         console.print(bar)
     print(f"{memory.trained_parameters:,} parameters are trained")
     if measured:

@@ -163,6 +163,9 @@ def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Schedu
         if line:
             logger.info(line)
     kind.begin()
+    interrupted = sum(grid.folder.run(cell.run_id).status() == "interrupted" for cell in grid.waiting)
+    if interrupted:
+        logger.info(f"resuming {count(interrupted, 'interrupted run')} from the last saved step")
     kind.open_folder()
     started = time.monotonic()
     for damage in grid.damaged.values():
@@ -309,6 +312,11 @@ def _plan_as_json(
     }
 
 
+def _title(folder: Path, name: str) -> str:
+    """Return the title of a study: its name, after the folder if the folder has another name."""
+    return name if folder.name == name else f"{folder} ({name})"
+
+
 def status(
     study: Annotated[
         Path, typer.Argument(help="Folder of the study or pretraining, such as results/lora-scan or pretrained/nano.")
@@ -326,7 +334,7 @@ def status(
         cells = grid_of(recipe, study).cells
         rows, swept = tables.rows_of(cells, folder), sweep.groups_of(cells, folder)
         lines = [tables.counts([row.status for row in rows]), sweep.standing(folder), *failure_lines(rows)]
-        shown, table = tables.as_json(rows), tables.terminal_table(rows, recipe.name, tables.ROWS)
+        shown, table = tables.as_json(rows), tables.terminal_table(rows, _title(study, recipe.name), tables.ROWS)
     if as_json:
         print(json.dumps({"study": recipe.name, "runs": shown, "sweep": swept}, indent=1))
         return

@@ -80,7 +80,7 @@ def serve(
         names = f"the model {next(iter(models))}" if len(models) == 1 else f"the models {', '.join(models)}"
         request = json.dumps({"model": next(iter(models)), "prompt": "an input"})
         print_text(
-            f"serving {names} at {place}/v1 with OpenAI's API; Ctrl-C stops the server. A request:",
+            f"serving {names} at {place}/v1 with OpenAI's API; Ctrl-C stops the server. For example:",
             f"  curl {place}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(request)}",
             file=sys.stderr,
         )

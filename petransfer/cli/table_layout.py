@@ -33,7 +33,7 @@ _MEANINGS = (
     "test: the rows for the final score.",
     "EM: exact match, the share of generated texts that are equal to the target.",
     "log p/token: mean log-probability of a target token, in nats. Nearer to 0 is better.",
-    "paper: the scores of Orhan (2021), where all weights were trained.",
+    "paper: the scores of the larger models of Orhan (2021), all weights trained. Compare the order, not the values.",
     "p (Holm): the p value, corrected because several differences are tested together.",
 )
 # What words in cells of such tables mean, by column. {} is the number in the word.
@@ -43,6 +43,12 @@ _WORDS = {
         (r"\bnew-embeddings\b", "new-embeddings: the embeddings of tokens that are new to the model are trained too."),
         (r"\b(\d+)-bit\b", "{0}-bit: each weight of the base model has {0} bits."),
         (r"-bit but (\S+)", "but {0}: the layers {0} are not quantised."),
+        (r"\bfull\b", "full: all weights are trained."),
+    ),
+    "arm": (
+        (r"\bscratch\b", "scratch: all weights are random at first, and all of them are trained."),
+        (r"\brandom\b", "random: the weights of the base model are random, and only the adapter is trained."),
+        (r"-newemb\b", "-newemb: the embeddings of the pretrained model are replaced by random ones."),
     ),
     "verdict": (
         (r"\binconclusive\b", "inconclusive: the runs show neither a difference nor that there is none."),

@@ -283,7 +283,7 @@ def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cp
     print_text(*describe(training, folds), *estimate_lines(grid.cells[0], rows, fit, cpu))
     print_text("\nmemory (numbers of tokens are estimated from the longest rows):")
     show(checkpoint.name, fit, options=TRAIN_OPTIONS)
-    print_text("\nsettings (change one with --set, such as --set train.warmup=0.1):")
+    print_text("\nsettings (change one with --set, such as --set train.batch_size=8):")
     shown = copy.deepcopy(training.recipe)
     shown["task"]["options"].pop("sha256", None)  # the hash of the rows is no setting
     width = min(110, width_of(sys.stdout) or 110)

@@ -24,6 +24,7 @@ from petransfer.study.durations import remaining
 from petransfer.study.study import StudyGrid
 from petransfer.study.train_study import TrainStudy, new_tokens_of, small_data_note
 from petransfer.study.train_summary import TrainSummary, summaries
+from petransfer.training.early_stopping import INFORMATIVE
 from petransfer.visible_text import visible
 
 
@@ -39,7 +40,7 @@ def describe(training: TrainStudy, folds: CrossValidation | None = None) -> list
         _describe_folds(folds) if folds else data,
         f"model: {spec.checkpoint.name}, {spec.method.bits} bits per weight",
         f"method: {_method(spec, several=bool(folds))}, learning rate {spec.train.learning_rate:g}",
-        f"length: {_length(spec.train, rows['train'])}",
+        _length(spec.train, rows["train"]),
         f"folder: {folds.folder if folds else grid.folder.path}",
     ]
     note = "" if folds else small_data_note(rows)
@@ -77,14 +78,14 @@ def _length(train: TrainSpec, rows: int) -> str:
     epochs = f"{shown} {'epoch' if shown == '1' else 'epochs'}"
     stopping = train.early_stopping
     if stopping is None:
-        return f"{steps} ({epochs})"
+        return f"length: {steps} ({epochs})"
     score = "exact match on dev has not risen" if stopping.metric == "exact_match" else "the loss on dev has not fallen"
     patience = count(stopping.patience, "evaluation")
     minutes = f", after {stopping.max_minutes:g} minutes" if stopping.max_minutes else ""
-    return (
-        f"training stops when {score} in {patience} (one every {count(stopping.every, 'step')}){minutes}, or after "
-        f"{steps} ({epochs})"
-    )
+    every = f"one every {count(stopping.every, 'step')}"
+    if stopping.metric == "exact_match":
+        every += f"; while it is below {INFORMATIVE:g} %, a lower loss on dev counts as a rise"
+    return f"stop: when {score} in {patience} ({every}){minutes}, or after {steps} ({epochs})"
 
 
 def train_runs(grid: StudyGrid, begin: Callable[[], None] = lambda: None) -> Kind:

@@ -128,7 +128,9 @@ def _wanted(name: str, sizes: Mapping[str, int]) -> list[str]:
     return wanted + [path for path in own if sizes[path] <= TOKENIZER_FILES[path]]
 
 
-def refuse_offline(source: str = "", advice: str = "name a folder or a bundle file of this machine") -> None:
+def refuse_offline(
+    source: str = "", advice: str = "name a folder, or a file that `petransfer adapter pack` wrote"
+) -> None:
     """Raise UserError at once if the hub is switched off or cannot be reached.
 
     Args:

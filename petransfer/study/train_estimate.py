@@ -56,12 +56,13 @@ class Tokens:
     def line(self, rows: int) -> str:
         """Describe the numbers of tokens in one line. rows: the number of training rows."""
         how = "" if self.counted else "about "
+        head = "tokens" if self.counted else "tokens (estimated, because the tokenizer is not on this machine)"
         total = rows * (self.inputs + self.targets)
         packed = ""
         if self.packed:
             packed = f"; a step has {how}{self.packed[0]:.1f} packed rows with {self.packed[1]:,.0f} tokens in all"
         return (
-            f"tokens: an input has {how}{self.inputs:.1f} on average and at most {self.longest[0]}, a target "
+            f"{head}: an input has {how}{self.inputs:.1f} on average and at most {self.longest[0]}, a target "
             f"{how}{self.targets:.1f} and at most {self.longest[1]}; an epoch has {how}{total:,.0f}{packed}"
         )
 

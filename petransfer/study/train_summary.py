@@ -127,7 +127,12 @@ class TrainSummary:
         stopping = self.cell.spec.train.early_stopping
         if not self.equal_step or (stopping and stopping.metric == "loss"):
             return best
-        return f"{best}: exact match was the same as at step {self.equal_step:,}, but the loss was lower"
+        weights = f"the {what} has the weights of step {self.best_step:,}, where the loss on dev was"
+        if self.dev == 0:
+            return f"exact match on dev was always 0 %; {weights} lowest"
+        return (
+            f"exact match on dev was equally high at steps {self.equal_step:,} and {self.best_step:,}; {weights} lower"
+        )
 
     @property
     def memorised(self) -> bool:
@@ -163,8 +168,8 @@ def memorised_line(loss: float, exact_match: float) -> str:
     """
     small = f"only {loss:.3f}" if loss >= 0.0005 else "below 0.001"
     return (
-        f"the training loss is {small}, but exact match on dev is {exact_match:.0f} %: the model has memorised the "
-        "training rows. Give it more rows; a higher rank or more steps would not help"
+        f"at the last step, the training loss was {small}, but exact match on dev is {exact_match:.0f} %: training "
+        "memorises the training rows. Add rows; a higher rank or more steps would not help"
     )
 
 

@@ -172,7 +172,7 @@ def test_eval_explains_its_columns() -> None:
     assert loss.startswith("loss per token: ")
     assert "texts were generated for 20 of the 30 examples" in check
     assert "generated for" not in "".join(explanations([one], by_generation=True))
-    assert "generated for all 20 examples" in explanations([replace(one, examples=20)])[-1]
+    assert "generated for all 20 examples; all agree" in explanations([replace(one, examples=20)])[-1]
     rows = [replace(one, claimed=50.0, seen_rows=(1,), seen=0.0), replace(one, label="second", generated=25)]
     several = "\n".join(explanations(rows))
     assert "20 to 25 of the 30" in several

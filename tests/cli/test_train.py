@@ -94,10 +94,10 @@ def test_plan_shows_the_recipe_and_trains_nothing(
     assert call(monkeypatch, *arguments, "--seeds", "0-1", "--set", "train.warmup=0.1") == 0
     said = capsys.readouterr().out
     assert "data: 8 training rows, 1 dev row" in said
-    assert "tokens: an input has about " in said, "no network: the tokenizer is not here"
+    assert "tokenizer is not on this machine): an input has about " in said, "no network: the tokenizer is not here"
     assert "estimated from the size of the model and the speed of the machine" in said
     assert ":\ngoogle/flan-t5-xl, LoRA of rank 8, 4 bits per weight, on the CPU" in said
-    recipe = yaml.safe_load(said.split("\nsettings (change one with --set, such as --set train.warmup=0.1):\n")[1])
+    recipe = yaml.safe_load(said.split("\nsettings (change one with --set, such as --set train.batch_size=8):\n")[1])
     assert recipe["methods"] == [{"name": "lora", "bits": 4, "rank": 8}]
     assert recipe["family"]["arms"] == {"flan-t5-xl": "google/flan-t5-xl"}
     assert recipe["train"] == {"epochs": 2.0, "batch_size": 8, "learning_rate": 1e-3, "warmup": 0.1}

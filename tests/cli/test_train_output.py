@@ -98,8 +98,9 @@ def test_the_beginning_is_broken_between_words(width: int, training: TrainStudy)
     number = len(new_tokens_of(training.grid.cells[0].spec))
     assert number > 1
     assert f"LoRA of rank 16, and the embeddings of {number} tokens that did not occur in pretraining, learning" in text
-    (length,) = (line for line in lines if line.startswith("length: "))
-    assert "stops when exact match on dev has not risen in 6 evaluations (one every 50 steps), or after 2,000" in length
+    (stop,) = (line for line in lines if line.startswith("stop: "))
+    assert stop.startswith("stop: when exact match on dev has not risen in 6 evaluations (one every 50 steps; while")
+    assert "below 20 %, a lower loss on dev counts as a rise), or after 2,000 steps" in stop
 
 
 def test_several_seeds_are_named(
