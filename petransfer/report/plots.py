@@ -250,13 +250,7 @@ def save(figure: Figure, path: Path) -> None:
 def write_svg(figure: Figure, target: Any) -> None:
     """Write a figure as SVG. `target`: a path or a binary file."""
     import matplotlib as mpl
-    from matplotlib.text import Text
 
-    for text in figure.findobj(Text):
-        # names may contain `$`, which matplotlib would read as the beginning of a formula; its own labels of ticks on a
-        # logarithmic axis are formulas
-        if "$" in text.get_text() and "\\mathdefault" not in text.get_text():
-            text.set_parse_math(False)
     # Without a date and with a fixed salt, equal data give equal bytes. Text is stored as text, not as outlines.
     make_texts_visible(figure)
     with mpl.rc_context({"svg.hashsalt": "petransfer", "svg.fonttype": "none"}), _missing_characters(say=False):
@@ -276,7 +270,10 @@ def make_texts_visible(figure: Figure) -> None:
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         text.set_text(visible(text.get_text(), keep="\n"))
-        text.set_parse_math(False)
+        # names may contain `$`, which matplotlib would read as the beginning of a formula; its own labels of ticks on a
+        # logarithmic axis are formulas
+        if "$" in text.get_text() and "\\mathdefault" not in text.get_text():
+            text.set_parse_math(False)
 
 
 def _visible_label(formatter: Any, value: float, position: int | None) -> str:
