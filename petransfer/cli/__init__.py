@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import sys
+from typing import Any, NoReturn
 
 import typer
 
@@ -32,6 +33,9 @@ SHARED = ("run", "sweep", "train")
 
 # Options of every verb, which users can write at any position.
 _ANYWHERE = ("--debug", "--verbose", "--quiet")
+
+# The base class of the exceptions for wrong options and arguments. Typer exports only this subclass of it.
+_ClickError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 app = typer.Typer(
     name="petransfer",
@@ -102,6 +106,25 @@ def _print_on_any_terminal() -> None:
             stream.reconfigure(errors="petransfer")
 
 
+def _file_error(error: OSError) -> str:
+    """Return the message on a folder or file that cannot be used. '' for other errors."""
+    if isinstance(error, FileNotFoundError) and not _current_folder_exists():
+        return "the current folder was deleted; change to another folder"
+    if isinstance(error, _CANNOT_WRITE) or error.errno in _CANNOT_WRITE_ERRNO:
+        return f"{error.filename or 'a file'} cannot be used ({error.strerror}); take another folder or file"
+    return ""
+
+
+def _usage_error(error: Any) -> str:
+    """Return the message on wrong options or arguments as one line. '' after a command that only prints its help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return ""
+    said = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    see = "" if context is None else f"see `{context.command_path} --help`"
+    return f"error: {said} {see}" if said.endswith("?") else f"error: {said}; {see}".rstrip("; ")
+
+
 def call(application: typer.Typer, arguments: list[str]) -> None:
     """Run a Typer application. An error is printed as one line and ends the process.
 
@@ -114,31 +137,31 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
     if not leads:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
     try:
-        application(utf8_arguments([argument for argument in arguments if argument not in _ANYWHERE]))
+        given = [argument for argument in arguments if argument not in _ANYWHERE]
+        code = application(utf8_arguments(given), standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except (UserError, RunError) as error:
         if debug:
             import traceback
 
             traceback.print_exc()
-        if leads:
-            print_text(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        _end(2 if isinstance(error, UserError) else 1, f"error: {error}")
+    except _ClickError as error:  # an unknown option, a missing argument, a value of a wrong type
+        _end(error.exit_code, _usage_error(error))
     except BrokenPipeError:  # the reader of the output has ended, as in `petransfer ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and not _current_folder_exists():
-            print_text("error: the current folder was deleted; change to another folder", file=sys.stderr)
-            sys.exit(2)
-        known = isinstance(error, _CANNOT_WRITE) or error.errno in _CANNOT_WRITE_ERRNO
-        if debug or not known:
+        said = _file_error(error)
+        if debug or not said:
             raise
-        if leads:
-            place = error.filename or "a file"
-            text = f"error: {place} cannot be used ({error.strerror}); take another folder or file"
-            print_text(text, file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        if leads:
-            print("stopped", file=sys.stderr)
-        sys.exit(130)
+        _end(2, f"error: {said}")
+    except (KeyboardInterrupt, typer.Abort):
+        _end(130, "stopped")
+
+
+def _end(code: int, said: str) -> NoReturn:
+    """End the process with an exit code, after a message from the first of the processes of a launcher."""
+    if said and this_place().leads:
+        print_text(said, file=sys.stderr)
+    sys.exit(code)

@@ -411,7 +411,7 @@ def test_a_damaged_provenance_is_named(
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
 def test_a_folder_that_cannot_be_written_to_is_one_line(number: int, capsys: pytest.CaptureFixture[str]) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number), "there/file")
 
     with pytest.raises(SystemExit) as stop:
@@ -422,7 +422,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(number: int, capsys: pyt
 
 
 def test_other_errors_of_the_system_are_not_hidden() -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
 
     with pytest.raises(OSError, match="Invalid argument"):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from petransfer import __main__ as start
+from tests.cli.calls import call, refused
 
 
 def _in_shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -41,3 +42,35 @@ def test_ctrl_c_while_the_libraries_are_imported(
         start.main()
     assert stop.value.code == 130
     assert capsys.readouterr().err == "stopped\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["predict", "x", "--max-new-tokens", "0"], ("--max-new-tokens", "1", "`petransfer predict --help`")),
+        (["predict", "x", "--nosuch"], ("--nosuch", "`petransfer predict --help`")),
+        (["prdict"], ("prdict", "predict", "`petransfer --help`")),
+        (["train", "x"], ("Missing argument", "`petransfer train --help`")),
+        (["adapter", "merge"], ("Missing argument", "`petransfer adapter merge --help`")),
+        (["train", "x", "y", "--steps", "many"], ("--steps", "valid integer", "`petransfer train --help`")),
+    ],
+)
+def test_a_wrong_option_is_one_line(
+    arguments: list[str],
+    parts: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = refused(monkeypatch, capsys, *arguments)
+    for part in parts:
+        assert part in error
+    assert "petransfer" in error
+
+
+def test_help_and_version_end_well(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["train", "--help"], ["--version"]):
+        assert call(monkeypatch, *arguments) == 0
+        assert capsys.readouterr().err == ""
+    assert call(monkeypatch) == 2
+    out, written = capsys.readouterr()
+    assert "train" in out + written
