@@ -23,7 +23,9 @@ def adapter() -> pt.Adapter:
     return pt.Adapter.load("nano/english", device="cpu")
 
 
-@pytest.mark.parametrize("given", [ROWS, pd.DataFrame(ROWS), map(list, PAIRS), iter(ROWS)], ids=str)
+@pytest.mark.parametrize(
+    "given", [ROWS, pd.DataFrame(ROWS), map(list, PAIRS), iter(ROWS)], ids=["rows", "table", "lists", "iterator"]
+)
 def test_rows_and_tables_are_scored_like_pairs(given: Any, adapter: pt.Adapter, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     expected = adapter.evaluate(tmp_path / "rows.jsonl").log_prob_per_token
