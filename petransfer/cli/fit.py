@@ -223,6 +223,7 @@ def _verdict(found: Fit, options: OptionNames) -> list[str]:
     if found.card is None:
         return []
     size, at_once = gigabytes(found.card), found.demand.batch
+    size += " of main memory" if found.demand.device == "cpu" else ""
     if found.fits:
         again = f" {TURNED_ON}" if found.turned_on else ""
         each = f" of each of {found.demand.members} runs" if found.demand.members > 1 else ""

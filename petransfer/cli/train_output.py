@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -22,10 +22,13 @@ from petransfer.report import run_table
 from petransfer.study.cross_validation import CrossValidation
 from petransfer.study.durations import remaining
 from petransfer.study.study import StudyGrid
-from petransfer.study.train_study import TrainStudy, new_tokens_of, small_data_note
+from petransfer.study.train_study import TrainStudy, labels_of, new_tokens_of, small_data_note
 from petransfer.study.train_summary import TrainSummary, summaries
 from petransfer.training.early_stopping import INFORMATIVE
 from petransfer.visible_text import visible
+
+# The largest number of labels that are named before a training.
+SHOWN_LABELS = 3
 
 
 def describe(training: TrainStudy, folds: CrossValidation | None = None) -> list[str]:
@@ -38,6 +41,7 @@ def describe(training: TrainStudy, folds: CrossValidation | None = None) -> list
     )
     lines = [
         _describe_folds(folds) if folds else data,
+        *_describe_labels(labels_of(grid), spec),
         f"model: {spec.checkpoint.name}, {spec.method.bits} bits per weight",
         f"method: {_method(spec, several=bool(folds))}, learning rate {spec.train.learning_rate:g}",
         _length(spec.train, rows["train"]),
@@ -45,6 +49,15 @@ def describe(training: TrainStudy, folds: CrossValidation | None = None) -> list
     ]
     note = "" if folds else small_data_note(rows)
     return [*lines, note] if note else lines
+
+
+def _describe_labels(labels: Sequence[str], spec: RunSpec) -> list[str]:
+    """Say that the targets are labels, if metrics of labels are computed for this reason."""
+    if not labels or "accuracy" not in spec.task.metrics:
+        return []
+    named = ", ".join(f"'{shortened(label, 20)}'" for label in labels[:SHOWN_LABELS])
+    more = ", ..." if len(labels) > SHOWN_LABELS else ""
+    return [f"labels: the targets are {count(len(labels), 'label')} ({named}{more}), so accuracy is computed too"]
 
 
 def _describe_folds(found: CrossValidation) -> str:

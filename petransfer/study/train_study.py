@@ -72,6 +72,12 @@ def rows_of_parts(grid: StudyGrid) -> dict[str, int]:
     return {part: int(about["sizes"][part]) for part in ("train", "dev", "test")}
 
 
+def labels_of(grid: StudyGrid) -> list[str]:
+    """Return the different targets of the user's data if they are labels. Otherwise an empty list."""
+    about: dict[str, Any] = task_of(grid.recipe).about()  # type: ignore[attr-defined]
+    return list(about["labels"]) if about["closed"] else []
+
+
 def small_data_note(rows: dict[str, int]) -> str:
     """Return a warning about dev or test sets that are too small. Empty for large sets."""
     small = [count(rows[part], f"{part} row") for part in ("dev", "test") if rows[part] < FEW_ROWS]

@@ -147,6 +147,14 @@ def test_what_is_not_trained_is_not_named(training: TrainStudy, monkeypatch: pyt
     assert "and the embeddings of 1 token that did not occur in pretraining, " in "\n".join(describe(training))
 
 
+def test_targets_that_are_labels_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("bad", "good", "mixed", "unclear")
+    Path("labels.tsv").write_text("".join(f"review number {at}\t{words[at % 4]}\n" for at in range(60)))
+    lines = describe(train_study("nano/english", "labels.tsv", TrainRequest(), [], None, False))
+    assert "labels: the targets are 4 labels ('bad', 'good', 'mixed', ...), so accuracy is computed too" in lines
+
+
 def test_folds_say_which_rows_choose_the_best_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("dates.tsv").write_text("".join(f"day number {at}\t{at}\n" for at in range(60)))

@@ -104,6 +104,14 @@ def test_room_is_the_margin_and_the_odds_are_given() -> None:
     assert usual.log_odds is None
 
 
+def test_enough_seeds_are_not_asked_for_again() -> None:
+    (effect,) = judge([contrast(0.50, 0.52, 6, 0.03)])
+    assert (effect.verdict, effect.seeds_needed) == ("inconclusive", 5)
+    assert effect.because == (
+        "p is not below 0.05, although 5 seeds per arm detect a difference of 5.0 points in 80 % of all studies"
+    )
+
+
 def test_two_seeds_beside_six_are_still_two() -> None:
     both = contrast(0.50, 0.505, 6, 0.01)
     (effect,) = judge([replace(both, left=both.left[:2], log_prob_left=None)])
@@ -111,8 +119,8 @@ def test_two_seeds_beside_six_are_still_two() -> None:
     assert effect.least_p_holm == pytest.approx(2 / 28)
     kept = json.loads(json.dumps(asdict(effect)))
     assert (
-        "2 and 6 seeds. Inconclusive: to detect a difference of 5.0 points, about 4 seeds per arm are needed."
-        in sentence(kept, EM)
+        "2 and 6 seeds. Inconclusive: p is not below 0.05; to detect a difference of 5.0 points in 80 % of all "
+        "studies, about 4 seeds per arm are needed." in sentence(kept, EM)
     )
     assert "smallest possible result with so few seeds is p = 0.071" in details(kept, EM)
 

@@ -35,7 +35,11 @@ def test_retention_by_hand() -> None:
 @pytest.mark.parametrize(
     ("under", "over", "why"),
     [
-        ((flat(0.5), flat(0.2)), (flat(0.21), flat(0.2)), "the effect under full (+1.0 points) could be zero"),
+        (
+            (flat(0.5), flat(0.2)),
+            (flat(0.21), flat(0.2)),
+            "the effect under full is not certain enough to divide by it",
+        ),
         ((flat(0.5), flat(0.2)), (flat(0.6, 1), flat(0.2)), "full has a single seed"),
         ((flat(0.5, 1), flat(0.2)), (flat(0.6), flat(0.2)), "lora has a single seed"),
     ],

@@ -72,7 +72,11 @@ def test_characters_that_the_font_lacks_are_said_in_one_line(tmp_path: Path, cap
 
 
 @pytest.mark.parametrize("text", BAD[:-1])
-def test_pages_tables_and_messages_escape_bad_texts(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pages_tables_and_messages_escape_bad_texts(
+    text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pytest's own record of the log is sent between the processes of pytest-xdist, which takes no lone surrogate
+    monkeypatch.setattr(logging.getLogger("petransfer"), "propagate", False)
     page = templates().from_string("{{ x }} {{ y }} {{ x | breakable }}").render(x=text, y=marked("a", text))
     out = io.StringIO()
     table = Table("head")

@@ -234,7 +234,12 @@ def _verdict(
         return "inconclusive", f"one seed per {noun} is too few"
     unit = "pairs of seeds" if contrast.paired else f"seeds per {noun}"
     size = max(abs(left - right), limits.margin)  # the number of seeds is computed for this difference
-    return "inconclusive", f"to detect a difference of {size:.1f} points, about {needed} {unit} are needed"
+    detected = f"a difference of {size:.1f} points"
+    large_p = "" if family.p_holm is None else "p is not below 0.05"
+    if large_p and needed <= min(len(contrast.left), len(contrast.right)):
+        return "inconclusive", f"{large_p}, although {needed} {unit} detect {detected} in 80 % of all studies"
+    advice = f"to detect {detected} in 80 % of all studies, about {needed} {unit} are needed"
+    return "inconclusive", "; ".join(filter(None, (large_p, advice)))
 
 
 def _saturated(noun: str, room: float, mean: float, word: str) -> str:

@@ -69,8 +69,8 @@ def retention(two: Two, thresholds: Thresholds | None = None) -> Retention:
         # The interval is unbounded: the effect in the denominator could be zero, and the ratio would be meaningless.
         if interval is None:
             undefined = (
-                f"not defined, because the effect under {over.name} ({signed(over.difference)} points) could be zero "
-                "by Fieller's test"
+                f"not defined, because the effect under {over.name} is not certain enough to divide by it (the 95 % "
+                "interval of the ratio, by Fieller's method, has no limits)"
             )
     ratio = None if undefined else under.difference / over.difference
     return Retention(two.here.name, two.here.split, under, over, ratio, interval, undefined)
@@ -90,7 +90,8 @@ def _undefined(under: Side, over: Side, two: Two, limits: Thresholds) -> str | N
 def sentence(one: dict[str, Any], criterion: Criterion) -> str:
     """Return an entry of `retentions` in effects.json as text."""
     under, over = one["under"], one["over"]
-    about = f"Retention of {one['name']} on {one['split']}"
+    compared = f"the effect under {under['name']} as a part of that under {over['name']}"
+    about = f"Retention of {one['name']} on {one['split']} ({compared})"
     sides = (
         f"The effect is {signed(under['difference'])} points{bounds(under['interval'])} under {under['name']} and "
         f"{signed(over['difference'])} points{bounds(over['interval'])} under {over['name']}"
