@@ -82,13 +82,16 @@ def _current_folder_exists() -> bool:
 
 
 def _open_closed_streams() -> None:
-    """Open standard streams that were closed by the caller, so that no file of a training gets their numbers."""
+    """Open standard streams that were closed by the caller, so that no file of a training gets their numbers.
+
+    `sys.stdin` stays None, so that `predict` can say that there is no input.
+    """
     while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(opened)
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it stays open until the process ends
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - it stays open until the process ends
 
 
 def _print_on_any_terminal() -> None:

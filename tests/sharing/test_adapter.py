@@ -140,7 +140,7 @@ def plain(tmp_path: Path) -> Path:
 
 def test_plain_peft_s_adapter_whose_base_has_moved(plain: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (plain / "base").rename(plain / "moved")
-    assert "another machine as its base; name it with --checkpoint" in refused(
+    assert "as its base, and there is no such folder on this machine; name the base with --checkpoint" in refused(
         capsys, "predict", str(plain / "adapter"), "to walk"
     )
     model = AutoModelForSeq2SeqLM.from_pretrained(plain / "moved")
