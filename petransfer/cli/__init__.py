@@ -141,7 +141,8 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
     try:
         given = [argument for argument in arguments if argument not in _ANYWHERE]
-        code = application(utf8_arguments(given), standalone_mode=False)
+        name = "petransfer" if application is app else None  # `python -m petransfer` is said as the command too
+        code = application(utf8_arguments(given), prog_name=name, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except (UserError, RunError) as error:
         if debug:

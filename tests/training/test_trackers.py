@@ -37,7 +37,7 @@ def test_an_unknown_tracker_is_refused_with_the_nearest_name() -> None:
 
 def test_a_tracker_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tracker_names.TRACKERS, "wandb", ("no_such_module", "petransfer[wandb]"))
-    with pytest.raises(UserError, match=r"--log-with wandb: .* not installed; run pip install 'petransfer\[wandb\]'"):
+    with pytest.raises(UserError, match=r"--log-with wandb: .* not installed; run `pip install 'petransfer\[wandb\]'`"):
         check_trackers(["wandb"])
 
 
