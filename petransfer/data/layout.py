@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+# The key of the end tokens besides the tokenizer's in the record of a configuration. This module imports no torch.
+OTHER_ENDS = "eos_token_id (generation_config.json)"
+
 
 @dataclass(frozen=True)
 class Layout:

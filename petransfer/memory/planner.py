@@ -23,7 +23,7 @@ CONTEXT, FRAGMENTS = 600 * 2**20, 0.04
 CPU_PROCESS = 10**9
 
 # The largest number of tokens in a simulated step. Larger batches are cut into micro-batches of at most so many tokens.
-MOST_TOKENS = 2**24
+MOST_TOKENS = 2**22
 
 
 @dataclass(frozen=True)

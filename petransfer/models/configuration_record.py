@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig
 
+from petransfer.data.layout import OTHER_ENDS
 from petransfer.errors import shortened
 from petransfer.models.checkpoint_files import generation_config, location, read_configuration, revision
 from petransfer.models.loading import Loaded
@@ -42,8 +43,6 @@ _INITIALISATION = re.compile(r"(^|_)init(ializer)?(_|$)")
 
 # T5's configuration turns one key of the file into another.
 _KNOWN_AS = {"scale_decoder_outputs": "tie_word_embeddings (scale_decoder_outputs)"}
-# End tokens besides the tokenizer's.
-OTHER_ENDS = "eos_token_id (generation_config.json)"
 _SHOWN_FIELDS, _SHOWN_CHARACTERS = 3, 60
 
 

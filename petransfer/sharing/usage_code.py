@@ -10,9 +10,8 @@ import re
 import shlex
 from typing import Any
 
-from petransfer.data.layout import Layout
+from petransfer.data.layout import OTHER_ENDS, Layout
 from petransfer.data.templates import fields_of, render
-from petransfer.models.configuration_record import OTHER_ENDS
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.report.tables import markdown_text

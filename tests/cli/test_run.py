@@ -193,6 +193,15 @@ def test_light_verbs_import_no_torch(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
 
 
+def test_packing_and_pushing_import_no_torch() -> None:
+    """It takes seconds, and neither needs it."""
+    code = (
+        "import sys\nimport petransfer.sharing.hub, petransfer.sharing.pack, petransfer.sharing.usage_code\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
 def test_ci_runs_exactly_the_readme_s_test_command() -> None:
     readme = (ROOT / "README.md").read_text().splitlines()
     command = readme[readme.index("<!-- test-command -->") + 2]

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load, save
 
 from petransfer.errors import UserError
-from petransfer.sharing import examples_file
+from petransfer.sharing import examples_file, pattern_times
 from petransfer.sharing.examples_file import rows_of, without_texts
 from tests.sharing.conftest import contents, refused, write
 
@@ -41,7 +41,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor], str]] = {
     "IA3 with a pattern without end": (
         {"peft_type": "IA3", "target_modules": r"(([\w.])+)+!", "feedforward_modules": []},
         {f"{LAYER}.ia3_l": torch.ones(4)},
-        "take more than 5 s to match",
+        "take more than 0.5 s to match",
     ),
     "VeRA with a pattern of layers without end": (
         {
@@ -49,7 +49,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor], str]] = {
             "layers_pattern": r"(([\w.])+)+!",
         },
         {f"{LAYER}.vera_lambda_d": torch.ones(2), f"{LAYER}.vera_lambda_b": torch.ones(4)},
-        "take more than 5 s to match",
+        "take more than 0.5 s to match",
     ),
     "a module to save that is a pattern": (
         {"peft_type": "IA3", "target_modules": ["q"], "feedforward_modules": [], "modules_to_save": ["(a+)+$"]},
@@ -81,7 +81,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor], str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_small_bundle_of_any_method(case: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_small_bundle_of_any_method(
+    case: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pattern_times, "SECONDS", 0.5)
     config, tensors, said = CASES[case]
     files = {"adapter_config.json": json.dumps(COMMON | config).encode(), "adapter_model.safetensors": save(tensors)}
     write(here / "x.petransfer.zip", files)
