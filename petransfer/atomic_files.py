@@ -131,7 +131,7 @@ def _remove(path: Path) -> None:
 
 
 def _own_partial(path: Path) -> Path:
-    """Return this process's temporary path for `path`, and remove those of processes that were killed."""
+    """Return this process's temporary path for `path`. Remove temporary paths that killed processes left behind."""
     for stale in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         number = stale.name.split(".")[-2]
         if number.isdigit() and (int(number) == os.getpid() or not psutil.pid_exists(int(number))):

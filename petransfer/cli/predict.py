@@ -134,7 +134,7 @@ def _predictors(
 
 
 def _name_chat_templates(sources: list[Source], chat: bool) -> None:
-    """Say that an adapter has a chat template of its own, if the inputs are not written with it."""
+    """Tell the user about `--chat` if an adapter's folder has a chat template and `--chat` was not given."""
     from petransfer.sharing.own_tokenizer import has_own_chat_template
 
     for source in sources:

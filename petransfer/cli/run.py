@@ -55,7 +55,7 @@ class Kind:
         done: Returns the last line about runs that took the given time. None: the usual line, with the number of runs
             and the folder.
         finished: The last line if all runs finished before. None: the usual line.
-        begin: Prints what is about to be executed. Called after all checks, before anything is written.
+        begin: Prints a description of the runs. Called after all checks, before anything is written.
         name: The beginning of the progress bar's line, such as `fold 2`.
     """
 

@@ -51,7 +51,7 @@ _WORDS = {
         (r"-newemb\b", "-newemb: the embeddings of the pretrained model are replaced by random ones."),
     ),
     "verdict": (
-        (r"\binconclusive\b", "inconclusive: the runs show neither a difference nor that there is none."),
+        (r"\binconclusive\b", "inconclusive: the runs cannot tell whether there is a difference."),
         (r"\bequivalent\b", "equivalent: the difference is certainly smaller than the margin."),
         (r"\bsaturated\b", "saturated: both scores are too near 0 or 100 % to show a difference."),
         (r"\bnot learnt\b", "not learnt: a score on dev is so low that test scores cannot be compared."),

@@ -63,7 +63,7 @@ def train_folds(
 
     Args:
         machine: Whether JSON is printed instead of text.
-        begin: Prints what is about to be trained. Called once, after the checks of the first fold.
+        begin: Prints a description of the training. Called once, after the checks of the first fold.
     """
     show: Callable[[str], None] = logger.debug if machine else print_text
 

@@ -104,7 +104,7 @@ def _length(train: TrainSpec, rows: int) -> str:
 def train_runs(grid: StudyGrid, begin: Callable[[], None] = lambda: None) -> Kind:
     """Return the `Kind` of the runs of `train`. At the end, it writes the study's files and prints JSON if asked to.
 
-    begin: Prints what is about to be trained.
+    begin: Prints a description of the training.
     """
 
     def end(as_json: bool) -> None:
@@ -128,7 +128,7 @@ def fold_runs(grid: StudyGrid, name: str, begin: Callable[[], None] = lambda: No
 
     Args:
         name: What the progress lines call the run, such as `fold 2`.
-        begin: Prints what is about to be trained.
+        begin: Prints a description of the training.
     """
     return Kind(
         lambda: grid.folder.open(grid.recipe),

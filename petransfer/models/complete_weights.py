@@ -81,7 +81,7 @@ def refuse_missing_tensors(checkpoint: CheckpointSpec) -> None:
         kind = _get_model_class(config, auto._model_mapping)
         with without_warnings():
             model, found = kind.from_pretrained(None, config=config, ignore_mismatched_sizes=True, **options)
-    except Exception as error:  # some architectures cannot be made without memory; loading then shows what is missing
+    except Exception as error:  # not all architectures support the meta device; loading then finds them
         _log.debug("the tensors of %s were not compared with its configuration: %s", checkpoint.name, error)
         return
     _refuse_incomplete(model, found, location(checkpoint))

@@ -76,10 +76,7 @@ class _Result(_Strict):
 
 def check_result(content: dict[str, Any]) -> None:
     """Raise UserError if a value in result.json has the wrong type or is out of range."""
-    try:
-        _Result.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"result.json is damaged ({_where(error)}); get the adapter again") from None
+    _check(_Result, content, "result.json")
 
 
 class _Task(BaseModel):
@@ -93,10 +90,14 @@ class _Recipe(BaseModel):
 
 def check_recipe(content: dict[str, Any]) -> None:
     """Raise UserError if a value in recipe.yaml that is read has the wrong type."""
+    _check(_Recipe, content, RECIPE)
+
+
+def _check(model: type[BaseModel], content: dict[str, Any], file: str) -> None:
     try:
-        _Recipe.model_validate(content)
+        model.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{RECIPE} is damaged ({_where(error)}); get the adapter again") from None
+        raise UserError(f"{file} is damaged ({_where(error)}); get the adapter again") from None
 
 
 def spec_of_run(folder: Path) -> RunSpec:

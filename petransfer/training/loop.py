@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -32,10 +31,10 @@ from petransfer.training.out_of_memory import (
     default_token_budget,
     enable_gradient_checkpointing,
     raising_out_of_memory,
-    release_cached_memory,
 )
 from petransfer.training.self_checks import STEPS as CHECKED_STEPS
-from petransfer.training.self_checks import SelfChecks
+from petransfer.training.self_checks import SelfChecks, refuse_not_finite
+from petransfer.training.smaller_batches import with_smaller_micro_batches
 from petransfer.training.state import (
     Progress,
     load_best,
@@ -47,7 +46,6 @@ from petransfer.training.state import (
 )
 
 LossFunction = Callable[[torch.nn.Module, Tensors], torch.Tensor]
-Result = TypeVar("Result")
 
 
 @dataclass
@@ -202,16 +200,7 @@ class Loop:
         values = torch.stack([value.double() for _, *pair in unread for value in pair]).tolist()
         for (step, _, _), loss, norm in zip(unread, values[::2], values[1::2], strict=True):
             # Broken weights are never saved, because `save` calls this method first.
-            for name, value in (("loss", loss), ("gradient's norm", norm)):
-                if not math.isfinite(value):
-                    broken = None if step else _not_finite(self.model)
-                    advice = (
-                        f"{broken} of the base holds NaN or infinity; get the checkpoint again, or correct its "
-                        "config.json"
-                        if broken
-                        else "lower the learning rate or take bits: 32"
-                    )
-                    raise RunError(f"the {name} is {value} at step {step + 1}; {advice}")
+            refuse_not_finite(loss, norm, step, self.model)
             self.progress.loss_sum += loss
             self.progress.loss_steps += 1
             self._norm = norm
@@ -447,34 +436,5 @@ class Loop:
             self.processes.agree([0.0])
 
 
-def with_smaller_micro_batches(attempt: Callable[[], Result], loops: Sequence[Loop], message: str) -> Result:
-    """Return the result of `attempt`. Halve the micro-batches and repeat the call each time memory runs out.
-
-    Args:
-        loops: loops whose micro-batches are halved. All loops have the same micro-batch.
-
-    Raises:
-        RunError: memory ran out with micro-batches of one example. `message` is the error's text.
-    """
-    while True:
-        try:
-            with raising_out_of_memory():
-                return attempt()
-        except OutOfMemory as error:
-            if loops[0].progress.micro_batch <= 1:
-                raise RunError(message) from error
-        for loop in loops:
-            loop.use_less_memory()
-        release_cached_memory()
-
-
 def dropout_seed(seed: int, step: int, process: int) -> int:
     return (seed * 1_000_003 + step) * 1_009 + process
-
-
-def _not_finite(model: torch.nn.Module) -> str | None:
-    """Return the name of a frozen tensor, or of rotary frequencies, with NaN or infinity. None if all are finite."""
-    frozen = ((name, value) for name, value in model.named_parameters() if not value.requires_grad)
-    frequencies = ((name, value) for name, value in model.named_buffers() if "inv_freq" in name)
-    tensors = itertools.chain(frozen, frequencies)
-    return next((name for name, value in tensors if value.is_floating_point() and not value.isfinite().all()), None)

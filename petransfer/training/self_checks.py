@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import torch
 
 from petransfer.errors import RunError
@@ -60,3 +63,29 @@ def _message(problem: str, names: list[str], total: int) -> str:
         f"{len(names)} of {total} trained tensors {problem} in the first {STEPS} steps, {names[0]} among them; leave "
         "such layers out with --set 'methods.0.targets=[LAYER, ...]', or choose another method"
     )
+
+
+def refuse_not_finite(loss: float, norm: float, step: int, model: torch.nn.Module) -> None:
+    """Raise RunError if the loss or the gradient's norm of a step is NaN or infinite.
+
+    Args:
+        step: the step, counted from 0. In step 0, the cause can be a tensor of the base.
+    """
+    for name, value in (("loss", loss), ("gradient's norm", norm)):
+        if math.isfinite(value):
+            continue
+        broken = None if step else _not_finite(model)
+        advice = (
+            f"{broken} of the base holds NaN or infinity; get the checkpoint again, or correct its config.json"
+            if broken
+            else "lower the learning rate or take bits: 32"
+        )
+        raise RunError(f"the {name} is {value} at step {step + 1}; {advice}")
+
+
+def _not_finite(model: torch.nn.Module) -> str | None:
+    """Return the name of a frozen tensor, or of rotary frequencies, with NaN or infinity. None if all are finite."""
+    frozen = ((name, value) for name, value in model.named_parameters() if not value.requires_grad)
+    frequencies = ((name, value) for name, value in model.named_buffers() if "inv_freq" in name)
+    tensors = itertools.chain(frozen, frequencies)
+    return next((name for name, value in tensors if value.is_floating_point() and not value.isfinite().all()), None)

@@ -21,12 +21,12 @@ from petransfer.recipe.run_spec import TrainSpec
 from petransfer.training.batches import ShuffledExamples
 from petransfer.training.distributed import SingleProcess, this_process
 from petransfer.training.execution import Execution
-from petransfer.training.loop import Hooks, Loop, _not_finite
+from petransfer.training.loop import Hooks, Loop
 from petransfer.training.losses import token_loss
 from petransfer.training.metrics_file import MetricsFile, read_metrics
 from petransfer.training.optimizer import learning_rate_factor, make_optimizer
 from petransfer.training.out_of_memory import is_out_of_memory
-from petransfer.training.self_checks import SelfChecks
+from petransfer.training.self_checks import SelfChecks, _not_finite
 from petransfer.training.state import Progress, load_state, save_state, trained_tensors
 from tests.conftest import LORA
 

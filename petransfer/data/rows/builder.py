@@ -54,7 +54,7 @@ class RowBuilder:
         self._categories: Counter[str] = Counter()
         self._bad, self._rows = BadRows(), 0
         self._hidden: Counter[str] = Counter()
-        # rows whose split is none of the three parts, by the name of the split
+        # for each name of a split other than train, dev and test: the number of its rows, which are not used
         self._left_out: Counter[str] = Counter()
         self._longest = [0, 0]
         self._first: RowTexts | None = None

@@ -1,4 +1,4 @@
-"""Fields and columns beside the messages of a chat: what is trained on, tools, and notes for the user about them."""
+"""Read the fields and columns beside the messages of a chat, such as weights and tools, and report them to the user."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ChatNotes:
         untrained: For each field such as `weight`, the number of answers that it excludes from training.
         calls: Number of answers that only call tools.
         own_system: Number of chats with a system message that differs from the column's text.
-        without_effect: Fields of messages with no effect on what is trained on.
+        without_effect: Fields of messages that do not change which answers are trained.
         other_weights: Whether a weight is neither 0 nor 1.
         asked_of_others: Whether a message that is not of the assistant asks to be trained on.
     """
@@ -61,8 +61,8 @@ class ChatNotes:
         if self.without_effect:
             shown = ", ".join(repr(key) for key in list(self.without_effect)[:10])
             yield (
-                f"warning: {name}: these fields of messages have no effect on what is trained on, and are only given "
-                f"to the chat template: {shown}"
+                f"warning: {name}: these fields of messages do not change which answers are trained; only the chat "
+                f"template gets them: {shown}"
             )
 
 

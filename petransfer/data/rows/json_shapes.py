@@ -47,7 +47,7 @@ def _only_split(value: Mapping[str, Any], name: str) -> Rows:
     first = next(iter(value))
     command = f"jq -c '.{first}[]' {shlex.quote(name)} > {first}.jsonl"
     raise UserError(
-        f"{name} is one object with the lists {', '.join(map(repr, value))}; write each list to a file of its own, for "
+        f"{name} is one object with the lists {', '.join(map(repr, value))}; write each list to a separate file, for "
         f"example with `{command}`, and name them with --dev and --test"
     )
 

@@ -17,8 +17,9 @@ from torch.nn import functional
 from petransfer.data.encoding import Layout
 from petransfer.errors import Interrupted, RunError
 from petransfer.training.batches import IGNORED, Batch, Tensors
-from petransfer.training.loop import Loop, dropout_seed, with_smaller_micro_batches
+from petransfer.training.loop import Loop, dropout_seed
 from petransfer.training.losses import known_head, token_loss
+from petransfer.training.smaller_batches import with_smaller_micro_batches
 from petransfer.training.stacked.layers import Stack
 from petransfer.training.state import keep_only
 
