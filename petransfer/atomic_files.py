@@ -45,9 +45,9 @@ def replacing(path: Path, several: bool = False) -> Iterator[Path]:
         if partial.is_file():
             _refuse_folder(path)
             sync(partial)
-        if path.is_dir():
-            shutil.rmtree(path)
-        partial.replace(path)
+            partial.replace(path)
+        else:
+            replace_folder(partial, path)
     except BaseException:
         with contextlib.suppress(OSError):
             _remove(partial)
@@ -80,6 +80,41 @@ def creating(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             _remove(partial)
         raise
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Rename the folder `new` to `path`, and remove the folder that was there.
+
+    A process that is killed in between loses nothing: the old folder then has its temporary name, and
+    `recover_folders` renames it back.
+    """
+    aside = path.with_name(f".{path.name}{_ASIDE}")
+    if path.is_dir():
+        _remove(aside)  # left behind by a process that was killed after it had renamed its new folder
+        path.rename(aside)
+    try:
+        new.rename(path)
+    except BaseException:
+        if aside.is_dir() and not os.path.lexists(path):
+            aside.rename(path)
+        raise
+    with contextlib.suppress(OSError):
+        _remove(aside)
+
+
+def recover_folders(parent: Path) -> None:
+    """Rename back the folders in `parent` whose replacement was interrupted by a kill; see `replace_folder`.
+
+    Call this function only while no other process writes to `parent`.
+    """
+    for aside in parent.glob(f".*{_ASIDE}"):
+        path = aside.with_name(aside.name.removeprefix(".").removesuffix(_ASIDE))
+        with contextlib.suppress(OSError):
+            _remove(aside) if os.path.lexists(path) else aside.rename(path)
+
+
+# The end of the temporary name of a folder that is being replaced.
+_ASIDE = ".replaced"
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-from petransfer.atomic_files import partial_name, write_text
+from petransfer.atomic_files import partial_name, recover_folders, write_text
 from petransfer.errors import UserError
 from petransfer.recipe.loading import recipe_yaml
 from petransfer.recipe.pretraining import PretrainRecipe
@@ -121,6 +121,7 @@ class RunFolder:
             if not held:
                 yield False
                 return
+            recover_folders(self.path / "state")
             # The file `.claim-owner` has one line per process: first the processes that were killed with the claim,
             # then this process. A line also names the training state from which the process started.
             self._write_owners([*self._owners(), (_this_process(os.getpid()), self._newest_state())])

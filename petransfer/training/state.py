@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from petransfer.atomic_files import sync
+from petransfer.atomic_files import replace_folder, sync
 from petransfer.errors import RunError, reason_of
 from petransfer.training.distributed import copy_into, gather_tensors, is_part, shard_like
 
@@ -107,8 +107,7 @@ def _written_whole(target: Path) -> Iterator[Path]:
         yield partial
         for file in partial.iterdir():
             sync(file)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        replace_folder(partial, target)
         sync(folder)
     except Exception as error:  # safetensors raises an error of its own class if the disk is full
         shutil.rmtree(partial, ignore_errors=True)

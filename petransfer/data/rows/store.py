@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import secrets
 import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from petransfer.atomic_files import replace_folder
 from petransfer.data.benchmark_files import cache_advice, cache_dir
 from petransfer.data.rows.builder import RowBuilder
 from petransfer.data.rows.options import RowOptions
@@ -152,10 +152,10 @@ def _make(
             if source.state() != states[part]:
                 raise UserError(f"{source.name} changed while it was read; wait until it is written, then start again")
         (partial / "about.json").write_text(json.dumps(about), encoding="utf-8")
+        replace_folder(partial, folder)
         # the names of all stores of these files begin with `asked`
-        for old in folder.parent.glob(f"{asked}-*"):
+        for old in set(folder.parent.glob(f"{asked}-*")) - {folder}:
             shutil.rmtree(old, ignore_errors=True)
-        os.replace(partial, folder)
     except OSError as error:
         if (folder / "about.json").is_file():  # another process has just written the same store
             return
