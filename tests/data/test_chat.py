@@ -214,5 +214,5 @@ def test_chats_are_trained_on_scored_and_predicted(
     monkeypatch.setattr(
         predictor, "encode_inputs", lambda texts, *rest, **named: asked.extend(texts) or was(texts, *rest, **named)
     )
-    assert call(monkeypatch, "predict", str(result.parent), "walk 3", "--cpu") == 0
+    assert call(monkeypatch, "predict", str(result.parent), "walk 3", "--max-new-tokens", "16", "--cpu") == 0
     assert asked == [f"user walk 3{tokenizer.eos_token}assistant "]

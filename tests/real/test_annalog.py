@@ -48,7 +48,7 @@ def test_lora_is_trained_read_back_merged_and_verified(
     held = {"32": "float32", "16": "bfloat16", "8": "int8", "4": "nf4"}[str(bits)]
     assert max(found["weights"]["bytes"], key=found["weights"]["bytes"].get) == held
     capsys.readouterr()
-    assert call(monkeypatch, "predict", str(run), "c1ccc(C)cc1", "c1ccc(CC)cc1") == 0
+    assert call(monkeypatch, "predict", str(run), "--max-new-tokens", "40", "c1ccc(C)cc1", "c1ccc(CC)cc1") == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert call(monkeypatch, "adapter", "verify", str(run)) == 0
     merged = pairs.with_name("merged")

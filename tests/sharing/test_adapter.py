@@ -23,7 +23,7 @@ TEXTS = [source for source, _ in ROWS[:6]]
 def predicted(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
     """What `petransfer predict ARGUMENTS` prints."""
     capsys.readouterr()
-    assert call("predict", *arguments, "--cpu") == 0
+    assert call("predict", *arguments, "--max-new-tokens", "16", "--cpu") == 0
     return capsys.readouterr().out.splitlines()
 
 
@@ -31,7 +31,9 @@ def test_a_run_its_study_and_its_bundle_are_the_same_adapter(
     run: Path, packed: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = run.parent.parent
-    answers = [petransfer.Adapter.load(place, device="cpu").predict(TEXTS) for place in (run, study, packed)]
+    answers = [
+        petransfer.Adapter.load(place, device="cpu").predict(TEXTS, max_new_tokens=16) for place in (run, study, packed)
+    ]
     assert answers[0] == answers[1] == answers[2] == predicted(capsys, str(study), *TEXTS)
     assert len(set(answers[0])) > 1
     adapter = petransfer.Adapter.load(packed, device="cpu")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import distributed, multiprocessing
 
 from petransfer.data.encoding import Encoded, Layout
@@ -58,6 +59,7 @@ def _process(rank: int, port: int, folder: str, job: Any) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost")
     os.environ.update(MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)  # what the forking process knew of itself
     found = job(rank, Path(folder))
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
     if distributed.is_initialized():
@@ -71,7 +73,8 @@ def in_two(folder: Path, job: Any) -> list[Any]:
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(_process, args=(port, str(folder), job), nprocs=2)
+    # forked, because to import torch in both takes ten seconds
+    multiprocessing.start_processes(_process, args=(port, str(folder), job), nprocs=2, start_method="fork")
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
