@@ -44,6 +44,7 @@ def test_a_mistake_is_named(changes: dict[str, object], parts: tuple[str, ...]) 
     assert all(part in str(error.value) for part in parts)
 
 
+@pytest.mark.slow
 def test_a_long_row_of_an_embedded_checkpoint_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Usual rows fit everywhere and are not predicted; a target of 60,000 words fits no CPU."""
     from petransfer.recipe.loading import load_recipe

@@ -24,6 +24,7 @@ from tests.cli.calls import call
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_a_step_beside_trainer_has_the_same_gradient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     small = ("--recipe", "smoke", "--batch", "4", "--steps", "1", "--repeats", "1", "--out", str(out))
@@ -89,6 +90,7 @@ def _sorted(batches: list[list[Any]]) -> list[Any]:
     return sorted(row for batch in batches for row in batch)
 
 
+@pytest.mark.slow
 def test_scoring_beside_generate_agrees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     small = ("--recipe", "smoke", "--train-steps", "3", "--examples", "6", "--repeats", "1", "--out", str(out))
@@ -167,6 +169,7 @@ def test_the_operations_of_a_token_are_counted(tmp_path: Path) -> None:
     assert side.flops("training") == 4 * frozen + 6 * pairs + 3 * attended
 
 
+@pytest.mark.slow
 def test_a_checkpoint_and_a_width_of_ones_own_are_timed(tiny_t5: Path) -> None:
     """Of 4 bits, too: packed, a weight's tensor has half as many numbers as it stands for."""
     found = {bits: prepare("smoke", "english", Changes(4, str(tiny_t5), bits), None, CPU) for bits in (32, 4)}

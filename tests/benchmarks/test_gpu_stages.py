@@ -62,6 +62,7 @@ def _stages(folder: Path, **bodies: str) -> list[Stage]:
     return [Stage(name[0], name, 60, name) for name in bodies]
 
 
+@pytest.mark.slow
 def test_one_stage_that_fails_or_hangs_costs_that_one_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Pages whose blocks take more than a few seconds of computing time; the others are run by the default suite.
 LONG = {
-    "big-model-small-card", "first-adapter", "memory-planner", "one-pass-exact-match", "resume-and-clusters",
+    "big-model-small-card", "export", "first-adapter", "memory-planner", "one-pass-exact-match", "resume-and-clusters",
     "share-an-adapter", "trackers", "your-own-study",
 }  # fmt: skip
 BLOCK = re.compile(

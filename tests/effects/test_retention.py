@@ -90,6 +90,7 @@ def test_no_ratio_where_an_arm_has_not_learnt_the_task() -> None:
     assert retention(Two(replace(learnt, dev=(0.5, 0.99)), learnt, "lora", "full"), Thresholds(learnt=0)).ratio == 1
 
 
+@pytest.mark.slow
 def test_the_interval_of_retention_covers_at_its_rate() -> None:
     rng = np.random.default_rng(2)
     covered = 0

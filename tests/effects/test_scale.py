@@ -105,6 +105,7 @@ def _is_at_least_nominal(covered: int) -> None:
     assert covered / STUDIES >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / STUDIES)
 
 
+@pytest.mark.slow
 def test_the_interval_of_scale_covers_at_its_rate() -> None:
     rng = np.random.default_rng(1)
     covered = 0

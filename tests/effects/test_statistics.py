@@ -160,6 +160,7 @@ def test_paired_seeds_have_the_power_that_was_computed() -> None:
     assert needed == fewest_seeds(1, paired=True) == 6
 
 
+@pytest.mark.slow
 def test_the_seeds_needed_have_the_power_in_the_permutation_test_too() -> None:
     rng = np.random.default_rng(9)
     left, right = np.array([60.0, 48.0, 55.0, 51.0]), np.array([46.0, 40.0, 49.0, 43.0])

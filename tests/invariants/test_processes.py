@@ -38,8 +38,8 @@ WAYS = {
 }
 
 
-# each start of processes imports torch in all of them, so the launcher's two are started by hand
-MANY = ["processes", pytest.param("launcher", marks=pytest.mark.slow)]
+# each start of processes imports torch in all of them; test_sharded.py asks the same of two that are forked
+pytestmark = pytest.mark.slow
 
 
 def _carried_out(folder: Path, way: str) -> tuple[Path, str]:
@@ -66,7 +66,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder / "one", said.getvalue()
 
 
-@pytest.fixture(scope="module", params=MANY)
+@pytest.fixture(scope="module", params=list(WAYS))
 def many(request: pytest.FixtureRequest, one: tuple[Path, str]) -> tuple[Path, str]:
     """The same study in two processes, with what that printed."""
     return _carried_out(one[0].parent, request.param)

@@ -72,7 +72,7 @@ ADAPTER, MODEL = "adapter/adapter_model.safetensors", "model/model.safetensors"
         (LORA, ADAPTER, "adamw"),
         (replace(LORA, dropout=0.1, embeddings="trained"), ADAPTER, "adamw"),
         (replace(LORA, bits=4), ADAPTER, "adamw"),
-        (replace(LORA, bits=8), ADAPTER, "adamw"),
+        pytest.param(replace(LORA, bits=8), ADAPTER, "adamw", marks=pytest.mark.slow),
         (FULL, MODEL, "adamw"),
         (FULL, MODEL, "adamw-8bit"),
     ],

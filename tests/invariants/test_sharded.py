@@ -1,4 +1,4 @@
-"""Invariants 3 and 5 where two processes hold a part of every tensor each (FSDP2)."""
+"""Invariants 3 and 5 where two processes hold a whole model each, and a part of every tensor each (FSDP2)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from petransfer.errors import Interrupted
@@ -75,7 +76,9 @@ def _with_little_memory(model: torch.nn.Module, *given: Any) -> torch.nn.Module:
 
 
 def _in_each(rank: int, folder: Path, full: RunSpec, lora: RunSpec, narrow: RunSpec) -> None:
-    """All that the two processes do, in one start of theirs."""
+    """All that the two processes do, in one start of theirs: first with a whole model each, then with a part each."""
+    _run(lora, folder / "copies", execution=replace(EXECUTION, checkpointing=True))
+    AcceleratorState._reset_state()
     os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_CPU_RAM_EFFICIENT_LOADING="true")
     _run(full, folder / "full")
     _run(lora, folder / "lora", execution=replace(EXECUTION, checkpointing=True))
@@ -142,6 +145,13 @@ def test_split_tensors_end_where_whole_ones_end(runs: Path, name: str) -> None:
     _same(runs / "alone" / name, runs / name)
     environment = json.loads((runs / name / "result.json").read_text())["environment"]
     assert (environment["processes"], environment["split"]) == (2, "fsdp2")
+
+
+def test_whole_models_that_share_batches_end_where_one_ends(runs: Path) -> None:
+    _same(runs / "alone" / "lora", runs / "copies")
+    environment = json.loads((runs / "copies" / "result.json").read_text())["environment"]
+    assert environment["processes"] == 2
+    assert "split" not in environment
 
 
 def test_at_16_bits_to_their_rounding(runs: Path) -> None:

@@ -234,6 +234,7 @@ def test_advice_keeps_the_bits_that_were_asked_for() -> None:
     assert "--method lora --bits 16" in as_options(found.advice, FIT_OPTIONS)
 
 
+@pytest.mark.slow
 def test_a_stack_is_advised_to_end_where_one_run_fits_by_checkpointing() -> None:
     config, spec = T5Config(vocab_size=8000, **T5), checkpoint_spec("owner/name")
     one = Demand(lora(4), 1, 200, 200)
@@ -246,6 +247,7 @@ def test_a_stack_is_advised_to_end_where_one_run_fits_by_checkpointing() -> None
     assert suggestion([], FIT_OPTIONS) == ""
 
 
+@pytest.mark.slow
 def test_pages_are_advised_where_eight_bits_are_too_much() -> None:
     """Paged, the optimiser's state leaves the card but for the tensor at hand."""
     config, spec = T5Config(vocab_size=500, **T5 | {"d_ff": 2048}), checkpoint_spec("owner/name")
@@ -262,6 +264,7 @@ def test_pages_are_advised_where_eight_bits_are_too_much() -> None:
     assert PAGED not in plan(config, spec, one, False, on_card(eight.peak)).advice
 
 
+@pytest.mark.slow
 def test_checkpointing_is_turned_on_where_nothing_else_is_needed() -> None:
     config, spec = T5Config(vocab_size=8000, **T5), checkpoint_spec("owner/name")
     one = Demand(lora(4), 1, 200, 200)

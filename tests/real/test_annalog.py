@@ -35,7 +35,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, base: Path, pairs: Path, *options: 
     return run, result(out)
 
 
-@pytest.mark.parametrize("bits", [32, 16, 8, 4])
+@pytest.mark.parametrize("bits", [32, pytest.param(16, marks=pytest.mark.slow), 8, 4])
 def test_lora_is_trained_read_back_merged_and_verified(
     bits: int, annalog: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
