@@ -245,4 +245,16 @@ def _read(path: Path) -> dict[str, Any] | None:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) and "sentences" in content and "notes" in content else None
+    return content if _is_readable(content) else None
+
+
+def _is_readable(content: Any) -> bool:
+    """Return whether the content of effects.json has the lists that are read from it."""
+    from petransfer.effects.kind import kinds_in_order
+
+    texts, effects = ("sentences", "notes", "missing"), [kind.key for kind in kinds_in_order()]
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in (*texts, *effects)):
+        return False
+    return all(isinstance(text, str) for key in texts for text in content[key]) and all(
+        isinstance(effect, dict) for key in effects for effect in content[key]
+    )

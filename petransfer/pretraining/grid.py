@@ -13,6 +13,7 @@ from petransfer.errors import UserError, unknown
 from petransfer.models.registry import NANO
 from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.recipe.run_spec import TrainSpec
+from petransfer.study.file_forms import PretrainingForm, wrong_part
 from petransfer.study.folders import RunFolder, StudyFolder
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def check_settings(cells: list[PretrainCell], study: StudyFolder) -> None:
     """Raise UserError for a run that began with other settings."""
     for cell in cells:
         folder = study.run(cell.run_id)
-        begun = folder.begun()
+        begun = _begun(folder)
         if begun is None:
             continue
         was, now = _flat(begun["settings"]), _flat(cell.settings())
@@ -91,6 +92,16 @@ def check_settings(cells: list[PretrainCell], study: StudyFolder) -> None:
                 raise UserError(
                     f"{folder.path} was created with {key} {was.get(key)}, not {now.get(key)}; use another --out"
                 )
+
+
+def _begun(folder: RunFolder) -> dict[str, Any] | None:
+    begun = folder.begun()
+    wrong = "" if begun is None else wrong_part(PretrainingForm, begun)
+    if wrong:
+        raise UserError(
+            f"{folder.path / 'spec.json'} is damaged ({wrong}); delete {folder.path} to start this run again"
+        )
+    return begun
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
@@ -132,7 +143,7 @@ class Pretrain:
         recipe = cell.recipe
         tokenizer = AutoTokenizer.from_pretrained(NANO / "tokenizer")
         corpus = read_corpus(recipe.corpora[cell.arm], self.corpora, tokenizer, recipe.tokens)
-        begun = folder.begun()
+        begun = _begun(folder)
         if begun is not None and begun["corpus_sha256"] != corpus.sha256:
             raise UserError(
                 f"the corpus of {cell.arm} has changed since {folder.path} was created (sha256 "

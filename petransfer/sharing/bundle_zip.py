@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import zipfile
 import zlib
@@ -19,6 +20,8 @@ RATIO = 100
 _BLOCK = MIB
 # Bytes of the header before each member, without the member's name.
 _LOCAL_HEADER = 30
+# Bytes of the record at the end of a zip file without comment.
+_END = 22
 
 
 def write_zip(path: Path, contents: Mapping[str, Path | bytes]) -> None:
@@ -48,12 +51,21 @@ def read_zip(path: Path, target: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
+            if not archive.comment and len(members) != _recorded_members(path):
+                raise UserError(f"{path} is damaged: its directory does not list all of its files; get it again")
             _check(path, archive, members)
             for member in members:
                 _unpack(archive, member, target / member.filename)
             return [member.filename for member in members]
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
         raise UserError(f"{path} is not a bundle or is damaged ({reason_of(error, 120)}); get it again") from None
+
+
+def _recorded_members(path: Path) -> int:
+    """Return the number of members that the end of a zip file without comment records."""
+    with path.open("rb") as file:
+        file.seek(-_END, os.SEEK_END)
+        return int.from_bytes(file.read(_END)[10:12], "little")
 
 
 def _check(path: Path, archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> None:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from petransfer.data import task_title
@@ -19,6 +20,7 @@ from petransfer.report.tables import markdown_text
 from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.bundle_files import RESULT, WEIGHTS
 from petransfer.sharing.card_metadata import Licences, Wishes, metadata, recipe_of, trained_on_all
+from petransfer.sharing.provenance_checks import check_result, spec_of_run
 from petransfer.sharing.safe_reading import read_json
 from petransfer.sharing.usage_code import base_in_words, usage
 
@@ -100,15 +102,29 @@ def _study(bundle: Bundle) -> _Study | None:
     seeds = {}
     for path in sorted(study.glob("runs/*/DONE")):
         try:
-            spec = RunSpec.from_dict(read_json(path.parent / "spec.json"))
+            spec = spec_of_run(path.parent)
             if _but_seed(spec) == _but_seed(bundle.spec):
                 result = read_json(path.parent / RESULT)
+                check_result(result)
                 seeds[spec.seed] = float(result["dev"]["exact_match"]), float(result["test"]["exact_match"])
-        except (KeyError, TypeError, ValueError, UserError):  # skip damaged runs
+        except UserError:  # skip damaged runs
             continue
-    effects = read_json(study / "effects.json") if (study / "effects.json").is_file() else {}
     name = str(recipe.get("name", study.name))
-    return _Study(name, dict(sorted(seeds.items())), tuple(map(str, effects.get("sentences", ()))))
+    return _Study(name, dict(sorted(seeds.items())), _sentences(study / "effects.json"))
+
+
+def _sentences(path: Path) -> tuple[str, ...]:
+    """Return the sentences in effects.json. Empty without this file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.is_file():
+        return ()
+    found = read_json(path).get("sentences", [])
+    if not isinstance(found, list):
+        raise UserError(f"{path} is damaged (sentences is no list); delete it, and `petransfer report` writes it again")
+    return tuple(map(str, found))
 
 
 def _but_seed(spec: RunSpec) -> str:

@@ -11,6 +11,7 @@ from petransfer.errors import UserError, reason_of
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.sharing.bundle_files import PROVENANCE, RECIPE
 from petransfer.sharing.safe_reading import read_json
+from petransfer.study.file_forms import first_wrong, wrong_part
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
@@ -94,10 +95,9 @@ def check_recipe(content: dict[str, Any]) -> None:
 
 
 def _check(model: type[BaseModel], content: dict[str, Any], file: str) -> None:
-    try:
-        model.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{file} is damaged ({_where(error)}); get the adapter again") from None
+    wrong = wrong_part(model, content)
+    if wrong:
+        raise UserError(f"{file} is damaged ({wrong}); get the adapter again")
 
 
 def spec_of_run(folder: Path) -> RunSpec:
@@ -129,7 +129,7 @@ def spec_in(content: dict[str, Any]) -> RunSpec:
         TypeAdapter(RunSpec).validate_python(spec.as_dict())
         run_id = spec.run_id
     except ValidationError as error:
-        raise UserError(f"{PROVENANCE} is damaged ({_where(error)}); get the adapter again") from None
+        raise UserError(f"{PROVENANCE} is damaged ({first_wrong(error)}); get the adapter again") from None
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{PROVENANCE} is damaged ({type(error).__name__}: {reason_of(error, 80)}); get the adapter again"
@@ -140,9 +140,3 @@ def spec_in(content: dict[str, Any]) -> RunSpec:
     if spec.checkpoint.source or spec.checkpoint.tokenizer_source or spec.task.source:
         raise UserError(f"{PROVENANCE} is refused: it names a place on a machine")
     return spec
-
-
-def _where(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    return f"{reason_of(place or 'the file', 80)}: {reason_of(first['msg'], 80)}"

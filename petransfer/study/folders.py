@@ -22,6 +22,7 @@ from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.recipe.schema import Recipe
 from petransfer.recipe.yaml_text import parse_yaml
+from petransfer.study.file_forms import ResultForm, wrong_part
 
 Status = Literal["done", "failed", "running", "interrupted", "waiting", "damaged"]
 
@@ -376,6 +377,8 @@ def _damage(path: Path, times: tuple[int, ...]) -> str:
             return f"{path / 'result.json'} has no exact match from 0 to 100 for {part}"
     if "dev" in result and (name := _wrong_figure(result)):
         return f"{path / 'result.json'} has no usable figure {name}"
+    if "dev" in result and (wrong := wrong_part(ResultForm, result)):
+        return f"{path / 'result.json'} has a wrong value: {wrong}"
     if "test" in result and "dev" in result and (problem := _contradiction(path / "examples.parquet", result["test"])):
         return problem
     if not by_id or ("dev" not in result and not times[1]):
@@ -387,7 +390,9 @@ def _damage(path: Path, times: tuple[int, ...]) -> str:
         same = spec.run_id == path.name
     except Exception:  # a damaged file can raise any error
         same = False
-    return "" if same else f"{path / 'spec.json'} does not describe this run"
+    if not same:
+        return f"{path / 'spec.json'} does not describe this run"
+    return "" if "dev" in result else f"{path / 'result.json'} has no scores on dev"
 
 
 def _contradiction(path: Path, scores: dict[str, Any]) -> str:
@@ -418,11 +423,12 @@ def _wrong_figure(result: dict[str, Any]) -> str:
     for part in ("dev", "test"):
         scores = result.get(part, {})
         optional |= {f"{part}.{name}": value for name, value in scores.items() if name != "categories"}
-        categories = scores.get("categories") or {}
+        categories = scores.get("categories", {})
         if not isinstance(categories, dict) or not all(map(_is_score, categories.values())):
             return f"{part}.categories"
         needed |= {f"{part}.categories.{name:.40}.examples": one.get("examples") for name, one in categories.items()}
-    optional = {name: value for name, value in optional.items() if value is not None}
+    counted = {name: value for name, value in optional.items() if name.endswith((".examples", ".disagreements"))}
+    optional = {name: value for name, value in optional.items() if value is not None} | counted
     return next((name for name, value in (needed | optional).items() if not _is_figure(name, value)), "")
 
 

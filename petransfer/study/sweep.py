@@ -17,6 +17,7 @@ from petransfer.atomic_files import write_text
 from petransfer.errors import UserError
 from petransfer.recipe.run_spec import RunSpec, TrainSpec
 from petransfer.recipe.schema import Recipe
+from petransfer.study.file_forms import SweepForm, wrong_part
 from petransfer.study.folders import StudyFolder, read_json
 from petransfer.study.grid import Cell
 
@@ -70,8 +71,19 @@ def open_sweep(recipe: Recipe, study: StudyFolder) -> None:
 
 
 def read_sweep(study: StudyFolder) -> dict[str, Any] | None:
-    """Return the content of sweep.json. None if there was no sweep."""
-    return read_json(study.path / "sweep.json")
+    """Return the content of sweep.json. None if there was no sweep.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = study.path / "sweep.json"
+    if not path.exists():
+        return None
+    content = read_json(path)
+    wrong = wrong_part(SweepForm, content)
+    if wrong:
+        raise UserError(f"{path} is damaged ({wrong}); delete it, and `petransfer sweep` writes it again from its runs")
+    return content
 
 
 def update_sweep(recipe: Recipe, own: Sequence[Cell], asked: Sequence[Cell], study: StudyFolder) -> dict[str, Any]:

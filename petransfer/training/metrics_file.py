@@ -58,7 +58,7 @@ def _parsed(line: bytes, place: str) -> dict[str, Any]:
         content = None
     if not isinstance(content, dict) or not _is_line(content):
         raise UserError(f"{place} is damaged: it is not a JSON object of a step's figures; remove the line or the file")
-    return content
+    return {name: value for name, value in content.items() if value is not None}
 
 
 def _is_line(content: dict[str, Any]) -> bool:

@@ -1,0 +1,165 @@
+"""JSON files of a study with values of wrong types: one line names the file, or the file is made anew."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from petransfer.effects.study_effects import update_effects
+from petransfer.errors import UserError
+from petransfer.pretraining.grid import check_settings, expand_pretraining
+from petransfer.recipe.pretraining import PretrainRecipe
+from petransfer.report.run_table import rows_of
+from petransfer.report.sweep import groups_of, lines_of, plot, sentences
+from petransfer.sharing.card import _sentences
+from petransfer.study import folders
+from petransfer.study.folders import StudyFolder
+from petransfer.study.grid import Cell
+from petransfer.study.sweep import read_sweep
+from petransfer.training.metrics_file import read_metrics
+from tests.report.made import METHODS, make, recipe_of, sweep
+
+WRONG: tuple[Any, ...] = (None, [], {}, "x", [1], {"a": 1}, True)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Cell], StudyFolder]:
+    recipe = recipe_of(
+        arms=["english", "scratch"],
+        methods=[METHODS[0]],
+        task={"name": "scan", "splits": ["right"]},
+        seeds=[0, 1],
+        effects=["english-scratch"],
+    )
+    cells, folder = make(tmp_path_factory.mktemp("made") / "study", recipe, examples=10)
+    sweep(folder, recipe)
+    update_effects(recipe, cells, folder)
+    return cells, folder
+
+
+def _changed(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield copies of a JSON value in which one key is missing or one value is of another type, each with its place."""
+
+    def with_value(*value: Any) -> Any:
+        changed = copy.deepcopy(content)
+        inner = changed
+        for key in path[:-1]:
+            inner = inner[key]
+        if value:
+            inner[path[-1]] = value[0]
+        else:
+            del inner[path[-1]]
+        return changed
+
+    inner = content
+    for key in path:
+        inner = inner[key]
+    if path:
+        if isinstance(path[-1], str):
+            yield path, with_value()
+        for value in WRONG:
+            yield path, with_value(value)
+    else:
+        yield from ((path, value) for value in WRONG)
+    keys = list(inner) if isinstance(inner, dict) else range(min(1, len(inner))) if isinstance(inner, list) else ()
+    for key in keys:
+        yield from _changed(content, (*path, key))
+
+
+def test_a_sweep_of_a_wrong_form_is_named(study: tuple[list[Cell], StudyFolder], tmp_path: Path) -> None:
+    cells, folder = study
+    copied = StudyFolder(tmp_path)
+    refused = []
+    for _, content in _changed(json.loads((folder.path / "sweep.json").read_text())):
+        (tmp_path / "sweep.json").write_text(json.dumps(content))
+        try:
+            groups = groups_of(cells, copied)
+        except UserError as error:
+            refused.append(str(error))
+        else:
+            lines_of(groups)
+            sentences(groups)
+    assert len(refused) > 100
+    assert all(one.startswith(str(tmp_path / "sweep.json")) and "delete it" in one for one in refused)
+    (tmp_path / "sweep.json").write_text("{")
+    with pytest.raises(UserError, match=r"sweep\.json is damaged"):
+        read_sweep(copied)
+    assert plot(groups_of(cells, folder))
+
+
+@pytest.mark.parametrize("file", ["result.json", "spec.json", "failed.json"])
+def test_a_run_with_a_file_of_a_wrong_form_is_damaged(file: str, study: tuple[list[Cell], StudyFolder]) -> None:
+    cells, folder = study
+    run = folder.run(cells[0].run_id)
+    original = (
+        {"error": "broken", "kind": "failure"} if file == "failed.json" else json.loads((run.path / file).read_text())
+    )
+    text = json.dumps(original)
+    named = 0
+    try:
+        for path, content in _changed(original):
+            (run.path / file).write_text(json.dumps(content))
+            folders._damage.cache_clear()
+            (row,) = rows_of(cells[:1], folder)
+            if row.status == "damaged":
+                named += 1
+                assert file in str(row.failure), path
+            elif file == "result.json":
+                environment = run.result().get("environment")  # type: ignore[union-attr]
+                assert environment is None or set(environment) >= {"packages", "python", "device", "threads"}, path
+    finally:
+        if file == "failed.json":
+            (run.path / file).unlink()
+        else:
+            (run.path / file).write_text(text)
+    assert named > {"result.json": 80, "spec.json": 100, "failed.json": -1}[file]
+
+
+def test_effects_of_a_wrong_form_are_computed_anew(study: tuple[list[Cell], StudyFolder]) -> None:
+    cells, folder = study
+    recipe = recipe_of(
+        arms=["english", "scratch"],
+        methods=[METHODS[0]],
+        task={"name": "scan", "splits": ["right"]},
+        seeds=[0, 1],
+        effects=["english-scratch"],
+    )
+    path = folder.path / "effects.json"
+    whole = json.loads(path.read_text())
+    for key in ("sentences", "notes", "missing", "effects", "scales", "retentions"):
+        for value in (None, 5, [5], "x"):
+            path.write_text(json.dumps(whole | {key: value}))
+            assert update_effects(recipe, cells, folder) == whole, (key, value)
+    path.write_text(json.dumps({"sentences": 5}))
+    with pytest.raises(UserError, match="sentences is no list"):
+        _sentences(path)
+    path.write_text(json.dumps(whole))
+
+
+def test_a_pretraining_with_a_spec_of_a_wrong_form_is_named(tmp_path: Path) -> None:
+    recipe = PretrainRecipe.model_validate(
+        {
+            "kind": "pretrain",
+            "name": "mine",
+            "arms": ["english"],
+            "train": {"steps": 9},
+            "corpora": {"english": {"path": "a"}},
+        }
+    )
+    cells, folder = expand_pretraining(recipe), StudyFolder(tmp_path)
+    run = folder.run(cells[0].run_id)
+    (run.path / "state" / "step-000000001").mkdir(parents=True)
+    for content in ({}, {"settings": 5, "corpus_sha256": "a"}, {"settings": {}, "corpus_sha256": None}):
+        (run.path / "spec.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=r"spec\.json is damaged .*delete"):
+            check_settings(cells, folder)
+
+
+def test_null_in_metrics_counts_as_missing(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0, "seconds": 1.0, "dev_em": null}\n')
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0, "seconds": 1.0}]
