@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from petransfer.cli.examples import epilog
+from petransfer.user_paths import expanded
 
 # For each verb, `module:name`; the name is that of a function or of a Typer application.
 VERBS = {
@@ -37,7 +38,7 @@ class Verbs(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        _hide_types_of_flags(self)
+        _adjust_parameters(self)
         self.commands = {name: _Listed(name) for name in VERBS}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -80,21 +81,29 @@ def imported(verb: str) -> TyperCommand | TyperGroup:
     found = getattr(importlib.import_module(f"petransfer.cli.{module}"), name)
     if isinstance(found, typer.Typer):
         group = typer.main.get_group(found)
-        _hide_types_of_flags(group)
+        _adjust_parameters(group)
         for command in group.commands.values():
             command.epilog = epilog(f"{verb} {command.name}") or None
-            _hide_types_of_flags(command)
+            _adjust_parameters(command)
         group.epilog = epilog(verb) or None
         return group
     alone = typer.Typer(add_completion=False)
     alone.command(verb, epilog=epilog(verb) or None)(found)
     command = typer.main.get_command(alone)
-    _hide_types_of_flags(command)
+    _adjust_parameters(command)
     return command  # type: ignore[return-value]
 
 
-def _hide_types_of_flags(command: Any) -> None:
-    """Remove the type `<bool>` from the help of options without a value."""
+def _adjust_parameters(command: Any) -> None:
+    """Hide the type `<bool>` of options without a value in the help, and expand `~` in all paths.
+
+    A shell expands `--out ~/x`, but not `--out=~/x`.
+    """
     for parameter in command.get_params(typer.Context(command)):
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""
+        parameter.callback = parameter.callback or _in_home
+
+
+def _in_home(context: Any, parameter: Any, value: Any) -> Any:
+    return expanded(value) if isinstance(value, Path) else value

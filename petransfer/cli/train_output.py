@@ -17,6 +17,7 @@ from petransfer.data.rows.chat_rows import readable_input
 from petransfer.errors import shortened
 from petransfer.memory.study_memory import method_title
 from petransfer.plurals import count
+from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec, TrainSpec
 from petransfer.report import run_table
 from petransfer.study.cross_validation import CrossValidation
@@ -73,7 +74,7 @@ def _method(spec: RunSpec, several: bool) -> str:
     """Describe a run's method. several: whether there are more runs, with other training rows."""
     method = spec.method
     title = method_title(method)
-    if method.name == "full" or method.embeddings == "frozen":
+    if METHODS.lookup(method.name).trains_all_weights or method.embeddings == "frozen":
         return title
     if method.embeddings == "trained":
         return f"{title}, and all embeddings"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from petransfer.errors import UserError
+from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import MethodSpec, RunSpec
 
 
@@ -43,7 +44,7 @@ RECIPE_OPTIONS: OptionNames = {key: TRAIN_OPTIONS[key] for key in ("checkpointin
 def recipe_options(methods: Sequence[MethodSpec], spec: RunSpec) -> OptionNames:
     """Return the options with which `run`, `plan` and `sweep` change the settings of a run."""
     # a model from scratch trains all weights with every method, so changing the method or the bits has no effect
-    anew = spec.checkpoint.reinit == "all" and spec.method.name == "full"
+    anew = spec.checkpoint.reinit == "all" and METHODS.lookup(spec.method.name).trains_all_weights
     if anew or spec.method not in methods:
         return RECIPE_OPTIONS
     part = f"--set methods.{methods.index(spec.method)}"

@@ -261,7 +261,7 @@ def _changes(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
     optimizers: tuple[Optimizer, ...] = ("adamw", "adamw-8bit", "paged-adamw-8bit")
     found += [(Change("optimizer", name),) for name in optimizers[optimizers.index(demand.optimizer) + 1 :]]
     method = demand.method
-    whole = method.name == "full"
+    whole = METHODS.lookup(method.name).trains_all_weights
     if whole:
         found.append((Change("method", "lora"),))
     for bits in (16, 8, 4):

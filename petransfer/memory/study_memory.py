@@ -16,6 +16,7 @@ from petransfer.memory.advice import TURNED_ON, OptionNames, suggestion
 from petransfer.memory.cards import GB, gigabytes, host_bytes
 from petransfer.models.registry import is_embedded
 from petransfer.plurals import count
+from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import MethodSpec, RunSpec, TaskSpec
 from petransfer.recipe.stacking import MOST_STACKED, stack_key
 
@@ -219,8 +220,9 @@ def _room(spec: RunSpec, card: int, most: int) -> int:
 
 def method_title(method: MethodSpec) -> str:
     """Return the name of a method and its size as text, such as `LoRA of rank 16`."""
-    if method.name == "full":
-        return "all weights"
+    declared = METHODS.lookup(method.name)
+    if declared.trains_all_weights:
+        return declared.title
     if method.match_parameters:
         size = f" of about {method.match_parameters:,} parameters"
     elif method.rank:

@@ -122,7 +122,7 @@ class TrainSummary:
         """Which step's weights are saved, and why, as a sentence. Empty if these are the weights of the last step."""
         if not self.stop_reason:
             return ""
-        what = "model" if self.cell.spec.method.name == "full" else "adapter"
+        what = "model" if METHODS.lookup(self.cell.spec.method.name).trains_all_weights else "adapter"
         best = f"the {what} has the weights of step {self.best_step:,}, the best on dev"
         stopping = self.cell.spec.train.early_stopping
         if not self.equal_step or (stopping and stopping.metric == "loss"):

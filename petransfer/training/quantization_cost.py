@@ -46,7 +46,9 @@ class QuantisationCost:
 
     @property
     def change(self) -> float:
-        """Relative change of the loss: 0.05 is 5 % more. Infinite if the loss at 16 bits is zero."""
+        """Relative change of the loss: 0.05 is 5 % more. Infinite if only the loss at 16 bits is zero."""
+        if self.loss == self.loss_at_16_bits:
+            return 0.0
         return self.loss / self.loss_at_16_bits - 1 if self.loss_at_16_bits else math.inf
 
 
@@ -89,21 +91,23 @@ def check(cost: QuantisationCost, name: str) -> None:
     """Warn if quantisation changed the loss noticeably.
 
     Raises:
-        RunError: the loss is not finite, or changed by more than both `REFUSE_ABOVE` and `REFUSE_NATS`.
+        RunError: a loss is not finite, or the loss changed by more than both `REFUSE_ABOVE` and `REFUSE_NATS`.
     """
     moved = f"quantising {name} changed its loss on {EXAMPLES} dev examples from {cost.loss_at_16_bits:.3f} to "
     moved += f"{cost.loss:.3f} nats per target token"
+    if not math.isfinite(cost.loss_at_16_bits):
+        raise RunError(
+            f"{name} computes no finite loss at 16 bits on {EXAMPLES} dev examples, before it is quantised; check its "
+            "weights and its dtype, or --force to train anyway"
+        )
     help_ = "use more bits, or name the sensitive layers in the method's keep_wide"
     if not math.isfinite(cost.loss):
         raise RunError(f"{moved}: the quantised model computes no finite numbers; {help_}")
+    change = f" ({cost.change:+.1%})".replace("%)", " %)") if math.isfinite(cost.change) else ""
     if abs(cost.change) > REFUSE_ABOVE and abs(cost.loss - cost.loss_at_16_bits) > REFUSE_NATS:
-        raise RunError(
-            f"{moved} ({cost.change:+.0%}), more than {REFUSE_ABOVE:.0%}; {help_}, or --force to train anyway"
-        )
+        raise RunError(f"{moved}{change}, more than {REFUSE_ABOVE:.0%}; {help_}, or --force to train anyway")
     if abs(cost.change) > WARN_ABOVE:
-        logger.warning(
-            "%s (%+.1f %%). Training usually recovers most of it; otherwise %s", moved, 100 * cost.change, help_
-        )
+        logger.warning("%s%s. Training usually recovers most of it; otherwise %s", moved, change, help_)
 
 
 @torch.no_grad()

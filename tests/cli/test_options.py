@@ -70,3 +70,17 @@ def test_every_process_of_a_launch_takes_part_in_the_verbs_that_share_runs(
     monkeypatch.setattr(petransfer.cli, "call", record)
     assert call(monkeypatch, *arguments) == 0
     assert calls == ([[*arguments]] if takes_part else [])
+
+
+def test_a_tilde_in_any_path_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shell expands `--out ~/x`, but not `--out=~/x`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "recipes", "cp", "smoke", "~/mine.yaml") == 0
+    assert (tmp_path / "mine.yaml").is_file()
+    assert not (tmp_path / "~").exists()
+    for arguments in (("plan", "smoke", "--out=~/mine.yaml"), ("status", "~/gone")):
+        assert str(tmp_path) in refused(monkeypatch, capsys, *arguments)

@@ -24,15 +24,17 @@ from petransfer.memory.fit import fit
 from petransfer.memory.measured import capability, measure
 from petransfer.memory.planner import CONTEXT, PAGED, needs_checkpointing, on_card, plan
 from petransfer.memory.step_memory import Demand, simulate
-from petransfer.memory.study_memory import demand_of, predict_memory
+from petransfer.memory.study_memory import demand_of, method_title, predict_memory
 from petransfer.models.architecture import configuration
 from petransfer.models.control_arms import randomly_initialized
 from petransfer.models.registry import NANO, checkpoint_spec
+from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import Bits, MethodSpec, RunSpec, TaskSpec
 from petransfer.study.folders import RunFolder
 from petransfer.study.settings import Settings
 from petransfer.study.single_run import run_one
 from petransfer.training.execution import Execution
+from tests.conftest import LORA
 
 LAYERS = 2  # of the encoder and of the decoder; a prediction takes as long as a model has layers
 T5 = {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": LAYERS, "num_heads": 4, "decoder_start_token_id": 0}
@@ -548,3 +550,12 @@ def test_an_operation_that_needs_values_is_told_in_one_line(monkeypatch: pytest.
     monkeypatch.setattr("petransfer.memory.step_memory.token_loss", fail)
     with pytest.raises(UserError, match=r"memory of nano/english \(t5\) cannot be predicted: .*torch.nonzero"):
         fit("nano/english", bits=32)
+
+
+def test_a_method_of_another_package_can_train_all_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said and advised depends on the method's property, not on its name."""
+    everything = replace(METHODS.lookup("full"), name="everything", title="all of it")
+    lookup = METHODS.lookup
+    monkeypatch.setattr(METHODS, "lookup", lambda name: everything if name == "everything" else lookup(name))
+    assert method_title(replace(LORA, name="everything")) == "all of it"
+    assert method_title(replace(LORA, name="full")) == "all weights"

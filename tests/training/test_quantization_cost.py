@@ -57,19 +57,25 @@ def test_activations_cut_to_whole_numbers_are_noticed(
 @pytest.mark.parametrize(("before", "after", "outcome"), [
     (2.0, 2.05, "silent"), (2.0, 2.3, "warning"), (2.0, 1.7, "warning"), (2.0, 3.1, "error"), (2.0, 0.9, "error"),
     (0.01, 0.02, "warning"), (2.0, float("inf"), "error"), (2.0, float("nan"), "error"), (0.0, 0.01, "warning"),
+    (0.0, 0.0, "silent"), (0.0, 0.5, "error"), (float("nan"), 2.0, "16 bits"), (float("inf"), 2.0, "16 bits"),
 ])  # fmt: skip
 def test_a_change_is_silent_a_warning_or_an_error(
     before: float, after: float, outcome: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     cost = calibrate.QuantisationCost(before, after)
-    if outcome == "error":
+    if outcome == "16 bits":
+        with pytest.raises(RunError, match=r"base computes no finite loss at 16 bits .*--force"):
+            calibrate.check(cost, "base")
+    elif outcome == "error":
         with pytest.raises(RunError, match="bits") as error:
             calibrate.check(cost, "base")
         assert f"{after:.3f}" in str(error.value)
         assert "keep_wide" in str(error.value)
+        assert "(+inf" not in str(error.value)
     else:
         calibrate.check(cost, "base")
         assert len(caplog.messages) == (outcome == "warning")
+        assert "(+inf" not in caplog.text
 
 
 def test_without_room_the_wide_weights_are_read_from_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
