@@ -30,6 +30,7 @@ from petransfer.plurals import count
 from petransfer.recipe.run_spec import CheckpointSpec
 
 _log = logging.getLogger(__name__)
+_READABLE = {".safetensors", ".bin"}
 _NUMBER = re.compile(r"\.\d+\.")
 
 
@@ -59,7 +60,7 @@ def refuse_damaged_files(checkpoint: CheckpointSpec) -> None:
 
 @functools.cache
 def refuse_missing_tensors(checkpoint: CheckpointSpec) -> None:
-    """Refuse a checkpoint whose safetensors files lack a tensor of the model. Only the files' headers are read.
+    """Refuse a checkpoint whose files lack a tensor of the model. Only the names and shapes of tensors are read.
 
     Checkpoints with other files, and those on the hub that are not in the cache, are not checked.
 
@@ -67,7 +68,7 @@ def refuse_missing_tensors(checkpoint: CheckpointSpec) -> None:
         UserError: A tensor is missing, or has another shape than config.json says.
     """
     files = list(weight_files(checkpoint, None).values())
-    if is_embedded(checkpoint.name) or not files or any(one is None or one.suffix != ".safetensors" for one in files):
+    if is_embedded(checkpoint.name) or not files or any(one is None or one.suffix not in _READABLE for one in files):
         return
     with one_line_errors(checkpoint):
         config = read_configuration(checkpoint)

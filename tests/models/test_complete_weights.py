@@ -183,3 +183,15 @@ def test_a_tokenizer_that_is_a_pointer_is_named(copied: Path) -> None:
     (copied / "tokenizer.json").write_text(_POINTER)
     with pytest.raises(UserError, match=r"/tokenizer\.json is a Git LFS pointer"):
         load(str(copied), 32, device="cpu")
+
+
+def test_missing_tensors_in_a_pickled_checkpoint_are_noticed_before_loading(copied: Path) -> None:
+    weights = load_file(copied / "model.safetensors")
+    (copied / "model.safetensors").unlink()
+    torch.save(weights, copied / "pytorch_model.bin")
+    refuse_damaged_files(checkpoint_spec(str(copied)))
+    query = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    del weights[query]
+    torch.save(weights, copied / "pytorch_model.bin")
+    with pytest.raises(UserError, match=f"lack {query}"):
+        refuse_damaged_files(checkpoint_spec(str(copied)))
