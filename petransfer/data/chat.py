@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +14,8 @@ from petransfer.data.bad_rows import BadRow
 from petransfer.data.layout import Layout, special_tokens
 from petransfer.data.rows.chat_rows import read_prompt
 from petransfer.errors import UserError, reason_of
+
+_log = logging.getLogger(__name__)
 
 
 def chat_layout(tokenizer: PreTrainedTokenizerBase, layout: Layout, chat: str) -> Layout:
@@ -37,11 +41,23 @@ def chat_layout(tokenizer: PreTrainedTokenizerBase, layout: Layout, chat: str) -
             f"the data are chats and the tokenizer ({tokenizer.name_or_path}) has no chat template; use a checkpoint "
             f"that was tuned on chats (often named -instruct or -chat), {plain}"
         )
+    if "strftime_now" in str(tokenizer.chat_template):
+        _warn_of_date(str(tokenizer.name_or_path))
     special = special_tokens(tokenizer)
     end = _end_of_turn(tokenizer, layout.eos_id, special)
     # A model that has learnt little from chats can still end a text with the tokenizer's own end token.
     others = [token for token in layout.end_ids if token != end and (token in special or token != layout.eos_id)]
     return dataclasses.replace(layout, eos_id=end, other_end_ids=tuple(others))
+
+
+@functools.cache
+def _warn_of_date(name: str) -> None:
+    """Log a warning once per process: a training makes its layout several times."""
+    _log.warning(
+        "warning: the chat template of %s writes today's date into the prompts (strftime_now). Prompts on another day "
+        "differ from those of the training; for equal prompts, write a fixed date into the template",
+        name,
+    )
 
 
 def render_chat(text: str, prefix: str, tokenizer: PreTrainedTokenizerBase, chat: str) -> str:

@@ -216,3 +216,12 @@ def test_chats_are_trained_on_scored_and_predicted(
     )
     assert call(monkeypatch, "predict", str(result.parent), "walk 3", "--max-new-tokens", "16", "--cpu") == 0
     assert asked == [f"user walk 3{tokenizer.eos_token}assistant "]
+
+
+def test_a_template_with_the_date_of_today_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    dated = "{{ strftime_now('%d %b %Y') }}" + CHATML
+    for template in (CHATML, dated, dated):
+        chat_layout(byte_level(template), LAYOUT, "template")
+    (warning,) = caplog.messages
+    assert "strftime_now" in warning
+    assert "fixed date" in warning
