@@ -12,7 +12,7 @@ from petransfer.data import SplitData, load_task
 from petransfer.data.chat import chat_layout
 from petransfer.data.encoded_examples import EncodedSplit, encode_split
 from petransfer.data.encoding import Layout, encodable, encode_targets
-from petransfer.errors import UserError
+from petransfer.errors import UserError, shortened
 from petransfer.evaluation.metric_checks import declared
 from petransfer.memory.step_memory import meta_model
 from petransfer.methods import virtual_tokens
@@ -20,6 +20,7 @@ from petransfer.models.architecture import configuration
 from petransfer.models.lengths import VirtualTokens, length_check
 from petransfer.models.loading import tokenizer_and_layout
 from petransfer.models.text_part import text_config
+from petransfer.plurals import count
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import Options, RunSpec
 from petransfer.training.batches import used_examples
@@ -84,7 +85,8 @@ def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tupl
     if any(metric.of_labels for metric in declared(spec.task.metrics)):
         labels = encodable(data.labels, tokenizer, layout) if source.get("bad_rows") == "skip" else data.labels
         encode_targets(labels, tokenizer, layout)
-        encoded = replace(encoded, data=replace(encoded.data, labels=tuple(labels)))
+        notes = [*encoded.notes, *untrained_labels_notes(encoded.data)]
+        encoded = replace(encoded, data=replace(encoded.data, labels=tuple(labels)), notes=notes)
     return encoded, layout
 
 
@@ -95,6 +97,19 @@ def _check_added_tokens(spec: RunSpec) -> None:
             f"added_tokens: the embeddings of added tokens must be trained, and {spec.method.name} keeps them frozen; "
             "use lora, or another method that takes it, with embeddings: new"
         )
+
+
+def untrained_labels_notes(data: SplitData) -> list[str]:
+    """Return a warning for dev and test if they have labels that no train row has."""
+    known, notes = {example.target for example in data.train}, []
+    for part in ("dev", "test"):
+        found = [example.target for example in getattr(data, part) if example.target not in known]
+        names = list(dict.fromkeys(found))
+        if names:
+            shown = ", ".join(shortened(name, 40) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+            rows = count(len(found), f"{part} row")
+            notes.append(f"warning: {rows} have {count(len(names), 'label')} that no train row has: {shown}")
+    return notes
 
 
 def log_notes(encoded: EncodedSplit) -> None:
