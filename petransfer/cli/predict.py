@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,7 @@ from petransfer.json_lines import json_line
 from petransfer.recipe.values import MOST_NEW_TOKENS
 
 if TYPE_CHECKING:
+    from petransfer.evaluation.generation import Generation
     from petransfer.evaluation.predictor import Predictor
     from petransfer.sharing.base import Where
     from petransfer.sharing.sources import Source
@@ -94,14 +95,43 @@ def predict(
 
         where = Where(checkpoint, revision, None, "cpu" if cpu else None, any_base)
         each = _predictors(sources, where, combination_of(weights, combination), chat)
-        for_chats = _for_chats if chat else (lambda label, predictor: predictor)
-        for batch in iter(lambda: list(islice(lines, at_once)), []):
-            asked = [line for line in batch if line.strip()]
-            texts = {label: iter(for_chats(label, one)(asked, max_new_tokens)) for label, one in each()}
-            for line in batch:
-                for label, generated in texts.items():
-                    answer = next(generated) if line.strip() else ""
-                    _print(line, label if len(texts) > 1 else None, answer, as_json)
+        _generate(iter(lambda: list(islice(lines, at_once)), []), each, max_new_tokens, chat, as_json)
+
+
+def _generate(
+    batches: Iterable[list[str]],
+    each: Callable[[], Iterator[tuple[str, Predictor]]],
+    max_new_tokens: int,
+    chat: bool,
+    as_json: bool,
+) -> None:
+    """Print a text for each input and model. At the end, say how many texts were cut.
+
+    Args:
+        batches: The inputs, in batches.
+        each: Yields the label and the predictor of each model.
+    """
+    from petransfer.evaluation.cut_texts import CutTexts
+
+    cut: dict[str, CutTexts] = {}
+    has_line_breaks = False
+    for batch in batches:
+        asked = [line for line in batch if line.strip()]
+        texts: dict[str, Iterator[Generation]] = {}
+        for label, one in each():
+            found = (_for_chats(label, one) if chat else one).generations(asked, max_new_tokens)
+            cut.setdefault(label, CutTexts(max_new_tokens)).add(found)
+            texts[label] = iter(found)
+        for line in batch:
+            for label, generated in texts.items():
+                answer = next(generated).text if line.strip() else ""
+                has_line_breaks = has_line_breaks or "\n" in answer
+                _print(line, label if len(texts) > 1 else None, answer, as_json)
+    for label, numbers in cut.items():
+        head = f"{label}: " if len(cut) > 1 else ""
+        print_text(*(f"{head}{note}" for note in numbers.notes("--max-new-tokens ")), file=sys.stderr)
+    if has_line_breaks and not as_json:
+        print_text("\\n in a text stands for a line break", file=sys.stderr)
 
 
 def _opened(stack: contextlib.ExitStack, places: list[str], run: str | None) -> list[Source]:

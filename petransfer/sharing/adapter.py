@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from petransfer.errors import UserError
+from petransfer.evaluation.cut_texts import CutTexts
 from petransfer.evaluation.predictor import Predictor
 from petransfer.python_arguments import device_of, names_of, place_of, text_pairs, texts_of
 from petransfer.recipe.run_spec import Bits
@@ -29,6 +31,8 @@ from petransfer.user_paths import expanded
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+logger = logging.getLogger(__name__)
 
 
 class Adapter:
@@ -126,7 +130,7 @@ class Adapter:
                 of a decoder-only model. For an adapter trained with a template, each input is a JSON object with the
                 template's columns as keys. An adapter or a model that petransfer did not train gets each input exactly
                 as it is given.
-            max_new_tokens: largest number of tokens of a generated text.
+            max_new_tokens: largest number of tokens of a generated text. A warning is logged if texts are cut at it.
             chat: write each input with the model's chat template, even if the model was not trained on chats.
 
         Returns:
@@ -140,7 +144,12 @@ class Adapter:
         predictor = self.predictor.for_chats(by_default=True) if chat else self.predictor
         if predictor is None:
             raise UserError(f"the tokenizer of {self.label} has no chat template; leave chat=True out")
-        return predictor(given, max_new_tokens)
+        found = predictor.generations(given, max_new_tokens)
+        cut = CutTexts(max_new_tokens)
+        cut.add(found)
+        for note in cut.notes("max_new_tokens="):
+            logger.warning(note)
+        return [one.text for one in found]
 
     def evaluate(
         self,
