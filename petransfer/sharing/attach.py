@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ FIRST = "adapter0"
 COMBINATIONS = ("linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "magnitude_prune")
 # Combinations whose names begin with one of these words use only a part of each adapter's weights. DENSITY is the size
 # of this part, from 0 to 1.
+# The end of the names of tensors with trained rows of the embeddings.
+_ROWS = "trainable_tokens_delta"
 _SPARSE, DENSITY = ("ties", "dare", "magnitude"), 0.5
 
 
@@ -43,10 +45,16 @@ def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
     brings = next((bundle for bundle, own in zip(bundles, own_embeddings, strict=True) if own), None)
     if brings and len(bundles) > 1:
         raise UserError(f"{brings.label} brings embeddings of its own for the base; use it without other adapters")
+    tables = {name for bundle in bundles for name in _embedding_rows(bundle.config)}
     for at, bundle in enumerate(bundles):
         try:
             config = PeftConfig.from_pretrained(str(bundle.weights.parent))
             config.inference_mode = True
+            borrows = bool(tables) and hasattr(config, "trainable_token_indices") and not _embedding_rows(bundle.config)
+            if borrows:
+                # peft fails if some adapters train rows of the embeddings and others do not. The first row of each
+                # table is therefore given to the others, with the values of the base.
+                config.trainable_token_indices = {table: [0] for table in sorted(tables)}
             config.base_model_name_or_path = loaded.model.name_or_path  # peft warns about any other name
             if at:  # the layers of the adapters before have names too
                 refuse_slow_patterns(bundle, model)
@@ -56,20 +64,32 @@ def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
         except Exception as error:  # peft checks few values, so that a wrong one can raise any error
             reason = reason_of(error, 160)
             raise UserError(f"{bundle.label} cannot be put on {loaded.model.config.model_type}: {reason}") from error
-        _load_tensors(model, bundle, _name(at), own_embeddings[at])
+        _load_tensors(model, bundle, _name(at), own_embeddings[at], borrows)
     compute_as_in_training(model, bits)
     model.set_adapter(FIRST)
     return model.to(loaded.model.device).eval()
+
+
+def _embedding_rows(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the rows of the embeddings that an adapter trains, by the name of the table."""
+    rows = config.get("trainable_token_indices")
+    return rows if isinstance(rows, dict) else {"embed_tokens": rows} if rows else {}
 
 
 def _name(at: int) -> str:
     return f"adapter{at}"
 
 
-def _load_tensors(model: PeftModel, bundle: Bundle, name: str, own_embeddings: frozenset[str]) -> None:
-    """Load a bundle's tensors into the adapter `name`. Tensors in `own_embeddings` replace the base's embeddings."""
+def _load_tensors(
+    model: PeftModel, bundle: Bundle, name: str, own_embeddings: frozenset[str], borrows: bool = False
+) -> None:
+    """Load a bundle's tensors into the adapter `name`. Tensors in `own_embeddings` replace the base's embeddings.
+
+    borrows: whether the adapter has rows of the embeddings that are not in the bundle.
+    """
     places = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    expected = {key: tuple(value.shape) for key, value in places.items()}
+    borrowed = {key: value for key, value in places.items() if borrows and key.endswith(_ROWS)}
+    expected = {key: tuple(value.shape) for key, value in places.items() if key not in borrowed}
     # embeddings named in `modules_to_save` are parameters of the adapter; other embeddings replace the base's
     found = {key: shape for key, (_, shape) in bundle.tensors.items() if key in expected or key not in own_embeddings}
     extra, missing = sorted(found.keys() - expected.keys()), sorted(expected.keys() - found.keys())
@@ -84,7 +104,7 @@ def _load_tensors(model: PeftModel, bundle: Bundle, name: str, own_embeddings: f
     broken = next((key for key, value in tensors.items() if not torch.isfinite(value).all()), None)
     if broken:
         raise UserError(f"{bundle.label} is refused: {broken} contains NaN or infinity")
-    set_peft_model_state_dict(model, tensors, adapter_name=name)
+    set_peft_model_state_dict(model, tensors | borrowed, adapter_name=name)
 
 
 def _unfit(bundle: Bundle, why: str) -> UserError:

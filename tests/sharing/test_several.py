@@ -68,6 +68,17 @@ def test_several_may_train_rows_of_the_embeddings(
     )
 
 
+def test_adapters_with_rows_of_the_embeddings_come_first(
+    two: tuple[str, str], run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows of the first adapter change no text of the second, which has none."""
+    texts = [source for source, _ in ROWS[:6]]
+    sources = (str(run), two[0])
+    alone = [row["output"] for one in sources for row in answers(capsys, one, *texts)]
+    together = answers(capsys, sources[0], *texts, "--with", sources[1])
+    assert [row["output"] for one in sources for row in together if row["adapter"] == one] == alone
+
+
 def test_the_table_has_every_adapter_with_what_it_claims(
     two: tuple[str, str], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
