@@ -34,3 +34,12 @@ def expanded(path: str | Path) -> Path:
     except RuntimeError:
         home = Path(path).parts[0]
         raise UserError(f"{path}: there is no home folder for {home}; write the whole path, from / on") from None
+
+
+def trainings_in(folder: Path) -> str:
+    """Return examples of folders of trainings, such as `such as results/dates-english`, for a message.
+
+    folder: the folder that a user named. The examples are folders inside it, if it holds trainings.
+    """
+    inner = sorted(str(kept.parent) for kept in folder.glob("*/recipe.yaml"))[:3]
+    return f"such as {', '.join(inner) or 'results/dates-english'}"

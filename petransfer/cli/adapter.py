@@ -29,7 +29,7 @@ _TITLES = {
     "base": "base model",
     "base revision": "revision of the base",
     "targets": "adapted layers",
-    "rows of embeddings": "trained embeddings",
+    "rows of embeddings": "trained token embeddings",
     "tensors": "tensors in the file",
     "parameters": "trained parameters",
     "stored parameters": "parameters in the file",
@@ -39,6 +39,11 @@ _TITLES = {
     "bits": "bits per base weight",
     "claimed dev EM %": "exact match on dev, %",
     "claimed test EM %": "exact match on test, %",
+}
+# What `info` prints for these entries and values.
+_TEXTS = {
+    ("task", "lines held-out"): "rows from files, not a benchmark",
+    ("licence", "other"): "other: no licence was named",
 }
 
 app = typer.Typer(no_args_is_help=True, help="Describe, pack, upload, download, verify and merge adapters.")
@@ -85,7 +90,7 @@ def info(source: Source, as_json: Json = False) -> None:
     width = max(map(len, titles.values()))
     for name, value in found.items():
         shown = f"{value:,}" if isinstance(value, int) else str(value)
-        text = "the user's own rows" if (name, value) == ("task", "lines held-out") else visible(shown, keep="")
+        text = _TEXTS.get((name, shown)) or visible(shown, keep="")
         print_text(f"{titles[name]:<{width}}  {text}")
 
 
@@ -140,7 +145,7 @@ def pack(
         wishes = _wishes(licence, language, tags)
         sha256 = write(bundle, target, wishes)
         _print_licence_note(bundle, wishes)
-    print(f"{target}: {target.stat().st_size:,} bytes, sha256 {sha256}")
+    print(f"written: {target} ({target.stat().st_size:,} bytes)\nsha256: {sha256}")
 
 
 @app.command("push")
@@ -169,7 +174,7 @@ def push(
     if as_json:
         print(json.dumps(hub.as_json(done), indent=1))
     else:
-        print_text(f"{done.url} ({who})")
+        print_text(f"pushed to {done.url} ({who})")
 
 
 @app.command("pull")

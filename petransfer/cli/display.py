@@ -170,16 +170,17 @@ def progress_lines(view: View, rows: Sequence[ShownRow], width: int, most: int) 
 def progress_line(row: ShownRow, name: str, score: str, width: int, score_name: str = "dev") -> str:
     """Return a run's name, bar, step, loss, dev score and remaining time in one line.
 
-    The name is cut to fit. In a narrow terminal, `score_name` is replaced by `dev`. width: the width of the line in
-    characters.
+    The name is cut to fit. In a narrow terminal, `score_name` is shortened, as in `dev`. width: the width of the line
+    in characters.
     """
     steps = int(getattr(row.cell, "spec", row.cell).train.steps)
     if row.loss is None:
         return _cut(f"{name} starting".strip(), width)
     step, loss, left = f"{row.step:,}/{steps:,}", f"loss {row.loss:.3f}", _left(row)
+    short = "dev" if score_name.endswith("dev") else score_name.partition(" on ")[0]
     tails = [
         ", ".join(filter(None, (f"{step}{unit}", loss, f"{word} {score}" if score else "", left)))
-        for unit, word in ((" steps", score_name), ("", score_name), ("", "dev"))
+        for unit, word in ((" steps", score_name), ("", score_name), ("", short))
     ]
     # room for a bar of six characters with its brackets, and for a short name
     least = 9 + min(8, len(name) + bool(name))

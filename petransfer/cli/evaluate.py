@@ -16,13 +16,13 @@ from petransfer.cli.table_layout import print_table
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
 from petransfer.plurals import count
-from petransfer.recipe.metrics import HEADINGS
+from petransfer.recipe.metrics import HEADINGS, meanings
 from petransfer.visible_text import visible
 
 if TYPE_CHECKING:
     from petransfer.sharing.scoring import Scores
 
-# The largest number of row numbers that a message lists.
+# The numbers of the rows are listed if there are at most this many.
 LISTED = 10
 
 
@@ -144,12 +144,16 @@ def explanations(rows: list[Scores], by_generation: bool = False) -> list[str]:
     """Return lines that explain column headings of the table of scores."""
     lines = [
         "exact match %: share of the examples for which the model generates exactly the target.",
-        "loss per token: mean cross-entropy of a target token, in nats; lower is better.",
+        *meanings({name for row in rows for name in row.metrics}),
+        f"{_LOSS}: mean cross-entropy of a target token of these examples, in nats; lower is better.",
     ]
     if any(row.claimed is not None for row in rows):
         lines.append(f"{_RECORDED}: the value that was recorded when the adapter was trained.")
     if any(row.seen_rows for row in rows):
-        lines.append("seen rows: the examples that are also training rows of the adapter. unseen rows: all others.")
+        lines.append(
+            "seen rows: the examples that are also training rows of the adapter. unseen rows: all others, among them "
+            "the dev rows of the training."
+        )
     if len(rows) > 1:
         lines.append(
             f"{_SAME}: share of the examples that this model and the first model of the table both get right or both "
@@ -159,9 +163,11 @@ def explanations(rows: list[Scores], by_generation: bool = False) -> list[str]:
         least, most = (function(row.generated for row in rows) for function in (min, max))
         number = f"{most:,}" if least == most else f"{least:,} to {most:,}"
         part = f"{number} of the" if least < rows[0].examples else "all"
+        which = " (a random sample, and those that are nearly undecided)" if least < rows[0].examples else ""
+        agree = "" if any(row.disagreements for row in rows) else "; all agree"
         lines.append(
             f"Scores come from one forward pass per example. As a check, texts were generated for {part} "
-            f"{count(rows[0].examples, 'example')}{'' if any(row.disagreements for row in rows) else '; all agree'}."
+            f"{count(rows[0].examples, 'example')}{which}{agree}."
         )
     if any(row.label.startswith("merged: ") for row in rows):
         lines.append("merged: the adapter, added to the weights of the base model; it should score like the adapter.")
@@ -189,11 +195,10 @@ def _warn(row: Scores) -> None:
             file=sys.stderr,
         )
     if row.seen_rows:
-        listed = ", ".join(str(at + 1) for at in row.seen_rows[:LISTED])
-        more = f" and {len(row.seen_rows) - LISTED:,} more" if len(row.seen_rows) > LISTED else ""
+        listed = f" ({', '.join(str(at + 1) for at in row.seen_rows)})" if len(row.seen_rows) <= LISTED else ""
         print_text(
-            f"{label} was trained on {len(row.seen_rows):,} of these {row.examples:,} rows (rows {listed}{more}). Only "
-            f"the unseen rows show how well it generalises: {_unseen(row)}",
+            f"{label} was trained on {len(row.seen_rows):,} of these {row.examples:,} rows{listed}. Only the "
+            f"unseen rows show how well it generalises: {_unseen(row)}",
             file=sys.stderr,
         )
 

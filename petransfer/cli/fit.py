@@ -209,7 +209,7 @@ def _about_the_loop(name: str, predicted: int, measured: Measured | None, text: 
     if measured is None:
         how = f"`petransfer fit {name} --measure --cpu` measures it"
         return (
-            "the prediction is for a training step of plain transformers and peft; petransfer's own step on a CPU can "
+            "the table is for a training step of plain transformers and peft; petransfer's own step on a CPU can "
             f"need less; {how}"
         )
     if measured.loop is None:

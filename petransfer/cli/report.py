@@ -14,9 +14,12 @@ from typer.core import TyperGroup
 from petransfer.atomic_files import write_text
 from petransfer.cli.table_layout import print_meanings, print_table
 from petransfer.cli.terminal_text import print_text
+from petransfer.effects.kind import kinds_in_order
 from petransfer.errors import UserError
+from petransfer.recipe.metrics import meanings
 from petransfer.report import run_groups as groups
 from petransfer.report import run_page, run_table, sweep
+from petransfer.report.meanings import LOSS_MEANING
 from petransfer.report.study_report import FILES, write_report
 from petransfer.study.study import open_grid
 
@@ -48,7 +51,7 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of the study, such
     name = grid.recipe.name
     if found.single:
         _print_run(found.single, grid.folder.run(found.single.cell.run_id).result() or {})
-        lines = [found.unswept_note]
+        lines = [LOSS_MEANING, *meanings(found.single.scores), found.unswept_note]
     elif not found.any_done:
         print_table(sweep.terminal_table(found.swept, name))
         lines = ["No run of the study itself is finished.", *sweep.sentences(found.swept), found.unswept_note]
@@ -63,7 +66,8 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of the study, such
             *effects["sentences"],
             *effects["missing"],
         ]
-        if effects["effects"]:
+        lines += [kind.about for kind in kinds_in_order() if effects.get(kind.key)]
+        if any(one["p_holm"] is not None for one in effects["effects"]):
             lines.append("Holm: the p values are corrected, because several effects are tested together.")
     for line in filter(None, lines):
         print_text(line)

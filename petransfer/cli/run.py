@@ -66,6 +66,7 @@ class Kind:
     finished: str | None = None
     begin: Callable[[], None] = lambda: None
     name: str = ""
+    score_name: str = "exact match on dev"
 
 
 def grid_from_options(
@@ -188,7 +189,7 @@ def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Schedu
         kind.line,
         study_label,
         study_score,
-        "exact match on dev",
+        kind.score_name,
         kind.name,
     )
     with Display(view, quiet=as_json) as tick:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from petransfer.cli.terminal_text import print_text
+from petransfer.report.meanings import meanings_of
 from petransfer.visible_text import visible
 
 # A word of at most this many characters is never broken. Longer words, such as hashes and URLs, may be broken anywhere.
@@ -26,57 +27,9 @@ _PATH = re.compile(r"\S*/\S*")
 UNLIMITED = 200
 
 
-# What headings in tables of runs mean. The words before the colon are the heading or a part of it.
-_MEANINGS = (
-    "arm: the pretrained model, or a control with random weights.",
-    "dev: the rows for choosing the best step and settings.",
-    "test: the rows for the final score.",
-    "EM: exact match, the share of generated texts that are equal to the target.",
-    "log p/token: mean log-probability of a target token, in nats. Nearer to 0 is better.",
-    "paper: the scores of the larger models of Orhan (2021), all weights trained. Compare the order, not the values.",
-    "p (Holm): the p value, corrected because several differences are tested together.",
-)
-# What words in cells of such tables mean, by column. {} is the number in the word.
-_WORDS = {
-    "method": (
-        (r"\br(\d+)\b", "r{0}: the adapter's rank is {0}."),
-        (r"\bnew-embeddings\b", "new-embeddings: the embeddings of tokens that are new to the model are trained too."),
-        (r"\b(\d+)-bit\b", "{0}-bit: each weight of the base model has {0} bits."),
-        (r"-bit but (\S+)", "but {0}: the layers {0} are not quantised."),
-        (r"\bfull\b", "full: all weights are trained."),
-    ),
-    "arm": (
-        (r"\bscratch\b", "scratch: all weights are random at first, and all of them are trained."),
-        (r"\brandom\b", "random: the weights of the base model are random, and only the adapter is trained."),
-        (r"-newemb\b", "-newemb: the embeddings of the pretrained model are replaced by random ones."),
-    ),
-    "verdict": (
-        (r"\binconclusive\b", "inconclusive: the runs cannot tell whether there is a difference."),
-        (r"\bequivalent\b", "equivalent: the difference is certainly smaller than the margin."),
-        (r"\bsaturated\b", "saturated: both scores are too near 0 or 100 % to show a difference."),
-        (r"\bnot learnt\b", "not learnt: a score on dev is so low that test scores cannot be compared."),
-    ),
-    "split": ((r"\bheld-out\b", "held-out: none of the dev and test rows was used in training."),),
-}
-
-
 def print_meanings(table: Table) -> None:
-    """Print the meaning of each abbreviation in a table's headings, methods and splits."""
-    heads = [_plain(column.header) for column in table.columns]
-    for line in _MEANINGS:
-        word = line.partition(":")[0]
-        if any(word in (head, *head.split()) for head in heads):
-            print_text(line)
-    for column in table.columns:
-        cells = " ".join(map(_plain, column.cells))
-        for pattern, meaning in _WORDS.get(_plain(column.header), ()):
-            numbers = {found.groups() for found in re.finditer(pattern, cells)}
-            print_text(*(meaning.format(*groups) for groups in sorted(numbers, key=lambda one: [*map(_number, one)])))
-
-
-def _number(text: str) -> tuple[int, str]:
-    """Return a key that sorts numbers by value, and other texts alphabetically."""
-    return (int(text), "") if text.isdigit() else (0, text)
+    """Print what the headings, metrics, methods, arms, verdicts and splits of a table of runs mean."""
+    print_text(*meanings_of((_plain(one.header), map(_plain, one.cells)) for one in table.columns))
 
 
 def print_table(table: Table) -> None:
@@ -98,6 +51,8 @@ def print_fitting(table: Table, console: Console) -> None:
     room = console.width - 3 * len(heads) - 1  # a border and two spaces for each column
     if sum(natural) <= room:
         console.print(table)
+    elif shorter := _without_constant_columns(table, heads, cells, keep="right"):
+        print_fitting(shorter, console)
     elif sum(least) <= room:  # wrap the cells
         for column, width in zip(table.columns, _shared_out(natural, least, room), strict=True):
             column.width, column.no_wrap, column.overflow = width, False, "fold"
@@ -110,12 +65,17 @@ def print_fitting(table: Table, console: Console) -> None:
         _print_rows(table, heads, cells, console)
 
 
-def _without_constant_columns(table: Table, heads: list[str], cells: list[list[str]]) -> Table | None:
+def _without_constant_columns(table: Table, heads: list[str], cells: list[list[str]], keep: str = "") -> Table | None:
     """Return the table without the columns that have one value in all rows; the title names these values.
 
-    None if there are no such columns, or fewer than two rows.
+    None if there are no such columns, or fewer than two rows. keep: the justification of columns that stay, such as
+    `right`, which columns of numbers have.
     """
-    constant = [at for at, column in enumerate(cells) if len(column) > 1 and len(set(column)) == 1 and column[0]]
+    constant = [
+        at
+        for at, column in enumerate(cells)
+        if len(column) > 1 and len(set(column)) == 1 and column[0] and table.columns[at].justify != keep
+    ]
     if not constant or len(constant) == len(heads):
         return None
     values = ", ".join(f"{heads[at]} {cells[at][0]}" for at in constant)

@@ -41,6 +41,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Comments on keys of the recipe that `--plan` shows.
+_COMMENTS = {
+    "  name: lines": "  # rows from your files",
+    "family:": "  # a set of models, here of one model, with a name for each",
+    "arms:": "  # the names of the models to train",
+}
 _LENGTH = "Training length"
 _DATA = "Data"
 
@@ -233,8 +239,6 @@ def train(
     if plan and as_json:
         return
     if plan:
-        for line in filter(None, (training.note, *notes(grid.recipe))):
-            logger.info(line)
         if fit and not (fit.fits or force):
             raise typer.Exit(1)  # `_show_plan` has printed that it does not fit
         return
@@ -280,14 +284,17 @@ def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cp
         about = {"recipe": training.recipe, "rows": rows, "folder": str(grid.folder.path)}
         print(json.dumps(about | estimate_json(grid.cells[0], rows, fit, cpu), indent=1))
         return
+    for line in filter(None, (training.note, *notes(grid.recipe))):
+        logger.info(line)
     print_text(*describe(training, folds), *estimate_lines(grid.cells[0], rows, fit, cpu))
-    print_text("\nmemory (numbers of tokens are estimated from the longest rows):")
+    print_text(
+        "\nmemory (its numbers of tokens are estimated from the characters of the longest rows; they differ from those "
+        "above):"
+    )
     show(checkpoint.name, fit, options=TRAIN_OPTIONS)
     print_text("\nsettings (change one with --set, such as --set train.batch_size=8):")
     shown = copy.deepcopy(training.recipe)
     shown["task"]["options"].pop("sha256", None)  # the hash of the rows is no setting
     width = min(110, width_of(sys.stdout) or 110)
-    print(
-        yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, default_flow_style=None, width=width),
-        end="",
-    )
+    text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, default_flow_style=None, width=width)
+    print("\n".join(f"{line}{_COMMENTS.get(line.partition(' [')[0], '')}" for line in text.splitlines()))

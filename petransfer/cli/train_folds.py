@@ -26,12 +26,17 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def _notes_once() -> Iterator[None]:
-    """While the context is open, log each note about the data once, and not for each fold."""
+def _notes_once(begun: bool) -> Iterator[None]:
+    """While the context is open, log each note about the data once, and not for each fold.
+
+    begun: Whether the first fold was finished before. The first row of the data is then not shown between two folds.
+    """
     known: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:
         text = record.getMessage()
+        if begun and text.startswith("first row:"):
+            return False
         return not (text in known or known.add(text))  # type: ignore[func-returns-value]
 
     notes = logging.getLogger(run_study.__name__)
@@ -50,10 +55,11 @@ def _advice(found: CrossValidation, scores: Sequence[FoldScore]) -> str:
     runs = (fold.grid.folder.run(fold.grid.cells[0].run_id) for fold in found.folds)
     losses = [loss for run in runs if (loss := final_loss(run)) is not None]
     if losses and statistics.mean(losses) < MEMORISED:
-        return memorised_line(statistics.mean(losses), mean)
+        return memorised_line(statistics.mean(losses), mean, "the folds")
     first = found.folds[0]
     tries = settings_to_try(first.grid.cells[0], first.rows["train"])
-    return f"the scores of the folds are low; try {', or '.join(tries)}"
+    again = f", with a new --out, because {found.folder} holds this training" if found.out_given else ""
+    return f"the scores of the folds are low; try {', or '.join(tries)}{again}"
 
 
 def train_folds(
@@ -72,12 +78,13 @@ def train_folds(
         kind = fold_runs(grid, f"fold {grid.folder.path.name}", begin if first else lambda: None)
         run_grid(grid, kind, replace(settings, dev_only=True), Scheduling(), machine)
 
-    with _notes_once():
+    first_fold = found.folds[0].grid
+    with _notes_once(first_fold.folder.run(first_fold.cells[0].run_id).done):
         scores = found.run(run, show)
         if advice := _advice(found, scores):
             show(advice)
         last = found.last_training(scores)
-        show(f"training on all {count(last.rows['train'], 'row')}")
+        show(f"final training: on all {count(last.rows['train'], 'row')}")
         run_grid(last.grid, fold_runs(last.grid, "all rows"), settings, Scheduling(), machine)
     write_results(last.grid)
     if machine:

@@ -24,7 +24,7 @@ from petransfer.study.cross_validation import CrossValidation
 from petransfer.study.durations import remaining
 from petransfer.study.study import StudyGrid
 from petransfer.study.train_study import TrainStudy, labels_of, new_tokens_of, small_data_note
-from petransfer.study.train_summary import TrainSummary, summaries
+from petransfer.study.train_summary import LEARNT, TrainSummary, summaries
 from petransfer.training.early_stopping import INFORMATIVE
 from petransfer.visible_text import visible
 
@@ -44,8 +44,8 @@ def describe(training: TrainStudy, folds: CrossValidation | None = None) -> list
         _describe_folds(folds) if folds else data,
         *_describe_labels(labels_of(grid), spec),
         f"model: {spec.checkpoint.name}, {spec.method.bits} bits per weight",
-        f"method: {_method(spec, several=bool(folds))}, learning rate {spec.train.learning_rate:g}",
-        _length(spec.train, rows["train"]),
+        f"method: {_method(spec, several=bool(folds))}; learning rate {spec.train.learning_rate:g}",
+        _length(spec.train, rows["train"], "the fold" if folds else "dev"),
         f"folder: {folds.folder if folds else grid.folder.path}",
     ]
     note = "" if folds else small_data_note(rows)
@@ -58,7 +58,10 @@ def _describe_labels(labels: Sequence[str], spec: RunSpec) -> list[str]:
         return []
     named = ", ".join(f"'{shortened(label, 20)}'" for label in labels[:SHOWN_LABELS])
     more = ", ..." if len(labels) > SHOWN_LABELS else ""
-    return [f"labels: the targets are {count(len(labels), 'label')} ({named}{more}), so accuracy is computed too"]
+    return [
+        f"labels: the targets are {count(len(labels), 'label')} ({named}{more}), so two more scores are computed: "
+        "accuracy, the share of rightly chosen labels, and macro-F1, the mean of the labels' F1 scores"
+    ]
 
 
 def _describe_folds(found: CrossValidation) -> str:
@@ -81,11 +84,14 @@ def _method(spec: RunSpec, several: bool) -> str:
     number = len(new_tokens_of(spec))
     if not number:
         return title
+    occur = "occurs" if number == 1 else "occur"
     about = "about " if several else ""  # the number depends on the training rows
-    return f"{title}, and the embeddings of {about}{count(number, 'token')} that did not occur in pretraining"
+    tokens = f"{about}{count(number, 'token')} that {occur} in the rows but not in pretraining"
+    return f"{title}, and the embeddings of {tokens}"
 
 
-def _length(train: TrainSpec, rows: int) -> str:
+def _length(train: TrainSpec, rows: int, scored: str) -> str:
+    """Describe when a training ends. scored: the rows that are scored during the training."""
     number = train.steps * train.batch_size / max(1, rows)
     shown = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
     steps = f"{count(train.steps, 'step')} of {count(train.batch_size, 'example')}"
@@ -93,12 +99,14 @@ def _length(train: TrainSpec, rows: int) -> str:
     stopping = train.early_stopping
     if stopping is None:
         return f"length: {steps} ({epochs})"
-    score = "exact match on dev has not risen" if stopping.metric == "exact_match" else "the loss on dev has not fallen"
+    score = f"exact match on {scored} has not risen"
+    if stopping.metric != "exact_match":
+        score = f"the loss on {scored} has not fallen"
     patience = count(stopping.patience, "evaluation")
     minutes = f", after {stopping.max_minutes:g} minutes" if stopping.max_minutes else ""
     every = f"one every {count(stopping.every, 'step')}"
     if stopping.metric == "exact_match":
-        every += f"; while it is below {INFORMATIVE:g} %, a lower loss on dev counts as a rise"
+        every += f"; while it is below {INFORMATIVE:g} %, a lower loss on {scored} counts as a rise"
     return f"stop: when {score} in {patience} ({every}){minutes}, or after {steps} ({epochs})"
 
 
@@ -134,24 +142,25 @@ def fold_runs(grid: StudyGrid, name: str, begin: Callable[[], None] = lambda: No
     return Kind(
         lambda: grid.folder.open(grid.recipe),
         lambda as_json: None,
-        lambda row: progress_text(row, f"{name}: "),
+        lambda row: progress_text(row, f"{name}: ", "the fold"),
         lambda took: "",
         "",
         begin,
         name,
+        "exact match on the fold",
     )
 
 
-def progress_text(row: run_table.Row, head: str) -> str:
+def progress_text(row: run_table.Row, head: str, scored: str = "dev") -> str:
     """Return the progress of a run as a line of text, for output that is not a terminal; empty if the run is done.
 
-    head: The beginning of the line.
+    head: The beginning of the line. scored: The rows that are scored during the training.
     """
     if row.status == "done":
         return ""
     if row.loss is None:
         return f"{head}{row.status}"
-    dev = "" if row.dev_so_far is None else f", exact match on dev {row.dev_so_far:.0f} %"
+    dev = "" if row.dev_so_far is None else f", exact match on {scored} {row.dev_so_far:.0f} %"
     stops_early = bool(row.cell.spec.train.early_stopping)
     left = f", {remaining(row.seconds_left, stops_early)}" if row.seconds_left else ""
     return f"{head}step {row.step:,} of {row.cell.spec.train.steps:,}, loss {row.loss:.3f}{dev}{left}"
@@ -162,13 +171,20 @@ def print_summaries(training: TrainStudy) -> None:
     found = summaries(training.grid)
     for one in found:
         head = f"seed {one.cell.seed}: " if len(found) > 1 else ""
-        print_text(*(f"{head}{line}" for line in (one.scores, one.stopped, one.saved, one.advice) if line))
+        advice = f"{one.advice}{_in_new_folder(training)}" if one.advice else ""
+        lines = (one.stopped, one.scores) if one.trained_on_all else (one.scores, one.stopped, one.saved, advice)
+        print_text(*(f"{head}{line}" for line in lines if line))
     if not found:
         return
     print_text(*run_table.weight_lines(run_table.rows_of(training.grid.cells, training.grid.folder)))
     if found[0].samples:
         print_table(samples_table(found[0]))
     print_text(*next_commands(found[0], training))
+
+
+def _in_new_folder(training: TrainStudy) -> str:
+    """Return the end of an advice on other settings: a given --out takes no training with other settings."""
+    return f", with a new --out, because {training.grid.folder.path} holds this training" if training.out_given else ""
 
 
 def samples_table(summary: TrainSummary) -> Table:
@@ -207,7 +223,7 @@ def next_commands(best: TrainSummary, training: TrainStudy) -> list[str]:
         f"  petransfer predict {run} {example}",
         f"  petransfer report {_argument(study)}",
     ]
-    if kind == "adapter":
+    if kind == "adapter" and (best.trained_on_all or best.dev >= LEARNT):
         lines.append(f"  petransfer adapter push {run} USER/NAME")
     return [
         *lines,

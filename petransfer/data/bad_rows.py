@@ -63,7 +63,9 @@ class BadRows:
     def refusal(self, rows: int, name: str) -> str:
         """Return the error message for data with unusable rows. `rows` counts all rows of the data."""
         skip = ", or leave them out, as `petransfer train` does with --skip-bad-rows" if self.count < rows else ""
-        return f"{self.count:,} of {rows:,} rows of {name} cannot be used: {self.summary()}; correct these rows{skip}"
+        too_long = all("--max-length" in reason for reason in self._numbers)
+        advice = "use a larger --max-length, or leave it out" if too_long else "correct these rows"
+        return f"{self.count:,} of {rows:,} rows of {name} cannot be used: {self.summary()}; {advice}{skip}"
 
     def note(self) -> str:
         """Return the note about the number of skipped rows and the reasons."""

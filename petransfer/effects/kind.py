@@ -75,6 +75,7 @@ class Kind:
         sentence: function of (entry of effects.json, criterion). Returns the effect and its verdict as text.
         details: function of (entry of effects.json, criterion). Returns more numbers as text, or ''.
         plot: function of (entries of effects.json, criterion, width in inches). Returns a figure, or None.
+        about: what such an effect is, as text above the effects in a report.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Kind:
     sentence: Callable[[dict[str, Any], Criterion], str]
     details: Callable[[dict[str, Any], Criterion], str]
     plot: Callable[..., Figure | None]
+    about: str = ""
 
 
 KINDS = Registry("kind of effect", Kind, "petransfer.effects.kinds", "petransfer.effects")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from petransfer.effects.kinds.contrast import Effect
 
 # Increase this when verdicts or sentences for the same runs change, so that an older effects.json is not reused.
-JUDGED_VERSION = 10
+JUDGED_VERSION = 11
 
 
 @dataclass(frozen=True)

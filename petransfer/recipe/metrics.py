@@ -7,7 +7,7 @@ with an entry point of the group `petransfer.metrics`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from petransfer.errors import UserError
@@ -32,6 +32,7 @@ class Metric:
         of_labels: Whether predictions are chosen from a closed set of labels instead of generated.
         share_of_answers: Whether the score of `judged_by` is the share of correct predictions. Log-odds can be computed
             from a share.
+        meaning: A sentence on each heading, such as `accuracy %: ...`, which is printed below tables of scores.
         module: Module that `score` imports. A recipe with this metric is refused if the module is not installed.
         package: Name of this module's package for `pip install`.
     """
@@ -44,6 +45,7 @@ class Metric:
     share_of_answers: bool = False
     module: str = ""
     package: str = ""
+    meaning: str = ""
 
     @property
     def figure(self) -> str:
@@ -77,6 +79,16 @@ class Headings(Mapping[str, str]):
 
 
 HEADINGS = Headings()
+
+
+def meanings(scores: Collection[str]) -> list[str]:
+    """Return what the headings of some scores mean, one text for each metric. scores: the scores' names."""
+    found = []
+    for name in METRICS:
+        with contextlib.suppress(UserError):  # a metric of a broken package
+            if METRICS[name].meaning and not METRICS[name].headings.keys().isdisjoint(scores):
+                found.append(METRICS[name].meaning)
+    return found
 
 
 def check_metric_name(name: str) -> str:

@@ -15,13 +15,14 @@ from petransfer.effects.pairs import Contrast, Two, compared
 from petransfer.effects.reference import nearest_paper_family, paper_note, paper_score, published_contrast
 from petransfer.effects.runs import Runs
 from petransfer.effects.wording import p_value, unpaired
-from petransfer.errors import UserError
+from petransfer.errors import UserError, shortened
 from petransfer.plurals import count
 from petransfer.recipe.effect_requests import requested_effects
 from petransfer.recipe.metrics import EXACT_MATCH
 from petransfer.recipe.schema import Recipe
 from petransfer.report.run_groups import points
 from petransfer.report.tables import Table, markdown, markdown_text, table_of_text, write_page
+from petransfer.study.train_folder import unlike
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Comparison:
         judged_by: name of the metric.
         by_note: a note on the metric, or ''.
         data_note: a note that A and B have different data, or ''.
+        differences: a line for each setting that differs.
         cells: difference in score, B minus A, for each arm, method and split.
         effects: difference B minus A of each effect.
         same_runs: scores and effects that are not compared, because A and B share runs.
@@ -50,6 +52,7 @@ class Comparison:
     judged_by: str
     by_note: str
     data_note: str
+    differences: list[str]
     cells: list[Effect]
     effects: list[Scale]
     same_runs: list[str]
@@ -92,8 +95,27 @@ def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
     )
     judged = judge(cells, limits), judge_scales(effects, limits)
     same += same_effects
-    by = first.metric, _by_note(first, second), _data_note(first, second)
+    by = first.metric, _by_note(first, second), _data_note(first, second), differences(first.recipe, second.recipe)
     return Comparison(names, families, margin, *by, *judged, same, one_sided, paper_cells, paper_effects, note)
+
+
+# The parts of a recipe that change scores.
+_SETTINGS = ("task", "family", "arms", "methods", "seeds", "train")
+
+
+def differences(first: Recipe, second: Recipe) -> list[str]:
+    """Return a line for each setting in which two studies differ, with the values in A and B."""
+    one, other = (recipe.model_dump(mode="json", include=set(_SETTINGS)) for recipe in (first, second))
+    if len(first.methods) != len(second.methods):
+        one["methods"], other["methods"] = ([method.label for method in recipe.methods] for recipe in (first, second))
+    for content in (one, other):
+        content["seeds"], content["arms"] = _value(content["seeds"]), _value(content["arms"])
+    return [f"{key}: {_value(old)} in A and {_value(new)} in B" for key, old, new in unlike(one, other)]
+
+
+def _value(value: Any) -> str:
+    text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+    return "not set" if value is None else shortened(text, 100)
 
 
 def _by_note(first: Runs, second: Runs) -> str:
@@ -223,7 +245,7 @@ _EFFECT_COLUMNS = ("split", "effect", "method", "points in A", "points in B", "B
 
 def cell_columns(found: Comparison) -> tuple[str, ...]:
     criterion = CRITERIA[found.judged_by]
-    sides = [f"{criterion.short}{criterion.unit} in {study}" for study in "AB"]
+    sides = [f"test {criterion.short}{criterion.unit} in {study}" for study in "AB"]
     columns = ("split", "arm", "method", *sides, "B minus A", "p (Holm)", "verdict")
     return (*columns, "paper: EM %") if any(found.paper_cells) else columns
 
@@ -290,8 +312,9 @@ def _seeds(number: int, paired: bool) -> str:
 
 def head(found: Comparison) -> list[str]:
     """Return the lines above the tables: the two studies, the metric and notes."""
-    sides = zip("AB", found.names, found.families, strict=True)
-    lines = [f"{letter}: {name}, family {family}" for letter, name, family in sides]
+    lines = [f"{letter}: {name}" for letter, name in zip("AB", found.names, strict=True)]
+    lines.append("A and B differ in these settings:" if found.differences else "A and B have equal settings")
+    lines += [f"  {line}" for line in found.differences]
     lines += filter(None, (found.by_note, found.data_note))
     if "equivalent" in {one.verdict for one in found.cells} | {one.verdict for one in found.effects}:
         lines.append(f"equivalent: the difference is within {found.margin:g} points")

@@ -163,7 +163,9 @@ def _kind(kind: Kind, effects: dict[str, Any]) -> Section | None:
     lines = [(one.get("verdict", ""), kind.sentence(one, criterion), kind.details(one, criterion)) for one in found]
     lines += [("missing", f"{line}.", "") for line in missing]
     tables = [effects_as_table(effects).condensed(first="effect")] if kind.name == "contrast" and found else []
-    return Section(kind.heading, effects=lines, figures=_kind_figures(kind, found, criterion), tables=tables)
+    return Section(
+        kind.heading, kind.about, effects=lines, figures=_kind_figures(kind, found, criterion), tables=tables
+    )
 
 
 def _kind_figures(kind: Kind, found: Sequence[dict[str, Any]], criterion: Criterion) -> list[Shown]:

@@ -130,7 +130,7 @@ def _draw_curves(axes: Axes, arm: str, curves: Sequence[Any], style: dict[str, A
 
 
 def by_arm(groups: Sequence[Group], width: float = TWO_COLUMNS, split: str | None = None) -> Figure | None:
-    """Draw test exact match and log-probability per target token, with a row for each arm and method.
+    """Draw test exact match and loss per target token, with a row for each arm and method.
 
     A dot is a seed. A bar is the mean over seeds.
 
@@ -146,7 +146,7 @@ def by_arm(groups: Sequence[Group], width: float = TWO_COLUMNS, split: str | Non
         return None
     splits = list(dict.fromkeys(group.split for group in done))
     rows = {name: _rows([group for group in done if group.split == name]) for name in splits}
-    shown = ("test", "log_prob")[: 1 if width < 5 else 2]
+    shown = ("test", "loss")[: 1 if width < 5 else 2]
     tallest = max(wrapped(label, width).count("\n") for found in rows.values() for label, group in found if group)
     row = _ROW + 0.12 * tallest
     figure, cells = new_figure(
@@ -160,7 +160,7 @@ def by_arm(groups: Sequence[Group], width: float = TWO_COLUMNS, split: str | Non
             _draw_rows(axes, rows[name], figures, styles, column == 0, width)
             if len(splits) > 1 and column == 0:
                 axes.set_title(name, fontsize=SMALL, loc="left", weight="bold")
-    labels = {"test": "test exact match, %", "log_prob": "log-probability\nper target token, nats"}
+    labels = {"test": "test exact match, %", "loss": "test loss per token, nats"}
     for axes, figures in zip(cells[-len(shown) :], shown, strict=True):
         axes.set_xlabel(labels[figures])
     return figure
@@ -208,7 +208,7 @@ def _draw_rows(
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.margins(x=0.08 if figures == "log_prob" else 0.14)
+    axes.margins(x=0.08 if figures == "loss" else 0.14)
 
 
 def run_curves(study: StudyFolder, run_id: str) -> list[tuple[str, Figure]]:

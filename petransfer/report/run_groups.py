@@ -17,7 +17,8 @@ from petransfer.effects.wording import bounds, p_value, plain, signed
 from petransfer.plurals import count
 from petransfer.recipe.metrics import HEADINGS
 from petransfer.report import tables
-from petransfer.report.run_table import Row, metrics_of
+from petransfer.report.meanings import meanings_of
+from petransfer.report.run_table import LOSS, Row, metrics_of
 from petransfer.report.tables import Table, table_of_text
 from petransfer.visible_text import visible
 
@@ -54,9 +55,9 @@ class Group:
         return [row.test for row in self.done if row.test is not None]
 
     @property
-    def log_prob(self) -> list[float]:
-        """Mean log-probability per target token on test in nats, one value per finished run."""
-        return [row.log_prob for row in self.done if row.log_prob is not None]
+    def loss(self) -> list[float]:
+        """Mean cross-entropy per target token on test in nats, one value per finished run."""
+        return [row.test_loss for row in self.done if row.test_loss is not None]
 
 
 def groups_of(rows: Sequence[Row], family: str | None = None) -> list[Group]:
@@ -74,7 +75,7 @@ def groups_of(rows: Sequence[Row], family: str | None = None) -> list[Group]:
     return groups
 
 
-COLUMNS = ("split", "arm", "method", "seeds", "dev EM %", "test EM %", "log p/token")
+COLUMNS = ("split", "arm", "method", "seeds", "dev EM %", "test EM %", LOSS)
 
 
 def columns_of(groups: Sequence[Group]) -> tuple[str, ...]:
@@ -96,7 +97,7 @@ def table_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
             _seeds(group),
             _spread(group.dev, 1),
             _spread(group.test, 1),
-            _spread(group.log_prob, 3),
+            _spread(group.loss, 3),
             *([_paper(group)] if with_paper else []),
         )
         for group in groups
@@ -156,7 +157,7 @@ def paper_note(groups: Sequence[Group], family: str) -> str:
 
 def results_table(groups: Sequence[Group]) -> Table:
     """Return the table of scores, with one row per group of runs."""
-    more = ("log p/token", "paper EM %", "seeds")
+    more = (LOSS, "paper EM %", "seeds")
     return table_of_text(columns_of(groups), table_of(groups), names=3, more=more, label="Exact match by group")
 
 
@@ -175,22 +176,27 @@ def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "",
         family: family of the study's checkpoints. '' leaves out the note on Orhan (2021).
         unswept_note: a note on learning rates that were not swept, or ''.
     """
-    parts = [tables.markdown(results_table(groups)), _legend(groups)]
+    results = results_table(groups)
+    parts = [tables.markdown(results), _legend(results)]
     parts += [f"{tables.markdown_text(failed)}."] if (failed := failed_note(groups)) else []
     parts += [tables.markdown_text(unswept_note)] if unswept_note else []
     parts += [paper_note(groups, family)] if family and _in_paper(groups) else []
-    parts += [tables.markdown(effects_as_table(effects))] if effects["effects"] else []
+    if effects["effects"]:
+        about = effects_as_table(effects).without_empty_columns()
+        parts += [tables.markdown(about), _legend(about, known=results)]
     sentences = [*effects["sentences"], *effects.get("missing", ())]
     parts += ["\n".join(f"- {tables.markdown_text(sentence)}" for sentence in sentences)] if sentences else []
     return "\n\n".join(parts) + "\n"
 
 
-def _legend(groups: Sequence[Group]) -> str:
-    """Return the meaning of the columns of scores."""
-    meaning = "EM: exact match. log p/token: mean log-probability of a target token, in nats."
-    if any(len(group.done) > 1 for group in groups):
-        meaning += " Scores are means over seeds; the lowest and the highest seed are in brackets."
-    return meaning
+def _legend(table: Table, known: Table | None = None) -> str:
+    """Return the meanings of the table's headings and of words in its cells, as a Markdown list.
+
+    known: a table above, whose meanings are left out.
+    """
+    above = meanings_of(known.named_cells) if known else ()
+    lines = [line for line in meanings_of(table.named_cells) if line not in above]
+    return "\n".join(f"- {tables.markdown_text(line)}" for line in lines)
 
 
 def effect_columns(effects: dict[str, Any]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from petransfer.recipe.metrics import HEADINGS
 from petransfer.report import plots
 from petransfer.report.html_parts import Answer, marked, shown
 from petransfer.report.page import Findings, folder_name, repetition, status_of
-from petransfer.report.run_table import Row
+from petransfer.report.run_table import LOSS, Row
 from petransfer.report.tables import Table, table_of_text, write_page
 from petransfer.study.durations import duration
 
@@ -72,13 +72,14 @@ def figures_of(row: Row, result: dict[str, Any]) -> list[tuple[str, str]]:
     for name, value in row.scores.items():
         title = HEADINGS[name].removesuffix(" %")
         found.append((f"test {title}", _percent(value) if title != HEADINGS[name] else f"{value:.1f}"))
-    if row.log_prob is not None and math.isfinite(row.log_prob):
-        found.append(("test loss, nats per token", f"{-row.log_prob:.3f}"))
+    if row.test_loss is not None and math.isfinite(row.test_loss):
+        found.append((LOSS, f"{row.test_loss:.3f}"))
+    found.append(("learning rate", f"{row.cell.spec.train.learning_rate:g}"))
     found.append(("steps", f"{row.step:,}"))
     if result.get("seconds"):
-        found.append(("duration", duration(float(result["seconds"]))))
+        found.append(("trained and scored in", duration(float(result["seconds"]))))
     if row.trained:
-        share = f" ({100 * row.trained / result['parameters']:.1f} %)" if result.get("parameters") else ""
+        share = f" ({100 * row.trained / result['parameters']:.1f} % of all)" if result.get("parameters") else ""
         found.append(("trained parameters", f"{row.trained:,}{share}"))
     return [(name, value) for name, value in found if value]
 
@@ -113,7 +114,7 @@ def _splits(result: dict[str, Any]) -> Table | None:
             loss = scores.get("log_prob_per_token")
             shown_loss = f"{-loss:.3f}" if loss is not None and math.isfinite(loss) else ""
             lines.append((part, f"{scores['examples']:,}", f"{scores['exact_match']:.1f}", shown_loss))
-    columns = ("split", "rows", "exact match %", "loss, nats per token")
+    columns = ("split", "rows", "exact match %", "loss per token")
     return table_of_text(columns, lines, names=1, label="Splits", heading="Splits") if lines else None
 
 

@@ -21,6 +21,10 @@ from petransfer.study.folders import Status, StudyFolder
 from petransfer.study.grid import Cell
 from petransfer.training.metrics_file import read_metrics
 
+# The heading of the mean cross-entropy of a target token on test, in nats. Files have its negative, which is the mean
+# log-probability.
+LOSS = "test loss per token"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -58,6 +62,11 @@ class Row:
     failure: str | None = None
     weights: dict[str, Any] | None = None
     scores: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def test_loss(self) -> float | None:
+        """Mean cross-entropy per target token on test, in nats: what tables show in place of `log_prob`."""
+        return None if self.log_prob is None else 0.0 - self.log_prob
 
 
 def rows_of(cells: Sequence[Cell], study: StudyFolder) -> list[Row]:
@@ -115,7 +124,7 @@ def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) ->
     table = Table(title=title, title_justify="left")
     for name in ("arm", "method", "split"):
         table.add_column(name, no_wrap=True)
-    for name in ("seed", "dev EM %", "test EM %", "log p/token"):
+    for name in ("seed", "dev EM %", "test EM %", LOSS):
         table.add_column(name, justify="right", no_wrap=True)
     measured = metrics_of(rows)
     for name in measured:
@@ -124,7 +133,7 @@ def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) ->
     shown = of_interest(rows, limit)
     for row in shown:
         cell = row.cell
-        figures = (_rounded(row.dev, 1), _rounded(row.test, 1), _rounded(row.log_prob, 3))
+        figures = (_rounded(row.dev, 1), _rounded(row.test, 1), _rounded(row.test_loss, 3))
         others = [_rounded(row.scores.get(name), 1) for name in measured]
         table.add_row(cell.arm, cell.method, cell.split, str(cell.seed), *figures, *others, state_of(row))
     if len(shown) < len(rows):
@@ -150,7 +159,7 @@ def plain_line(row: Row) -> str:
     head = f"{cell.arm} | {cell.method} | {cell.split} | seed {cell.seed}"
     if row.status == "done":
         figures = f"dev EM {_rounded(row.dev, 1)} % | test EM {_rounded(row.test, 1)} %"
-        return f"{head} | {figures} | log p/token {_rounded(row.log_prob, 3)}"
+        return f"{head} | {figures} | {LOSS} {_rounded(row.test_loss, 3)}"
     return f"{head} | {state_of(row)}"
 
 

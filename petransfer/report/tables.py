@@ -64,6 +64,11 @@ class Table:
 
         return DataFrame(list(self.rows), columns=[column.name for column in self.columns], dtype=object)
 
+    @property
+    def named_cells(self) -> list[tuple[str, list[str]]]:
+        """The name and the cells of each column."""
+        return [(column.name, [row[at] for row in self.rows]) for at, column in enumerate(self.columns)]
+
     def without_empty_columns(self) -> Table:
         used = [at for at in range(len(self.columns)) if any(row[at] for row in self.rows)]
         columns, rows = [self.columns[at] for at in used], [[row[at] for at in used] for row in self.rows]

@@ -35,7 +35,7 @@ from petransfer.sharing.hub import fetch
 from petransfer.sharing.provenance_checks import check_recipe, check_result, spec_in, spec_of_run
 from petransfer.sharing.run_folders import has_model, run_folder
 from petransfer.sharing.safe_reading import Tensors, card_data, read_header, read_json, read_text, read_yaml
-from petransfer.user_paths import expanded, refuse_address
+from petransfer.user_paths import expanded, refuse_address, trainings_in
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -284,8 +284,8 @@ def nothing_found(label: str) -> UserError:
         names = ", ".join(dict.fromkeys(inner[-5:]))
         return UserError(f"{label} holds no adapter or model; name a folder inside it that holds one: {names}")
     return UserError(
-        f"{label} holds no finished adapter or model; name a folder like results/<study>/runs/<run-id>, a study's "
-        "folder, a bundle, a checkpoint, or owner/name on the hub"
+        f"{label} holds no finished adapter or model; name the folder of a training, {trainings_in(folder)}; or a file "
+        "that `petransfer adapter pack` wrote, a checkpoint such as nano/english, or owner/name on the hub"
     )
 
 

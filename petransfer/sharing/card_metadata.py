@@ -141,7 +141,7 @@ def licences_of(bundle: Bundle, spec: RunSpec, wishes: Wishes) -> Licences:
 def licence_note(bundle: Bundle, wishes: Wishes) -> str:
     """Return what to do if the adapter's licence is not known; empty if it is known, or if there is no card to write.
 
-    The card then has no licence, but says that of the base and that of the data, as far as they are known.
+    The card then has the licence `other`, and says that of the base and that of the data, as far as they are known.
     """
     if bundle.spec is None:
         return ""
@@ -152,7 +152,7 @@ def licence_note(bundle: Bundle, wishes: Wishes) -> str:
     if found.base is None or found.data is None:
         unknown = " and ".join(part for part, one in (("base", found.base), ("data", found.data)) if one is None)
         reason = f"the licence of its {unknown} is not known"
-    return f"the card names no licence for the adapter, because {reason}; name one with --licence"
+    return f'the card says licence "other", because no licence was named and {reason}; name one with --licence'
 
 
 def _licence_on_hub(spec: RunSpec, bundle: Bundle) -> str | None:

@@ -63,7 +63,7 @@ def _sound(bundle: Bundle) -> str:
     wrong = differences(bundle)
     if wrong:
         return f"no: {next(iter(wrong.values()))}"
-    return "tensors fit the configuration" + ("; files are unchanged" if bundle.provenance else "")
+    return "tensors fit the configuration" + ("; files are as written after training" if bundle.provenance else "")
 
 
 def _made(bundle: Bundle) -> dict[str, Any]:

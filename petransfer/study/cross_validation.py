@@ -54,6 +54,7 @@ class CrossValidation:
         model, data, request, overrides, on_card: The arguments of `cross_validation`.
         folder: The folder of the training on all rows. The folds are in the subfolders `folds/1`, `folds/2`, ...
         folds: One training for each fold.
+        out_given: Whether the user chose the folder.
     """
 
     model: str
@@ -63,6 +64,7 @@ class CrossValidation:
     on_card: bool
     folder: Path
     folds: tuple[TrainStudy, ...]
+    out_given: bool = False
 
     def run(self, run: Callable[[StudyGrid], None], show: Callable[[str], None]) -> tuple[FoldScore, ...]:
         """Train and score each fold, and return the scores. Finished trainings are skipped.
@@ -119,7 +121,7 @@ def cross_validation(
     base = out or next(folder for folder in named if not differences(folder / "folds" / "1", first.grid.recipe))
     StudyFolder(base).check(first.grid.recipe.name)
     trainings = (training(number, base / "folds" / str(number)) for number in range(1, folds + 1))
-    return CrossValidation(model, data, request, overrides, on_card, base, tuple(trainings))
+    return CrossValidation(model, data, request, overrides, on_card, base, tuple(trainings), out is not None)
 
 
 def check_folds(request: TrainRequest) -> int:
@@ -150,9 +152,11 @@ def summary(scores: list[FoldScore]) -> str:
     """Return one line: mean and standard deviation of the scores, and the range of best steps."""
     values = [one.exact_match for one in scores]
     spread = statistics.stdev(values)
+    first, last = min(one.steps for one in scores), max(one.steps for one in scores)
+    steps = f"best step {first:,} in all folds" if first == last else f"best steps {first:,} to {last:,}"
     return (
         f"{len(values)} folds: exact match {statistics.mean(values):.1f} % on average, standard deviation {spread:.1f} "
-        f"points; best steps {min(one.steps for one in scores):,} to {max(one.steps for one in scores):,}"
+        f"points; {steps}"
     )
 
 

@@ -9,7 +9,7 @@ def remaining(seconds: float | None, can_end_earlier: bool = False) -> str:
     >>> remaining(20.4), remaining(130), remaining(7200)
     ('20 s left', '2 min left', '2.0 h left')
     >>> remaining(130, can_end_earlier=True)
-    'at most 2 min'
+    'at most 2 min left'
     """
     if seconds is None:
         return ""
@@ -17,7 +17,19 @@ def remaining(seconds: float | None, can_end_earlier: bool = False) -> str:
         text = f"{seconds:.0f} s"
     else:
         text = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-    return f"at most {text}" if can_end_earlier else f"{text} left"
+    return f"{'at most ' if can_end_earlier else ''}{text} left"
+
+
+def rough(seconds: float) -> str:
+    """Return an estimated duration as text, in its largest unit.
+
+    >>> rough(75), rough(276), rough(30_000), rough(900_000)
+    ('75 s', '5 min', '8 h', '10 days')
+    """
+    for limit, size, unit in ((90, 1, "s"), (5_400, 60, "min"), (129_600, 3_600, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} days"
 
 
 def duration(seconds: float) -> str:

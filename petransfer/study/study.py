@@ -21,6 +21,7 @@ from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell, expand, resolve
 from petransfer.study.recorded_bases import with_recorded_bases
 from petransfer.study.shard import parse_shard
+from petransfer.user_paths import trainings_in
 
 # The largest number of steps between two lines of a run's metrics.jsonl, and the smallest number of its lines.
 LOG_EVERY, LOGGED_POINTS = 50, 20
@@ -116,9 +117,12 @@ def recipe_file(folder: Path) -> Path:
     """
     kept = folder / "recipe.yaml"
     if not folder.exists():
-        raise UserError(f"there is no folder {folder}; name the folder of a study, such as results/lora-scan")
+        raise UserError(f"there is no folder {folder}; name the folder of a training, such as results/dates-english")
     if not kept.is_file():
-        raise UserError(f"{folder} is not a study's folder: it has no recipe.yaml")
+        raise UserError(
+            f"{folder} has no recipe.yaml, so it is no folder of a training or a study; name one, "
+            f"{trainings_in(folder)}"
+        )
     return kept
 
 

@@ -16,7 +16,7 @@ from petransfer.errors import RunError, UserError
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import EarlyStopping, RunSpec, TrainSpec
-from petransfer.study.durations import duration
+from petransfer.study.durations import rough
 from petransfer.study.grid import Cell
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ class Time:
         most = "at most " if train.early_stopping else ""
         shown = f"{1000 * self.step:,.0f} ms" if self.step < 10 else f"{self.step:,.0f} s"
         if self.measured:
-            return f"time: {most}{duration(total)} on this machine ({shown} per step, measured)"
+            return f"time: {most}about {rough(total)} on this machine ({shown} per step, measured)"
         return (
-            f"time: {most}about {duration(total)} on this machine ({shown} per step, estimated from the size of the "
+            f"time: {most}about {rough(total)} on this machine ({shown} per step, estimated from the size of the "
             "model and the speed of the machine)"
         )
 

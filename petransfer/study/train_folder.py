@@ -49,7 +49,7 @@ def differences(folder: Path, recipe: Recipe) -> list[str]:
     theirs, ours = (one.model_dump(mode="json", include=set(_COMPARED)) for one in (other, recipe))
     found = [
         f"{key.removeprefix('methods.0.')}={_short(old)} (you asked for {_short(new)})"
-        for key, old, new in _unlike(theirs, ours)
+        for key, old, new in unlike(theirs, ours)
     ]
     if not set(other.seeds) <= set(recipe.seeds):
         found.append(f"seeds={_short(other.seeds)} (you asked for {_short(recipe.seeds)})")
@@ -59,14 +59,14 @@ def differences(folder: Path, recipe: Recipe) -> list[str]:
 _WORTH_KEEPING = ("done", "interrupted", "running")
 
 
-def _unlike(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+def unlike(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield each key with different values, the old value and the new value."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
-            yield from _unlike(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
+            yield from unlike(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for at, (one, other) in enumerate(zip(old, new, strict=True)):
-            yield from _unlike(one, other, f"{place}.{at}")
+            yield from unlike(one, other, f"{place}.{at}")
     elif old != new:
         yield place, old, new
 

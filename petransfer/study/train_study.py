@@ -37,11 +37,13 @@ class TrainStudy:
         recipe: The recipe's content, with paths as the user wrote them.
         grid: The runs of the training, one per seed, and the folder.
         note: Why the usual folder is not used. Otherwise empty.
+        out_given: Whether the user chose the folder.
     """
 
     recipe: dict[str, Any]
     grid: StudyGrid
     note: str = ""
+    out_given: bool = False
 
     @property
     def rows(self) -> dict[str, int]:
@@ -63,7 +65,7 @@ def train_study(
     place = StudyFolder(folder, chosen_with=StudyFolder(folder).recipe_text())
     found = StudyGrid(grid.recipe, grid.cells, place, grid.cells)
     refuse_unusable_models(found)
-    return TrainStudy(content, found, note)
+    return TrainStudy(content, found, note, out is not None)
 
 
 def rows_of_parts(grid: StudyGrid) -> dict[str, int]:
@@ -85,7 +87,7 @@ def small_data_note(rows: dict[str, int]) -> str:
         return ""
     return (
         f"note: there {'is' if small[0].startswith('1 ') else 'are'} only {' and '.join(small)}, so the scores are not "
-        "reliable. Add data, hold out more rows with --dev and --test, or score every row with --folds 5"
+        "reliable. Add data, hold out more rows with --dev 0.3 and --test 0.3, or score every row with --folds 5"
     )
 
 

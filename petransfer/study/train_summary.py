@@ -87,7 +87,8 @@ class TrainSummary:
     def scores(self) -> str:
         """The scores in one line."""
         if self.trained_on_all:
-            return f"exact match: {self.dev:.1f} % on rows that it was trained on; for new rows see the folds' scores"
+            few = "" if self.dev >= LEARNT else " (more steps would learn them better, but not help on new rows)"
+            return f"exact match: {self.dev:.1f} % on its training rows{few}; for new rows see the folds' scores"
         others = [_figure(heading, value) for heading, value in self.metrics.items()]
         other = f"; also on test: {', '.join(others)}" if others else ""
         return f"exact match: {self.dev:.1f} % on dev, {self.test:.1f} % on test{other}"
@@ -159,17 +160,18 @@ class TrainSummary:
         return f"{_REASONS[self.still_improving]}; try {', or '.join(tries)}"
 
 
-def memorised_line(loss: float, exact_match: float) -> str:
+def memorised_line(loss: float, exact_match: float, scored: str = "dev") -> str:
     """Return the advice for a training that learnt the training rows, but not the dev rows.
 
     Args:
         loss: The training loss at the end, in nats per token.
         exact_match: Exact match on dev, in per cent.
+        scored: The rows of `exact_match`.
     """
     small = f"only {loss:.3f}" if loss >= 0.0005 else "below 0.001"
     return (
-        f"at the last step, the training loss was {small}, but exact match on dev is {exact_match:.0f} %: training "
-        "memorises the training rows. Add rows; a higher rank or more steps would not help"
+        f"at the last step, the training loss was {small}, but exact match on {scored} is {exact_match:.0f} %: "
+        "training for so long memorises the training rows. Add rows; a higher rank or more steps would not help"
     )
 
 

@@ -30,7 +30,7 @@ def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(name.strip() for given in names for name in given.split(",") if name.strip()))
     for name in found:
         if name not in TRACKERS:
-            raise unknown("tracker", name, TRACKERS)
+            raise unknown("tracker of --log-with", name, TRACKERS)
         module, package = TRACKERS[name]
         if importlib.util.find_spec(module) is None:
             raise UserError(f"--log-with {name}: the package {module} is not installed; run `pip install '{package}'`")

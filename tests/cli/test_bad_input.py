@@ -302,7 +302,7 @@ def test_predict_on_a_folder_that_is_no_run(refused_at_once: Refused, elsewhere:
     (elsewhere / "runs").mkdir()
     for folder in ("runs", "none"):
         error = refused_at_once("predict", folder, "jump twice")
-        assert f"{folder} holds no finished adapter or model; name a folder like results/" in error
+        assert f"{folder} holds no finished adapter or model; name the folder of a training, such as" in error
 
 
 def test_predict_reads_no_other_encoding(elsewhere: Path) -> None:
@@ -340,8 +340,8 @@ def test_the_next_commands_name_a_folder_that_begins_with_a_hyphen() -> None:
 def test_status_on_a_folder_that_is_no_study(refused_at_once: Refused, elsewhere: Path) -> None:
     (elsewhere / "folder").mkdir()
     for verb in ("status", "report"):
-        assert "folder is not a study's folder: it has no recipe.yaml" in refused_at_once(verb, "folder")
-        assert "there is no folder none; name the folder of a study" in refused_at_once(verb, "none")
+        assert "folder has no recipe.yaml" in refused_at_once(verb, "folder")
+        assert "there is no folder none; name the folder of a training" in refused_at_once(verb, "none")
 
 
 def test_copying_over_a_file(refused_at_once: Refused, elsewhere: Path) -> None:

@@ -118,7 +118,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_no_word_is_broken(width: int) -> None:
     """Lines end at white space and hyphens; a table that is too wide for its longest words becomes lines."""
-    table = Table("method", "split", "seed", "dev EM %", "test EM %", "log p/token", "state")
+    table = Table("method", "split", "seed", "dev EM %", "test EM %", "test loss per token", "state")
     table.add_row(
         "lora r16 new-embeddings 32-bit", "held-out", "0", "99.0", "98.5", "-1e-05", Text("interrupted", "red")
     )
@@ -127,7 +127,7 @@ def test_no_word_is_broken(width: int) -> None:
     words = [word.strip("│┃") for word in out.getvalue().split()]
     for word in ("embeddings", "32-bit", "interrupted", "-1e-05"):
         assert any(found.endswith((word, f"{word};")) for found in words), word
-    assert all(part in out.getvalue() for part in ("lora", "r16", "new-", "log", "p/token"))
+    assert all(part in out.getvalue() for part in ("lora", "r16", "new-", "loss", "token"))
 
 
 def test_a_word_longer_than_its_column_is_folded() -> None:

@@ -41,7 +41,9 @@ def test_ten_lines_one_command_an_adapter(
     said = capsys.readouterr()
     assert "data: 8 training rows, 1 dev row to choose the best step, 1 test row for the final score\n" in said.out
     assert "only 1 dev row and 1 test row, so the scores are not reliable" in said.out
-    assert re.search(r"rank 16(, and the embeddings of \d+ tokens? that did not occur in pretraining)?, le", said.out)
+    assert re.search(
+        r"rank 16(, and the embeddings of \d+ tokens? that occurs? in the rows but not in pretraining)?; le", said.out
+    )
     assert "length: 120 steps of 8 examples (120 epochs)" in said.out
     assert "first row: input 'to walk', target 'zu gehen'" in said.err
     study = elsewhere / "results" / "pairs-english"
@@ -67,7 +69,7 @@ def test_ten_lines_one_command_an_adapter(
 def _commands_run(printed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands that are printed at the end name paths that exist and do what they say."""
     commands = [shlex.split(line)[1:] for line in printed.splitlines() if line.startswith("  petransfer ")]
-    assert [command[0] for command in commands] == ["predict", "report", "adapter", "run"]
+    assert [command[0] for command in commands if command[0] != "adapter"] == ["predict", "report", "run"]
     for command in commands:
         if command[0] != "adapter":  # which needs an account on the hub
             assert call(monkeypatch, *command) == 0

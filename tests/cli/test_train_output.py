@@ -97,7 +97,7 @@ def test_the_beginning_is_broken_between_words(width: int, training: TrainStudy)
     assert "data: 48 training rows, 6 dev rows to choose the best step, 6 test rows for the final score" in lines
     number = len(new_tokens_of(training.grid.cells[0].spec))
     assert number > 1
-    assert f"LoRA of rank 16, and the embeddings of {number} tokens that did not occur in pretraining, learning" in text
+    assert f"LoRA of rank 16, and the embeddings of {number} tokens that occur in the rows but not in pretrain" in text
     (stop,) = (line for line in lines if line.startswith("stop: "))
     assert stop.startswith("stop: when exact match on dev has not risen in 6 evaluations (one every 50 steps; while")
     assert "below 20 %, a lower loss on dev counts as a rise), or after 2,000 steps" in stop
@@ -115,7 +115,7 @@ def test_several_seeds_are_named(
 def test_progress_elsewhere_than_in_a_terminal(training: TrainStudy) -> None:
     cell = training.grid.cells[0]
     row = Row(cell, "running", step=1200, loss=0.1234, dev_so_far=45.6, seconds_left=741)
-    assert progress_text(row, "") == "step 1,200 of 2,000, loss 0.123, exact match on dev 46 %, at most 12 min"
+    assert progress_text(row, "") == "step 1,200 of 2,000, loss 0.123, exact match on dev 46 %, at most 12 min left"
     assert progress_text(replace(row, loss=None), "fold 2: ") == "fold 2: running"
     assert train_runs(training.grid).line(replace(row, status="done")) == "", "the summary has the scores"
 
@@ -142,9 +142,11 @@ def test_the_samples_say_of_how_many_rows_they_are(
 def test_what_is_not_trained_is_not_named(training: TrainStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without new tokens, the line on the method names no embeddings."""
     monkeypatch.setattr(train_output, "new_tokens_of", lambda spec: ())
-    assert "method: LoRA of rank 16, learning rate 0.002" in describe(training)
+    assert "method: LoRA of rank 16; learning rate 0.002" in describe(training)
     monkeypatch.setattr(train_output, "new_tokens_of", lambda spec: (7,))
-    assert "and the embeddings of 1 token that did not occur in pretraining, " in "\n".join(describe(training))
+    assert "and the embeddings of 1 token that occurs in the rows but not in pretraining; " in "\n".join(
+        describe(training)
+    )
 
 
 def test_targets_that_are_labels_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +154,10 @@ def test_targets_that_are_labels_are_named(tmp_path: Path, monkeypatch: pytest.M
     words = ("bad", "good", "mixed", "unclear")
     Path("labels.tsv").write_text("".join(f"review number {at}\t{words[at % 4]}\n" for at in range(60)))
     lines = describe(train_study("nano/english", "labels.tsv", TrainRequest(), [], None, False))
-    assert "labels: the targets are 4 labels ('bad', 'good', 'mixed', ...), so accuracy is computed too" in lines
+    (line,) = (line for line in lines if line.startswith("labels: "))
+    assert "the targets are 4 labels ('bad', 'good', 'mixed', ...)" in line
+    assert "accuracy" in line
+    assert "macro-F1" in line
 
 
 def test_folds_say_which_rows_choose_the_best_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from petransfer.effects.kinds.contrast import judge
 from petransfer.effects.reference import published, published_contrast
 from petransfer.effects.runs import Runs
 from petransfer.effects.study_effects import collect
-from petransfer.report.comparison import _data_note
+from petransfer.report.comparison import _data_note, differences
 from petransfer.study.grid import Cell
 from petransfer.study.study import open_grid
 from tests.report.made import level_of, make, recipe_of
@@ -72,7 +72,8 @@ def test_it_is_written_as_a_page_or_as_text(tmp_path: Path, call: Call, capsys: 
         assert "english-scratch" in text
         assert "http" not in text
     said = capsys.readouterr().out
-    assert "family nano" in said
+    assert "A and B differ in these settings:" in said
+    assert "seeds: [0, 1, 2, 3, 4, 5] in A and [6, 7, 8, 9, 10, 11] in B" in said
     assert "effects that both studies have" in said
     assert call("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c.pdf") == 2
 
@@ -91,7 +92,7 @@ def test_studies_are_compared_by_the_metric_that_both_are_judged_by(
     assert call("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c.md") == 0
     assert "Effects are differences in test chrF" in " ".join(capsys.readouterr().out.split())
     text = (tmp_path / "c.md").read_text()
-    assert "| chrF in A | chrF in B |" in text
+    assert "| test chrF in A | test chrF in B |" in text
     assert "| right | english | full 32-bit | 52.5 (6 seeds) | 62.5 (6 seeds) | +10.0 [" in text
     assert "paper" not in text.replace("the comparison with the paper are left out", "")
     make(tmp_path / "d", recipe.model_copy(update={"judge_by": "exact_match"}), lambda cell: 0.5)
@@ -232,3 +233,10 @@ def test_the_folder_of_the_page_is_made_and_other_data_is_named(
     runs = [Runs(grid.recipe, grid.cells, grid.folder) for grid in (first, second)]
     assert "different tasks, scan and cogs" in _data_note(runs[0], runs[1])
     assert _data_note(runs[0], runs[0]) == ""
+
+
+def test_the_settings_that_differ_are_named() -> None:
+    first, second = recipe_of(seeds=[0, 1]), recipe_of(seeds=[0, 1, 2])
+    assert differences(first, first) == []
+    (line,) = differences(first, second)
+    assert line == "seeds: [0, 1] in A and [0, 1, 2] in B"

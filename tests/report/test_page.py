@@ -396,7 +396,7 @@ def test_a_figure_that_is_not_finite_is_said_to_be_so(
         (line,) = [line for line in csv.DictReader(file) if line["run_id"] == run.path.name]
     assert (line["test_log_prob_per_token"], float(line["test_em"])) == ("", 60.0)
     (row,) = [row for row in tables.rows_of(cells, folder) if row.cell.run_id == run.path.name]
-    assert tables.plain_line(row).endswith("test EM 60.0 % | log p/token not finite")
+    assert tables.plain_line(row).endswith("test EM 60.0 % | test loss per token not finite")
     assert json.loads(json.dumps(tables.as_json([row]), allow_nan=False))[0]["test_log_prob_per_token"] is None
 
 

@@ -35,9 +35,9 @@ def test_more_than_four_panels_go_into_rows(tmp_path: Path) -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["english", "german", "scratch"]
     arms = plots.by_arm(found)
     assert arms
-    em, log_prob = arms.axes
+    em, loss = arms.axes
     assert [label.get_text() for label in em.get_yticklabels()] == ["english", "german"] * 5 + ["scratch"]
-    assert em.get_ylim() == log_prob.get_ylim()
+    assert em.get_ylim() == loss.get_ylim()
     assert sum(text.get_text().startswith("paper") for text in em.texts) == 6
     assert em.get_xlim()[1] < 75  # the paper's 96.8 % does not squash ours
 

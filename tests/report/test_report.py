@@ -64,9 +64,9 @@ def test_a_group_is_its_seeds(study: tuple[list[Cell], StudyFolder]) -> None:
     found = groups.groups_of(tables.rows_of(*study))
     assert groups.table_of(found) == [
         ("opposite_right", "english", "lora r16 new-embeddings 32-bit", "3", "61.0 (60.0 to 62.0)",
-         "61.0 (60.0 to 62.0)", "\u22124.950 (\u22124.950 to \u22124.950)"),
+         "61.0 (60.0 to 62.0)", "4.950 (4.950 to 4.950)"),
         ("opposite_right", "scratch", "full 32-bit", "2 of 3", "10.5 (10.0 to 11.0)", "10.5 (10.0 to 11.0)",
-         "\u22124.950 (\u22124.950 to \u22124.950)"),
+         "4.950 (4.950 to 4.950)"),
     ]  # fmt: skip
     assert r"2 of 3 & 10.5 (10.0 to 11.0)" in groups.latex(found, NONE)
     assert r"opposite\_right & english" in groups.latex(found, NONE)
@@ -107,10 +107,10 @@ def test_every_arm_has_a_key_in_whatever_panel_it_stands(tmp_path: Path) -> None
 def test_every_seed_is_in_the_picture(study: tuple[list[Cell], StudyFolder]) -> None:
     figure = plots.by_arm(groups.groups_of(tables.rows_of(*study)))
     assert figure
-    test, log_prob = figure.axes
+    test, loss = figure.axes
     dots = [list(line.get_xdata()) for line in test.lines if line.get_marker() == "o"]
     assert dots == [pytest.approx([60, 61, 62]), pytest.approx([10, 11])]
-    assert log_prob.get_xlabel().replace("\n", " ") == "log-probability per target token, nats"
+    assert loss.get_xlabel().replace("\n", " ") == "test loss per token, nats"
 
 
 def test_what_quantised_weights_weigh_is_said(study: tuple[list[Cell], StudyFolder]) -> None:

@@ -46,8 +46,9 @@ def text_of(run: RunFolder) -> str:
 
 def test_a_single_run_has_a_page_of_its_own(run: RunFolder) -> None:
     text = text_of(run)
-    for name, value in (("dev exact match", "90.0 %"), ("test exact match", "60.0 %"), ("duration", "9 min 37 s"),
-                        ("trained parameters", "90,000 (5.0 %)"), ("steps", "100")):  # fmt: skip
+    for name, value in (("dev exact match", "90.0 %"), ("test exact match", "60.0 %"),
+                        ("trained and scored in", "9 min 37 s"),
+                        ("trained parameters", "90,000 (5.0 % of all)"), ("steps", "100")):  # fmt: skip
         assert f"<dt>{name}</dt><dd>{value}</dd>" in text
     assert text.count('<svg class="chart"') == 2
     assert 'aria-label="training loss, nats over optimiser steps"' in text

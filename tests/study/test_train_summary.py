@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from petransfer.cli import train_output
 from petransfer.study.folders import RunFolder
 from petransfer.study.quick_recipe import TrainRequest
 from petransfer.study.train_study import train_study
@@ -99,3 +100,20 @@ def test_rows_learnt_by_heart_need_more_rows(tmp_path: Path) -> None:
     assert "--rank 64" in replace(one, train_loss=MEMORISED).advice
     rising = replace(one, still_improving="exact_match", stop_reason="max_steps").advice
     assert rising.endswith("try --max-steps 4000, or more rows")
+
+
+def test_an_advice_names_a_new_folder_if_out_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the same --out, the advised settings would be refused; without --out, `train` takes a new folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.tsv").write_text("".join(f"say {at}\t{at}\n" for at in range(20)))
+    for out in (None, tmp_path / "out"):
+        study = train_study("nano/english", "rows.tsv", TrainRequest(), [], out, False)
+        one = TrainSummary(study.grid.cells[0], RunFolder(tmp_path), 5.0, 4.0, 2000, 650, "max_steps", "", ())
+        monkeypatch.setattr(train_output, "summaries", lambda grid, one=one: [one])
+        capsys.readouterr()
+        train_output.print_summaries(study)
+        said = capsys.readouterr().out
+        assert ("with a new --out" in said) == (out is not None)
+        assert "adapter push" not in said, "the model has not learnt its task"

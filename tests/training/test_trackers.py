@@ -31,7 +31,7 @@ SCALARS = {
 
 
 def test_an_unknown_tracker_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(UserError, match=r"unknown tracker 'tensorbord': did you mean 'tensorboard'\?"):
+    with pytest.raises(UserError, match=r"unknown tracker of --log-with 'tensorbord': did you mean 'tensorboard'\?"):
         check_trackers(["tensorbord"])
 
 
@@ -126,4 +126,4 @@ def test_the_command_line_refuses_an_unknown_tracker_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, "run", "lora-scan", "--log-with", "nothing") == 2
-    assert "unknown tracker 'nothing'" in capsys.readouterr().err
+    assert "unknown tracker of --log-with 'nothing'" in capsys.readouterr().err

@@ -88,14 +88,22 @@ def dotted_names(values: Mapping[str, Any]) -> list[str]:
 
 
 def missing_column(name: str, required: Required, found: Sequence[str]) -> UserError:
-    """Return the error for the first missing column. The message lists the existing columns."""
-    column, option = next((column, option) for column, option in required.items() if not has_column(found, column))
+    """Return the error for missing columns. The message lists all of them, and the existing columns."""
+    missing = {column: option for column, option in required.items() if not has_column(found, column)}
     exist = ", ".join(_shown(str(each)[:30]) for each in list(found)[:20]) or "no columns"
+    columns = " and ".join(f"'{column}'" for column in missing)
+    problem = f"{name} has no column{'s' if len(missing) > 1 else ''} {columns} (it has: {exist})"
+    values = {option: _value(column, option, found) for column, option in missing.items()}
+    flags = " ".join(f"{_FLAGS[option]} {value}" for option, value in values.items() if option in _FLAGS)
+    sets = " ".join(f"--set task.options.{option}={value}" for option, value in values.items())
+    has_flags = all(option in _FLAGS for option in values)
+    return MissingColumn(problem, f"name yours with {f'{flags}, or ' if has_flags else ''}{sets}")
+
+
+def _value(column: str, option: str, found: Sequence[str]) -> str:
+    """Return the value of an option for a missing column: a column that looks alike, or a placeholder."""
     alike = next((str(each) for each in found if look(str(each)) == look(column)), None)
-    value = "'{COLUMN}'" if option == "template" else "COLUMN" if alike is None else _in_shell(alike)
-    flag = f"{_FLAGS[option]} {value}, or " if option in _FLAGS else ""
-    problem = f"{name} has no column '{column}' (it has: {exist})"
-    return MissingColumn(problem, f"name yours with {flag}--set task.options.{option}={value}")
+    return "'{COLUMN}'" if option == "template" else "COLUMN" if alike is None else _in_shell(alike)
 
 
 def look(name: str) -> str:

@@ -101,7 +101,8 @@ def find_source(
         where = " or ".join(str(place) for place in dict.fromkeys([folder or Path.cwd(), Path.cwd()]))
         sought = "" if Path(name).is_absolute() or name.startswith("~") else f" in {where}"
         raise UserError(
-            f"no file {name}{sought}; supported are {SUPPORTED}, folders that `datasets` loads, and hub ids"
+            f"no file {name}{sought}; supported are {SUPPORTED}, folders that `datasets` loads, and ids of data sets "
+            "on the hub"
         )
     return Source(name, "dataset", None, split, config)
 

@@ -325,10 +325,10 @@ def details(effect: dict[str, Any], criterion: Criterion) -> str:
     if odds:
         parts.append(f"Log-odds: {signed(odds['difference'], 2)}{bounds(odds['interval'], 2)}.")
     if effect["log_prob_difference"] is not None:
-        nats = signed(effect["log_prob_difference"], 3)
+        nats = signed(-effect["log_prob_difference"], 3)
         p = p_text(effect["log_prob_p"])
         parts.append(
-            f"Log-probability per target token: {nats} nats ({p}, without Holm's correction; not part of the verdict)."
+            f"Difference in test loss per token: {nats} nats ({p}, without Holm's correction; not part of the verdict)."
         )
     pair = effect["mcnemar"]
     if pair:

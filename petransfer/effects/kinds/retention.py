@@ -14,7 +14,7 @@ from petransfer.effects.drawing import plot_ratios
 from petransfer.effects.intervals import Interval, fieller_interval
 from petransfer.effects.kind import Kind, Missing, Thresholds
 from petransfer.effects.pairs import Side, Two, arms_under, other_study, sides_of
-from petransfer.effects.wording import bounds, signed
+from petransfer.effects.wording import interval_text, signed
 from petransfer.recipe.effect_requests import RequestedEffect, labels_matching
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ def sentence(one: dict[str, Any], criterion: Criterion) -> str:
     compared = f"the effect under {under['name']} as a part of that under {over['name']}"
     about = f"Retention of {one['name']} on {one['split']} ({compared})"
     sides = (
-        f"The effect is {signed(under['difference'])} points{bounds(under['interval'])} under {under['name']} and "
-        f"{signed(over['difference'])} points{bounds(over['interval'])} under {over['name']}"
+        f"The effect is {signed(under['difference'])} points{_interval(under)} under {under['name']} and "
+        f"{signed(over['difference'])} points{_interval(over)} under {over['name']}"
     )
     if one["ratio"] is None:
         return f"{about}: {one['undefined']}. {sides}."
@@ -103,6 +103,11 @@ def sentence(one: dict[str, Any], criterion: Criterion) -> str:
     )
     shares = f"{kept} % of the effect is kept (95 % interval {low} to {high} %)".replace("-", "\u2212")
     return f"{about}: {shares}. {sides}."
+
+
+def _interval(side: dict[str, Any]) -> str:
+    text = interval_text(side["interval"])
+    return f" ({text})" if text else ""
 
 
 def details(one: dict[str, Any], criterion: Criterion) -> str:
@@ -118,6 +123,8 @@ RETENTION = Kind(
     name="retention",
     key="retentions",
     heading="Retention",
+    about="A retention is an effect under one method, divided by the same effect under another method: at 100 %, the "
+    "whole effect is kept; at 0 %, none of it.",
     requests=("retention",),
     order=2,
     collect=collect,

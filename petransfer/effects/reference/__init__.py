@@ -136,7 +136,7 @@ def caveats(family: str, task: str, split: str, arms: Collection[str]) -> list[s
     paper_family = nearest_paper_family(family)
     found = ["its epochs were chosen on test accuracy, and its scratch arm's settings were not tuned"]
     if paper_family != family:
-        found.append(f"its models are {paper_family}, ours {family}: compare signs, not sizes")
+        found.append(f"its models are {paper_family}, ours {family}: compare which arm is better, not the values")
     if "protein" in arms:
         found.append("its protein arm has new, untied embeddings: compare it with English that has new ones too")
     if task == "cogs" and split == "gen":

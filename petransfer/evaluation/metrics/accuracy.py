@@ -12,4 +12,12 @@ def score(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float
     return {"accuracy": 100 * sum(map(str.__eq__, predictions, targets)) / len(targets)}
 
 
-METRIC = Metric("accuracy", {"accuracy": "accuracy %"}, score, of_labels=True, share_of_answers=True)
+METRIC = Metric(
+    "accuracy",
+    {"accuracy": "accuracy %"},
+    score,
+    of_labels=True,
+    share_of_answers=True,
+    meaning="accuracy %: share of the examples for which the model chooses the right one of the labels. (For exact "
+    "match, it generates any text.)",
+)

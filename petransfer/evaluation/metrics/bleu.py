@@ -14,4 +14,12 @@ def score(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float
     return {"bleu": float(sacrebleu.corpus_bleu(list(predictions), [list(targets)]).score)}
 
 
-METRIC = Metric("bleu", {"bleu": "BLEU"}, score, module="sacrebleu", package="sacrebleu")
+METRIC = Metric(
+    "bleu",
+    {"bleu": "BLEU"},
+    score,
+    module="sacrebleu",
+    package="sacrebleu",
+    meaning="BLEU: how many words, and sequences of up to 4 words, the generated texts share with the targets; from 0 "
+    "to 100, and 100 is best.",
+)

@@ -14,4 +14,12 @@ def score(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float
     return {"chrf": float(sacrebleu.corpus_chrf(list(predictions), [list(targets)]).score)}
 
 
-METRIC = Metric("chrf", {"chrf": "chrF"}, score, module="sacrebleu", package="sacrebleu")
+METRIC = Metric(
+    "chrf",
+    {"chrf": "chrF"},
+    score,
+    module="sacrebleu",
+    package="sacrebleu",
+    meaning="chrF: F score of the sequences of up to 6 characters that the generated texts share with the targets; "
+    "from 0 to 100, and 100 is best.",
+)

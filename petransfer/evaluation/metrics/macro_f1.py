@@ -19,4 +19,11 @@ def _f1(label: str, predictions: Sequence[str], targets: Sequence[str]) -> float
     return 2 * hits / occurs
 
 
-METRIC = Metric("macro_f1", {"macro_f1": "macro-F1 %"}, score, of_labels=True)
+METRIC = Metric(
+    "macro_f1",
+    {"macro_f1": "macro-F1 %"},
+    score,
+    of_labels=True,
+    meaning="macro-F1 %: mean of the labels' F1 scores, for the same chosen labels; a rare label counts like a "
+    "frequent one.",
+)

@@ -29,4 +29,13 @@ def score(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float
     return {kind: 100 * sum(row[kind].fmeasure for row in rows) / len(rows) for kind in HEADINGS}
 
 
-METRIC = Metric("rouge", HEADINGS, score, judged_by="rougeL", module="rouge_score", package="rouge-score")
+METRIC = Metric(
+    "rouge",
+    HEADINGS,
+    score,
+    judged_by="rougeL",
+    module="rouge_score",
+    package="rouge-score",
+    meaning="ROUGE: mean F1 score of the words (ROUGE-1), the pairs of words (ROUGE-2) and the longest sequence of "
+    "words (ROUGE-L) that a generated text shares with its target; from 0 to 100, and 100 is best.",
+)

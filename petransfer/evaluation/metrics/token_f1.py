@@ -23,4 +23,9 @@ def _f1(prediction: list[str], target: list[str]) -> float:
     return 2 * (Counter(prediction) & Counter(target)).total() / (len(prediction) + len(target))
 
 
-METRIC = Metric("token_f1", {"token_f1": "token F1 %"}, score)
+METRIC = Metric(
+    "token_f1",
+    {"token_f1": "token F1 %"},
+    score,
+    meaning="token F1 %: mean F1 score of the words that a generated text shares with its target.",
+)
