@@ -14,6 +14,9 @@ from petransfer.recipe.run_spec import RunSpec
 _INDEX = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 _COUNT = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
+# The process that started this one, read before the slow imports: a launcher, if `this_place` says so.
+_parent = os.getppid()
+
 # Modes of Accelerate that replace the model and the optimiser by their own.
 _ENGINES = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
 
@@ -82,6 +85,20 @@ def this_place() -> Place:
     """Return the position of this process. Without a launcher: process 0 of 1."""
     index, count = (_first(names) for names in (_INDEX, _COUNT))
     return Place(index, count) if index is not None and count is not None and 0 <= index < count else Place()
+
+
+def _note_parent() -> None:
+    global _parent
+    _parent = os.getppid()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where no process is forked
+    os.register_at_fork(after_in_child=_note_parent)
+
+
+def is_orphaned() -> bool:
+    """Return whether the process that started this one has ended since."""
+    return os.getppid() != _parent
 
 
 def _first(names: tuple[str, ...]) -> int | None:

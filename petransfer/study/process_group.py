@@ -24,7 +24,7 @@ from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from petransfer.errors import Interrupted, RunError, UserError, reason_of
 from petransfer.models.quiet_libraries import silence_libraries
 from petransfer.study.folders import Named, RunFolder, StudyFolder
-from petransfer.study.launched_processes import Place, this_place
+from petransfer.study.launched_processes import Place, is_orphaned, this_place
 from petransfer.study.local_executor import Job, Outcome, outcome_of, stop_on_signals
 from petransfer.study.worker_losses import note_failure
 
@@ -36,6 +36,9 @@ FOREVER = timedelta(days=30)
 
 # Seconds after which a process that waits for the start of the others logs a warning.
 LATE = 20.0
+
+# Seconds between two looks at whether the launcher still runs, while a process waits for the start of the others.
+LOOK = 1.0
 
 # Seconds that a process with an error waits for the others to end the run too. If all of them do, only this run fails.
 # Otherwise some of them are in the middle of a step, which cannot be completed, and all processes must end.
@@ -88,7 +91,7 @@ class Group:
         silence_libraries()
         _use_first_thread_count()
         place = this_place()
-        with _reporting_the_wait(place), default_signal_handlers():
+        with _reporting_the_wait(place), _ending_with_the_launcher(place), default_signal_handlers():
             state = PartialState(cpu=cpu, timeout=FOREVER)
         if state.distributed_type not in _PLAIN:
             kind = state.distributed_type.value
@@ -155,6 +158,28 @@ def _reporting_the_wait(place: Place) -> Generator[None]:
         yield
     finally:
         late.cancel()
+
+
+@contextlib.contextmanager
+def _ending_with_the_launcher(place: Place) -> Generator[None]:
+    """End this process if its launcher ends while it waits for the others, which then never come."""
+    if not place.shared:
+        yield
+        return
+    joined = threading.Event()
+    threading.Thread(target=_end_if_orphaned, args=[place, joined], daemon=True).start()
+    try:
+        yield
+    finally:
+        joined.set()
+
+
+def _end_if_orphaned(place: Place, joined: threading.Event) -> None:
+    while not joined.wait(LOOK):
+        if is_orphaned():
+            where = f"process {place.index + 1} of {place.count}"
+            logger.error(f"error: the launcher has ended ({where}); run the same command again to resume")
+            os._exit(1)  # the wait itself is in a library and cannot be interrupted
 
 
 def _warn_of_the_wait(place: Place) -> None:
@@ -225,5 +250,4 @@ def _attempt(cell: Named, folder: RunFolder, job: Job, threads: int, group: Grou
 def _or_orphaned(stopped: Callable[[], bool]) -> Callable[[], bool]:
     """Return a function that returns True after a stop request or after the end of the launcher."""
     # without the second condition, the process would continue after the launcher has ended
-    parent = os.getppid()
-    return lambda: stopped() or os.getppid() != parent
+    return lambda: stopped() or is_orphaned()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from collections.abc import Callable
@@ -150,6 +151,34 @@ def test_a_left_over_launch_is_told_after_a_wait(
     assert [level for level, _ in told] == ["INFO"] + ["WARNING"] * (late == 0)
     assert "process 1 of 2 waits" in told[0][1]
     assert late or ("WORLD_SIZE=2" in told[1][1] and "unset these variables" in told[1][1])
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_process_that_waits_for_the_others_ends_with_its_launcher(
+    ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher that is killed while its processes start cannot end them, and their meeting place is gone with it."""
+    monkeypatch.setattr("petransfer.study.process_group.LOOK", 0.05)
+    monkeypatch.setattr("petransfer.study.process_group.PartialState", lambda **_: time.sleep(60))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    gone, held = os.pipe()
+    launcher = os.fork()
+    if launcher == 0:
+        waiting = os.fork()
+        if waiting == 0:
+            Group.join(True, lambda: False)
+        os.write(held, f"{waiting}\n".encode())
+        time.sleep(0 if ends else 60)
+        os._exit(0)
+    os.close(held)
+    with os.fdopen(gone) as pipe:
+        waiting = int(pipe.readline())
+        ended = bool(select.select([pipe], [], [], 10 if ends else 0.5)[0])  # the last writer has ended
+        for process in (launcher, *([] if ended else [waiting])):
+            os.kill(process, signal.SIGKILL)
+        os.waitpid(launcher, 0)
+    assert ended == ends
 
 
 def test_a_signal_ends_a_process_that_waits_for_the_others() -> None:
