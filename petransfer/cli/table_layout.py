@@ -19,6 +19,8 @@ from petransfer.visible_text import visible
 
 # A word of at most this many characters is never broken. Longer words, such as hashes and URLs, may be broken anywhere.
 LONGEST_WORD = 24
+# A table of at most this many rows keeps its columns with one value as long as its words fit.
+SHORT = 3
 # A line may be broken here: after white space, and after a hyphen between two letters.
 _BREAK = re.compile(r"(?<=\s)(?=\S)|(?<=[^\W\d_]-)(?=[^\W\d_])")
 # A word with a slash, such as results/my-data, is never broken at a hyphen.
@@ -51,7 +53,7 @@ def print_fitting(table: Table, console: Console) -> None:
     room = console.width - 3 * len(heads) - 1  # a border and two spaces for each column
     if sum(natural) <= room:
         console.print(table)
-    elif shorter := _without_constant_columns(table, heads, cells, keep="right"):
+    elif len(table.rows) > SHORT and (shorter := _without_constant_columns(table, heads, cells, keep="right")):
         print_fitting(shorter, console)
     elif sum(least) <= room:  # wrap the cells
         for column, width in zip(table.columns, _shared_out(natural, least, room), strict=True):
