@@ -9,7 +9,9 @@ def main() -> None:
     """Run the command line."""
     try:
         from petransfer.cli import main as command_line  # takes a second, in which Ctrl-C must not end in a traceback
+        from petransfer.cli.log_output import keep_from_other_handlers
 
+        keep_from_other_handlers()
         command_line()
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -53,3 +53,11 @@ def show_log(verbose: bool = False, quiet: bool = False) -> None:
     logger.addHandler(handler)
     warnings.showwarning = _show_warning
     logger.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+
+
+def keep_from_other_handlers() -> None:
+    """Keep petransfer's messages from the root logger, whose handlers would print each message a second time.
+
+    Some libraries, such as absl, install a handler for the root logger when they are used.
+    """
+    logging.getLogger("petransfer").propagate = False

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from petransfer.errors import UserError
+from petransfer.recipe.run_spec import RunSpec
+
+_log = logging.getLogger(__name__)
 
 # The largest number of runs that an error message lists.
 LISTED = 8
@@ -15,7 +19,8 @@ def run_folder(folder: Path, run: str | None = None) -> Path:
     """Return the folder of a study's only finished run. Any other folder is returned unchanged.
 
     Args:
-        run: first characters of a run's id. Needed for a study with several finished runs.
+        run: first characters of a run's id. Needed for a study with several finished runs. A whole id always selects
+            the run with this id.
 
     Raises:
         UserError: the number of finished runs with this id is not 1, or `folder` is not a study's and `run` is given.
@@ -24,8 +29,8 @@ def run_folder(folder: Path, run: str | None = None) -> Path:
         if run is not None:
             raise UserError(f"--run {run}: {folder} is not a study's folder; leave --run out")
         return folder
-    saved = [path for path in sorted((folder / "runs").iterdir()) if _is_finished(path)]
-    found = [path for path in saved if path.name.startswith(run or "")]
+    saved = _without_copies([path for path in sorted((folder / "runs").iterdir()) if _is_finished(path)])
+    found = [path for path in saved if path.name == run] or [path for path in saved if path.name.startswith(run or "")]
     if len(found) == 1:
         return found[0]
     if not saved:
@@ -34,6 +39,30 @@ def run_folder(folder: Path, run: str | None = None) -> Path:
     listed = ", ".join(_described(path) for path in (found or saved)[:LISTED])
     more = f", and {len(found or saved) - LISTED} more" if len(found or saved) > LISTED else ""
     raise UserError(f"{folder} holds {len(found)} {which}; pick one with --run ID: {listed}{more}")
+
+
+def _without_copies(saved: list[Path]) -> list[Path]:
+    """Return the run folders without copies under another name, such as those that a cloud storage makes.
+
+    If no folder has the name of its run, all are returned.
+    """
+    copies = [path for path in saved if _id_in_spec(path) not in (None, path.name)]
+    if not copies or len(copies) == len(saved):
+        return saved
+    _log.warning(
+        "ignoring %s: the folder's name is not the id of the run in it%s; remove copies of run folders",
+        copies[0],
+        f", and {len(copies) - 1} more" if len(copies) > 1 else "",
+    )
+    return [path for path in saved if path not in copies]
+
+
+def _id_in_spec(path: Path) -> str | None:
+    """Return the run id of the spec in a run's folder. None if spec.json cannot be read."""
+    try:
+        return RunSpec.from_dict(json.loads((path / "spec.json").read_text(encoding="utf-8"))).run_id
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError):
+        return None
 
 
 def is_whole_model(folder: Path) -> bool:

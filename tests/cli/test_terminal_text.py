@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -94,3 +96,15 @@ def test_a_generated_text_is_changed_for_a_terminal_alone() -> None:
 
     assert for_output(HOSTILE, io.StringIO()) == HOSTILE
     assert for_output(HOSTILE, Terminal()) == "\\x1b[2Jgone\\x07\\x9b31m\\x0d"
+
+
+def test_a_message_is_printed_once_after_a_library_has_set_up_the_root_logger() -> None:
+    code = (
+        "import logging, sys, petransfer.cli, petransfer.__main__ as command\n"
+        "def used():\n"
+        "    petransfer.cli.show_log(); logging.basicConfig(); logging.getLogger('petransfer.x').warning('one line')\n"
+        "petransfer.cli.main = used\n"
+        "command.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "one line\n"

@@ -54,6 +54,28 @@ def test_rouge_says_that_it_reads_only_latin_letters(caplog: pytest.LogCaptureFi
     assert not caplog.text
 
 
+@pytest.mark.parametrize("text", ["我今天去北京大学看朋友。", "ฉันไปโรงเรียนวันนี้", "今日は学校へ行きます。"])
+@pytest.mark.parametrize("metric", ["bleu", "token_f1"])
+def test_scripts_without_blanks_between_words_are_named(
+    metric: str, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    scores((metric,), [text, "he goes home now"], [text, "he goes home now"])
+    assert f"{metric} separates words at blanks; 1 of 2 targets are in a script without blanks" in caplog.text
+    assert caplog.text.count("use chrf") == 1
+
+
+@pytest.mark.parametrize("metric", ["bleu", "token_f1"])
+def test_words_with_blanks_give_no_warning(metric: str, caplog: pytest.LogCaptureFixture) -> None:
+    for text in ("he goes home now", "он идёт домой сейчас", "저는 오늘 학교에 가요", "dog, cat."):
+        assert next(iter(scores((metric,), [text], [text]).values())) == pytest.approx(100)
+    assert not caplog.text
+
+
+def test_bleu_says_that_it_needs_four_words(caplog: pytest.LogCaptureFixture) -> None:
+    assert scores(("bleu",), ["red dog walk"] * 5, ["red dog walk"] * 5) == {"bleu": 0}
+    assert "no target has 4 words; the score is 0 for correct texts" in caplog.text
+
+
 def test_accuracy_and_macro_f1_by_hand() -> None:
     targets = ["a", "a", "a", "b", "b", "c"]
     said = ["a", "a", "b", "b", "a", "b"]

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from petransfer.errors import UserError
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
+from petransfer.recipe.run_spec import CheckpointSpec, MethodSpec, RunSpec, TaskSpec, TrainSpec
 from petransfer.sharing.adapter import Adapter
 from petransfer.sharing.run_folders import run_folder
 from petransfer.sharing.sources import opened_source
@@ -60,6 +61,30 @@ def test_a_study_without_finished_runs_is_still_called_so(tmp_path: Path) -> Non
     (tmp_path / "runs" / "0123456789ab").mkdir(parents=True)
     with pytest.raises(UserError, match="holds no finished run"):
         run_folder(tmp_path)
+
+
+@pytest.mark.parametrize("run", [None, "ID", "ID[:4]"])
+def test_copies_of_a_run_s_folder_do_not_hide_the_run(
+    run: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = TrainSpec(steps=5, batch_size=8, learning_rate=1e-3)
+    spec = RunSpec(CheckpointSpec("nano/english"), TaskSpec("scan", "length"), MethodSpec("lora", 32), train, 0)
+    for name in (spec.run_id, f"{spec.run_id} (1)", f"{spec.run_id} (conflicted copy)"):
+        (tmp_path / "runs" / name / "adapter").mkdir(parents=True)
+        (tmp_path / "runs" / name / "DONE").touch()
+        (tmp_path / "runs" / name / "spec.json").write_text(json.dumps(spec.as_dict()))
+    asked = run and {"ID": spec.run_id, "ID[:4]": spec.run_id[:4]}[run]
+    assert run_folder(tmp_path, asked).name == spec.run_id
+    assert caplog.text.count("ignoring") == 1
+    assert f"{spec.run_id} (1)" in caplog.text
+    assert "and 1 more" in caplog.text
+
+
+def test_a_whole_run_id_is_preferred_to_names_that_begin_with_it(tmp_path: Path) -> None:
+    for name in ("0123456789ab", "0123456789ab-old"):  # without a readable spec.json
+        (tmp_path / "runs" / name / "adapter").mkdir(parents=True)
+        (tmp_path / "runs" / name / "DONE").touch()
+    assert run_folder(tmp_path, "0123456789ab").name == "0123456789ab"
 
 
 CARDS = [{"corpus": "mine", "steps": 5}, [1, 2], "text", None, {"new_pieces": "x"}, {"new_pieces": [10**9]},

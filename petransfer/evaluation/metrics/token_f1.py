@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from petransfer.evaluation.metrics.bleu import warn_of_scripts_without_blanks
 from petransfer.recipe.metrics import Metric
 
 
@@ -13,6 +14,7 @@ def score(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float
 
     Words are separated by whitespace. A word that occurs twice counts twice. Case and punctuation matter.
     """
+    warn_of_scripts_without_blanks("token_f1", targets)
     pairs = zip(predictions, targets, strict=True)
     return {"token_f1": 100 * sum(_f1(one.split(), target.split()) for one, target in pairs) / len(targets)}
 
