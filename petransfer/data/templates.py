@@ -30,7 +30,10 @@ def fields_of(template: str, column: str = "input") -> tuple[str, ...]:
     found = [str(name) for name, _, _ in parts]
     formatted = next((name for name, form, change in parts if form or change), None)
     if formatted:
-        raise UserError(f"the template {template!r} formats {formatted!r}; write only the column's name in braces")
+        raise UserError(
+            f"the template {template!r} formats {formatted!r}; write only the column's name in braces, and braces that "
+            "are text as {{ and }}"
+        )
     if not found or not all(found):
         raise UserError(f"the template {template!r} names no column; write columns in braces: {{document}}")
     return tuple(dict.fromkeys(found))

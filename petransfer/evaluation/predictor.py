@@ -14,7 +14,7 @@ from petransfer.data.encoding import encode_inputs, input_text, refuse_without_t
 from petransfer.data.task import Example
 from petransfer.data.templates import render_text
 from petransfer.errors import UserError
-from petransfer.evaluation.generation import Generation, generations, room
+from petransfer.evaluation.generation import Generation, generations, room, virtual_tokens
 from petransfer.evaluation.text_stream import OnText
 from petransfer.models.lengths import positions
 from petransfer.models.loading import Loaded
@@ -105,8 +105,11 @@ class Predictor:
             self._refuse_too_large(text, tokens)
         elif left < 1:
             has = positions(self.loaded.model.config, of_encoder=self.loaded.layout.encoder_decoder)
+            virtual = virtual_tokens(self.model)
+            taken = virtual.input + virtual.target
+            of_them = f", of which the adapter's virtual tokens take {taken:,}" if taken else ""
             raise UserError(
-                f"the input {text[:40]!r} has {tokens:,} tokens; the model has {has:,} positions; shorten it"
+                f"the input {text[:40]!r} has {tokens:,} tokens; the model has {has:,} positions{of_them}; shorten it"
             )
 
     def _refuse_too_large(self, text: str, tokens: int) -> None:

@@ -236,4 +236,11 @@ def differing_weights(base: Base, loaded: Loaded) -> str | None:
     other = next((file for file in {**expected, **found} if expected.get(file) != found.get(file)), None)
     if other is None:
         return None
+    if expected.keys() != found.keys():
+        gone = ", ".join(sorted(expected.keys() - found.keys())) or "the same"
+        new = ", ".join(sorted(found.keys() - expected.keys())) or "some are missing"
+        return (
+            "its weight files have other names, so their values were not compared "
+            f"(in training: {shortened(gone, 100)}; now: {shortened(new, 100)})"
+        )
     return f"{other} has the sha256 {str(found.get(other))[:12]}..., not {str(expected.get(other))[:12]}..."

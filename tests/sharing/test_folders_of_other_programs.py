@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from peft import LoraConfig, get_peft_model
@@ -16,6 +17,7 @@ from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import CheckpointSpec, MethodSpec, RunSpec, TaskSpec, TrainSpec
 from petransfer.sharing.adapter import Adapter
+from petransfer.sharing.base import Base, differing_weights
 from petransfer.sharing.run_folders import run_folder
 from petransfer.sharing.sources import opened_source
 
@@ -104,3 +106,13 @@ def test_bytes_and_folders_of_that_name_are_ignored(tiny_t5: Path, tmp_path: Pat
     folder = shutil.copytree(tiny_t5, tmp_path / "base")
     (folder / "pretraining.json").write_bytes(b"\xff\xfe")
     assert load_checkpoint(checkpoint_spec(str(folder)), 32).new_tokens == ()
+
+
+def test_weight_files_with_other_names_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("petransfer.sharing.base.weight_hashes", lambda *_: {"part-1.safetensors": "b" * 64})
+    trained_on = {"weights_sha256": {"model.safetensors": "a" * 64}}
+    base = Base(CheckpointSpec("nano/english"), 32, 0, (), None, trained_on)
+    said = differing_weights(base, SimpleNamespace(commit=None))  # type: ignore[arg-type]
+    assert said is not None
+    assert "None" not in said
+    assert "in training: model.safetensors; now: part-1.safetensors" in said

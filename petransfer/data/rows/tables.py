@@ -90,9 +90,11 @@ def open_dataset(source: Source) -> dict[str, Any]:
                 f"{name} is not on this machine and the hub cannot be reached; check the network, or name a file or a "
                 "folder"
             ) from None
-        raise UserError(
-            f"`datasets` cannot load {source.name} ({reason_of(error, 160)}); name a file, a folder or a hub id"
-        ) from None
+        if "Config name is missing" in str(error) or "BuilderConfig" in str(error):
+            advice = "pick a configuration with --set task.options.config=NAME"
+        else:
+            advice = "name a file, a folder or a hub id"
+        raise UserError(f"`datasets` cannot load {source.name} ({reason_of(error, 160)}); {advice}") from None
     return dict(found) if isinstance(found, dict) else {"train": found}
 
 
