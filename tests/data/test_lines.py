@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from petransfer.data import LinesTask, load_task
 from petransfer.data.rows import builder, delimited
 from petransfer.data.rows import store as prepare
+from petransfer.data.rows.tables import open_dataset
 from petransfer.data.task import Example, SplitData
 from petransfer.data.templates import fields_of, render
 from petransfer.errors import UserError
@@ -479,3 +481,19 @@ def test_a_bad_row_of_a_file_that_is_several_parts_is_counted_once(elsewhere: Pa
     ) as error:
         load("a.jsonl", dev="a.jsonl", test="a.jsonl")
     assert "more such row" not in str(error.value)
+
+
+def test_a_data_set_with_several_configurations_says_how_to_pick_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ValueError("Config name is missing. Please pick one among the available configs: ['en', 'de']")
+
+    monkeypatch.setattr("datasets.load_dataset", missing)
+    with pytest.raises(UserError, match=r"'en', 'de'.*--set task.options.config=NAME"):
+        open_dataset(SimpleNamespace(path=tmp_path, name="copy", config=""))  # type: ignore[arg-type]
+
+
+def test_a_template_with_json_braces_says_how_to_write_them() -> None:
+    with pytest.raises(UserError, match=r"braces that are text as \{\{ and \}\}"):
+        fields_of('{"q": "{question}"}')
