@@ -72,11 +72,12 @@ def evaluate(
         typer.Option(help="Also score a weighted sum of the adapters. Give one weight per adapter, such as 0.5,0.5."),
     ] = None,
     combination: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="How --weights combines the adapters: linear, cat, svd, ties or another combination type of peft."
+            help="How --weights combines the adapters: linear, cat, svd, ties or another combination type of peft. "
+            "Default: linear."
         ),
-    ] = "linear",
+    ] = None,
     checkpoint: Checkpoint = None,
     revision: Revision = None,
     any_base: AnyBase = False,
@@ -99,6 +100,7 @@ def evaluate(
     """
     from petransfer.sharing.sources import opened_source
 
+    combined = combination_of(weights, combination)
     with contextlib.ExitStack() as stack:
         sources = [stack.enter_context(opened_source(one, None if at else run)) for at, one in enumerate(adapters)]
         from petransfer.models.quiet_libraries import silence_libraries
@@ -108,7 +110,7 @@ def evaluate(
         silence_libraries()
         where = Where(checkpoint, revision, data_dir, "cpu" if cpu else None, any_base)
         request = Request(data, part, by_generation, base, tuple(metric or ()))
-        rows = side_by_side(sources, where, request, combination_of(weights, combination))
+        rows = side_by_side(sources, where, request, combined)
     if as_json:
         print(json.dumps([vars(row) for row in rows], indent=1))
     else:
@@ -208,18 +210,23 @@ def _unseen(row: Scores) -> str:
     return "there are none" if row.unseen is None else f"exact match {row.unseen:.1f} % on {unseen}"
 
 
-def combination_of(weights: str | None, kind: str) -> Any:
+def combination_of(weights: str | None, kind: str | None) -> Any:
     """Return the combination of adapters for `--weights`. None if `weights` is None.
 
     Args:
         weights: Comma-separated numbers, one per adapter.
-        kind: peft's name of the combination, such as `linear`.
+        kind: peft's name of the combination, such as `cat`. None: `linear`.
+
+    Raises:
+        UserError: `weights` is not a list of numbers, or `kind` is given without `weights`.
     """
     if weights is None:
+        if kind is not None:
+            raise UserError(f"--combination {kind} needs --weights; give one weight per adapter, such as 0.5,0.5")
         return None
     from petransfer.sharing.combined_adapters import Combination
 
     try:
-        return Combination(tuple(float(weight) for weight in weights.split(",")), kind)
+        return Combination(tuple(float(weight) for weight in weights.split(",")), kind or "linear")
     except ValueError:
         raise UserError(f"--weights {weights}: write numbers, such as 0.5,0.5") from None

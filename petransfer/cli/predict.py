@@ -13,10 +13,12 @@ import typer
 
 from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
 from petransfer.cli.evaluate import combination_of
+from petransfer.cli.input_files import is_existing_file, refuse_other_files
 from petransfer.cli.terminal_text import for_output, print_text
 from petransfer.cli.text import input_lines, one_line
 from petransfer.errors import UserError
 from petransfer.json_lines import json_line
+from petransfer.plurals import count
 from petransfer.recipe.values import MOST_NEW_TOKENS
 
 if TYPE_CHECKING:
@@ -68,11 +70,12 @@ def predict(
         ),
     ] = None,
     combination: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="How --weights combines the adapters: linear, cat, svd, ties or another combination type of peft."
+            help="How --weights combines the adapters: linear, cat, svd, ties or another combination type of peft. "
+            "Default: linear."
         ),
-    ] = "linear",
+    ] = None,
     revision: Revision = None,
     any_base: AnyBase = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
@@ -87,15 +90,23 @@ def predict(
     If petransfer trained the model, each input gets the prefix of its training, and a line break after it if the model
     is decoder-only. Other adapters and models get each input exactly as it is given.
     """
-    lines = iter(text) if text else input_lines(file)
+    if text and file is not None:
+        raise UserError(f"--file {file} and {count(len(text), 'input')} as arguments; leave one of them out")
+    combined = combination_of(weights, combination)
     at_once = 1 if not text and file is None and sys.stdin and sys.stdin.isatty() else BATCH
     with contextlib.ExitStack() as stack:
         sources = _opened(stack, [source, *(others or [])], run)
+        if file is not None:
+            refuse_other_files(file, [one.bundle.spec if one.bundle else None for one in sources])
+        lines = iter(text) if text else input_lines(file)
         from petransfer.sharing.base import Where
 
         where = Where(checkpoint, revision, None, "cpu" if cpu else None, any_base)
-        each = _predictors(sources, where, combination_of(weights, combination), chat)
+        each = _predictors(sources, where, combined, chat)
         _generate(iter(lambda: list(islice(lines, at_once)), []), each, max_new_tokens, chat, as_json)
+    if text and len(text) == 1 and is_existing_file(text[0]):
+        hint = f"{text[0]} was taken as the text of an input; to read inputs from this file, write --file {text[0]}"
+        print_text(hint, file=sys.stderr)
 
 
 def _generate(

@@ -1,13 +1,17 @@
-"""`train --quoting` says whether quotes are text."""
+"""`train --quoting` says whether quotes are text, and is refused for data without quoting."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from petransfer.cli import main
+from petransfer.data.rows.options import RowOptions
+from petransfer.data.rows.store import find_sources
+from petransfer.errors import UserError
 
 
 @pytest.mark.parametrize(("quoting", "said"), [("none", "'\"so\" 0'"), ("csv", "'so 0'")])
@@ -25,3 +29,16 @@ def test_quotes_are_text_or_enclose_cells(
     assert not stop.value.code
     caught = capsys.readouterr()
     assert said in caught.out + caught.err
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "name"),
+    [("quoting", "none", "a.jsonl"), ("delimiter", "comma", "a.jsonl"), ("config", "en", "a.csv")],
+)
+def test_an_option_that_the_format_does_not_use_is_refused(key: str, value: str, name: str, tmp_path: Path) -> None:
+    rows = '{"input": "so", "target": "yes"}\n' if name == "a.jsonl" else "input,target\nso,yes\n"
+    (tmp_path / name).write_text(rows)
+    given = RowOptions(data_dir=tmp_path, train=name, **{key: value})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"{key} of lines is '{value}'.*leave {key} out"):
+        find_sources(given)
+    find_sources(replace(given, sha256="0" * 64))  # a saved recipe stays valid

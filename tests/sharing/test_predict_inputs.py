@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import sys
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from petransfer.cli.input_files import refuse_other_files
+from petransfer.errors import UserError
 from petransfer.evaluation import predictor
+from petransfer.recipe.run_spec import Options, RunSpec
 from tests.sharing.conftest import call, refused
 
 ASK = ("predict", "nano/english", "--cpu", "--max-new-tokens", "8")
@@ -105,3 +109,79 @@ def test_names_that_are_nearly_right(
     said = refused(capsys, "predict", place, "to walk", "--cpu")
     assert advice in said
     assert "damaged" not in said
+
+
+CHAT = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"input,target\nto walk,gehen\n", "a table with the columns 'input', 'target'"),
+        ("a.txt", b'"target"\tinput\ngehen\tto walk\n', "a table with the columns 'input', 'target'"),
+        ("a.tsv", b"input\nto walk\n", "a table with the column 'input'"),
+        ("a.jsonl", b'{"input": "to walk", "target": "gehen"}\n', "JSON rows with the keys 'input', 'target'"),
+        ("a.json", b'[\n {\n  "input": "to walk"\n }\n]\n', "JSON rows with the key 'input'"),
+        ("chats", json.dumps(CHAT).encode(), "JSON rows with the key 'messages'"),
+        ("a.parquet", b"PAR1\x15\x04\x15\x00", "a.parquet is not a text file"),
+        ("a.csv.gz", b"\x1f\x8b\x08\x00", "a.csv.gz is not a text file"),
+        ("a.bin", b"to\x00\x01\x00walk", "a.bin is not a text file"),
+    ],
+)
+def test_a_table_or_a_binary_file_is_no_list_of_inputs(
+    name: str, content: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    line = refused(capsys, *ASK, "--file", str(tmp_path / name))
+    assert said in line
+    assert "write the inputs to a text file, one input per line" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "input, or output?\n"),
+        ("a.csv", "the input, the target\n"),
+        ("a.txt", '{"input": "a JSON object that is an input"}\n'),
+        ("chats.jsonl", json.dumps([{"role": "user", "content": "hello"}]) + "\n"),
+        ("a.txt", "größe\n"),
+    ],
+)
+def test_lines_that_resemble_a_table_are_inputs(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    refuse_other_files(tmp_path / name, [None])
+
+
+def test_the_columns_of_the_training_are_known(run: Path, tmp_path: Path) -> None:
+    spec = RunSpec.from_dict(json.loads((run / "spec.json").read_text(encoding="utf-8")))
+    options = Options({"train": "pairs.csv", "input": "question", "target": "answer"})
+    spec = dataclasses.replace(spec, task=dataclasses.replace(spec.task, source=options))
+    (tmp_path / "a.csv").write_text("id;question;answer\n1;to walk;gehen\n", encoding="utf-8")
+    refuse_other_files(tmp_path / "a.csv", [None])
+    with pytest.raises(UserError, match="columns 'question', 'answer'"):
+        refuse_other_files(tmp_path / "a.csv", [spec])
+
+
+def test_the_name_of_a_file_as_a_text_gets_a_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "inputs.txt").write_text("to walk\n", encoding="utf-8")
+    assert call(*ASK, "inputs.txt") == 0
+    assert "to read inputs from this file, write --file inputs.txt" in capsys.readouterr().err
+    assert call(*ASK, "inputs.txt", "to walk") == 0
+    assert "--file" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("predict", "nano/english", "to walk", "--file", "inputs.txt"), "--file inputs.txt and 1 input as arguments"),
+        (("predict", "nano/english", "to walk", "--combination", "cat"), "--combination cat needs --weights"),
+        (("eval", "nano/english", "--combination", "linear"), "--combination linear needs --weights"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(
+    options: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(capsys, *options, "--cpu")

@@ -132,7 +132,30 @@ def find_sources(options: RowOptions) -> tuple[dict[str, Source], dict[str, floa
         if "test" in cuts and options.test != "":
             raise UserError("with folds, test must be a file: every other row is in a fold")
         cuts = {}
+    if not options.sha256:  # the saved recipe of a study, which has `sha256`, stays valid
+        _refuse_unused(options, {source.format for source in sources.values()})
     return sources, cuts
+
+
+# Options for reading files, each with the formats that it is for.
+_FORMATS_OF = {
+    "quoting": ("csv", "tsv"),
+    "delimiter": ("csv", "tsv"),
+    "encoding": ("csv", "tsv", "jsonl"),
+    "config": ("dataset",),
+}
+
+
+def _refuse_unused(options: RowOptions, formats: set[str]) -> None:
+    """Raise UserError for an option that has no meaning for any of the data's formats."""
+    for key, meant in _FORMATS_OF.items():
+        value = getattr(options, key)
+        if value not in ("", "auto") and not formats & set(meant):
+            users, found = " and ".join(meant), " and ".join(sorted(formats))
+            raise UserError(
+                f"{key} of lines is {value!r:.40}, but only {users} data use it, and {options.train} is read as "
+                f"{found}; leave {key} out"
+            )
 
 
 def _make(

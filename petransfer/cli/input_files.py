@@ -1,0 +1,104 @@
+"""Refuse a file of inputs that is a table, JSON rows or a binary file, and say how to write the inputs."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from petransfer.data.templates import fields_of
+from petransfer.errors import UserError
+from petransfer.recipe.run_spec import RunSpec
+
+_COLUMNS = ("input", "target", "prompt", "completion", "messages", "conversations")
+_TABLES = (".csv", ".tsv", ".tab")
+_JSON = (".json", ".jsonl", ".ndjson")
+_HEAD_BYTES = 1 << 16
+# The first bytes of compressed files, Office files, parquet, arrow and PDF files.
+_BINARY = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PAR1", b"ARROW1", b"%PDF-")
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_ADVICE = "write the inputs to a text file, one input per line"
+
+
+def refuse_other_files(file: Path, specs: Iterable[RunSpec | None]) -> None:
+    """Raise UserError if a file holds a table, JSON rows or binary data instead of one input per line.
+
+    Args:
+        file: The file that the user named. A pipe or a device is not read.
+        specs: Specifications of the models' runs, which name the columns of the training data.
+    """
+    try:
+        if not file.is_file():
+            return
+        with file.open("rb") as opened:
+            head = opened.read(_HEAD_BYTES)
+    except OSError:  # `input_lines` reports this error
+        return
+    if head.startswith(_BINARY) or (b"\0" in head and not _is_utf16(head)):
+        raise UserError(f"{file} is not a text file; {_ADVICE}")
+    text = head.decode("utf-8", "replace").removeprefix("\ufeff")
+    columns = list(dict.fromkeys(name for spec in specs for name in _columns(spec)))
+    found = _json_keys(file, text, columns)
+    kind = "key" if found else "column"
+    found = found or _table_columns(file, text, columns)
+    if found:
+        names = ", ".join(f"'{name}'" for name in found)
+        what = "JSON rows" if kind == "key" else "a table"
+        raise UserError(
+            f"{file} holds {what} with the {kind}{'s' if len(found) > 1 else ''} {names}, and predict takes every line "
+            f"as one input; {_ADVICE}, or score the rows with `petransfer eval ADAPTER --data {file}`"
+        )
+
+
+def _is_utf16(head: bytes) -> bool:
+    # without a byte order mark: nearly every second byte of English text is zero
+    even, odd = head[0:1000:2].count(0), head[1:1000:2].count(0)
+    return head.startswith(_UTF16) or (min(even, odd) == 0 and max(even, odd) * 4 > min(len(head), 1000))
+
+
+def _columns(spec: RunSpec | None) -> list[str]:
+    """Return the columns of the training data: usual names and those that the user named."""
+    if spec is None:
+        return list(_COLUMNS)
+    named = {**spec.task.options, **spec.task.source}
+    given = [
+        str(named[key]) for key in ("input", "target", "input_column", "target_column", "messages") if key in named
+    ]
+    template = str(named.get("template", ""))
+    return [*_COLUMNS, *given, *(fields_of(template, "") if template else ())]
+
+
+def _json_keys(file: Path, text: str, columns: list[str]) -> list[str]:
+    """Return the columns that are keys of JSON objects at the beginning of a file. Empty for other files."""
+    is_json = file.suffix.lower() in _JSON
+    if not (text.lstrip()[:1] == "{" or (text.lstrip()[:1] == "[" and is_json)):
+        return []
+    found = [name for name in columns if re.search(rf'[{{,\[]\s*"{re.escape(name)}"\s*:', text)]
+    return found if is_json or len(found) > 1 or "messages" in found else []
+
+
+def _table_columns(file: Path, text: str, columns: list[str]) -> list[str]:
+    """Return the columns that are in the first line of a file. Empty for a file that is not a table."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if first.lstrip()[:1] in ("{", "["):
+        return []
+    is_table = file.suffix.lower() in _TABLES
+    for delimiter in "\t,;|":
+        try:
+            cells = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
+        except csv.Error:
+            continue
+        found = [name for name in columns if name in cells]
+        if len(found) > 1 or (found and is_table):
+            return found
+    return []
+
+
+def is_existing_file(text: str) -> bool:
+    """Return whether a text is the name of a file on this machine."""
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # such as a text that is longer than a file's name can be
+        return False
