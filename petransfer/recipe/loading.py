@@ -17,6 +17,7 @@ from petransfer.recipe.effect_requests import without_impossible_effects
 from petransfer.recipe.method_part import UNKNOWN_KEY, MethodPart
 from petransfer.recipe.paths_beside import with_paths_beside
 from petransfer.recipe.pretraining import CorpusPart, NoisePart, PretrainRecipe, PretrainTrainPart
+from petransfer.recipe.right_forms import right_form
 from petransfer.recipe.schema import EffectPart, FamilyPart, Recipe, TaskPart, TrainPart
 from petransfer.recipe.yaml_text import DEEPEST, parse_yaml
 from petransfer.user_paths import expanded
@@ -262,7 +263,10 @@ def _message(error: ValidationError, content: dict[str, Any], model: type[BaseMo
     shown = "" if isinstance(given, dict) or first["type"] == "missing" else f" (it is {_shown(given)})"
     if isinstance(given, datetime.date):
         shown = f" (YAML reads {given} as a date; write it in quotes: '{given}')"
-    return f"{shown_place or 'recipe'}: {first['msg'].removeprefix('Value error, ')}{shown}"
+    what = right_form(place, first) or first["msg"].removeprefix("Value error, ").replace(
+        "Input should", "the value should"
+    )
+    return f"{shown_place or 'recipe'}: {what}{shown}"
 
 
 def _shown(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from petransfer.recipe.loading import (
     validate,
 )
 from petransfer.recipe.pretraining import PretrainRecipe
+from petransfer.recipe.right_forms import FORMS
+from petransfer.recipe.schema import Recipe, TaskPart
 from petransfer.study.grid import expand, resolve
 from petransfer.study.study import as_overrides, load_grid
 
@@ -404,3 +407,67 @@ def test_data_beside_the_recipe_give_the_same_runs(tmp_path: Path, monkeypatch: 
         places = {dict(cell.spec.task.source)["train"] for cell in cells}
         assert places == {str(tmp_path / "home" / "data" / "rows.csv")}, "the run's data are found from any folder"
     assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("methods=lora", "methods: give a list in brackets, such as methods: [{name: lora}] (it is 'lora')"),
+        ("methods.0=lora", "methods.0: give a mapping of keys to values, such as methods: [{name: lora}]"),
+        ("methods.0.layers=3", "such as layers: [0, 1] (it is 3)"),
+        ("methods.0.bits='4'", "methods.0.bits: give a number without quotes, such as bits: 4 (it is '4')"),
+        ("methods.0.bits=5", "methods.0.bits: the value should be 4, 8, 16 or 32 (it is 5)"),
+        ("task=data.csv", "such as task: {name: lines, options: {train: data.csv}} (it is 'data.csv')"),
+        ("task.splits=simple", "such as splits: [add_jump, length]"),
+        ("seeds=0-5", "seeds: give a list in brackets, such as seeds: [0, 1, 2] (it is '0-5')"),
+        ("seeds=3", "such as seeds: [0, 1, 2] (it is 3)"),
+        ("seeds=[a]", "seeds.0: give a whole number, as in seeds: [0, 1, 2] (it is 'a')"),
+        ("arms=english", "such as arms: [english, scratch]"),
+        ("arms=[5]", "arms.0: give a text, as in arms: [english, scratch] (it is 5)"),
+        ("effects=english-scratch", "such as effects: [english-scratch]"),
+        ("train=5", "such as train: {steps: 2000, learning_rate: 1.0e-3}"),
+        ("train.steps=12,000", "without signs between its digits: steps: 12000 (it is '12,000')"),
+        ("train.steps='1 200 000'", "without signs between its digits: steps: 1200000"),
+        ("train.steps=many", "train.steps: give a whole number, such as steps: 1 (it is 'many')"),
+        ("train.warmup=5%", "train.warmup: give a number, such as warmup: 0.1 (it is '5%')"),
+        ("train.packing=perhaps", "give true or false, such as packing: true"),
+        ("train.early_stopping=x", "such as early_stopping: {patience: 5}"),
+        ("train.steps=0", "the value should be greater than or equal to 1 (it is 0)"),
+    ],
+)
+def test_a_wrong_kind_of_value_is_named_with_the_right_form(recipe: str, change: str, said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        load_recipe(recipe, [change])
+    assert said in str(refused.value)
+
+
+def test_the_right_forms_can_be_used(recipe: str) -> None:
+    content = yaml.safe_load(RECIPE)
+    for place, text in FORMS.items():
+        at = content
+        *outer, key = place.split(".")
+        if outer != ["effects"] and place != "task.splits":
+            for name in outer:
+                at = at[name][0] if isinstance(at[name], list) else at[name]
+            at.update(yaml.safe_load(text))
+            assert list(yaml.safe_load(text)) == [key]
+    content["family"]["arms"] = dict.fromkeys(content["arms"], "nano/english")
+    content["methods"][0].pop("keep_wide")  # only for quantised weights
+    assert validate(content, recipe).seeds == [0, 1, 2]
+
+
+def test_no_message_about_a_wrong_value_names_a_class(recipe: str) -> None:
+    for key in (*Recipe.model_fields, *(f"task.{key}" for key in TaskPart.model_fields), "train.steps", "methods.0"):
+        for value in (5, "x", True, ["a"], {"a": "b"}, None, [[1]]):
+            content = yaml.safe_load(RECIPE)
+            at: Any = content
+            *outer, last = [int(one) if one.isdigit() else one for one in key.split(".")]
+            for name in outer:
+                at = at[name]
+            at[last] = value
+            said = ""
+            try:
+                validate(content, "mine.yaml")
+            except UserError as error:
+                said = str(error)
+            assert not re.search(r"Part\b|instance of|dictionary|valid (list|string|integer|number)", said)
