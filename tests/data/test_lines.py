@@ -497,3 +497,21 @@ def test_a_data_set_with_several_configurations_says_how_to_pick_one(
 def test_a_template_with_json_braces_says_how_to_write_them() -> None:
     with pytest.raises(UserError, match=r"braces that are text as \{\{ and \}\}"):
         fields_of('{"q": "{question}"}')
+
+
+def test_several_targets_of_one_input_are_counted_with_the_highest_exact_match(tmp_path: Path) -> None:
+    rows = [(f"input {n}", f"target {n} {k}", "x") for n in range(20) for k in range(5)]
+    write_csv(tmp_path / "several.csv", rows)
+    (note,) = [note for note in lines(str(tmp_path / "several.csv")).notes() if "more than one target" in note]
+    assert "20 of 20 different inputs have more than one target (up to 5)" in note
+    assert "exact match can reach at most 20.0 % on dev and 20.0 % on test" in note
+    assert "--metric chrf" in note
+    # two of three dev rows have the more frequent target; equal rows are no contradiction
+    rows = [("a", "x", "c"), ("a", "x", "c"), ("a", "y", "c"), ("b", "x", "c")]
+    write_csv(tmp_path / "dev.csv", rows)
+    write_csv(tmp_path / "plain.csv", [*ROWS, *ROWS])
+    named = {"dev": str(tmp_path / "dev.csv"), "test": str(tmp_path / "plain.csv")}
+    notes = " ".join(lines(str(tmp_path / "plain.csv"), **named).notes())
+    assert "1 of 32 different inputs have more than one target (up to 2)" in notes
+    assert "at most 75.0 % on dev and 100.0 % on test" in notes
+    assert "more than one target" not in " ".join(lines(str(tmp_path / "plain.csv")).notes())

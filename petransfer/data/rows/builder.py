@@ -16,7 +16,7 @@ from petransfer.data.bad_rows import BadRow, BadRows, visible
 from petransfer.data.rows.chat_rows import readable_input
 from petransfer.data.rows.columns import ColumnChoice, RowTexts, choose_columns, has_value, read_records, reading_notes
 from petransfer.data.rows.folds import fold_codes, scored_positions
-from petransfer.data.rows.held_out import MOST_DEV, overlaps, partition
+from petransfer.data.rows.held_out import MOST_DEV, overlaps, partition, several_targets
 from petransfer.data.rows.options import RowOptions
 from petransfer.data.rows.records import Record, as_text, look, value_of
 from petransfer.data.rows.source import Source
@@ -49,6 +49,8 @@ class RowBuilder:
         self._options, self._folder = options, folder
         # for each row: the number of its part, and an 8-byte hash of the text by which rows are grouped
         self._parts, self._hashes = array("B"), array("Q")
+        # for each row without a chat: hashes of the input and the target
+        self._inputs, self._answers = array("Q"), array("Q")
         self._digest = hashlib.sha256()
         self._targets: Counter[str] = Counter()
         self._categories: Counter[str] = Counter()
@@ -93,8 +95,11 @@ class RowBuilder:
             "closed": few and len(self._targets) > 1,
             "bad": self._bad.count,
             "chat": self._chat,
-            "notes": [*self._notes(), *overlaps(codes, self._hashes)],
+            "notes": [*self._notes(), *overlaps(codes, self._hashes), *self._several_targets(codes)],
         }
+
+    def _several_targets(self, codes: Any) -> list[str]:
+        return [] if self._chat else several_targets(codes, self._inputs, self._answers)
 
     def _codes(self, cuts: Mapping[str, float]) -> Any:
         if self._options.fold:
@@ -144,6 +149,9 @@ class RowBuilder:
     def _count(self, code: int, hashed: int, texts: RowTexts) -> None:
         self._parts.append(code)
         self._hashes.append(hashed)
+        if not self._chat:
+            self._inputs.append(hash(texts.input) % 2**64)
+            self._answers.append(hash(texts.target) % 2**64)
         self._digest.update(json.dumps((texts.input, texts.target, texts.category)).encode())
         if len(self._targets) <= COUNTED:
             self._targets[texts.target] += 1

@@ -65,3 +65,46 @@ def overlaps(codes: Any, hashes: array[int]) -> list[str]:
         if shared:
             found.append(f"warning: {shared:,} of {len(mine):,} {part} rows have an input that is trained on")
     return found
+
+
+def several_targets(codes: Any, inputs: array[int], targets: array[int]) -> list[str]:
+    """Return a warning if one input has several different targets, with the highest exact match that can be reached.
+
+    Args:
+        codes: Part of every row, as `partition` returns it.
+        inputs, targets: Hash of every row's input and target.
+    """
+    import numpy as np
+
+    if not len(inputs):
+        return []
+    given, wanted = (np.frombuffer(each, dtype=np.uint64) for each in (inputs, targets))
+    pairs = given ^ (wanted * np.uint64(0x9E3779B97F4A7C15))  # a hash of input and target; numpy drops the overflow
+    _, first = np.unique(pairs, return_index=True)
+    _, numbers = np.unique(given[first], return_counts=True)
+    several = int((numbers > 1).sum())
+    if not several:
+        return []
+    parts = {part: codes == code for part, code in (("dev", 1), ("test", 2)) if (codes == code).any()}
+    parts = parts or {"these rows": codes >= 0}
+    best = " and ".join(f"{100 * _most_right(given[of], pairs[of]):.1f} % on {part}" for part, of in parts.items())
+    return [
+        f"warning: {several:,} of {len(numbers):,} different inputs have more than one target (up to "
+        f"{int(numbers.max()):,}). A model generates one text for an input, so exact match can reach at most {best}. "
+        "Keep one target for each input, or judge the texts by another metric, such as --metric chrf"
+    ]
+
+
+def _most_right(inputs: Any, pairs: Any) -> float:
+    """Return the share of rows that a model gets right if it generates the most frequent target of each input.
+
+    Args:
+        inputs, pairs: Hash of every row's input, and of input and target together.
+    """
+    import numpy as np
+
+    _, first, times = np.unique(pairs, return_index=True, return_counts=True)
+    _, place = np.unique(inputs[first], return_inverse=True)
+    most = np.zeros(place.max() + 1, dtype=np.int64)
+    np.maximum.at(most, place, times)
+    return float(most.sum() / len(inputs))
