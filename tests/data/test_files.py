@@ -23,6 +23,7 @@ from petransfer.data import load_task
 from petransfer.data import tsv_benchmark as tabular
 from petransfer.data.benchmark_files import Source, cache_dir, find, locate, read_rows
 from petransfer.data.rows.source import find_source
+from petransfer.data.rows.tables import open_dataset
 from petransfer.data.tasks import cogs, scan
 from petransfer.errors import UserError
 
@@ -342,3 +343,30 @@ def test_messages_name_a_file_relative_to_the_current_folder(tmp_path: Path, mon
     (tmp_path / "rows.csv").write_text("input,target\na,b\n")
     assert find_source(str(tmp_path / "rows.csv"), None).name == str(tmp_path / "rows.csv")
     assert find_source("data/rows.csv", None).name == "data/rows.csv"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("train.en", "join them with `paste train.en train.de > train.tsv`"),
+        ("other.xyz", "name the format as in --set task.options.format=tsv"),
+        ("noending", "name the format as in --set task.options.format=tsv"),
+        ("a.tmx", "a file of translations; write a tsv file with a text, a tab and its translation in every line"),
+        ("a.po", "a file of translations"),
+        (".", "join them with `paste train.de train.en > train.tsv`"),
+    ],
+)
+def test_files_of_no_known_format_get_advice_that_can_be_followed(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for each in ("train.en", "train.de", "other.xyz", "noending", "a.tmx", "a.po"):
+        (folder / each).write_text("a text\n", encoding="utf-8")
+    with pytest.raises(UserError) as refused:
+        open_dataset(find_source(name, None))
+    line = str(refused.value).replace(f"{folder}/", "")
+    assert said in line
+    if name != "train.en":
+        assert ("paste" in line) == (name == ".")

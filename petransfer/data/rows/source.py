@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from petransfer.errors import UserError
 from petransfer.git_lfs import refuse_pointer
@@ -35,6 +37,10 @@ _UNSUPPORTED = {
     **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".joblib"), "a Python pickle, which can run code; save a table"),
     **dict.fromkeys((".db", ".sqlite", ".sqlite3"), "a database; export the table as CSV"),
     **dict.fromkeys((".xml", ".yaml", ".yml"), "not a table; write one JSON object a line"),
+    **dict.fromkeys(
+        (".tmx", ".xlf", ".xliff", ".po", ".pot", ".mo", ".ts"),
+        "a file of translations; write a tsv file with a text, a tab and its translation in every line",
+    ),
     **dict.fromkeys((".npy", ".npz", ".h5", ".hdf5", ".avro", ".orc", ".rds", ".sav", ".dta"), "not supported"),
 }
 
@@ -151,8 +157,34 @@ def _format(path: Path, name: str) -> str:
         raise UserError(f"{name} is {_UNSUPPORTED[suffix]}; supported are {SUPPORTED}")
     if suffix not in _SUFFIXES:
         named = f"'{suffix}' is no known format" if suffix else "the name has no ending that tells the format"
-        raise UserError(f"{name}: {named}; name it with the option format ({', '.join(FORMATS[:-1])})")
+        formats = ", ".join(FORMATS[:-1])
+        raise UserError(
+            f"{name}: {named}; {parallel_advice(path)}if its rows are in one of the formats {formats}, rename it, or "
+            "name the format as in --set task.options.format=tsv"
+        )
     return _SUFFIXES[suffix]
+
+
+def parallel_advice(path: Path) -> str:
+    """Return how to make a tsv file of two parallel files, such as train.en and train.de. Empty for other files.
+
+    Args:
+        path: One of the two files, or a folder with both.
+    """
+    beside = sorted(path.iterdir() if path.is_dir() else path.parent.glob(f"{glob.escape(path.stem)}.*"))
+    stems: dict[str, list[Path]] = {}
+    for file in beside:
+        if file.is_file() and file.suffix and not is_file_name(file.name) and (path.is_dir() or file != path):
+            stems.setdefault(file.stem, [] if path.is_dir() else [path]).append(file)
+    for stem, files in stems.items():
+        if len(files) > 1:
+            first, second = files[:2]
+            made = first.with_name(f"{stem}.tsv")
+            command = " ".join(["paste", *(quote(str(file)) for file in (first, second)), ">", quote(str(made))])
+            return (
+                f"if {first.name} and {second.name} hold the texts of a parallel corpus, join them with `{command}`; "
+            )
+    return ""
 
 
 def _suffix(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.hub_network import use_cache_if_unreachable
 from petransfer.data.rows.records import Record
-from petransfer.data.rows.source import Source
+from petransfer.data.rows.source import Source, parallel_advice
 from petransfer.errors import UserError, reason_of
 
 _BATCH = 1000
@@ -93,7 +93,7 @@ def open_dataset(source: Source) -> dict[str, Any]:
         if "Config name is missing" in str(error) or "BuilderConfig" in str(error):
             advice = "pick a configuration with --set task.options.config=NAME"
         else:
-            advice = "name a file, a folder or a hub id"
+            advice = f"{parallel_advice(source.path) if source.path else ''}name a file, a folder or a hub id"
         raise UserError(f"`datasets` cannot load {source.name} ({reason_of(error, 160)}); {advice}") from None
     return dict(found) if isinstance(found, dict) else {"train": found}
 
