@@ -26,6 +26,8 @@ from petransfer.sharing.usage_code import base_in_words, usage
 
 # A card lists the categories if there are at most CATEGORIES, and the first SENTENCES sentences about effects.
 CATEGORIES, SENTENCES = 30, 12
+# The line of every card that names the sha256 of the adapter's weights.
+OF_ADAPTER = "sha256 of the adapter"
 
 _REINIT = {
     "none": "",
@@ -152,7 +154,7 @@ def _made(bundle: Bundle, spec: RunSpec, result: Mapping[str, Any]) -> dict[str,
         "run": f"`{spec.run_id}`",
         "base": f"`{spec.checkpoint.name}`" + (f" at commit `{base['commit']}`" if base.get("commit") else ""),
         **{f"sha256 of the base's {name}": f"`{one}`" for name, one in (base.get("weights_sha256") or {}).items()},
-        "sha256 of the adapter": f"`{files.get(WEIGHTS, '')}`",
+        OF_ADAPTER: f"`{files.get(WEIGHTS, '')}`",
         "method": f"{_kind(spec)}, alpha {method.alpha:g}, dropout {method.dropout:g}, on {targets}",
         "embeddings": method.embeddings,
         "bits of the base": str(method.bits),

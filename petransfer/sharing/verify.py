@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from shlex import quote
 from typing import Any
 
 from petransfer.data import SplitData
@@ -28,6 +29,7 @@ from petransfer.sharing.base import (
 )
 from petransfer.sharing.bundle import Bundle, differences, other_base
 from petransfer.sharing.bundle_files import CARD, EXAMPLES, RESULT, WEIGHTS, has_unix_line_ends
+from petransfer.sharing.card import OF_ADAPTER
 from petransfer.sharing.examples_file import rows_of
 from petransfer.sharing.plain_check import differing_texts
 from petransfer.sharing.safe_reading import card_data
@@ -134,13 +136,22 @@ def _claims(bundle: Bundle) -> dict[str, float]:
 
 
 def _card(bundle: Bundle) -> Iterator[Check]:
-    """Compare the sha256 and scores in the card with petransfer.json. Yield only differences."""
+    """Compare the sha256 and scores in the card with petransfer.json.
+
+    Yields:
+        The differences, and a passed check if README.md is not a card of petransfer.
+    """
     if bundle.card is None:
         return
     sha = ((bundle.provenance or {}).get("files") or {}).get(WEIGHTS, "")
-    if sha and sha not in bundle.card:
-        yield Check("card", False, f"the card is another adapter's: {CARD} does not name the sha256 {sha[:12]}...")
-    figures = dict(_figures_of_card(card_data(bundle.card)))
+    data = card_data(bundle.card)
+    advice = f"`petransfer adapter card {quote(bundle.label)}` writes a new card in its place"
+    if OF_ADAPTER not in bundle.card and "model-index" not in data:
+        yield Check("card", True, f"{CARD} is not a card of petransfer, so its content was not checked; {advice}")
+    elif sha and sha not in bundle.card:
+        line = f"the card is another adapter's: {CARD} does not name the sha256 {sha[:12]}...; {advice}"
+        yield Check("card", False, line)
+    figures = dict(_figures_of_card(data))
     for part, claim in _claims(bundle).items():
         stated = figures.get(PARTS[part], claim)
         if abs(stated - claim) > 1e-6:

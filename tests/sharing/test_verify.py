@@ -229,3 +229,22 @@ def test_what_cannot_be_verified_is_refused(
     (here / "pairs.tsv").unlink()
     assert "pairs.tsv" in refused(capsys, "adapter", "verify", str(packed), "--cpu")
     assert failures(capsys, str(packed), "--no-evaluate") == {}
+
+
+def test_a_readme_that_is_no_card_is_said_to_be_none(
+    run: Path, packed: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run / "adapter", here / "mine")
+    (here / "mine" / "README.md").write_text("## My notes\nIt works.\n", encoding="utf-8")
+    asked = ("adapter", "verify", "mine", "--cpu", "--no-evaluate")
+    assert call(*asked) == 0
+    said = capsys.readouterr().out
+    assert "README.md is not a card of petransfer" in said
+    assert "petransfer adapter card mine" in said
+    card = contents(packed)["README.md"].decode()
+    sha = json.loads((run / "adapter" / "petransfer.json").read_text())["files"][WEIGHTS]
+    assert sha in card
+    (here / "mine" / "README.md").write_text(card.replace(sha, "0" * 64), encoding="utf-8")
+    (line,) = failures(capsys, "mine", "--no-evaluate").values()
+    assert "the card is another adapter's" in line
+    assert "petransfer adapter card mine" in line
