@@ -121,7 +121,8 @@ def _read(
 ) -> tuple[Path, dict[str, Any]]:
     path = find_recipe(name)
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
+        # petransfer wrote the recipe in a study's folder, without quotes around some texts
+        content = parse_yaml(path.read_text(encoding="utf-8"), by_hand=not (path.parent / "runs").is_dir())
     except UnicodeDecodeError as error:
         raise UserError(f"the recipe {path} is not UTF-8 at byte {error.start + 1}; save it as UTF-8") from None
     except OSError as error:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from petransfer.errors import UserError
+from petransfer.recipe.editor_signs import advice, refuse_editor_signs
 
 # The parser in C is seven times as fast as the one in Python. Recipes with ten thousand seeds need this speed.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -22,8 +23,11 @@ _PLAIN_TAGS = {f"{_TAG}{name}" for name in ("str", "int", "float", "bool", "null
 _SURPRISING = re.compile(r"[-+]?(?:0[0-7_]*[0-7]|[1-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?)")
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str, by_hand: bool = False) -> Any:
     """Parse a YAML text and return its value.
+
+    Args:
+        by_hand: Whether a person wrote the text. Signs of an editor, such as curly quotes, are then refused.
 
     Raises:
         UserError: The text is not YAML, is too large, repeats a key, or has values that YAML reads in an unexpected
@@ -32,10 +36,12 @@ def parse_yaml(text: str) -> Any:
     if len(text) > MOST_CHARACTERS:
         raise UserError(f"has {len(text):,} characters; at most {MOST_CHARACTERS:,} are allowed")
     try:
+        if by_hand:
+            refuse_editor_signs(yaml.parse(text, LOADER), text, DEEPEST)
         _check_structure(text)
         return yaml.load(text, LOADER)
     except yaml.YAMLError as error:
-        raise UserError(f"is not YAML: {_one_line(error)}{_tab_advice(error, text)}") from None
+        raise UserError(f"is not YAML: {_one_line(error)}{_advice(error, text)}") from None
     except (ValueError, OverflowError, TypeError, RecursionError) as error:  # invalid dates and numbers
         raise UserError(f"holds a value that cannot be read: {_one_line(error)}") from None
 
@@ -132,9 +138,12 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).replace('in "<unicode string>", ', "in ").split())[:160]
 
 
-def _tab_advice(error: yaml.YAMLError, text: str) -> str:
-    """Return advice for an error in a line that is indented with a tab."""
+def _advice(error: yaml.YAMLError, text: str) -> str:
+    """Return advice for an error in a line that is indented with a tab or has signs of an editor."""
     mark = getattr(error, "problem_mark", None)
     lines = text.split("\n")
-    line = lines[mark.line] if mark and mark.line < len(lines) else ""
-    return "; indent with spaces instead of tabs" if "\t" in line[: len(line) - len(line.lstrip())] else ""
+    at = mark.line if mark else len(lines)
+    line = lines[at] if at < len(lines) else ""
+    if "\t" in line[: len(line) - len(line.lstrip())]:
+        return "; indent with spaces instead of tabs"
+    return advice(lines, at)

@@ -67,6 +67,32 @@ TEXTS = {
         "1:30 in line 2, which YAML reads as the number 90",
     ),
     "an octal number": ("seeds: [010]", "010 in line 1, which YAML reads as the number 8"),
+    "a no-break space before a key": (
+        "name: a\ntask:\n\xa0\xa0 name: lines",
+        "no-break space or an invisible sign in line 3; write usual",
+    ),
+    "a no-break space in deeper indentation": (
+        "task:\n  options:\n  \xa0 dev: 8\n  name: a",
+        "no-break space or an invisible sign in line 3",
+    ),
+    "a no-break space behind a colon": (
+        "task:\n  name:\xa0lines\n  options: {dev: 8}",
+        "invisible sign in line 2; write usual spaces",
+    ),
+    "a no-break space in braces": ("train: {steps:\xa05}", "no-break space or an invisible sign in line 1"),
+    "a zero-width space": ("name: mine\u200b", "invisible sign in line 1"),
+    "a decimal comma in braces": (
+        "name: a\ntrain: {steps: 5, learning_rate: 0,001}",
+        "decimal comma (0,001) in line 2; write 0.001",
+    ),
+    "a decimal comma": ("train:\n  learning_rate: 0,5", "decimal comma (0,5) in line 2; write 0.5"),
+    "a dash": (
+        "train: {learning_rate: 1.0e\u20133}",
+        "dash in a number (1.0e\u20133) in line 1; write the minus of the",
+    ),
+    "curly quotes": ("name: “mine”", '(“mine”) in line 1; write straight quotes: "mine"'),
+    "curly quotes around a colon": ("name: “mine: two”", "write straight quotes"),
+    "backslashes": ('name: a\ntask: {options: {train: "C:\\Users\\x.csv"}}', "put a path with backslashes in single"),
     "a null character": ('name: "a\\0b"', "name"),
     "a list": ("- 1\n- 2", "not a mapping"),
     "a number as key": ("1: 2\nname: a", ""),
@@ -127,6 +153,11 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
     assert time.process_time() - started < 10  # of a processor, the import of libraries included
     assert "Traceback" not in error
     return error
+
+
+def test_a_recipe_with_usual_signs_is_read() -> None:
+    text = "a: [0,1]\nb: '“x”'\nc: mot\xa0x\nd: {e: 1, 2: 3}\nf: it\u2019s \u2013 so\ng: '0,5'\nh: -1.0e-3\n"
+    assert parse_yaml(text, by_hand=True) == parse_yaml(text)
 
 
 @pytest.mark.parametrize("case", [*TEXTS, *CHANGES])
