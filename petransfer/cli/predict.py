@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from petransfer.sharing.sources import Source
 
 BATCH = 256
+# An input with its place in front, such as `line 2 of inputs.txt`.
+_Line = tuple[str, str]
+# A function that yields the label and the predictor of each model.
+_Each: TypeAlias = "Callable[[], Iterator[tuple[str, Predictor]]]"
 
 
 def predict(
@@ -98,28 +102,46 @@ def predict(
         sources = _opened(stack, [source, *(others or [])], run)
         if file is not None:
             refuse_other_files(file, [one.bundle.spec if one.bundle else None for one in sources])
-        lines = iter(text) if text else input_lines(file)
+        name = "" if text else str(file) if file is not None else "standard input"
+        lines = _with_places(text or input_lines(file), name)
         from petransfer.sharing.base import Where
 
         where = Where(checkpoint, revision, None, "cpu" if cpu else None, any_base)
         each = _predictors(sources, where, combined, chat)
-        _generate(iter(lambda: list(islice(lines, at_once)), []), each, max_new_tokens, chat, as_json)
+        if chat:
+            each = _for_chats(each)
+        if file is not None and file.is_file():  # all unusable lines are named before the first text is printed
+            lines = _checked(lines, each)
+        _generate(iter(lambda: list(islice(lines, at_once)), []), each, max_new_tokens, as_json)
     if text and len(text) == 1 and is_existing_file(text[0]):
         hint = f"{text[0]} was taken as the text of an input; to read inputs from this file, write --file {text[0]}"
         print_text(hint, file=sys.stderr)
 
 
+def _with_places(texts: Iterable[str], name: str) -> Iterator[_Line]:
+    """Yield each input with its place, such as `line 2 of inputs.txt`. `name` is empty for arguments."""
+    return ((f"line {at} of {name}" if name else f"input {at}", text) for at, text in enumerate(texts, start=1))
+
+
+def _checked(lines: Iterable[_Line], each: _Each) -> Iterator[_Line]:
+    """Return the inputs of a file after all models have accepted them."""
+    kept = list(lines)
+    asked = [one for one in kept if one[1].strip()]
+    for _, predictor in each():
+        predictor.token_ids([text for _, text in asked], [place for place, _ in asked])
+    return iter(kept)
+
+
 def _generate(
-    batches: Iterable[list[str]],
-    each: Callable[[], Iterator[tuple[str, Predictor]]],
+    batches: Iterable[list[_Line]],
+    each: _Each,
     max_new_tokens: int,
-    chat: bool,
     as_json: bool,
 ) -> None:
     """Print a text for each input and model. At the end, say how many texts were cut.
 
     Args:
-        batches: The inputs, in batches.
+        batches: The inputs with their places, in batches.
         each: Yields the label and the predictor of each model.
     """
     from petransfer.evaluation.cut_texts import CutTexts
@@ -127,13 +149,14 @@ def _generate(
     cut: dict[str, CutTexts] = {}
     has_line_breaks = False
     for batch in batches:
-        asked = [line for line in batch if line.strip()]
+        asked = [text for _, text in batch if text.strip()]
+        places = [place for place, text in batch if text.strip()]
         texts: dict[str, Iterator[Generation]] = {}
         for label, one in each():
-            found = (_for_chats(label, one) if chat else one).generations(asked, max_new_tokens)
+            found = one.generations(asked, max_new_tokens, places=places)
             cut.setdefault(label, CutTexts(max_new_tokens)).add(found)
             texts[label] = iter(found)
-        for line in batch:
+        for _, line in batch:
             for label, generated in texts.items():
                 answer = next(generated).text if line.strip() else ""
                 has_line_breaks = has_line_breaks or "\n" in answer
@@ -153,9 +176,7 @@ def _opened(stack: contextlib.ExitStack, places: list[str], run: str | None) -> 
     return [stack.enter_context(opened_source(place, None if at else run)) for at, place in enumerate(places)]
 
 
-def _predictors(
-    sources: list[Source], where: Where, combination: Any, chat: bool
-) -> Callable[[], Iterator[tuple[str, Predictor]]]:
+def _predictors(sources: list[Source], where: Where, combination: Any, chat: bool) -> _Each:
     """Return a function that yields the label and the predictor of each source."""
     from petransfer.models.quiet_libraries import silence_libraries
     from petransfer.sharing.combined_adapters import put_together
@@ -183,12 +204,17 @@ def _name_chat_templates(sources: list[Source], chat: bool) -> None:
             print_text(f"{source.label} has a chat template; --chat writes each input with it", file=sys.stderr)
 
 
-def _for_chats(label: str, predictor: Predictor) -> Predictor:
-    """Return a predictor that writes each input as a chat, with the model's chat template."""
-    found = predictor.for_chats(by_default=True)
-    if found is None:
-        raise UserError(f"--chat: the tokenizer of {label} has no chat template; leave --chat out")
-    return found
+def _for_chats(each: _Each) -> _Each:
+    """Return a function like `each`, whose predictors write each input as a chat with the model's chat template."""
+
+    def chats() -> Iterator[tuple[str, Predictor]]:
+        for label, predictor in each():
+            found = predictor.for_chats(by_default=True)
+            if found is None:
+                raise UserError(f"--chat: the tokenizer of {label} has no chat template; leave --chat out")
+            yield label, found
+
+    return chats
 
 
 def _print(line: str, label: str | None, generated: str, as_json: bool) -> None:

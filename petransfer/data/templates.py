@@ -45,11 +45,12 @@ def render(template: str, values: Mapping[str, str]) -> str:
     return "".join(text + (values[name] if name is not None else "") for text, name, _, _ in parts)
 
 
-def render_text(template: str, text: str) -> str:
+def render_text(template: str, text: str, place: str = "the input") -> str:
     """Make an input from a text that a user gave. Without a template, the input is the text.
 
     Args:
         text: The value of the template's column. For several columns: a JSON object with them.
+        place: Where the text was read, for messages.
 
     Raises:
         UserError: The text is not a JSON object with the template's columns, or a value is not text or a number.
@@ -65,9 +66,9 @@ def render_text(template: str, text: str) -> str:
     try:
         found = {column: as_text(value_of(values, column), column) for column in columns}
     except BadRow as problem:
-        raise UserError(f"the input {text[:40]!r} cannot be used: {problem}") from None
+        raise UserError(f"{place} ({text[:40]!r}) cannot be used: {problem}") from None
     except (TypeError, KeyError):
         raise UserError(
-            f"the input {text[:40]!r} is not a JSON object with {', '.join(columns)}, the columns of the template"
+            f"{place} ({text[:40]!r}) is not a JSON object with {', '.join(columns)}, the columns of the template"
         ) from None
     return render(template, found)

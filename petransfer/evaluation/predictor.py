@@ -25,6 +25,8 @@ from petransfer.recipe.values import MOST_NEW_TOKENS
 SHORT = 4096
 # Matrices of (heads, tokens, tokens) in fp32 that one attention layer holds at once: position bias, scores, softmax.
 ATTENTION_COPIES = 3
+# Inputs that the message about too long inputs lists.
+TOO_LONG_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -74,64 +76,99 @@ class Predictor:
         return [one.text for one in self.generations(texts, max_new_tokens)]
 
     def generations(
-        self, texts: Sequence[str], max_new_tokens: int = 512, on_text: OnText | None = None
+        self,
+        texts: Sequence[str],
+        max_new_tokens: int = 512,
+        on_text: OnText | None = None,
+        places: Sequence[str] = (),
     ) -> list[Generation]:
         """Return a `Generation` for each input, by greedy decoding.
 
-        `on_text` is called after each generated token with the index of the input and the text so far.
+        `on_text` is called after each generated token with the index of the input and the text so far. `places`: see
+        `token_ids`.
         """
         if type(max_new_tokens) is not int or not 0 < max_new_tokens <= MOST_NEW_TOKENS:
             raise UserError(
                 f"max_new_tokens is {max_new_tokens!r:.40}; give a whole number from 1 to {MOST_NEW_TOKENS:,}"
             )
-        if not texts:
-            return []
-        texts = [_without_surrogates(text, at) for at, text in enumerate(texts, start=1)]
-        examples = [Example(at, render_text(self.template, text), "", "", self.chat) for at, text in enumerate(texts)]
-        try:
-            inputs = [input_text(example, self.prefix, self.loaded.tokenizer) for example in examples]
-        except BadRow as problem:
-            raise UserError(f"an input cannot be used: {problem}") from None
-        rows = encode_inputs(inputs, self.loaded.tokenizer, self.loaded.layout, is_rendered=self.chat == "template")
-        refuse_without_tokens(inputs, rows)
-        for text, row in zip(texts, rows, strict=True):
-            self._refuse_too_long(text, len(row))
+        rows = self.token_ids(texts, places)
         return generations(self.model, self.loaded, rows, [max_new_tokens] * len(rows), on_text=on_text)
 
-    def _refuse_too_long(self, text: str, tokens: int) -> None:
-        """Refuse an input without a position for a generated token, or whose attention does not fit into memory."""
+    def token_ids(self, texts: Sequence[str], places: Sequence[str] = ()) -> list[tuple[int, ...]]:
+        """Return the token ids of each input, in the form that the model takes.
+
+        Args:
+            places: where each input was read, such as `line 2 of inputs.txt`, for messages. Default: its number.
+
+        Raises:
+            UserError: an input cannot be used. All inputs that are too long are counted in one message.
+        """
+        if not texts:
+            return []
+        places = places or ([f"input {at}" for at in range(1, len(texts) + 1)] if len(texts) > 1 else ["the input"])
+        texts = [_without_surrogates(text, place) for text, place in zip(texts, places, strict=True)]
+        inputs = [self._input(text, at, place) for at, (text, place) in enumerate(zip(texts, places, strict=True))]
+        rows = encode_inputs(inputs, self.loaded.tokenizer, self.loaded.layout, is_rendered=self.chat == "template")
+        refuse_without_tokens(inputs, rows)
+        self._refuse_too_long(texts, [len(row) for row in rows], places)
+        return rows
+
+    def _input(self, text: str, at: int, place: str) -> str:
+        """Return an input with prefix and template, or as a chat."""
+        try:
+            example = Example(at, render_text(self.template, text, place), "", "", self.chat)
+            return input_text(example, self.prefix, self.loaded.tokenizer)
+        except BadRow as problem:
+            raise UserError(f"{place} cannot be used: {problem}") from None
+
+    def _refuse_too_long(self, texts: Sequence[str], lengths: Sequence[int], places: Sequence[str]) -> None:
+        """Refuse inputs without a position for a generated token, or whose attention does not fit into memory."""
+        reasons = {tokens: self._why_too_long(tokens) for tokens in set(lengths)}
+        bad = [at for at, tokens in enumerate(lengths) if reasons[tokens]]
+        if not bad:
+            return
+        reason = reasons[max(lengths)]
+        shown = ", ".join(
+            f"{places[at]} ({texts[at][:40]!r}) has {lengths[at]:,} tokens" for at in bad[:TOO_LONG_SHOWN]
+        )
+        if len(bad) == 1:
+            raise UserError(f"{shown}; {reason}; shorten it")
+        more = f", and {len(bad) - TOO_LONG_SHOWN:,} more" if len(bad) > TOO_LONG_SHOWN else ""
+        raise UserError(f"{len(bad):,} of {len(texts):,} inputs are too long: {shown}{more}; {reason}; shorten them")
+
+    def _why_too_long(self, tokens: int) -> str:
+        """Return why an input of this many tokens is too long. '' if it is not."""
         left = room(self.model, self.loaded, tokens)
         if left is None:  # the model has no limit of positions
-            self._refuse_too_large(text, tokens)
-        elif left < 1:
-            has = positions(self.loaded.model.config, of_encoder=self.loaded.layout.encoder_decoder)
-            virtual = virtual_tokens(self.model)
-            taken = virtual.input + virtual.target
-            of_them = f", of which the adapter's virtual tokens take {taken:,}" if taken else ""
-            raise UserError(
-                f"the input {text[:40]!r} has {tokens:,} tokens; the model has {has:,} positions{of_them}; shorten it"
-            )
+            return self._why_too_large(tokens)
+        if left > 0:
+            return ""
+        has = positions(self.loaded.model.config, of_encoder=self.loaded.layout.encoder_decoder)
+        virtual = virtual_tokens(self.model)
+        taken = virtual.input + virtual.target
+        of_them = f", of which the adapter's virtual tokens take {taken:,}" if taken else ""
+        return f"the model has {has:,} positions{of_them}"
 
-    def _refuse_too_large(self, text: str, tokens: int) -> None:
-        """Refuse an input whose attention does not fit into the free memory."""
+    def _why_too_large(self, tokens: int) -> str:
+        """Return why attention over this many tokens does not fit into the free memory. '' if it fits."""
         if tokens <= SHORT:
-            return
+            return ""
         config, device = text_config(self.loaded.model.config), next(self.model.parameters()).device
         heads = int(getattr(config, "num_heads", 0) or getattr(config, "num_attention_heads", 0) or 1)
         needed = ATTENTION_COPIES * 4 * heads * tokens**2
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-        if needed > free:
-            raise UserError(
-                f"the input {text[:40]!r} has {tokens:,} tokens; attention over them needs {needed / 1e9:,.0f} GB, and "
-                f"{free / 1e9:,.0f} GB are free; shorten it"
-            )
+        return (
+            f"attention over {tokens:,} tokens needs {needed / 1e9:,.0f} GB, and {free / 1e9:,.0f} GB are free"
+            if needed > free
+            else ""
+        )
 
 
-def _without_surrogates(text: str, number: int) -> str:
+def _without_surrogates(text: str, place: str) -> str:
     """Return a text in which bytes that Python read as lone surrogates are decoded as UTF-8."""
     # Python reads arguments this way if the locale is not UTF-8, such as LC_ALL=C
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8")
     except (UnicodeEncodeError, UnicodeDecodeError):
         start = next(at for at, sign in enumerate(text, start=1) if "\ud800" <= sign <= "\udfff")
-        raise UserError(f"input {number} is not UTF-8 at character {start}; write it as UTF-8") from None
+        raise UserError(f"{place} is not UTF-8 at character {start}; write it as UTF-8") from None

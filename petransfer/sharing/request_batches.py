@@ -101,9 +101,11 @@ class RequestBatches:
         self._jobs.extend(jobs)
         self._arrived.set()
         found = await asyncio.gather(*(job.result for job in jobs), return_exceptions=True)
-        error = next((one for one in found if isinstance(one, BaseException)), None)
-        if error is not None:
-            raise error
+        for at, error in enumerate(found, start=1):
+            if isinstance(error, UserError) and len(jobs) > 1:
+                raise UserError(f"prompt {at} of {len(jobs):,}: {error}")
+            if isinstance(error, BaseException):
+                raise error
         return [one for one in found if isinstance(one, Generation)]
 
     async def run(self) -> None:

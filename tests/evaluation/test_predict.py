@@ -42,6 +42,17 @@ def test_answers_end_where_the_positions_do(method: str | None, tiny_gpt2: Path)
         ask([short, "word " * 140])
 
 
+def test_all_inputs_that_are_too_long_are_counted_and_placed(tiny_gpt2: Path) -> None:
+    ask, long = predictor(tiny_gpt2, None), "word " * 140
+    with pytest.raises(UserError, match=r"^input 2 \('word .*; the model has 128 positions; shorten it"):
+        ask(["word", long])
+    said = r"^2 of 3 inputs are too long: line 1 of x \('word .*\) has \d+ tokens, line 3 of x .*; shorten them"
+    with pytest.raises(UserError, match=said):
+        ask.token_ids([long, "word", long + long], ["line 1 of x", "line 2 of x", "line 3 of x"])
+    with pytest.raises(UserError, match=r"9 of 9 inputs .*, and 4 more; the model"):
+        ask([long] * 9)
+
+
 def test_positions_left_are_those_that_virtual_tokens_leave(tiny_gpt2: Path, tiny_t5: Path) -> None:
     for method, left in ((None, 118), ("prompt", 98), ("prefix", 98)):
         ask = predictor(tiny_gpt2, method)
