@@ -64,7 +64,7 @@ def read_configuration(checkpoint: CheckpointSpec) -> Any:
     """
     place, asked = location(checkpoint), revision(checkpoint)
     try:
-        return AutoConfig.from_pretrained(place, revision=asked, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(place, revision=asked, trust_remote_code=False)
     except Exception as error:  # the code of each architecture reads its own values, and any of it can fail
         if not _has_configuration(place, asked):
             raise
@@ -74,6 +74,23 @@ def read_configuration(checkpoint: CheckpointSpec) -> Any:
                 "use a checkpoint of an architecture that transformers has"
             ) from error
         raise wrong_configuration(place, error) from error
+    use_default_outputs(config)
+    return config
+
+
+def use_default_outputs(config: Any) -> None:
+    """Undo the settings of somebody's own use that a config.json can hold and that change what a model returns.
+
+    A model that returns tuples cannot generate, and one that returns attention weights cannot be saved with the
+    default attention function.
+    """
+    for part in (config, *(getattr(config, name) for name in type(config).sub_configs if hasattr(config, name))):
+        if part is None:
+            continue
+        part.return_dict = True
+        if getattr(part, "output_attentions", False):
+            part.output_attentions = False
+        part.output_hidden_states = False
 
 
 def wrong_configuration(place: str, error: Exception) -> UserError:

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 from transformers.models.auto.auto_factory import _get_model_class
 
 from petransfer.errors import UserError
 from petransfer.git_lfs import refuse_pointer
-from petransfer.models.checkpoint_files import location, one_line_errors, read_configuration
+from petransfer.models.checkpoint_files import location, one_line_errors, read_configuration, use_default_outputs
 from petransfer.models.hashes import is_on_hub, weight_files
 from petransfer.models.quiet_libraries import without_warnings
 from petransfer.models.registry import is_embedded
@@ -129,8 +129,16 @@ def load_complete(auto: Any, place: str, **options: Any) -> PreTrainedModel:
             f"warning: config.json of {place} has fewer layers than its weights: {unused[0]} and "
             f"{count(len(unused) - 1, 'other tensor')} are not used"
         )
+    return_default_outputs(model)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def return_default_outputs(model: PreTrainedModel) -> None:
+    """Undo what `use_default_outputs` undoes, in a model that is already built."""
+    for module in model.modules():  # some parts of a model have a copy of its configuration
+        if isinstance(getattr(module, "config", None), PreTrainedConfig):
+            use_default_outputs(module.config)
 
 
 def _refuse_incomplete(model: PreTrainedModel, found: Mapping[str, Any], place: str) -> None:

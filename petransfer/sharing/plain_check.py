@@ -17,6 +17,7 @@ from petransfer.data import Example
 from petransfer.data.encoding import encode_inputs, input_text
 from petransfer.errors import UserError
 from petransfer.evaluation.generation import generations
+from petransfer.models.complete_weights import return_default_outputs
 from petransfer.models.loading import DTYPES, Loaded
 from petransfer.models.quantization import keep_default_packing, left_unquantized, quantization_config
 from petransfer.models.registry import embedded_folder, is_embedded
@@ -69,5 +70,6 @@ def _plain_model(bundle: Bundle, base: Base, loaded: Loaded) -> Any:
             options = {"quantization_config": quantization_config(base.bits), "dtype": DTYPES[16]}
             plain = auto.from_pretrained(place, revision=revision, device_map={"": device}, **options)
         keep_default_packing(plain)
+    return_default_outputs(plain)
     folder: Path = bundle.weights.parent
     return PeftModel.from_pretrained(plain, str(folder)).eval()

@@ -1,0 +1,50 @@
+"""Fields of config.json that change what a model returns are settings of whoever saved it, and are ignored."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from petransfer import Adapter
+from petransfer.models.loading import load
+from tests.cli.calls import call
+
+SETTINGS: list[dict[str, Any]] = [
+    {"return_dict": False},
+    {"output_attentions": True},
+    {"output_hidden_states": True, "use_cache": False},
+]
+
+
+@pytest.mark.parametrize("fields", SETTINGS, ids=lambda fields: next(iter(fields)))
+@pytest.mark.parametrize("base", ["tiny_t5", "tiny_gpt2"])
+def test_a_base_with_such_a_field_gives_the_texts_of_one_without(
+    base: str, fields: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    plain: Path = request.getfixturevalue(base)
+    changed = Path(shutil.copytree(plain, tmp_path / "base"))
+    content = json.loads((plain / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(content | fields))
+    texts = ["walk twice", "jump left"]
+    expected = Adapter.load(plain, device="cpu").predict(texts, 6)
+    assert Adapter.load(changed, device="cpu").predict(texts, 6) == expected
+    for bits in (32, 8):
+        model, _ = load(changed, bits, device="cpu")  # type: ignore[arg-type]
+        assert all(module.config.return_dict for module in model.modules() if hasattr(module, "config"))
+    model.save_pretrained(tmp_path / "saved")
+
+
+def test_it_is_trained_merged_and_verified(
+    tiny_t5: Path, tiny_rows: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_t5, "base")
+    content = json.loads(Path("base/config.json").read_text())
+    Path("base/config.json").write_text(json.dumps(content | {"return_dict": False, "output_attentions": True}))
+    options = ("--steps", "2", "--test", "4", "--bits", "32", "--cpu", "--out", "study")
+    assert call(monkeypatch, "train", "./base", str(tiny_rows), *options) == 0
+    assert call(monkeypatch, "adapter", "merge", "study", "merged", "--cpu") == 0
+    assert call(monkeypatch, "adapter", "verify", "study", "--plain", "--cpu") == 0
