@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -15,6 +16,20 @@ class UserError(Exception):
 
 class RunError(Exception):
     """Raised when a run fails although its recipe has no mistake. The exit code is 1."""
+
+
+class FolderMoved(RunError):
+    """The folder of a run was moved or removed while the run was trained."""
+
+
+def refuse_moved(folder: Path, file: str = "") -> None:
+    """Raise FolderMoved if a folder, or the file of this name in it, is no longer there."""
+    # to make the folder again would hide where the rest lies
+    if not (folder / file).exists():
+        raise FolderMoved(
+            f"{folder} was moved or removed during the training; move it back and run the same command again, or name "
+            "its new place with --out"
+        )
 
 
 class Interrupted(Exception):

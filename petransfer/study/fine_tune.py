@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from petransfer.study.folders import RunFolder
+from petransfer.errors import refuse_moved
+from petransfer.study.folders import MARK, RunFolder
 from petransfer.study.grid import Cell
 from petransfer.study.settings import Settings
 from petransfer.study.single_run import run_one
@@ -14,9 +15,15 @@ from petransfer.study.stacked_run import run_stack
 
 @dataclass(frozen=True)
 class FineTune:
-    """Execute one run of a study with the executor's number of CPU threads."""
+    """Execute one run of a study with the executor's number of CPU threads.
+
+    Attributes:
+        settings: The settings of all runs.
+        marked: Whether the study's folder has the file `MARK`. A run then does not begin in a folder without it.
+    """
 
     settings: Settings
+    marked: bool = False
 
     def __call__(
         self,
@@ -26,6 +33,7 @@ class FineTune:
         progress: Callable[[int, float, float], None],
         should_stop: Callable[[], bool],
     ) -> object:
+        self._refuse_moved(folder)
         return run_one(cell.spec, folder, self._on(threads), progress, should_stop)
 
     def stacked(
@@ -38,8 +46,13 @@ class FineTune:
         failed: Callable[[RunFolder, Exception], None],
     ) -> None:
         """Execute several runs as one stack (see `run_stack`)."""
+        self._refuse_moved(folders[0])
         specs = [cell.spec for cell in cells]
         run_stack(specs, folders, self._on(threads), progress, should_stop, failed)
+
+    def _refuse_moved(self, folder: RunFolder) -> None:
+        if self.marked:
+            refuse_moved(folder.path.parents[1], MARK)
 
     def _on(self, threads: int) -> Settings:
         return replace(self.settings, execution=replace(self.settings.execution, threads=threads))

@@ -44,6 +44,8 @@ class Named(Protocol):
 CellType = TypeVar("CellType", bound=Named)
 _RUN_ID = re.compile(r"[0-9a-f]{12}")
 _LOCK, _OWNER = ".claim", ".claim-owner"
+# The file that every study's folder has once its runs begin.
+MARK = "recipe.yaml"
 
 
 class RunFolder:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from petransfer.errors import UserError
+from petransfer.errors import UserError, refuse_moved
 from petransfer.memory.cards import this_card
 from petransfer.memory.study_memory import check_matched_sizes, predict_memory, refuse_too_large_for_cpu
 from petransfer.models.hub_access import refuse_unreachable
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.stacking import reasons_not_stacked
+from petransfer.study.folders import MARK
 from petransfer.study.grid import Cell, notes
 from petransfer.study.launched_processes import refuse_launch, splits_tensors, this_place
 from petransfer.study.model_checks import refuse_unusable_files, refuse_unusable_models
@@ -96,14 +97,26 @@ def execute_study(prepared: PreparedStudy, tick: Callable[[], None] = lambda: No
     """Execute the undamaged, unfinished runs of a prepared study. The study's folder must exist.
 
     A failed run does not stop the other runs. `tick` is called several times a second.
+
+    Raises:
+        FolderMoved: The study's folder was moved or removed meanwhile.
     """
+    study = prepared.grid.folder.path
+    marked = (study / MARK).exists()
+    outcome = _execute(prepared, tick, marked)
+    if marked:
+        refuse_moved(study, MARK)
+    return outcome
+
+
+def _execute(prepared: PreparedStudy, tick: Callable[[], None], marked: bool) -> Outcome:
     from petransfer.study.fine_tune import FineTune
     from petransfer.study.local_executor import execute
 
     grid, settings, scheduling = prepared.grid, prepared.settings, prepared.scheduling
     damaged = grid.damaged
     cells = [cell for cell in grid.selected if cell.run_id not in damaged]
-    job = FineTune(settings)
+    job = FineTune(settings, marked)
     threads = settings.execution.threads
     if prepared.ray:
         return _execute_on_ray(prepared, cells, job, tick)

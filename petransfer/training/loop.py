@@ -151,6 +151,7 @@ class Loop:
         return self.progress
 
     def _train(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)  # later it is never made again: see `refuse_moved`
         self.model.train()
         self._saved_at = started = time.monotonic()
         before = self.progress.seconds

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.atomic_files import sync
-from petransfer.errors import UserError
+from petransfer.errors import UserError, refuse_moved
 
 
 class MetricsFile:
@@ -18,7 +18,12 @@ class MetricsFile:
         self.path = path
 
     def append(self, line: dict[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Add a line.
+
+        Raises:
+            FolderMoved: the folder is no longer there.
+        """
+        refuse_moved(self.path.parent)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

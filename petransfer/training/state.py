@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from petransfer.atomic_files import replace_folder, sync
-from petransfer.errors import RunError, reason_of
+from petransfer.errors import FolderMoved, RunError, reason_of, refuse_moved
 from petransfer.training.distributed import copy_into, gather_tensors, is_part, shard_like
 
 
@@ -100,7 +100,8 @@ def _written_whole(target: Path) -> Iterator[Path]:
     folder = target.parent
     partial = folder / f".partial-{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        refuse_moved(folder.parent)
+        folder.mkdir(exist_ok=True)
         for stale in folder.glob(".partial-*"):
             shutil.rmtree(stale, ignore_errors=True)
         partial.mkdir()
@@ -109,6 +110,8 @@ def _written_whole(target: Path) -> Iterator[Path]:
             sync(file)
         replace_folder(partial, target)
         sync(folder)
+    except FolderMoved:
+        raise
     except Exception as error:  # safetensors raises an error of its own class if the disk is full
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error

@@ -198,7 +198,7 @@ def test_another_studys_folder_is_refused(
     assert call("sweep", "--recipe", str(recipe), "--out", str(out), "--cpu") == 2
     assert "belongs to the recipe 'other', not 'swept'" in capsys.readouterr().err
     (out / "recipe.yaml").unlink()
-    (out / "sweep.json").write_text('{"study": "other", "groups": []}')
+    (out / "sweep.json").write_text('{"study": "other", "learning_rate": {}, "groups": []}')
     assert call("sweep", "--recipe", str(recipe), "--out", str(out), "--cpu") == 2
     assert "has a sweep of the recipe 'other'" in capsys.readouterr().err
 
