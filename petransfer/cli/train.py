@@ -29,6 +29,7 @@ from petransfer.study.model_checks import refuse_unusable_files
 from petransfer.study.quick_recipe import TrainRequest
 from petransfer.study.scheduling import Scheduling
 from petransfer.study.settings import Settings
+from petransfer.study.slow_work import naming_slow_work
 from petransfer.study.train_estimate import as_json as estimate_json
 from petransfer.study.train_estimate import estimate_lines
 from petransfer.study.train_study import TrainStudy, memory_of, refuse_too_large, train_study
@@ -228,14 +229,16 @@ def train(
         tuple(metric or ()), skip_bad_rows, tuple((add_tokens or "").split(",")) if add_tokens else (),
         source_language, target_language, folds, {"quoting": quoting},
     )  # fmt: skip
-    found = cross_validation(model, data, request, sets or [], out, card is not None) if folds is not None else None
-    training = found.folds[0] if found else train_study(model, data, request, sets or [], out, card is not None)
+    with naming_slow_work(f"reading the rows of {data}"):
+        found = cross_validation(model, data, request, sets or [], out, card is not None) if folds is not None else None
+        training = found.folds[0] if found else train_study(model, data, request, sets or [], out, card is not None)
     grid = training.grid
     if not plan:  # at once, because the prediction of the memory takes time
         refuse_unreachable(cell.spec.checkpoint for cell in grid.cells)
     fit = _predicted(grid, card, checkpointing, needed=plan)
     if plan and fit:
-        _show_plan(training, found, fit, cpu, as_json)
+        with naming_slow_work("counting tokens, and estimating time and memory"):
+            _show_plan(training, found, fit, cpu, as_json)
     if plan and as_json:
         return
     if plan:

@@ -19,6 +19,7 @@ from petransfer.study.launched_processes import refuse_launch, splits_tensors, t
 from petransfer.study.model_checks import refuse_unusable_files, refuse_unusable_models
 from petransfer.study.scheduling import GroupRuns, Scheduling
 from petransfer.study.settings import Settings
+from petransfer.study.slow_work import naming_slow_work
 from petransfer.study.study import StudyGrid
 from petransfer.training.cpu.processor import available_cores
 from petransfer.training.execution import refuse_small_batch
@@ -87,7 +88,8 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
         refuse_too_large_for_cpu([cell.spec for cell in grid.waiting], grid.options_for)
     if scheduling.executor == "local":  # the nodes of a cluster have networks and caches of their own
         refuse_unreachable(cell.spec.checkpoint for cell in grid.waiting)
-        refuse_unusable_files(grid, settings.scored_parts)
+        with naming_slow_work("checking every row with the model's tokenizer"):
+            refuse_unusable_files(grid, settings.scored_parts)
     check_matched_sizes([cell.spec for cell in grid.waiting], grid.recipe.data_dir)
     _log_notes(grid, scheduling)  # not before the checks: a refusal prints only its error
     return PreparedStudy(grid, settings, scheduling, group, _connect(grid, scheduling))
