@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -144,15 +144,22 @@ def _generate(
         batches: The inputs with their places, in batches.
         each: Yields the label and the predictor of each model.
     """
+    from petransfer.data.chat import quoted_note, quoted_special_tokens
     from petransfer.evaluation.cut_texts import CutTexts
 
+    number = 0
+    quoted: list[list[str]] = []  # for each chat of the first model with special tokens in its messages: these tokens
     cut: dict[str, CutTexts] = {}
     has_line_breaks = False
     for batch in batches:
         asked = [text for _, text in batch if text.strip()]
         places = [place for place, text in batch if text.strip()]
         texts: dict[str, Iterator[Generation]] = {}
+        number += len(asked)
         for label, one in each():
+            if one.chat == "template" and not texts:
+                found_in = (quoted_special_tokens(text, one.loaded.tokenizer) for text in asked)
+                quoted += [tokens for tokens in found_in if tokens]
             found = one.generations(asked, max_new_tokens, places=places)
             cut.setdefault(label, CutTexts(max_new_tokens)).add(found)
             texts[label] = iter(found)
@@ -161,6 +168,7 @@ def _generate(
                 answer = next(generated).text if line.strip() else ""
                 has_line_breaks = has_line_breaks or "\n" in answer
                 _print(line, label if len(texts) > 1 else None, answer, as_json)
+    print_text(*quoted_note(len(quoted), number, chain(*quoted)), file=sys.stderr)
     for label, numbers in cut.items():
         head = f"{label}: " if len(cut) > 1 else ""
         print_text(*(f"{head}{note}" for note in numbers.notes("--max-new-tokens ")), file=sys.stderr)

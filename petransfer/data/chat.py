@@ -14,6 +14,7 @@ from petransfer.data.bad_rows import BadRow
 from petransfer.data.layout import Layout, special_tokens
 from petransfer.data.rows.chat_rows import read_prompt
 from petransfer.errors import UserError, reason_of
+from petransfer.plurals import count
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +96,33 @@ def tools_note(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, chat: s
     except BadRow:  # `encode_split` reports it
         return None
     return f"warning: the chat template of {tokenizer.name_or_path} takes no tools; the tools of the chats are left out"
+
+
+def quoted_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the tokenizer's special tokens that the messages of a prompt contain as text.
+
+    The tokenizer encodes them as special tokens. The model then reads them as the end or the beginning of a message.
+    """
+    contents = [str(message.get("content", "")) for message in prompt_of(text)[0]]
+    tokens = {token for token in special_tokens(tokenizer).values() if token.strip()}
+    return sorted(token for token in tokens if any(token in content for content in contents))
+
+
+def quoted_note(rows: int, total: int, tokens: Iterable[str]) -> list[str]:
+    """Return a warning about chats that contain special tokens as text. Empty without such a chat.
+
+    Args:
+        rows: Number of chats with special tokens in their messages.
+        total: Number of all chats.
+        tokens: These special tokens.
+    """
+    if not rows:
+        return []
+    shown = ", ".join(sorted(set(tokens))[:3])
+    return [
+        f"warning: the messages of {rows:,} of {count(total, 'chat')} contain special tokens as text ({shown}), which "
+        "the model reads as the end or the beginning of a message; write them differently, such as with a blank inside"
+    ]
 
 
 def _by_template(

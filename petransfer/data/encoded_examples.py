@@ -11,7 +11,7 @@ from typing import Any, overload
 from transformers import PreTrainedTokenizerBase
 
 from petransfer.data.bad_rows import BadRow, BadRows
-from petransfer.data.chat import tools_note
+from petransfer.data.chat import quoted_note, quoted_special_tokens, tools_note
 from petransfer.data.encoding import (
     CHANGED,
     LOST,
@@ -75,6 +75,8 @@ class EncodedPart:
         bad: Position and reason of each unusable example.
         changed_inputs: For each character that the tokenizer loses, the number of inputs with this character.
         inputs_checked: Number of inputs that were checked for lost characters.
+        quoting: Number of chats whose messages contain special tokens as text.
+        quoted: These special tokens.
     """
 
     examples: Sequence[Example]
@@ -83,6 +85,8 @@ class EncodedPart:
     bad: list[tuple[int, BadRow]] = field(default_factory=list)
     changed_inputs: Counter[str] = field(default_factory=Counter)
     inputs_checked: int = 0
+    quoting: int = 0
+    quoted: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,11 @@ def encode_split(
     kept: Mapping[str, Any] = {part: found[part].examples for part in parts}
     encoded = {part: found[part].encoded for part in parts}
     notes = ([bad.note()] if bad else []) + [note for part in parts for note in _changed(part, found[part])]
+    notes += quoted_note(
+        sum(part.quoting for part in found.values()),
+        sum(len(part.examples) for part in found.values()),
+        (token for part in found.values() for token in part.quoted),
+    )
     notes += _tools_note(found[parts[0]].examples, tokenizer)
     token_ids = found["train"].token_ids if "train" in found else set()
     return EncodedSplit(replace(data, **kept), encoded, token_ids, notes)
@@ -172,6 +181,10 @@ def encode_part(
             elif isinstance(encoded, Encoded):
                 part.token_ids.update(encoded.input_ids, encoded.target_ids)
                 kept += [encoded] if keep else []
+        for row in rows if rows[0].chat == "template" else ():
+            tokens = quoted_special_tokens(row.input, tokenizer)
+            part.quoting += bool(tokens)
+            part.quoted.update(tokens)
         if part.inputs_checked < _INPUTS_CHECKED:
             part.changed_inputs.update(_lost_in_inputs(rows, prefix, tokenizer))
             part.inputs_checked += len(rows)
