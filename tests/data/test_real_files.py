@@ -75,6 +75,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "plain.csv": lambda: table().encode(),
     "mark.csv": lambda: b"\xef\xbb\xbf" + table().encode(),
     "semicolon.csv": lambda: b"\xef\xbb\xbf" + table(";").encode(),
+    "blanks.csv": lambda: table(quoting=csv.QUOTE_ALL).replace('","', '", "').encode(),
     "tab.csv": lambda: table("\t").encode(),
     "pipe.csv": lambda: table("|").encode(),
     "return.csv": lambda: table(end="\r").encode(),
@@ -107,6 +108,7 @@ def test_a_file_in_any_form_gives_the_same_rows(name: str, elsewhere: Path) -> N
 @pytest.mark.parametrize(
     ("name", "said"),
     [
+        ("blanks.csv", "blanks.csv: blanks before cells are left out, because the header has them before quotes"),
         ("semicolon.csv", "semicolon.csv: columns are separated by semicolon characters"),
         ("quoted.tsv", "quoted.tsv: quotes enclose cells; --quoting none reads them otherwise"),
         ("plain.csv", ""),

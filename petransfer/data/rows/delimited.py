@@ -34,11 +34,13 @@ class Dialect:
         delimiter: Character between two columns.
         quoted: Whether quotes enclose cells, as in csv. If False, a quote is an ordinary character.
         columns: Names in the first row. None: no header; the columns are `POSITIONAL`, in this order.
+        skips_blanks: Whether blanks between a delimiter and a cell are left out, as in `"input", "target"`.
     """
 
     delimiter: str
     quoted: bool
     columns: tuple[str, ...] | None
+    skips_blanks: bool = False
 
 
 def detect(source: Source, required: Required, named: bool) -> Dialect:
@@ -60,7 +62,8 @@ def detect(source: Source, required: Required, named: bool) -> Dialect:
     several = [each for each in found if len(each[2]) > 1] if csv_like else []
     delimiter, quoted, cells = [*fitting, *several, found[0]][0]
     by_place = not csv_like and not named and not any(name in cells for name in required)
-    return Dialect(delimiter, quoted, None if by_place else tuple(cells))
+    skips_blanks = quoted and _has_blanks(first, delimiter)
+    return Dialect(delimiter, quoted, None if by_place else tuple(cells), skips_blanks)
 
 
 def unusual(source: Source, dialect: Dialect) -> list[str]:
@@ -73,6 +76,8 @@ def unusual(source: Source, dialect: Dialect) -> list[str]:
     if dialect.quoted != usual_quoting:
         how = "quotes enclose cells" if dialect.quoted else "quotes are read as text"
         found.append(f"{source.name}: {how}; --quoting {'none' if dialect.quoted else 'csv'} reads them otherwise")
+    if dialect.skips_blanks:
+        found.append(f"{source.name}: blanks before cells are left out, because the header has them before quotes")
     return found
 
 
@@ -125,7 +130,7 @@ def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
                 broken.append(line)
             yield line.text + "\n"
 
-    reader = csv.reader(texts(), strict=True, delimiter=dialect.delimiter)
+    reader = csv.reader(texts(), strict=True, delimiter=dialect.delimiter, skipinitialspace=dialect.skips_blanks)
     while True:
         taken.clear()
         broken.clear()
@@ -148,7 +153,9 @@ def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
             # An unclosed quote makes the csv module read all following lines as one row. So reading continues with the
             # second line of the invalid row.
             again.extendleft(reversed(taken[1:]))
-            reader = csv.reader(texts(), strict=True, delimiter=dialect.delimiter)
+            reader = csv.reader(
+                texts(), strict=True, delimiter=dialect.delimiter, skipinitialspace=dialect.skips_blanks
+            )
             continue
         if broken:
             yield broken[0].number, None, broken[0].problem
@@ -188,11 +195,18 @@ def _is_quoted(first: str, delimiter: str, csv_like: bool, quoting: str) -> bool
     return csv_like or all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells)
 
 
+def _has_blanks(first: str, delimiter: str) -> bool:
+    """Return whether a header has blanks between a delimiter and a quote, as in `"input", "target"`."""
+    # the blanks would make the quotes a part of the name
+    return delimiter != " " and re.search(rf'{re.escape(delimiter)} +"', first) is not None
+
+
 def _split(first: str, delimiter: str, quoted: bool) -> list[str]:
     if not quoted:
         return first.split(delimiter)
     try:
-        return next(csv.reader([first], delimiter=delimiter), [])
+        skips_blanks = _has_blanks(first, delimiter)
+        return next(csv.reader([first], delimiter=delimiter, skipinitialspace=skips_blanks), [])
     except csv.Error:
         return first.split(delimiter)
 
