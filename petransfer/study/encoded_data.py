@@ -108,7 +108,11 @@ def untrained_labels_notes(data: SplitData) -> list[str]:
         if names:
             shown = ", ".join(shortened(name, 40) for name in names[:3]) + (", ..." if len(names) > 3 else "")
             rows = count(len(found), f"{part} row")
-            notes.append(f"warning: {rows} have {count(len(names), 'label')} that no train row has: {shown}")
+            verb = "has" if len(found) == 1 else "have"
+            notes.append(
+                f"warning: {rows} {verb} {count(len(names), 'label')} that no train row has: {shown}. Add train rows "
+                "with these labels, or correct the labels if they are typing errors"
+            )
     return notes
 
 
