@@ -65,6 +65,8 @@ class BadRows:
         skip = ", or leave them out, as `petransfer train` does with --skip-bad-rows" if self.count < rows else ""
         too_long = all("--max-length" in reason for reason in self._numbers)
         advice = "use a larger --max-length, or leave it out" if too_long else "correct these rows"
+        if any("virtual tokens" in first for first in self._first.values()):
+            advice += " or use fewer virtual tokens"
         return f"{self.count:,} of {rows:,} rows of {name} cannot be used: {self.summary()}; {advice}{skip}"
 
     def note(self) -> str:

@@ -101,10 +101,14 @@ def _checked_configuration(spec: CheckpointSpec, demand: Demand) -> tuple[Any, b
     """Return the checkpoint's configuration, and whether its output head is untied."""
     from petransfer.models.architecture import configuration
     from petransfer.models.complete_weights import refuse_missing_tensors
+    from petransfer.models.lengths import VirtualTokens, refuse_virtual_tokens
     from petransfer.training.packing import check_packable
     from petransfer.training.stacked import refuse_layer_drop
 
     config, own_head = configuration(spec)
+    place = METHODS.lookup(demand.method.name).virtual_tokens_before
+    if place:
+        refuse_virtual_tokens(config, spec.name, VirtualTokens(**{place: demand.method.virtual_tokens}))
     if spec.reinit != "all":
         refuse_missing_tensors(spec)
     if demand.packing:

@@ -8,6 +8,7 @@ from typing import Any
 
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.encoding import Encoded
+from petransfer.errors import UserError
 from petransfer.models.text_part import text_config
 
 # These architectures have relative positions without a limit, whatever their configurations contain.
@@ -49,6 +50,7 @@ def length_check(
         vocabulary: Number of rows of the model's embeddings, which every token id must have. 0: not checked.
     """
     together, virtual = not config.is_encoder_decoder, virtual or VirtualTokens()
+    refuse_virtual_tokens(config, name, virtual)
     limits = [positions(config, of_encoder=True), positions(config)]
 
     def check(row: Encoded) -> BadRow | None:
@@ -69,6 +71,19 @@ def length_check(
         return None
 
     return check
+
+
+def refuse_virtual_tokens(config: Any, name: str, virtual: VirtualTokens) -> None:
+    """Raise UserError if virtual tokens leave no position for the shortest example."""
+    sides = [(virtual.input, positions(config, of_encoder=True), 1), (virtual.target, positions(config), 1 + ROOM)]
+    if not config.is_encoder_decoder:
+        sides = [(virtual.input + virtual.target, positions(config), 2 + ROOM)]
+    for taken, limit, needed in sides:
+        if taken and limit and taken + needed > limit:
+            raise UserError(
+                f"{taken:,} virtual tokens are too many: {name} has {limit:,} positions, and an example needs at least "
+                f"{needed}; use fewer virtual tokens"
+            )
 
 
 def _kept(room: int, virtual: int) -> str:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from petransfer import fit
 from petransfer.cli import main
+from petransfer.errors import UserError
 from tests.cli import calls
 
 Refused = Callable[..., str]
@@ -122,6 +124,20 @@ def test_virtual_tokens_take_positions_too(method: str, refused: Refused, tiny_g
     error = refused(str(tiny_gpt2), "a.tsv", "--cpu", "--set", f"methods=[{{{method}, bits: 32}}]")
     assert "a.tsv:21: the input and target have more tokens than" in error
     assert "of 128, of which 8 are kept for generation and 20 for virtual tokens" in error
+    assert "or use fewer virtual tokens" in error
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_more_virtual_tokens_than_positions_are_refused_by_train_and_fit(
+    method: str, refused: Refused, tiny_gpt2: Path
+) -> None:
+    rows("a.tsv", "one\ttwo\n")
+    said = "119 virtual tokens are too many: "
+    assert said in refused(
+        str(tiny_gpt2), "a.tsv", "--cpu", "--set", f"methods=[{{name: {method}, virtual_tokens: 119, bits: 32}}]"
+    )
+    with pytest.raises(UserError, match=said):
+        fit(tiny_gpt2, method=method, bits=32, virtual_tokens=119, device="cpu")
 
 
 def test_a_target_that_does_not_come_back_is_refused(refused: Refused, tiny_t5: Path, elsewhere: Path) -> None:
