@@ -26,6 +26,7 @@ def in_batches(
     function: Callable[[list[int]], Sequence[T]],
     halves: bool = True,
     tokens: int | None = None,
+    shared_length: int | None = None,
 ) -> list[T]:
     """Call a function on batches of examples, and return the results in the order of the examples.
 
@@ -35,18 +36,22 @@ def in_batches(
         function: takes the indices of a batch's examples, and returns one result per index.
         halves: whether to halve the batch when memory runs out.
         tokens: largest number of input and target tokens in a batch. None means no limit.
+        shared_length: a longer example is in a batch with examples of its own length only. None means no limit.
 
     Raises:
         OutOfMemory: memory is too small for one example, or for one batch with `halves` off.
     """
+    lengths = [len(one.input_ids) + len(one.target_ids) for one in encoded]
     # The longest examples come first, so that running out of memory shows at once.
-    order = sorted(range(len(encoded)), key=lambda at: -(len(encoded[at].input_ids) + len(encoded[at].target_ids)))
+    order = sorted(range(len(encoded)), key=lambda at: -lengths[at])
     given: dict[int, T] = {}
     start = 0
     while start < len(order):
-        longest = len(encoded[order[start]].input_ids) + len(encoded[order[start]].target_ids)
+        longest = lengths[order[start]]
         count = batch_size if tokens is None else min(batch_size, max(1, tokens // longest))
         chosen = order[start : start + count]
+        if shared_length is not None and longest > shared_length:
+            chosen = [at for at in chosen if lengths[at] == longest]
         try:
             with raising_out_of_memory():
                 rows = function(chosen)

@@ -15,6 +15,7 @@ from petransfer.data.encoding import Layout, decode
 from petransfer.evaluation.text_stream import OnText, TextStream
 from petransfer.models.lengths import VirtualTokens, positions
 from petransfer.models.loading import Loaded
+from petransfer.models.rotary_positions import forget_longer_rows, longest_shared_length
 from petransfer.models.wrappers import base_model_of, evaluating
 
 # The largest number of attention weights of one head in a batch: examples x tokens x tokens. Longer inputs therefore
@@ -84,7 +85,9 @@ def generations(
         return len(chosen) * longest**2 <= ATTENTION and (left is None or max(limits[at] for at in chosen) <= left)
 
     with evaluating(model), without_generation_defaults(model):
-        for chosen in _batches(lengths, batch_size, fits, equal_lengths=_pads_wrongly(model, loaded)):
+        apart = _pads_wrongly(model, loaded) or _changes_positions(loaded, lengths, limits)
+        for chosen in _batches(lengths, batch_size, fits, equal_lengths=apart):
+            forget_longer_rows(model)
             ids, mask = _padded([inputs[at] for at in chosen], layout.pad_id, left=not layout.encoder_decoder)
             out = model.generate(  # type: ignore[operator]
                 input_ids=ids.to(device),
@@ -188,6 +191,13 @@ def _pads_wrongly(model: torch.nn.Module, loaded: Loaded) -> bool:
     # With prompt and prefix tuning of a decoder-only model, peft puts the virtual tokens before the padding and counts
     # the padding as positions. The input then has wrong positions.
     return bool(config is not None and config.is_prompt_learning and not loaded.layout.encoder_decoder)
+
+
+def _changes_positions(loaded: Loaded, lengths: Sequence[int], limits: Sequence[int]) -> bool:
+    """Return whether a text can become so long that it changes the texts of shorter rows in its batch."""
+    most = longest_shared_length(loaded.model.config)
+    longest = max((length + limit for length, limit in zip(lengths, limits, strict=True)), default=0)
+    return most is not None and longest > most
 
 
 def _batches(

@@ -16,6 +16,7 @@ from petransfer.data.encoding import Encoded, decode
 from petransfer.data.task import Example
 from petransfer.evaluation.batches import compute_dtype, in_batches, noise_at, noise_of
 from petransfer.models.loading import Loaded
+from petransfer.models.rotary_positions import forget_longer_rows, longest_shared_length
 from petransfer.training.batches import IGNORED, Tensors, collate
 from petransfer.training.cpu.cpu_step import CpuFastPath
 from petransfer.training.distributed import needs_all_processes
@@ -65,11 +66,13 @@ def score(
     lean = found if found.usable and found.skips_padding else None
 
     def one(chosen: list[int]) -> list[Scored]:
+        forget_longer_rows(model)
         return _score_batch(model, loaded, [examples[at] for at in chosen], [encoded[at] for at in chosen], lean)
 
     with lean.step() if lean else contextlib.nullcontext():
         tokens = PACKED_TOKENS if lean else None
-        return in_batches(encoded, batch_size, one, halves=not needs_all_processes(model), tokens=tokens)
+        shared = longest_shared_length(loaded.model.config)
+        return in_batches(encoded, batch_size, one, not needs_all_processes(model), tokens, shared)
 
 
 def _score_batch(

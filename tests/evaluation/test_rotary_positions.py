@@ -1,0 +1,63 @@
+"""Long rows do not change the rotary embeddings, and so the texts and scores, of shorter rows beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
+
+from petransfer.data.encoding import Encoded
+from petransfer.data.task import Example
+from petransfer.evaluation.generation import generations
+from petransfer.evaluation.one_pass import score
+from petransfer.models.loading import Loaded, load_checkpoint
+from petransfer.models.registry import checkpoint_spec
+from petransfer.models.rotary_positions import longest_shared_length
+from tests.tiny_models import keep
+
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1, "initializer_range": 0.6,
+}  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "long_factor": [4.0] * 8, "short_factor": [1.0] * 8,
+    "original_max_position_embeddings": 24,
+}  # fmt: skip
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+
+
+def _model(kind: str, pieces: int) -> Any:
+    if kind == "longrope":
+        fields = {"max_position_embeddings": 96, "original_max_position_embeddings": 24}
+        return Phi3ForCausalLM(Phi3Config(vocab_size=pieces, rope_parameters=LONGROPE, **SIZES, **fields))
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=pieces, rope_parameters=DYNAMIC, max_position_embeddings=24, **SIZES)
+    )
+
+
+@pytest.fixture(params=["longrope", "dynamic"])
+def loaded(request: pytest.FixtureRequest, tmp_path: Path) -> Loaded:
+    folder = keep(tmp_path / "base", lambda pieces: _model(request.param, pieces))
+    return load_checkpoint(checkpoint_spec(str(folder)), 32)
+
+
+def test_each_text_is_the_one_of_its_input_alone(loaded: Loaded) -> None:
+    assert longest_shared_length(loaded.model.config) == 24
+    rows = [tuple(range(5, 5 + length)) for length in (4, 9, 18, 22, 40)]
+    alone = [generations(loaded.model, loaded, [row], [12])[0].text for row in reversed(rows)][::-1]
+    assert [one.text for one in generations(loaded.model, loaded, rows, [12] * len(rows))] == alone
+
+
+def test_each_score_is_the_one_of_its_example_alone(loaded: Loaded) -> None:
+    rows = [Encoded(tuple(range(5, 5 + length)), (7, 8, 1)) for length in (4, 9, 18, 22, 40)]
+    examples = [Example(at, "x", "y", "all") for at in range(len(rows))]
+    alone = [score(loaded.model, loaded, [one], [row], 8)[0].log_prob for one, row in zip(examples, rows, strict=True)]
+    together = [one.log_prob for one in score(loaded.model, loaded, examples, rows, 8)]
+    assert together == pytest.approx(alone, abs=1e-3)
+
+
+def test_other_models_have_no_such_length(tiny_gpt2: Path) -> None:
+    assert longest_shared_length(load_checkpoint(checkpoint_spec(str(tiny_gpt2)), 32).model.config) is None
+    assert longest_shared_length(LlamaConfig()) is None
