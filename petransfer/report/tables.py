@@ -131,6 +131,12 @@ def markdown_text(text: str) -> str:
     return html.escape(one_line, quote=False).replace("|", "\\|").replace("](", "]\\(")
 
 
+def without_emphasis(text: str) -> str:
+    """Escape a text as `markdown_text` does, and the signs of emphasis, code, strike-through and formulas too."""
+    # a sign between letters, as in add_jump, is no emphasis
+    return re.sub(r"[`*~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", markdown_text(text))
+
+
 def latex(table: Table) -> str:
     """Return a table as LaTeX with booktabs rules. Special characters are escaped."""
     kinds = "".join("r" if column.number else "l" for column in table.columns)

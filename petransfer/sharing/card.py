@@ -16,7 +16,7 @@ from petransfer.data import task_title
 from petransfer.errors import UserError
 from petransfer.models.registry import registered_arm
 from petransfer.recipe.run_spec import RunSpec
-from petransfer.report.tables import markdown_text
+from petransfer.report.tables import markdown_text, without_emphasis
 from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.bundle_files import RESULT, WEIGHTS
 from petransfer.sharing.card_metadata import Licences, Wishes, metadata, recipe_of, trained_on_all
@@ -61,7 +61,7 @@ def card(bundle: Bundle, wishes: Wishes = Wishes()) -> str:
         reinit=_REINIT[spec.checkpoint.reinit],
         seeds=_seeds(spec, result, study),
         result=result,
-        categories=[(markdown_text(name), one) for name, one in categories.items()]
+        categories=[(without_emphasis(name), one) for name, one in categories.items()]
         if 1 < len(categories) <= CATEGORIES
         else [],
         usage=usage(spec, bundle.provenance),

@@ -13,7 +13,15 @@ import pytest
 from markupsafe import escape
 
 from petransfer.report.html_parts import marked
-from petransfer.report.tables import csv_text, latex, markdown, markdown_text, table_of_text, write_page
+from petransfer.report.tables import (
+    csv_text,
+    latex,
+    markdown,
+    markdown_text,
+    table_of_text,
+    without_emphasis,
+    write_page,
+)
 from petransfer.visible_text import visible
 
 HOSTILE = "<b>a|b</b>\x1b[2J"
@@ -23,6 +31,11 @@ def test_markdown_escapes_html_pipes_and_control_characters() -> None:
     text = markdown(table_of_text(("arm", "points"), [(HOSTILE, "-1")], names=1))
     assert text.splitlines() == ["| arm | points |", "| --- | ---: |", "| &lt;b&gt;a\\|b&lt;/b&gt;\\x1b[2J | -1 |"]
     assert markdown_text("a\nb") == "a b"
+
+
+def test_emphasis_code_and_formulas_in_a_name_are_text() -> None:
+    shown = without_emphasis("*b* _it_ `c` ~s~ $x$ add_jump <i>")
+    assert shown == r"\*b\* \_it\_ \`c\` \~s\~ \$x\$ add_jump &lt;i&gt;"
 
 
 def test_latex_escapes_special_characters() -> None:
