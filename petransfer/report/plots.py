@@ -280,6 +280,10 @@ def _visible_label(formatter: Any, value: float, position: int | None) -> str:
     return visible(formatter(value, position), keep="\n")
 
 
+# Matplotlib's warnings about scripts that it does not shape, and about labels that are wider than the figure.
+_NOT_SHOWN = ("Matplotlib currently does not support", "constrained_layout not applied")
+
+
 @contextlib.contextmanager
 def _missing_characters(say: bool) -> Iterator[None]:
     """Inside the context, turn matplotlib's warnings about characters that its font lacks into one line, or into none.
@@ -293,7 +297,7 @@ def _missing_characters(say: bool) -> Iterator[None]:
         missing = re.match(r"Glyph (\d+) .*missing from", str(one.message))
         if missing and say:
             _say_missing_characters(chr(int(missing[1])))
-        elif not missing and not str(one.message).startswith("Matplotlib currently does not support"):
+        elif not missing and not str(one.message).startswith(_NOT_SHOWN):
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 

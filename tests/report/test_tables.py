@@ -8,11 +8,14 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 from markupsafe import escape
 
+from petransfer.effects.drawing import new_figure
 from petransfer.report.html_parts import marked
+from petransfer.report.plots import write_svg
 from petransfer.report.tables import (
     csv_text,
     latex,
@@ -101,3 +104,11 @@ def test_very_long_texts_are_shown_without_marks() -> None:
     began = time.process_time()
     assert marked("a " * 20_000, "a " * 19_999 + "<b>") == escape("a " * 19_999 + "<b>")
     assert time.process_time() - began < 2
+
+
+def test_a_label_wider_than_a_plot_gives_no_warning_of_matplotlib() -> None:
+    figure, (axes,) = new_figure(1, size=(2, 2))
+    axes.set_yticks([0], ["a" * 300])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_svg(figure, io.StringIO())
