@@ -192,7 +192,10 @@ def refuse_other_base(base: Base, loaded: Loaded, where: Where) -> None:
         )
     if not (base.commit and loaded.commit == base.commit) and not where.any_base and where.revision is None:
         if other := differing_weights(base, loaded):
-            raise UserError(f"{name} is not the base that the adapter was trained on: {other}; --any-base uses it")
+            raise UserError(
+                f"{name} is not the base that the adapter was trained on: {other}; --any-base uses it, which is "
+                "right if its tensors have the same values"
+            )
         if changed := changed_configuration(base, loaded):
             raise UserError(
                 f"config.json of {name} changed since the adapter was trained: {changed}; restore it, or --any-base "

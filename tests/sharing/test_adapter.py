@@ -171,7 +171,7 @@ def test_a_base_whose_weights_changed_is_refused(here: Path, capsys: pytest.Capt
     for verb in (("predict", "study", "to walk"), ("eval", "study"), ("adapter", "merge", "study", "merged")):
         said = refused(capsys, *verb, "--cpu")
         assert "base is not the base that the adapter was trained on: model.safetensors has the sha256" in said
-        assert "--any-base" in said
+        assert "--any-base uses it, which is right if its tensors have the same values" in said
     assert len(predicted(capsys, "study", "to walk", "--any-base")) == 1
 
 
