@@ -42,7 +42,7 @@ def write_study(recipe: Path, folder: Path) -> None:
         run = study.run(cell.run_id).path
         run.mkdir()
         result = {"run_id": cell.run_id, "steps": 100, "trained_parameters": 9, "dev": scores, "test": scores}
-        (run / "result.json").write_text(json.dumps(result | {"weights": {"dtypes": {}}}))
+        (run / "result.json").write_text(json.dumps(result | {"weights": {"bytes": {}, "share": {}}}))
         (run / "spec.json").write_text(json.dumps(cell.spec.as_dict()))
         shutil.copyfile(folder / "examples.parquet", run / "examples.parquet")
         (run / "DONE").write_text("{}")

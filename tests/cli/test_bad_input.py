@@ -94,9 +94,9 @@ def test_unknown_names(refused_at_once: Refused, verb: str, arguments: list[str]
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("train.steps=many", ["train.steps", "integer", "'many'"]),
+        ("train.steps=many", ["train.steps", "whole number", "'many'"]),
         ("train.steps=0", ["train.steps", "greater than or equal to 1", "0"]),
-        ("train.steps=2.5", ["train.steps", "integer", "2.5"]),
+        ("train.steps=2.5", ["train.steps", "whole number", "2.5"]),
         ("train.steps=true", ["train.steps", "give a number"]),
         ("train.steps=", ["train:", "give either steps or epochs"]),
         ("train.learning_rate=fast", ["train.learning_rate:", "number", "'fast'"]),
