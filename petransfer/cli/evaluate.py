@@ -168,8 +168,8 @@ def explanations(rows: list[Scores], by_generation: bool = False) -> list[str]:
         which = " (a random sample, and those that are nearly undecided)" if least < rows[0].examples else ""
         agree = "" if any(row.disagreements for row in rows) else "; all agree"
         lines.append(
-            f"Scores come from one forward pass per example. As a check, texts were generated for {part} "
-            f"{count(rows[0].examples, 'example')}{which}{agree}."
+            "Exact match and the loss come from one forward pass per example. As a check, texts were generated for "
+            f"{part} {count(rows[0].examples, 'example')}{which}{agree}."
         )
     if any(row.label.startswith("merged: ") for row in rows):
         lines.append("merged: the adapter, added to the weights of the base model; it should score like the adapter.")

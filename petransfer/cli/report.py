@@ -51,7 +51,9 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of the study, such
     name = grid.recipe.name
     if found.single:
         _print_run(found.single, grid.folder.run(found.single.cell.run_id).result() or {})
-        lines = [LOSS_MEANING, *meanings(found.single.scores), found.unswept_note]
+        folds = run_page.folds_note(found.single, grid.folder)
+        loss = [] if folds else [LOSS_MEANING]
+        lines = [folds, *loss, *meanings(found.single.scores), found.unswept_note]
     elif not found.any_done:
         print_table(sweep.terminal_table(found.swept, name))
         lines = ["No run of the study itself is finished.", *sweep.sentences(found.swept), found.unswept_note]

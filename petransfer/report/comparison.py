@@ -110,7 +110,16 @@ def differences(first: Recipe, second: Recipe) -> list[str]:
         one["methods"], other["methods"] = ([method.label for method in recipe.methods] for recipe in (first, second))
     for content in (one, other):
         content["seeds"], content["arms"] = _value(content["seeds"]), _value(content["arms"])
-    return [f"{key}: {_value(old)} in A and {_value(new)} in B" for key, old, new in unlike(one, other)]
+    return [f"{key}: {_unlike_values(old, new)}" for key, old, new in unlike(one, other)]
+
+
+def _unlike_values(old: Any, new: Any) -> str:
+    """Return two values, or of two lists only the entries that the other does not have."""
+    if isinstance(old, list) and isinstance(new, list):
+        only = {"A": [one for one in old if one not in new], "B": [one for one in new if one not in old]}
+        found = [f"only in {name} {', '.join(map(str, values))}" for name, values in only.items() if values]
+        return "; ".join(found) or "the same in another order"
+    return f"{_value(old)} in A and {_value(new)} in B"
 
 
 def _value(value: Any) -> str:

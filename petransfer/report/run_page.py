@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from shlex import quote
 from typing import Any
 
 from petransfer.data.rows.chat_rows import readable_input
+from petransfer.data.rows.folds import ALL
 from petransfer.effects.runs import examples_of
 from petransfer.memory.study_memory import method_title
 from petransfer.plurals import count
@@ -19,6 +21,7 @@ from petransfer.report.page import Findings, folder_name, repetition, status_of
 from petransfer.report.run_table import LOSS, Row
 from petransfer.report.tables import Table, table_of_text, write_page
 from petransfer.study.durations import duration
+from petransfer.study.folders import StudyFolder
 
 MOST_SAMPLES = 8
 # If there are more labels than this, the page has no confusion matrix.
@@ -50,7 +53,7 @@ def run_page(findings: Findings) -> str:
         description=findings.recipe.description,
         status=f"{title_of(row)}. {status_of(findings.groups)}",
         figures=figures_of(row, result),
-        notes=_notes(row, result),
+        notes=[*filter(None, [folds_note(row, findings.study)]), *_notes(row, result)],
         curves=[
             shown(figure, f"curve{at}", f"{label} over optimiser steps")
             for at, (label, figure) in enumerate(plots.run_curves(findings.study, row.cell.run_id))
@@ -68,12 +71,15 @@ def run_page(findings: Findings) -> str:
 
 def figures_of(row: Row, result: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the scores, the length and the size of a finished run, each as a name and a text."""
-    found = [("dev exact match", _percent(row.dev)), ("test exact match", _percent(row.test))]
+    whole = trained_on_all(row)  # its dev rows, and without a test file its test rows, are then its training rows
+    found = [] if whole else [("dev exact match", _percent(row.dev))]
+    whole = whole and not row.cell.spec.task.source.get("test")
+    found.append((_of_part("exact match", whole), _percent(row.test)))
     for name, value in row.scores.items():
         title = HEADINGS[name].removesuffix(" %")
-        found.append((f"test {title}", _percent(value) if title != HEADINGS[name] else f"{value:.1f}"))
+        found.append((_of_part(title, whole), _percent(value) if title != HEADINGS[name] else f"{value:.1f}"))
     if row.test_loss is not None and math.isfinite(row.test_loss):
-        found.append((LOSS, f"{row.test_loss:.3f}"))
+        found.append((_of_part(LOSS.removeprefix("test "), whole), f"{row.test_loss:.3f}"))
     found.append(("learning rate", f"{row.cell.spec.train.learning_rate:g}"))
     found.append(("steps", f"{row.step:,}"))
     if result.get("seconds"):
@@ -82,6 +88,28 @@ def figures_of(row: Row, result: dict[str, Any]) -> list[tuple[str, str]]:
         share = f" ({100 * row.trained / result['parameters']:.1f} % of all)" if result.get("parameters") else ""
         found.append(("trained parameters", f"{row.trained:,}{share}"))
     return [(name, value) for name, value in found if value]
+
+
+def _of_part(score: str, whole: bool) -> str:
+    return f"{score} on its training rows" if whole else f"test {score}"
+
+
+def trained_on_all(row: Row) -> bool:
+    """Return whether a run is the last training of a cross-validation, which has all rows."""
+    return row.cell.spec.task.source.get("fold") == ALL
+
+
+def folds_note(row: Row, study: StudyFolder) -> str:
+    """Return the scores of the folds of a cross-validation in a sentence. '' for other runs."""
+    if not trained_on_all(row):
+        return ""
+    try:
+        found = json.loads((study.path / "folds.json").read_text(encoding="utf-8"))
+        scores = f"{found['exact_match']:.1f} % (standard deviation {found['standard_deviation']:.1f} points)"
+        folds = len(found["folds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "The model was trained on all rows. For new rows, the scores of the folds count; folds.json lacks them."
+    return f"The model was trained on all rows. For new rows, the {folds} folds count: exact match {scores}."
 
 
 def title_of(row: Row) -> str:

@@ -45,12 +45,12 @@ def groups_of(cells: Sequence[Cell], study: StudyFolder) -> list[Group]:
 def unswept_note(cells: Sequence[Cell], groups: Sequence[Group]) -> str:
     """Return a note on arms and methods whose learning rate was not swept. '' if all were swept."""
     known = {(one["arm"], one["method"]) for one in groups}
-    others = [f"{arm}, {method}" for arm, method in _places(cells) if (arm, method) not in known]
+    others = [f"the arm {arm} with {method}" for arm, method in _places(cells) if (arm, method) not in known]
     if len(others) == 1 and not groups:
         return "No other learning rate was tried; `petransfer sweep` tries several and scores them on the dev rows."
     if others and not groups:
         return "No other learning rates were tried: each arm and method has the learning rate of the recipe."
-    return f"No other learning rates were tried for: {'; '.join(others)}." if others else ""
+    return f"No other learning rates were tried for {'; '.join(others)}." if others else ""
 
 
 def _places(cells: Sequence[Cell]) -> dict[tuple[str, str], None]:

@@ -56,14 +56,19 @@ class Tokens:
     def line(self, rows: int) -> str:
         """Describe the numbers of tokens in one line. rows: the number of training rows."""
         how = "" if self.counted else "about "
-        head = "tokens" if self.counted else "tokens (estimated, because the tokenizer is not on this machine)"
+        head = (
+            "tokens" if self.counted else "tokens (roughly, from the characters: the tokenizer is not on this machine)"
+        )
         total = rows * (self.inputs + self.targets)
         packed = ""
         if self.packed:
             packed = f"; a step has {how}{self.packed[0]:.1f} packed rows with {self.packed[1]:,.0f} tokens in all"
+        if not self.counted:  # the largest number would be taken for a limit
+            means = f"an input has about {self.inputs:.0f} on average, a target about {self.targets:.0f}"
+            return f"{head}: {means}; an epoch has about {total:,.0f}{packed}"
         return (
-            f"{head}: an input has {how}{self.inputs:.1f} on average and at most {self.longest[0]}, a target "
-            f"{how}{self.targets:.1f} and at most {self.longest[1]}; an epoch has {how}{total:,.0f}{packed}"
+            f"{head}: an input has {self.inputs:.1f} on average and at most {self.longest[0]}, a target "
+            f"{self.targets:.1f} and at most {self.longest[1]}; an epoch has {total:,.0f}{packed}"
         )
 
 
@@ -84,13 +89,14 @@ class Time:
     def line(self, train: TrainSpec) -> str:
         """Describe the expected time in one line."""
         total = train.steps * self.step + self.evaluations
-        most = "at most " if train.early_stopping else ""
+        end = "if all steps are needed and nothing else runs on this machine" if train.early_stopping else ""
+        end = end or "if nothing else runs on this machine"
         shown = f"{1000 * self.step:,.0f} ms" if self.step < 10 else f"{self.step:,.0f} s"
         if self.measured:
-            return f"time: {most}about {rough(total)} on this machine ({shown} per step, measured)"
+            return f"time: about {rough(total)} {end} ({shown} per step, measured)"
         return (
-            f"time: {most}about {rough(total)} on this machine ({shown} per step, estimated from the size of the "
-            "model and the speed of the machine)"
+            f"time: about {rough(total)} {end} ({shown} per step, estimated from the size of the model and the speed "
+            "of the machine)"
         )
 
 

@@ -324,7 +324,10 @@ def test_rates_that_were_not_swept_are_said_to_be_so(
     (folder.path / "sweep.json").write_text(json.dumps(content))
     text = told(folder.path)
     assert "were not swept" not in text
-    assert "No other learning rates were tried for: german, lora r16 32-bit; german, full 32-bit." in text
+    assert (
+        "No other learning rates were tried for the arm german with lora r16 32-bit; the arm german with full 32-bit."
+        in text
+    )
 
 
 def is_4_bit_german(cell: Cell) -> bool:

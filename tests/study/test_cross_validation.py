@@ -151,6 +151,19 @@ def test_an_interrupted_cross_validation_ends_as_one_never_interrupted(
     assert all((left[name] == right[name]).all() for name in left)
 
 
+def test_the_report_does_not_take_training_rows_for_test_rows(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pt.train("nano/english", rows, folds=2, steps=2, out=tmp_path / "study", cpu=True)
+    capsys.readouterr()
+    assert call(monkeypatch, "report", str(tmp_path / "study")) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "exact match on its training rows" in said
+    assert "dev exact match" not in said
+    assert "test" not in said.replace(str(tmp_path), "")
+    assert "For new rows, the 2 folds count: exact match 0.0 % (standard deviation 0.0 points)." in said
+
+
 def test_processes_of_a_launcher_cannot_share_folds(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process group of a launch ends with the first study, here the first fold."""
     monkeypatch.setenv("RANK", "0")
