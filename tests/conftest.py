@@ -106,9 +106,9 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPT-2 of one layer and 32 dimensions."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    def make(pieces: int) -> Any:
+    def make(tokens: int) -> Any:
         config = GPT2Config(
-            vocab_size=pieces, n_embd=32, n_layer=1, n_head=2, n_positions=128, resid_pdrop=0.1, embd_pdrop=0.1,
+            vocab_size=tokens, n_embd=32, n_layer=1, n_head=2, n_positions=128, resid_pdrop=0.1, embd_pdrop=0.1,
             attn_pdrop=0.1, pad_token_id=0, eos_token_id=1, bos_token_id=1,
         )  # fmt: skip
         return GPT2LMHeadModel(config)

@@ -165,7 +165,9 @@ def explanations(rows: list[Scores], by_generation: bool = False) -> list[str]:
         least, most = (function(row.generated for row in rows) for function in (min, max))
         number = f"{most:,}" if least == most else f"{least:,} to {most:,}"
         part = f"{number} of the" if least < rows[0].examples else "all"
-        which = " (a random sample, and those that are nearly undecided)" if least < rows[0].examples else ""
+        which = (
+            " (a random sample, and those with two almost equally likely tokens)" if least < rows[0].examples else ""
+        )
         agree = "" if any(row.disagreements for row in rows) else "; all agree"
         lines.append(
             "Exact match and the loss come from one forward pass per example. As a check, texts were generated for "

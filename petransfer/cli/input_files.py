@@ -59,7 +59,7 @@ def _is_utf16(head: bytes) -> bool:
 
 
 def _columns(spec: RunSpec | None) -> list[str]:
-    """Return the columns of the training data: usual names and those that the user named."""
+    """Return the column names by which a table is recognised: the usual names, and those of the training data."""
     if spec is None:
         return list(_COLUMNS)
     named = {**spec.task.options, **spec.task.source}

@@ -55,8 +55,8 @@ def chat_layout(tokenizer: PreTrainedTokenizerBase, layout: Layout, chat: str) -
 def _warn_of_date(name: str) -> None:
     """Log a warning once per process: a training makes its layout several times."""
     _log.warning(
-        "warning: the chat template of %s writes today's date into the prompts (strftime_now). Prompts on another day "
-        "differ from those of the training; for equal prompts, write a fixed date into the template",
+        "warning: the chat template of %s writes today's date into each prompt (strftime_now). On another day, the "
+        "adapter therefore gets other prompts than in training. To avoid this, write a fixed date into the template",
         name,
     )
 

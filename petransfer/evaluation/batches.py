@@ -36,7 +36,8 @@ def in_batches(
         function: takes the indices of a batch's examples, and returns one result per index.
         halves: whether to halve the batch when memory runs out.
         tokens: largest number of input and target tokens in a batch. None means no limit.
-        shared_length: a longer example is in a batch with examples of its own length only. None means no limit.
+        shared_length: examples with more tokens than this are only put into a batch with examples of exactly the same
+            length. None means that examples of any lengths can share a batch.
 
     Raises:
         OutOfMemory: memory is too small for one example, or for one batch with `halves` off.

@@ -27,7 +27,10 @@ def longest_shared_length(config: Any) -> int | None:
 
 
 def forget_longer_rows(model: Any) -> None:
-    """Give rotary embeddings their initial frequencies: the kind `dynamic` keeps those of an earlier, longer batch."""
+    """Reset the frequencies of rotary embeddings of the kind `dynamic` to their initial values.
+
+    After a long row, transformers changes these frequencies and would also use them for the next batch.
+    """
     for module in model.modules():
         original = getattr(module, "original_inv_freq", None)
         if original is not None and getattr(module, "rope_type", "") == "dynamic":

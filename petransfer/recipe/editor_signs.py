@@ -66,7 +66,7 @@ def advice(lines: list[str], at: int) -> str:
 
 
 def _problem(value: str) -> tuple[str, str] | None:
-    """Return what is wrong with a key or value without quotes, and what to write."""
+    """Check a key or value that stands without quotes. Return the problem and what to write instead, or None."""
     if _ODD_BLANK.match(value):
         return "a no-break space or an invisible sign", "write usual spaces"
     curly, comma = _CURLY.fullmatch(value), _DECIMAL_COMMA.fullmatch(value)

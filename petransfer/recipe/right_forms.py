@@ -63,7 +63,7 @@ def right_form(place: Sequence[str], mistake: Mapping[str, Any]) -> str:
 
 
 def _form(key: str, given: Any, is_list: bool) -> str:
-    """Return an example for a key that has none of its own."""
+    """Return an example of a list or a mapping for a key that is not in the table of examples."""
     if not is_list:
         return f"{key}: {{name: value}}"
     return f"{key}: [{given}]" if isinstance(given, str) and given.isalnum() else f"{key}: [first, second]"

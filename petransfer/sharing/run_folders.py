@@ -42,9 +42,9 @@ def run_folder(folder: Path, run: str | None = None) -> Path:
 
 
 def _without_copies(saved: list[Path]) -> list[Path]:
-    """Return the run folders without copies under another name, such as those that a cloud storage makes.
+    """Leave out copies of run folders. A copy has another name than its run id, as cloud storage programs make them.
 
-    If no folder has the name of its run, all are returned.
+    If every folder has another name than its run id, all folders are returned.
     """
     copies = [path for path in saved if _id_in_spec(path) not in (None, path.name)]
     if not copies or len(copies) == len(saved):

@@ -16,9 +16,10 @@ class Form(BaseModel):
 
 
 def wrong_part(form: type[BaseModel], content: Any) -> str:
-    """Return the place of the first wrong value and what is wrong, such as `groups.0.arm: Field required`.
+    """Find the first value that does not have the expected form.
 
-    The text is empty if the content has the form.
+    Returns:
+        The key of the value and the problem, such as `groups.0.arm: Field required`. Empty if there is none.
     """
     try:
         form.model_validate(content)

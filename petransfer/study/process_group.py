@@ -26,6 +26,7 @@ from petransfer.models.quiet_libraries import silence_libraries
 from petransfer.study.folders import Named, RunFolder, StudyFolder
 from petransfer.study.launched_processes import Place, is_orphaned, this_place
 from petransfer.study.local_executor import Job, Outcome, outcome_of, stop_on_signals
+from petransfer.study.slow_work import calling_if_slow
 from petransfer.study.worker_losses import note_failure
 
 logger = logging.getLogger(__name__)
@@ -151,13 +152,8 @@ def _reporting_the_wait(place: Place) -> Generator[None]:
         yield
         return
     logger.info(f"process {place.index + 1} of {place.count} waits for the other processes of the launch")
-    late = threading.Timer(LATE, _warn_of_the_wait, [place])
-    late.daemon = True
-    late.start()
-    try:
+    with calling_if_slow(LATE, lambda: _warn_of_the_wait(place)):
         yield
-    finally:
-        late.cancel()
 
 
 @contextlib.contextmanager

@@ -104,6 +104,7 @@ class Loop:
         plain = loss_function is token_loss and not execution.compile
         fast_path = CpuFastPath(model) if plain else None
         self.fast_path = fast_path if fast_path and fast_path.usable else None
+        folder.mkdir(parents=True, exist_ok=True)  # not made again later: `refuse_moved` notices that it is gone
         self.metrics = MetricsFile(folder / "metrics.jsonl")
         self.progress = self._resumed_progress() or self._new_progress()
         if execution.checkpointing:  # recorded even if only a part of the run uses gradient checkpointing
@@ -151,7 +152,6 @@ class Loop:
         return self.progress
 
     def _train(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)  # later it is never made again: see `refuse_moved`
         self.model.train()
         self._saved_at = started = time.monotonic()
         before = self.progress.seconds

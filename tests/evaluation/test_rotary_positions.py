@@ -28,18 +28,18 @@ LONGROPE = {
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
 
 
-def _model(kind: str, pieces: int) -> Any:
+def _model(kind: str, tokens: int) -> Any:
     if kind == "longrope":
         fields = {"max_position_embeddings": 96, "original_max_position_embeddings": 24}
-        return Phi3ForCausalLM(Phi3Config(vocab_size=pieces, rope_parameters=LONGROPE, **SIZES, **fields))
+        return Phi3ForCausalLM(Phi3Config(vocab_size=tokens, rope_parameters=LONGROPE, **SIZES, **fields))
     return LlamaForCausalLM(
-        LlamaConfig(vocab_size=pieces, rope_parameters=DYNAMIC, max_position_embeddings=24, **SIZES)
+        LlamaConfig(vocab_size=tokens, rope_parameters=DYNAMIC, max_position_embeddings=24, **SIZES)
     )
 
 
 @pytest.fixture(params=["longrope", "dynamic"])
 def loaded(request: pytest.FixtureRequest, tmp_path: Path) -> Loaded:
-    folder = keep(tmp_path / "base", lambda pieces: _model(request.param, pieces))
+    folder = keep(tmp_path / "base", lambda tokens: _model(request.param, tokens))
     return load_checkpoint(checkpoint_spec(str(folder)), 32)
 
 

@@ -14,6 +14,7 @@ from petransfer.effects.study_effects import update_effects
 from petransfer.errors import UserError
 from petransfer.pretraining.grid import check_settings, expand_pretraining
 from petransfer.recipe.pretraining import PretrainRecipe
+from petransfer.recipe.schema import Recipe
 from petransfer.report.run_table import rows_of
 from petransfer.report.sweep import groups_of, lines_of, plot, sentences
 from petransfer.sharing.card import _sentences
@@ -27,15 +28,19 @@ from tests.report.made import METHODS, make, recipe_of, sweep
 WRONG: tuple[Any, ...] = (None, [], {}, "x", [1], {"a": 1}, True)
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Cell], StudyFolder]:
-    recipe = recipe_of(
+def small_recipe() -> Recipe:
+    return recipe_of(
         arms=["english", "scratch"],
         methods=[METHODS[0]],
         task={"name": "scan", "splits": ["right"]},
         seeds=[0, 1],
         effects=["english-scratch"],
     )
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Cell], StudyFolder]:
+    recipe = small_recipe()
     cells, folder = make(tmp_path_factory.mktemp("made") / "study", recipe, examples=10)
     sweep(folder, recipe)
     update_effects(recipe, cells, folder)
@@ -122,13 +127,7 @@ def test_a_run_with_a_file_of_a_wrong_form_is_damaged(file: str, study: tuple[li
 
 def test_effects_of_a_wrong_form_are_computed_anew(study: tuple[list[Cell], StudyFolder]) -> None:
     cells, folder = study
-    recipe = recipe_of(
-        arms=["english", "scratch"],
-        methods=[METHODS[0]],
-        task={"name": "scan", "splits": ["right"]},
-        seeds=[0, 1],
-        effects=["english-scratch"],
-    )
+    recipe = small_recipe()
     path = folder.path / "effects.json"
     whole = json.loads(path.read_text())
     for key in ("sentences", "notes", "missing", "effects", "scales", "retentions"):
