@@ -158,8 +158,7 @@ def _generate(
         number += len(asked)
         for label, one in each():
             if one.chat == "template" and not texts:
-                found_in = (quoted_special_tokens(text, one.loaded.tokenizer) for text in asked)
-                quoted += [tokens for tokens in found_in if tokens]
+                quoted += filter(None, quoted_special_tokens(asked, one.loaded.tokenizer))
             found = one.generations(asked, max_new_tokens, places=places)
             cut.setdefault(label, CutTexts(max_new_tokens)).add(found)
             texts[label] = iter(found)

@@ -98,14 +98,17 @@ def tools_note(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, chat: s
     return f"warning: the chat template of {tokenizer.name_or_path} takes no tools; the tools of the chats are left out"
 
 
-def quoted_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the tokenizer's special tokens that the messages of a prompt contain as text.
+def quoted_special_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
+    """Return, for each prompt, the tokenizer's special tokens that its messages contain as text.
 
     The tokenizer encodes them as special tokens. The model then reads them as the end or the beginning of a message.
     """
-    contents = [str(message.get("content", "")) for message in prompt_of(text)[0]]
-    tokens = {token for token in special_tokens(tokenizer).values() if token.strip()}
-    return sorted(token for token in tokens if any(token in content for content in contents))
+    tokens = sorted({token for token in special_tokens(tokenizer).values() if token.strip()})
+    found = []
+    for text in texts:
+        contents = [str(message.get("content", "")) for message in prompt_of(text)[0]]
+        found.append([token for token in tokens if any(token in content for content in contents)])
+    return found
 
 
 def quoted_note(rows: int, total: int, tokens: Iterable[str]) -> list[str]:

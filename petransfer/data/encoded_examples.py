@@ -181,10 +181,10 @@ def encode_part(
             elif isinstance(encoded, Encoded):
                 part.token_ids.update(encoded.input_ids, encoded.target_ids)
                 kept += [encoded] if keep else []
-        for row in rows if rows[0].chat == "template" else ():
-            tokens = quoted_special_tokens(row.input, tokenizer)
-            part.quoting += bool(tokens)
-            part.quoted.update(tokens)
+        if rows[0].chat == "template":
+            quoted = quoted_special_tokens([row.input for row in rows], tokenizer)
+            part.quoting += sum(map(bool, quoted))
+            part.quoted.update(*quoted)
         if part.inputs_checked < _INPUTS_CHECKED:
             part.changed_inputs.update(_lost_in_inputs(rows, prefix, tokenizer))
             part.inputs_checked += len(rows)

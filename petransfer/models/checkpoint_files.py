@@ -79,10 +79,10 @@ def read_configuration(checkpoint: CheckpointSpec) -> Any:
 
 
 def use_default_outputs(config: Any) -> None:
-    """Undo the settings of somebody's own use that a config.json can hold and that change what a model returns.
+    """Set the fields of a configuration that change what a model returns to their defaults.
 
-    A model that returns tuples cannot generate, and one that returns attention weights cannot be saved with the
-    default attention function.
+    A config.json has other values if its author saved the settings of another program. A model that returns tuples
+    cannot generate. A model that returns attention weights cannot be saved with the default attention function.
     """
     for part in (config, *(getattr(config, name) for name in type(config).sub_configs if hasattr(config, name))):
         if part is None:

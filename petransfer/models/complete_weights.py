@@ -135,7 +135,7 @@ def load_complete(auto: Any, place: str, **options: Any) -> PreTrainedModel:
 
 
 def return_default_outputs(model: PreTrainedModel) -> None:
-    """Undo what `use_default_outputs` undoes, in a model that is already built."""
+    """Call `use_default_outputs` for all configurations of a model."""
     for module in model.modules():  # some parts of a model have a copy of its configuration
         if isinstance(getattr(module, "config", None), PreTrainedConfig):
             use_default_outputs(module.config)

@@ -1,4 +1,4 @@
-"""Find signs in a recipe that an editor, a web page or a local habit put there, and that YAML reads in another way."""
+"""Find characters in a recipe that look right but that YAML reads differently, such as curly quotes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DASH_IN_NUMBER = re.compile(rf"[-+.\d{_DASHES}]*\d[.\d]*(?:[eE][-+{_DASHES}]?\d
 
 
 def refuse_editor_signs(events: Iterable[Any], text: str, deepest: int) -> None:
-    """Refuse a recipe with such signs in a key or value without quotes.
+    """Refuse a recipe with such characters in a key or value without quotes.
 
     Args:
         events: The parser's events for `text`.

@@ -89,8 +89,8 @@ class Time:
     def line(self, train: TrainSpec) -> str:
         """Describe the expected time in one line."""
         total = train.steps * self.step + self.evaluations
-        end = "if all steps are needed and nothing else runs on this machine" if train.early_stopping else ""
-        end = end or "if nothing else runs on this machine"
+        whole = "all steps are needed and " if train.early_stopping else ""
+        end = f"if {whole}nothing else runs on this machine"
         shown = f"{1000 * self.step:,.0f} ms" if self.step < 10 else f"{self.step:,.0f} s"
         if self.measured:
             return f"time: about {rough(total)} {end} ({shown} per step, measured)"
