@@ -15,7 +15,7 @@ from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
 from petransfer.cli.evaluate import combination_of
 from petransfer.cli.input_files import is_existing_file, refuse_other_files
 from petransfer.cli.terminal_text import for_output, print_text
-from petransfer.cli.text import input_lines, one_line
+from petransfer.cli.text import arriving, input_lines, is_pipe, one_line
 from petransfer.errors import UserError
 from petransfer.json_lines import json_line
 from petransfer.plurals import count
@@ -87,7 +87,8 @@ def predict(
 ) -> None:
     """Generate a text for each input, with adapters that share a base model, or with fine-tuned, merged or base models.
 
-    One line is printed for each input; for a blank input the line is blank.
+    One line is printed for each input; for a blank input the line is blank. A line from a pipe is answered as soon as
+    it arrives.
 
     For a model trained on chats, each input is the user's message or a JSON list of messages.
 
@@ -104,6 +105,8 @@ def predict(
             refuse_other_files(file, [one.bundle.spec if one.bundle else None for one in sources])
         name = "" if text else str(file) if file is not None else "standard input"
         lines = _with_places(text or input_lines(file), name)
+        # a pipe is read while the model is loaded
+        arrived = arriving(lines, BATCH) if not text and is_pipe(file) else None
         from petransfer.sharing.base import Where
 
         where = Where(checkpoint, revision, None, "cpu" if cpu else None, any_base)
@@ -112,7 +115,7 @@ def predict(
             each = _for_chats(each)
         if file is not None and file.is_file():  # all unusable lines are named before the first text is printed
             lines = _checked(lines, each)
-        _generate(iter(lambda: list(islice(lines, at_once)), []), each, max_new_tokens, as_json)
+        _generate(arrived or iter(lambda: list(islice(lines, at_once)), []), each, max_new_tokens, as_json)
     if text and len(text) == 1 and is_existing_file(text[0]):
         hint = f"{text[0]} was taken as the text of an input; to read inputs from this file, write --file {text[0]}"
         print_text(hint, file=sys.stderr)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import os
+import queue
+import stat
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from petransfer.errors import UserError
 
 _BOM = b"\xef\xbb\xbf"
+# Seconds without any input after which the user is told that petransfer waits for inputs.
+PATIENCE = 5.0
+_Item = TypeVar("_Item")
 
 
 def one_line(text: str) -> str:
@@ -34,13 +42,74 @@ def input_lines(file: Path | None) -> Iterator[str]:
             raise UserError("standard input is closed; give the texts as arguments, or name a file with --file")
         if sys.stdin.isatty():
             print("Reading inputs from standard input, one per line. Ctrl-D ends.", file=sys.stderr)
-        yield from _decoded(sys.stdin.buffer, "standard input")
+        yield from _decoded(_standard_input(), "standard input")
         return
     try:
         with file.open("rb") as opened:
             yield from _decoded(opened, str(file))
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}); name a file with one input per line") from None
+
+
+def is_pipe(file: Path | None) -> bool:
+    """Return whether a file of inputs, or standard input, is a pipe: its lines can arrive one at a time."""
+    if file is not None:
+        return not file.is_file()
+    try:
+        return not sys.stdin.isatty() and not stat.S_ISREG(os.fstat(sys.stdin.fileno()).st_mode)
+    except (AttributeError, OSError, ValueError):  # standard input is closed, or another object has replaced it
+        return False
+
+
+def arriving(items: Iterable[_Item], most: int) -> Iterator[list[_Item]]:
+    """Start to read at once. Yield batches of at most `most` items that have arrived, without waiting for more.
+
+    A program that writes one line gets its answer before it writes the next line.
+    """
+    read: queue.Queue[_Item | BaseException | None] = queue.Queue(2 * most)  # None: the end
+
+    def fill() -> None:
+        try:
+            for item in items:
+                read.put(item)
+            read.put(None)
+        except BaseException as error:  # raised again where the item would have been used
+            read.put(error)
+
+    threading.Thread(target=fill, daemon=True).start()
+    return _batches_in(read, most)
+
+
+def _batches_in(read: queue.Queue[_Item | BaseException | None], most: int) -> Iterator[list[_Item]]:
+    patience: float | None = PATIENCE
+    while True:
+        batch: list[_Item] = []
+        while len(batch) < most and not (batch and read.empty()):
+            try:
+                item = read.get(timeout=patience)
+            except queue.Empty:
+                print("Waiting for inputs, one per line.", file=sys.stderr, flush=True)
+                patience = None
+                continue
+            if item is None or isinstance(item, BaseException):
+                yield from [batch] if batch else []
+                if item is not None:
+                    raise item
+                return
+            batch.append(item)
+        patience = None
+        yield batch
+
+
+def _standard_input() -> BinaryIO:
+    """Return standard input as a file of its own.
+
+    A thread that waits for `sys.stdin.buffer` would hold its lock, and Python could not end.
+    """
+    try:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except io.UnsupportedOperation:
+        return sys.stdin.buffer
 
 
 def _decoded(lines: BinaryIO, name: str) -> Iterator[str]:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from petransfer.cli import predict, text
 from petransfer.cli.input_files import refuse_other_files
 from petransfer.errors import UserError
 from petransfer.evaluation import predictor
@@ -70,6 +75,46 @@ def test_an_argument_that_a_locale_without_utf8_escaped_is_utf8(capsys: pytest.C
 def test_a_closed_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     assert "standard input is closed; give the texts as arguments, or name a file with --file" in refused(capsys, *ASK)
+
+
+def test_a_line_from_a_pipe_is_answered_before_the_next_line_is_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reading, writing = os.pipe()
+    pipe, end = open(writing, "wb", buffering=0), open(reading)  # noqa: SIM115 - the test closes them
+    stop = threading.Timer(20, pipe.close)
+    stop.start()
+    answered, write = [], predict._print
+
+    def answer(line: str, *more: Any) -> None:
+        write(line, *more)
+        answered.append(line)
+        if len(answered) == 1:
+            pipe.write(b"to run\nto see\n\xff\n")
+
+    monkeypatch.setattr(predict, "_print", answer)
+    monkeypatch.setattr(sys, "stdin", end)
+    pipe.write(b"to walk\n")
+    capsys.readouterr()
+    assert call(*ASK) == 2
+    assert stop.is_alive()
+    stop.cancel()
+    assert answered == ["to walk", "to run", "to see"]
+    said = capsys.readouterr()
+    assert said.out.count("\n") == 3
+    assert "standard input is not UTF-8 at line 4" in said.err
+    pipe.close()
+    end.close()
+
+
+def test_batches_from_a_pipe_are_full_if_the_lines_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    fast = text.arriving(range(10), 4)
+    time.sleep(0.1)
+    assert list(fast) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "PATIENCE", 0.01)
+        assert list(text.arriving((str(time.sleep(0.1)) for _ in range(1)), 4)) == [["None"]]
+    assert capsys.readouterr().err == "Waiting for inputs, one per line.\n"
 
 
 def test_a_line_of_a_megabyte(
