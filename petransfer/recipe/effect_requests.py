@@ -57,6 +57,29 @@ def requested_effects(recipe: Recipe) -> list[RequestedEffect]:
     return [replace(effect, family=family) for effect, family in zip(found, families, strict=True)]
 
 
+def refuse_effects_of_other_arms(recipe: Recipe, family_arms: Iterable[str]) -> None:
+    """Raise UserError if an effect compares an arm of the family that the recipe does not train.
+
+    Args:
+        family_arms: All arms of the recipe's family, also the control arms.
+    """
+    known = {*recipe.arms, *family_arms}
+    for effect in recipe.effects:
+        text = effect if isinstance(effect, str) else _text_of(effect)
+        sides = None if _arms_of(text, recipe.arms) else _arms_of(text, known)
+        missing = [arm for arm in sides or () if arm not in recipe.arms]
+        if missing:
+            names = " and ".join(missing)
+            raise UserError(
+                f"effects: '{text}' needs {names}, and `arms` has only {', '.join(recipe.arms)}; add {names} to "
+                "`arms`, or remove the effect"
+            )
+
+
+def _text_of(effect: EffectPart) -> str:
+    return effect.contrast or effect.scale or effect.retention or effect.of or ""
+
+
 def _requested(effect: str | EffectPart, recipe: Recipe) -> RequestedEffect:
     if isinstance(effect, str):
         return _contrast(effect, recipe)
@@ -69,7 +92,7 @@ def _requested(effect: str | EffectPart, recipe: Recipe) -> RequestedEffect:
             if arm not in recipe.arms:
                 raise unknown(f"arm in the effect '{effect.contrast}'", arm, recipe.arms)
         return replace(found, arms=tuple(effect.arms) or found.arms, paired=effect.paired)
-    pair = _arms(effect.scale or effect.retention or effect.of or "", recipe)
+    pair = _arms(_text_of(effect), recipe)
     if effect.kind:
         return RequestedEffect(effect.of or "", effect.kind, *pair, study=effect.study or "", options=effect.options)
     if effect.scale:
@@ -108,8 +131,15 @@ def _no_contrast(text: str, recipe: Recipe, labels: Sequence[str]) -> UserError:
     near = difflib.get_close_matches(text, _possible(recipe.arms, labels), n=1, cutoff=0.6)
     hint = f": did you mean '{near[0]}'?" if near else ""
     of_methods = f", or two of the methods {', '.join(labels)}" if len(labels) > 1 else ""
-    of_arms = f"two of the arms {', '.join(recipe.arms)}; write a-b"
-    return UserError(f"effects: '{text}' is not a contrast of {of_arms}{of_methods}{hint}")
+    if len(recipe.arms) < 2 and len(labels) < 2:
+        return UserError(
+            f"effects: '{text}' is no contrast, because the recipe has only the arm {recipe.arms[0]} and one method; "
+            "add an arm to `arms`, or remove the effect"
+        )
+    of_arms = f"two of the arms {', '.join(recipe.arms)}"
+    return UserError(
+        f"effects: '{text}' is not a contrast of {of_arms}{of_methods}{hint or '; write two names with a dash between'}"
+    )
 
 
 def _possible(arms: Iterable[str], labels: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from petransfer.data import LinesTask, Task, load_task
 from petransfer.errors import UserError, unknown
 from petransfer.evaluation.metric_checks import check_metrics
 from petransfer.models.registry import SEED, Arm, Family, own_family, place_of, registered_family, with_hashes
-from petransfer.recipe.effect_requests import labels_matching, requested_effects
+from petransfer.recipe.effect_requests import labels_matching, refuse_effects_of_other_arms, requested_effects
 from petransfer.recipe.method_part import MethodPart, method_of
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import EarlyStopping, Options, RunSpec, TaskSpec, TrainSpec
@@ -56,6 +56,7 @@ def expand(recipe: Recipe) -> list[Cell]:
     for name in recipe.arms:
         family.arm(name)  # refuse an unknown arm before any other check
     _check_names(recipe, family)
+    refuse_effects_of_other_arms(recipe, family.arm_names)
     requested_effects(recipe)
     data = _data(recipe, task)
     cells: dict[str, Cell] = {}
@@ -69,6 +70,22 @@ def expand(recipe: Recipe) -> list[Cell]:
                     cell = _cell(recipe, arm, method, replace(data, split=split), seed, examples)
                     cells.setdefault(cell.run_id, cell)
     return list(cells.values())
+
+
+def refuse_twin_arms(recipe: Recipe, cells: Sequence[Cell]) -> None:
+    """Raise UserError for an arm whose runs all equal runs of another arm.
+
+    Args:
+        cells: The runs of the recipe (see `expand`).
+    """
+    arms = {cell.run_id: cell.arm for cell in cells}
+    for arm in recipe.arms:
+        if arm not in arms.values():
+            alone = expand(recipe.model_copy(update={"arms": [arm], "effects": []}))
+            raise UserError(
+                f"arms: every run of {arm} equals a run of {arms[alone[0].run_id]}, because both have the same "
+                f"checkpoint ({alone[0].spec.checkpoint.name}), prefix and training; remove one of the two"
+            )
 
 
 def task_of(recipe: Recipe) -> Task:

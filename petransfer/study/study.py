@@ -18,7 +18,7 @@ from petransfer.recipe.method_part import method_of
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.recipe.schema import Recipe
 from petransfer.study.folders import StudyFolder
-from petransfer.study.grid import Cell, expand, resolve
+from petransfer.study.grid import Cell, expand, refuse_twin_arms, resolve
 from petransfer.study.recorded_bases import with_recorded_bases
 from petransfer.study.shard import parse_shard
 from petransfer.user_paths import trainings_in
@@ -165,6 +165,8 @@ def load_grid(
             recipe, out = kept, out or kept.parent
         asked, dropped = load_with_dropped_effects(str(recipe), list(sets), given)
     grid = grid_of(resolve(asked), out, shard)
+    if not (grid.folder.path / "recipe.yaml").exists():  # a study that exists can always be read
+        refuse_twin_arms(grid.recipe, grid.cells)
     return StudyGrid(grid.recipe, grid.cells, grid.folder, grid.selected, dropped)
 
 

@@ -17,7 +17,7 @@ import pytest
 from petransfer.atomic_files import write_text
 from petransfer.data import load_task
 from petransfer.errors import UserError
-from petransfer.recipe.loading import validate
+from petransfer.recipe.loading import recipe_yaml, validate
 from petransfer.recipe.schema import Recipe
 from petransfer.study.grid import Cell, expand, resolve
 from petransfer.study.run_study import _default_workers, prepare_study
@@ -200,10 +200,44 @@ def test_contrasts_of_the_recipes_arms_are_taken(effect: str) -> None:
     assert expand(recipe(arms=["english", "scratch", "english-newemb"], effects=[effect]))
 
 
-@pytest.mark.parametrize("effect", ["english", "english-", "english-random", "english-english", "english-newemb", ""])
+@pytest.mark.parametrize("effect", ["english", "english-", "english-english", "english-newemb", ""])
 def test_other_contrasts_are_refused(effect: str) -> None:
-    with pytest.raises(UserError, match=f"'{effect}' is not a contrast.*english, scratch; write a-b"):
+    with pytest.raises(UserError, match=f"'{effect}' is not a contrast.*two of the arms english, scratch"):
         expand(recipe(effects=[effect]))
+
+
+@pytest.mark.parametrize(
+    "effect",
+    ["english-random", {"contrast": "random-english"}, {"scale": "english-random", "study": "other"}],
+)
+def test_an_effect_of_an_arm_that_is_not_trained_names_the_arm(effect: Any) -> None:
+    with pytest.raises(UserError, match="needs random, and `arms` has only english, scratch; add random to `arms`"):
+        expand(recipe(effects=[effect]))
+    assert expand(recipe(effects=[effect], arms=["english", "random"]))
+
+
+def test_one_arm_and_one_method_have_no_contrast() -> None:
+    with pytest.raises(UserError, match="only the arm english and one method; add an arm") as refusal:
+        expand(recipe(effects=["english-elsewhere"], arms=["english"]))
+    assert "a-b" not in str(refusal.value)
+
+
+def test_an_arm_whose_runs_are_all_another_arms_is_refused(pretrainings: Path) -> None:
+    base = str(pretrainings / "english-0")
+    content = recipe(arms=["english"]).model_dump(mode="json")
+    content |= {"family": {"name": "mine", "arms": {"one": base, "two": base}}, "arms": ["one", "two"]}
+    out = pretrainings / "study"
+    with pytest.raises(UserError, match=r"every run of two equals a run of one.*english-0.*remove one of the two"):
+        load_grid(content, out=out)
+    content["train"] = {"steps": 10, "learning_rate": {"one": 0.1, "two": 0.2}}
+    assert len(load_grid(content, out=out).cells) == 2
+    # a control arm can share some runs, and an existing study can be read
+    both = {"arms": ["scratch", "random"], "methods": [{"name": "lora", "bits": 32}, {"name": "full", "bits": 32}]}
+    assert load_grid(recipe(**both).model_dump(mode="json"), out=out)
+    content["train"] = {"steps": 10, "learning_rate": 0.1}
+    out.mkdir()
+    write_text(out / "recipe.yaml", recipe_yaml(validate(content, "here")))
+    assert len(load_grid(content, out=out).cells) == 1
 
 
 SPLIT = ["simple"]
