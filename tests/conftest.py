@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -19,6 +20,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from petransfer.models.registry import checkpoint_spec, registry
 from petransfer.recipe.run_spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
 from tests.tiny_models import keep, make_tiny_t5
+
+# The suite tries the same examples each time, so that a change cannot fail by bad luck; CONTRIBUTING.md says how to try
+# new ones.
+settings.register_profile("same", derandomize=True, database=None)
+settings.load_profile("same")
 
 # Files with tests or fixtures of ten seconds and more run first: no worker is left alone with one of them at the end.
 LONGEST = (

@@ -252,14 +252,14 @@ def _message(error: ValidationError, content: dict[str, Any], model: type[BaseMo
     # the type that the user meant.
     alike = (pair for pair in placed if pair[0][: len(start)] == start)
     place, first = max(alike, key=lambda pair: (len(pair[0]), pair[1]["type"] == "value_error"))
-    shown_place = ".".join(map(_shown_key, place))
+    place = [*map(_shown_key, place)]
     if first["type"] in {"extra_forbidden", UNKNOWN_KEY}:
         context = first.get("ctx", {})
-        place = [*place, context["key"]] if context else place
+        place = [*place, _shown_key(context["key"])] if context else place
         key, names = place[-1], context.get("known") or sorted(_keys(place[:-1], model))
         near = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(names)}"
-        return f"unknown key '{'.'.join(map(_shown_key, place))}': {hint}"
+        return f"unknown key '{'.'.join(place)}': {hint}"
     given = first.get("input")
     shown = "" if isinstance(given, dict) or first["type"] == "missing" else f" (it is {_shown(given)})"
     if isinstance(given, datetime.date):
@@ -267,7 +267,7 @@ def _message(error: ValidationError, content: dict[str, Any], model: type[BaseMo
     what = right_form(place, first) or first["msg"].removeprefix("Value error, ").replace(
         "Input should", "the value should"
     )
-    return f"{shown_place or 'recipe'}: {what}{shown}"
+    return f"{'.'.join(place) or 'recipe'}: {what}{shown}"
 
 
 def _shown(value: Any) -> str:
