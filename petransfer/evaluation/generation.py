@@ -15,7 +15,7 @@ from petransfer.data.encoding import Layout, decode
 from petransfer.evaluation.text_stream import OnText, TextStream
 from petransfer.models.lengths import VirtualTokens, positions
 from petransfer.models.loading import Loaded
-from petransfer.models.rotary_positions import forget_longer_rows, longest_shared_length
+from petransfer.models.rotary_positions import longest_shared_length
 from petransfer.models.wrappers import base_model_of, evaluating
 
 # The largest number of attention weights of one head in a batch: examples x tokens x tokens. Longer inputs therefore
@@ -87,7 +87,6 @@ def generations(
     with evaluating(model), without_generation_defaults(model):
         apart = _pads_wrongly(model, loaded) or _changes_positions(loaded, lengths, limits)
         for chosen in _batches(lengths, batch_size, fits, equal_lengths=apart):
-            forget_longer_rows(model)
             ids, mask = _padded([inputs[at] for at in chosen], layout.pad_id, left=not layout.encoder_decoder)
             out = model.generate(  # type: ignore[operator]
                 input_ids=ids.to(device),

@@ -16,7 +16,7 @@ from petransfer.data.encoding import Encoded, decode
 from petransfer.data.task import Example
 from petransfer.evaluation.batches import compute_dtype, in_batches, noise_at, noise_of
 from petransfer.models.loading import Loaded
-from petransfer.models.rotary_positions import forget_longer_rows, longest_shared_length
+from petransfer.models.rotary_positions import longest_shared_length
 from petransfer.training.batches import IGNORED, Tensors, collate
 from petransfer.training.cpu.cpu_step import CpuFastPath
 from petransfer.training.distributed import needs_all_processes
@@ -66,7 +66,6 @@ def score(
     lean = found if found.usable and found.skips_padding else None
 
     def one(chosen: list[int]) -> list[Scored]:
-        forget_longer_rows(model)
         return _score_batch(model, loaded, [examples[at] for at in chosen], [encoded[at] for at in chosen], lean)
 
     with lean.step() if lean else contextlib.nullcontext():

@@ -18,7 +18,7 @@ from petransfer.data.task import Example
 from petransfer.evaluation.batches import LOGITS, compute_dtype, in_batches, noise_of
 from petransfer.evaluation.generation import generations
 from petransfer.models.loading import Loaded
-from petransfer.models.rotary_positions import forget_longer_rows, longest_shared_length
+from petransfer.models.rotary_positions import longest_shared_length
 from petransfer.models.text_part import text_config
 from petransfer.training.batches import IGNORED, collate
 from petransfer.training.distributed import needs_all_processes
@@ -89,7 +89,6 @@ def beginnings(
     """
 
     def one(chosen: list[int]) -> list[tuple[int, ...] | None]:
-        forget_longer_rows(model)
         return _beginnings_of_batch(model, loaded, [encoded[at] for at in chosen])
 
     tokens = max(1, LOGITS // int(text_config(loaded.model.config).vocab_size))

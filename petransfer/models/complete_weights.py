@@ -25,6 +25,7 @@ from petransfer.models.checkpoint_files import location, one_line_errors, read_c
 from petransfer.models.hashes import is_on_hub, weight_files
 from petransfer.models.quiet_libraries import without_warnings
 from petransfer.models.registry import is_embedded
+from petransfer.models.rotary_positions import forget_longer_rows
 from petransfer.models.support import supported_class
 from petransfer.plurals import count
 from petransfer.recipe.run_spec import CheckpointSpec
@@ -130,6 +131,7 @@ def load_complete(auto: Any, place: str, **options: Any) -> PreTrainedModel:
             f"{count(len(unused) - 1, 'other tensor')} are not used"
         )
     return_default_outputs(model)
+    forget_longer_rows(model)
     loaded: PreTrainedModel = model
     return loaded
 

@@ -9,6 +9,7 @@ from typing import Any
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.encoding import Encoded
 from petransfer.errors import UserError
+from petransfer.models.rotary_positions import scaled_positions
 from petransfer.models.text_part import text_config
 
 # These architectures have relative positions without a limit, whatever their configurations contain.
@@ -26,8 +27,8 @@ def positions(config: Any, of_encoder: bool = False) -> int | None:
     if config.model_type in RELATIVE:
         return None
     own = "max_encoder_position_embeddings" if of_encoder else "max_decoder_position_embeddings"
-    names = (own, "max_position_embeddings", "max_seq_len")  # the last one is MPT's
-    found = next((value for name in names if (value := getattr(text_config(config), name, None))), None)
+    text = text_config(config)
+    found = getattr(text, own, None) or scaled_positions(config) or getattr(text, "max_seq_len", None)  # the last: MPT
     return int(found) if found else None
 
 

@@ -1,4 +1,4 @@
-"""Rotary position embeddings that depend on the length of the longest row of a batch."""
+"""Rotary position embeddings: how scaling extends a model's positions, and which rows can share a batch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,27 @@ from petransfer.models.text_part import text_config
 
 # Kinds of rotary embeddings that transformers computes anew from the largest position in a batch.
 _CHANGING = {"longrope", "dynamic"}
+# Kinds of scaling that extend the positions of the pretraining by a factor. For other kinds, config.json has the
+# extended number.
+_BY_FACTOR = {"linear", "dynamic", "yarn"}
+
+
+def scaled_positions(config: Any) -> int | None:
+    """Return the number of positions of a model with the scaling of its rotary embeddings. None: no such number.
+
+    `max_position_embeddings` in config.json can be the number before scaling, as in the model cards of Qwen2.5 (YaRN).
+    """
+    config = text_config(config)
+    own = getattr(config, "max_position_embeddings", None)
+    return min((_scaled(one, int(own)) for one in _by_layer(config)), default=int(own)) if own else None
+
+
+def _scaled(parameters: dict[str, Any], own: int) -> int:
+    factor, kind = parameters.get("factor"), parameters.get("rope_type")
+    if kind not in _BY_FACTOR or not isinstance(factor, int | float):
+        return own
+    before = parameters.get("original_max_position_embeddings") if kind == "yarn" else None
+    return max(own, int(factor * (before or own)))
 
 
 def longest_shared_length(config: Any) -> int | None:
@@ -16,23 +37,30 @@ def longest_shared_length(config: Any) -> int | None:
     A longer row changes the rotary embeddings of the other rows in its batch, and so their texts and scores.
     """
     config = text_config(config)
-    parameters = getattr(config, "rope_parameters", None) or {}
-    by_layer = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
     limits = [
         int(one.get("original_max_position_embeddings") or config.max_position_embeddings)
-        for one in by_layer
+        for one in _by_layer(config)
         if one.get("rope_type") in _CHANGING
     ]
     return min(limits, default=None)
 
 
-def forget_longer_rows(model: Any) -> None:
-    """Reset the frequencies of rotary embeddings of the kind `dynamic` to their initial values.
+def _by_layer(config: Any) -> list[dict[str, Any]]:
+    """Return the parameters of the rotary embeddings of each kind of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
 
-    After a long row, transformers changes these frequencies and would also use them for the next batch.
+
+def forget_longer_rows(model: Any) -> None:
+    """Make rotary embeddings of the kind `dynamic` depend on the rows of each forward pass alone.
+
+    After a long row, transformers changes the frequencies and would also use them for the following batches.
     """
     for module in model.modules():
-        original = getattr(module, "original_inv_freq", None)
-        if original is not None and getattr(module, "rope_type", "") == "dynamic":
-            module.inv_freq = original.to(module.inv_freq.device)
-            module.max_seq_len_cached = module.original_max_seq_len
+        if getattr(module, "rope_type", "") == "dynamic":
+            module.register_forward_pre_hook(_use_original_frequencies)
+
+
+def _use_original_frequencies(module: Any, _arguments: Any) -> None:
+    module.inv_freq = module.original_inv_freq.to(module.inv_freq.device)
+    module.max_seq_len_cached = module.original_max_seq_len

@@ -21,6 +21,7 @@ from petransfer.models.complete_weights import return_default_outputs
 from petransfer.models.loading import DTYPES, Loaded
 from petransfer.models.quantization import keep_default_packing, left_unquantized, quantization_config
 from petransfer.models.registry import embedded_folder, is_embedded
+from petransfer.models.rotary_positions import forget_longer_rows
 from petransfer.sharing.base import Base
 from petransfer.sharing.bundle import Bundle
 
@@ -71,5 +72,6 @@ def _plain_model(bundle: Bundle, base: Base, loaded: Loaded) -> Any:
             plain = auto.from_pretrained(place, revision=revision, device_map={"": device}, **options)
         keep_default_packing(plain)
     return_default_outputs(plain)
+    forget_longer_rows(plain)
     folder: Path = bundle.weights.parent
     return PeftModel.from_pretrained(plain, str(folder)).eval()

@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
+from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from petransfer.data.encoding import Encoded
 from petransfer.data.task import Example
 from petransfer.evaluation.generation import generations
 from petransfer.evaluation.one_pass import score
+from petransfer.models.lengths import positions
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.models.rotary_positions import longest_shared_length
+from petransfer.training.batches import collate
+from petransfer.training.losses import token_loss
 from tests.tiny_models import keep
 
 SIZES = {
@@ -56,6 +59,38 @@ def test_each_score_is_the_one_of_its_example_alone(loaded: Loaded) -> None:
     alone = [score(loaded.model, loaded, [one], [row], 8)[0].log_prob for one, row in zip(examples, rows, strict=True)]
     together = [one.log_prob for one in score(loaded.model, loaded, examples, rows, 8)]
     assert together == pytest.approx(alone, abs=1e-3)
+
+
+def test_each_loss_depends_on_its_own_batch_alone(loaded: Loaded) -> None:
+    batches = [collate([Encoded(tuple(range(5, 5 + length)), (7, 8, 1))], loaded.layout) for length in (28, 60)]
+    first, _, again = (float(token_loss(loaded.model, batches[at]).detach()) for at in (0, 1, 0))
+    assert again == first
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "expected"),
+    [
+        ("default", {}, 32),
+        ("linear", {"factor": 4.0}, 128),
+        ("dynamic", {"factor": 2.0}, 64),
+        ("yarn", {"factor": 4.0, "original_max_position_embeddings": 32}, 128),
+        ("yarn", {"factor": 4.0, "original_max_position_embeddings": 8}, 32),  # config.json has the extended number
+        ("llama3", {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 8}, 32),
+    ],
+)  # fmt: skip
+def test_scaling_extends_the_positions(kind: str, fields: dict[str, Any], expected: int) -> None:
+    config = LlamaConfig(max_position_embeddings=32, rope_parameters={"rope_type": kind, "rope_theta": 1e4, **fields})
+    assert positions(config) == expected
+
+
+def test_a_kind_of_layers_without_scaling_keeps_its_positions() -> None:
+    scaled, plain = (
+        {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        {"rope_type": "default", "rope_theta": 1e4},
+    )
+    by_layer = {"full_attention": scaled, "sliding_attention": plain}
+    assert positions(Gemma3TextConfig(max_position_embeddings=64, rope_parameters=by_layer)) == 64
 
 
 def test_other_models_have_no_such_length(tiny_gpt2: Path) -> None:
