@@ -273,7 +273,7 @@ def train(
     from petransfer.sharing.adapter import Adapter
     from petransfer.study.cross_validation import cross_validation
     from petransfer.study.quick_recipe import train_request
-    from petransfer.study.train_study import memory_of, refuse_too_large, train_study
+    from petransfer.study.train_study import memory_if_predictable, refuse_too_large, train_study
     from petransfer.study.train_summary import summaries
 
     request = train_request(settings)
@@ -287,8 +287,8 @@ def train(
     training = found.folds[0] if found else train_study(*asked)
     if training.note:
         logger.info(training.note)
-    if card is not None:
-        refuse_too_large(training.grid, memory_of(training.grid, card, gradient_checkpointing), force)
+    if card is not None and (fit := memory_if_predictable(training.grid, card, gradient_checkpointing)):
+        refuse_too_large(training.grid, fit, force)
 
     def run(grid: StudyGrid, dev_only: bool = False) -> None:
         Study.of_grid(grid).run(

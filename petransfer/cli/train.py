@@ -18,7 +18,7 @@ from petransfer.cli.run import run_grid
 from petransfer.cli.terminal_text import print_text, width_of
 from petransfer.cli.train_folds import train_folds
 from petransfer.cli.train_output import describe, print_summaries, train_runs
-from petransfer.memory.advice import TRAIN_OPTIONS, Unpredictable
+from petransfer.memory.advice import TRAIN_OPTIONS
 from petransfer.memory.cards import this_card
 from petransfer.models.hub_access import refuse_unreachable
 from petransfer.models.registry import is_embedded
@@ -32,13 +32,18 @@ from petransfer.study.settings import Settings
 from petransfer.study.slow_work import naming_slow_work
 from petransfer.study.train_estimate import as_json as estimate_json
 from petransfer.study.train_estimate import estimate_lines
-from petransfer.study.train_study import TrainStudy, memory_of, refuse_too_large, train_study
+from petransfer.study.train_study import (
+    TrainStudy,
+    memory_if_predictable,
+    memory_of,
+    refuse_too_large,
+    train_study,
+)
 from petransfer.training.execution import Execution
 from petransfer.training.tracker_names import check_trackers
 
 if TYPE_CHECKING:
     from petransfer.memory.planner import Fit
-    from petransfer.study.study import StudyGrid
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +240,7 @@ def train(
     grid = training.grid
     if not plan:  # at once, because the prediction of the memory takes time
         refuse_unreachable(cell.spec.checkpoint for cell in grid.cells)
-    fit = _predicted(grid, card, checkpointing, needed=plan)
+    fit = (memory_of if plan else memory_if_predictable)(grid, card, checkpointing)
     if plan and fit:
         with naming_slow_work("counting tokens, and estimating time and memory"):
             _show_plan(training, found, fit, cpu, as_json)
@@ -263,17 +268,6 @@ def train(
         done = training
     if not as_json:
         print_summaries(done)
-
-
-def _predicted(grid: StudyGrid, card: int | None, checkpointing: bool, needed: bool) -> Fit | None:
-    """Return the predicted memory of a training. None if it is not needed and the architecture does not allow it."""
-    try:
-        return memory_of(grid, card, checkpointing)
-    except Unpredictable as error:
-        if needed:
-            raise
-        logger.warning(str(error))
-        return None
 
 
 def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cpu: bool, as_json: bool) -> None:

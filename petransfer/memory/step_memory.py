@@ -139,7 +139,7 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens:
     except RuntimeError as error:  # NotImplementedError too: an operation that reads the values of tensors
         raise Unpredictable(
             f"the memory of {name} ({config.model_type}) cannot be predicted: its code needs values of tensors "
-            f"({reason_of(error, 90)}); `petransfer train` without --plan needs no prediction"
+            f"({reason_of(error, 90)})"
         ) from error
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petransfer.errors import UserError
-from petransfer.memory.advice import TRAIN_OPTIONS, suggestion
+from petransfer.memory.advice import TRAIN_OPTIONS, Unpredictable, suggestion
 from petransfer.memory.cards import host_bytes
 from petransfer.memory.study_memory import demand_of, trained_new_tokens
 from petransfer.plurals import count
@@ -24,6 +25,8 @@ from petransfer.study.train_folder import choose_folder
 
 if TYPE_CHECKING:
     from petransfer.memory.planner import Fit
+
+logger = logging.getLogger(__name__)
 
 # With fewer rows than this in dev or test, one row changes the score by more than 5 points.
 FEW_ROWS = 20
@@ -110,6 +113,15 @@ def memory_of(grid: StudyGrid, card: int | None, checkpointing: bool) -> Fit:
     config, own_head = configuration(spec.checkpoint)
     demand = demand_of(spec, checkpointing, "cuda" if card else "cpu", config)
     return plan(config, spec.checkpoint, demand, own_head, card or host_bytes(), new_tokens_of(spec))
+
+
+def memory_if_predictable(grid: StudyGrid, card: int | None, checkpointing: bool) -> Fit | None:
+    """Call `memory_of`. If the architecture does not allow a prediction, log a warning and return None."""
+    try:
+        return memory_of(grid, card, checkpointing)
+    except Unpredictable as error:
+        logger.warning("%s; the training starts without this check", error.problem)
+        return None
 
 
 @functools.lru_cache(maxsize=1)

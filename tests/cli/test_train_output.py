@@ -10,13 +10,20 @@ import pytest
 from petransfer.cli import table_layout, terminal_text, train_output
 from petransfer.cli.train_output import describe, print_summaries, progress_text, samples_table, train_runs
 from petransfer.data.rows.folds import ALL
+from petransfer.errors import UserError
 from petransfer.recipe.run_spec import Options
 from petransfer.report.run_table import Row
 from petransfer.study.cross_validation import cross_validation
 from petransfer.study.folders import RunFolder
 from petransfer.study.quick_recipe import TrainRequest
 from petransfer.study.train_estimate import estimate_lines
-from petransfer.study.train_study import TrainStudy, memory_of, new_tokens_of, train_study
+from petransfer.study.train_study import (
+    TrainStudy,
+    memory_if_predictable,
+    memory_of,
+    new_tokens_of,
+    train_study,
+)
 from petransfer.study.train_summary import Sample, TrainSummary
 
 WIDTHS = (60, 80, 120)
@@ -147,6 +154,20 @@ def test_what_is_not_trained_is_not_named(training: TrainStudy, monkeypatch: pyt
     assert "and the embeddings of 1 token that occurs in the rows but not in pretraining; " in "\n".join(
         describe(training)
     )
+
+
+def test_a_memory_that_cannot_be_predicted_stops_no_training(
+    training: TrainStudy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise NotImplementedError("torch.nonzero() raises unimplemented")
+
+    monkeypatch.setattr("petransfer.memory.step_memory.token_loss", fail)
+    assert memory_if_predictable(training.grid, None, False) is None
+    assert "cannot be predicted: " in caplog.text
+    assert "the training starts without this check" in caplog.text
+    with pytest.raises(UserError, match=r"cannot be predicted: .*; start a training with a few steps to measure it$"):
+        memory_of(training.grid, None, False)
 
 
 def test_targets_that_are_labels_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
