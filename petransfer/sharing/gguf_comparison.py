@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
-from petransfer.data.encoding import Encoded, encode_examples, input_text
+from petransfer.data.encoding import Encoded, input_text
 from petransfer.data.task import Example
 from petransfer.evaluation.predictor import Predictor
 from petransfer.sharing.llama_cpp_model import LlamaCppModel
+from petransfer.sharing.usable_rows import encoded_rows, for_examples
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ def compare_gguf(predictor: Predictor, examples: Sequence[Example], file: Path) 
     Raises:
         UserError: llama-cpp-python is not installed, the file cannot be loaded, or an example cannot be encoded.
     """
-    loaded = predictor.loaded
-    encoded = encode_examples(examples, predictor.prefix, loaded.tokenizer, loaded.layout)
+    predictor = for_examples(predictor, examples, "the file", "the model")
+    encoded = encoded_rows(examples, predictor, "the file")
     longest = max(len(one.input_ids) + len(one.target_ids) for one in encoded)
     losses, gguf_losses, agree, same = [], [], [], []
     with contextlib.closing(LlamaCppModel(file, max(32, longest))) as other:

@@ -24,7 +24,7 @@ from petransfer.sharing.combined_adapters import Combination, put_together
 from petransfer.sharing.merge import merge
 from petransfer.sharing.sources import Source, opened_source
 from petransfer.sharing.task_data import Pairs, TestData, test_data, trained_on
-from petransfer.sharing.usable_rows import leaves_out_rows, refuse_too_long, usable_rows
+from petransfer.sharing.usable_rows import encoded_rows, for_examples, leaves_out_rows, usable_rows
 from petransfer.sharing.whole_models import whole_predictor
 
 logger = logging.getLogger(__name__)
@@ -186,16 +186,17 @@ def _scores(
     rows: list[Scores] = []
     right: list[bool] = []
     examples: Sequence[Example] = ()
-    for label, bundle, predictor in ready:
-        model, loaded = predictor.model, predictor.loaded
+    for label, bundle, plain in ready:
+        model, loaded = plain.model, plain.loaded
         if not examples:  # all sources are scored on the same rows
             examples = usable_rows(data.examples, first, model, loaded) if data.own and first else data.examples
             if data.own and leaves_out_rows(first):
                 data = replace(data, labels=encodable(data.labels, loaded.tokenizer, loaded.layout))
             if not examples:
                 raise UserError(f"no row of {data.name} can be scored; give other rows with --data FILE")
-        encoded = encode_examples(examples, predictor.prefix, loaded.tokenizer, loaded.layout)
-        refuse_too_long(encoded, model, loaded)
+        predictor = for_examples(plain, examples, data.name, label)
+        loaded = predictor.loaded
+        encoded = encoded_rows(examples, predictor, data.name)
         found = evaluate(model, loaded, examples, encoded, by_generation=request.by_generation)
         targets = [example.target for example in examples]
         now = [row.correct for row in found.scored]
@@ -214,7 +215,7 @@ def _scores(
         )
         seen = None if data.own else trained_on(bundle, examples, where.data_dir)
         rows.append(scores if seen is None else _apart(scores, seen, found.scored))
-        del predictor, model, loaded  # free this model's memory before the next whole model is loaded
+        del plain, predictor, model, loaded  # free this model's memory before the next whole model is loaded
     return rows
 
 

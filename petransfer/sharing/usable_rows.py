@@ -1,18 +1,22 @@
-"""Choose the rows that an adapter can be scored on: a run with `bad_rows: skip` left out the others."""
+"""Choose and encode the rows that an adapter can be scored on. A run with `bad_rows: skip` left out the others."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from petransfer.data import Example
+from petransfer.data.bad_rows import BadRow, BadRows
 from petransfer.data.encoded_examples import encode_part
-from petransfer.data.encoding import Encoded
+from petransfer.data.encoding import Encoded, encode_checked
 from petransfer.errors import UserError
 from petransfer.evaluation.generation import virtual_tokens
+from petransfer.evaluation.predictor import Predictor
 from petransfer.models.lengths import length_check
 from petransfer.models.loading import Loaded
+from petransfer.plurals import count
 from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.task_data import options_of
 
@@ -39,10 +43,37 @@ def usable_rows(
     return encode_part(examples, bundle.prefix(), loaded.tokenizer, loaded.layout, too_long).examples
 
 
-def refuse_too_long(encoded: Sequence[Encoded], model: torch.nn.Module, loaded: Loaded) -> None:
-    """Raise UserError for the first row that has more tokens than the model has positions."""
-    too_long = length_check(loaded.model.config, "the model", 0, virtual_tokens(model))
-    for number, row in enumerate(encoded, start=1):
-        problem = too_long(row)
+def for_examples(predictor: Predictor, examples: Sequence[Example], name: str, label: str) -> Predictor:
+    """Return the predictor that writes examples of data `name` in their form: as chats if they are chats.
+
+    Raises:
+        UserError: the examples are chats, and the model `label` has no chat template.
+    """
+    chat = examples[0].chat
+    if chat == "template" != predictor.chat and predictor.for_chats(by_default=True) is None:
+        kind = "an encoder-decoder" if predictor.loaded.layout.encoder_decoder else "a model without a chat template"
+        raise UserError(f"{name} holds chats, and {label} is {kind}; give rows with the columns input and target")
+    return replace(predictor, chat=chat) if chat and chat != predictor.chat else predictor
+
+
+def encoded_rows(examples: Sequence[Example], predictor: Predictor, name: str) -> list[Encoded]:
+    """Return the token ids of all examples of data `name`.
+
+    Raises:
+        UserError: examples cannot be scored. The message counts them by reason.
+    """
+    loaded = predictor.loaded
+    too_long = length_check(loaded.model.config, "the model", 0, virtual_tokens(predictor.model))
+    bad, rows = BadRows(), []
+    for number, row in enumerate(encode_checked(examples, predictor.prefix, loaded.tokenizer, loaded.layout), start=1):
+        problem = row if isinstance(row, BadRow) else too_long(row)
         if problem:
-            raise UserError(f"row {number:,} cannot be scored: {problem}; shorten it, or leave it out")
+            bad.add(f"row {number:,}", problem)
+        elif isinstance(row, Encoded):
+            rows.append(row)
+    if bad:
+        raise UserError(
+            f"{bad.count:,} of {count(len(examples), 'row')} of {name} cannot be scored: {bad.summary()}; correct or "
+            "shorten these rows, or leave them out"
+        )
+    return rows

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
 import petransfer
 from petransfer.errors import UserError
@@ -21,7 +23,7 @@ from petransfer.sharing import plain_check
 from petransfer.sharing.bundle import of_folder
 from petransfer.sharing.card import card
 from petransfer.sharing.usage_code import base_in_words, usage
-from tests.chat_models import chat_llama
+from tests.chat_models import CHATML, byte_level, chat_llama
 from tests.sharing.conftest import call
 
 STEPS = ("--steps", "2", "--cpu", "--dev", "4", "--test", "4")
@@ -138,7 +140,7 @@ def test_a_dataset_is_scored_on_its_test_split(run: Path, here: Path) -> None:
 
 def test_a_row_with_more_tokens_than_positions_is_named(trained: Callable[..., Path], tiny_gpt2: Path) -> None:
     adapter = petransfer.Adapter.load(trained(str(tiny_gpt2)), device="cpu")
-    with pytest.raises(UserError, match=r"row 2 cannot be scored: the input and target have more tokens than"):
+    with pytest.raises(UserError, match=r"1 of 2 rows of 2 pairs cannot be scored: row 2: the input and target"):
         adapter.evaluate([("to walk", "gehen"), ("to walk " * 2000, "gehen")])
 
 
@@ -191,3 +193,31 @@ def test_a_folder_below_home_is_found(run: Path, here: Path, monkeypatch: pytest
     assert (here / "home" / "merged" / "config.json").is_file()
     assert petransfer.Study("smoke", out="~/study").folder == here / "home" / "study"
     assert not (here / "~").exists()
+
+
+def test_chats_are_scored_with_the_chat_template_by_any_model(here: Path, run: Path, tiny_gpt2: Path) -> None:
+    chat = [{"role": "user", "content": "to walk"}, {"role": "assistant", "content": "go"}]
+    Path("chats.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
+    folder = chat_llama(Path("chat"))
+    base = petransfer.Adapter.load(folder, device="cpu")
+    # the answer ends with the template's end of turn, which is not the tokenizer's end token
+    found = base.evaluate("chats.jsonl").log_prob_per_token
+    tokenizer, model = byte_level(), LlamaForCausalLM.from_pretrained(folder).eval()
+    ids = torch.tensor(tokenizer.apply_chat_template(chat)["input_ids"][:-1])  # without the last line break
+    with torch.inference_mode():
+        logits_tv = model(ids[None]).logits[0, :-1].log_softmax(-1)
+    answer = tokenizer("go<|im_end|>")["input_ids"]
+    assert ids[-len(answer) :].tolist() == answer
+    assert found == pytest.approx(
+        logits_tv[-len(answer) :].gather(1, ids[-len(answer) :, None]).mean().item(), abs=1e-5
+    )
+
+    for place, kind in ((run, "an encoder-decoder"), (tiny_gpt2, "a model without a chat template")):
+        with pytest.raises(UserError, match=f"chats.jsonl holds chats, and .* is {kind}; give rows with"):
+            petransfer.Adapter.load(place, device="cpu").evaluate("chats.jsonl")
+    refusing = "{{ raise_exception('no system') if messages[0].role == 'system' }}" + CHATML
+    other = petransfer.Adapter.load(chat_llama(Path("refuses"), refusing), device="cpu")
+    rows = [chat, [{"role": "system", "content": "be brief"}, *chat]]
+    Path("chats.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"1 of 2 rows of chats.jsonl cannot be scored: row 2: the chat template ref"):
+        other.evaluate("chats.jsonl")
