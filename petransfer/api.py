@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petransfer.errors import RunError, UserError
+from petransfer.models.thread_turns import one_training
 from petransfer.plurals import count
 from petransfer.python_arguments import list_of, names_of, place_of
 from petransfer.study.run_study import check_processes, execute_study, prepare_study
@@ -114,6 +115,7 @@ class Study:
         ]
         return DataFrame(rows)
 
+    @one_training()
     def run(
         self,
         *,
@@ -224,6 +226,7 @@ class Study:
         return write_report(self.grid).path
 
 
+@one_training()
 def train(
     model: str | Path,
     data: str | Path,
@@ -237,6 +240,8 @@ def train(
     **settings: Any,
 ) -> Adapter:
     """Train a model on your own data until it stops improving on dev.
+
+    Trainings in several threads of a process run one after another.
 
     Args:
         model: Hub id, folder, or checkpoint shipped with petransfer, such as `nano/english`.

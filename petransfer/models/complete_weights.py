@@ -27,6 +27,7 @@ from petransfer.models.quiet_libraries import without_warnings
 from petransfer.models.registry import is_embedded
 from petransfer.models.rotary_positions import forget_longer_rows
 from petransfer.models.support import supported_class
+from petransfer.models.thread_turns import one_thread
 from petransfer.plurals import count
 from petransfer.recipe.run_spec import CheckpointSpec
 
@@ -116,6 +117,7 @@ def _is_cut_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04" and not zipfile.is_zipfile(file)
 
 
+@one_thread()
 def load_complete(auto: Any, place: str, **options: Any) -> PreTrainedModel:
     """Load a model with `auto.from_pretrained`.
 

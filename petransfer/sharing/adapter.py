@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from petransfer.errors import UserError
 from petransfer.evaluation.cut_texts import CutTexts
 from petransfer.evaluation.predictor import Predictor
+from petransfer.models.thread_turns import one_thread
 from petransfer.python_arguments import device_of, names_of, place_of, text_pairs, texts_of
 from petransfer.recipe.run_spec import Bits
 from petransfer.sharing import hub
@@ -144,7 +145,8 @@ class Adapter:
         predictor = self.predictor.for_chats(by_default=True) if chat else self.predictor
         if predictor is None:
             raise UserError(f"the tokenizer of {self.label} has no chat template; leave chat=True out")
-        found = predictor.generations(given, max_new_tokens)
+        with one_thread():
+            found = predictor.generations(given, max_new_tokens)
         cut = CutTexts(max_new_tokens)
         cut.add(found)
         for note in cut.notes("max_new_tokens="):
@@ -180,7 +182,8 @@ class Adapter:
         """
         asked = data if data is None else str(data) if isinstance(data, str | Path) else text_pairs(data)
         request = Request(asked, part, by_generation, metrics=names_of(metrics, "metrics"))
-        (scores,) = side_by_side([self._source], self._where, request)
+        with one_thread():
+            (scores,) = side_by_side([self._source], self._where, request)
         return scores
 
     def push(

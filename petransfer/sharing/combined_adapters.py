@@ -12,6 +12,7 @@ from petransfer.evaluation.predictor import Predictor
 from petransfer.models.configuration_record import differing_fields
 from petransfer.models.hashes import tokenizer_sha256
 from petransfer.models.loading import Loaded
+from petransfer.models.thread_turns import one_thread
 from petransfer.recipe.run_spec import Bits, CheckpointSpec
 from petransfer.sharing.attach import COMBINATIONS, COMBINED, FIRST, attach, combine
 from petransfer.sharing.base import Base, Where, base_of, refuse_other_base
@@ -66,6 +67,7 @@ class Adapters:
         return Predictor(self.model, loaded, bundle.prefix(), bundle.template(), bundle.chat())
 
 
+@one_thread()
 def put_together(
     bundles: Sequence[Bundle], where: Where, combination: Combination | None = None, bits: Bits | None = None
 ) -> Adapters:

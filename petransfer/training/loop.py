@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from petransfer.errors import Interrupted, RunError, UserError
+from petransfer.models.thread_turns import give_way
 from petransfer.recipe.run_spec import TrainSpec
 from petransfer.training.autocast import autocast_forward
 from petransfer.training.batch_feed import BatchFeed
@@ -166,6 +167,7 @@ class Loop:
                 self._saved_at = time.monotonic()
             if self._stop_requested:
                 raise Interrupted
+            give_way()
 
     def note(self, step: int, loss: torch.Tensor, norm: torch.Tensor, seconds: float) -> None:
         """Record a finished step. Evaluate on dev and write a line of metrics when due.

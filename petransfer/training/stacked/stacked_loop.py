@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from petransfer.data.encoding import Layout
 from petransfer.errors import Interrupted, RunError
+from petransfer.models.thread_turns import give_way
 from petransfer.training.batches import IGNORED, Batch, Tensors
 from petransfer.training.loop import Loop, dropout_seed
 from petransfer.training.losses import known_head, token_loss
@@ -153,6 +154,7 @@ class StackedLoop:
                 saved_at = time.monotonic()
             if stop and self.loops:
                 raise Interrupted
+            give_way()
         if begun < steps:  # otherwise the final states were saved before, with the run ids of their stack
             self.save()
         return self.names

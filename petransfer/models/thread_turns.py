@@ -1,0 +1,86 @@
+"""Let the threads of a process take turns: PyTorch has one random state and one default dtype for all of them.
+
+Without turns, a model that is loaded or trained in one thread changes the numbers of a training in another thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator
+
+_log = logging.getLogger(__name__)
+
+
+class _Turns:
+    """The locks of a process.
+
+    training: held during a whole training.
+    state: held by the thread that uses PyTorch's common state.
+    entrance: held by the thread that waits for `state`, so that a training cannot take `state` again before it.
+    owner: the thread that holds `state`.
+    """
+
+    def __init__(self) -> None:
+        self.training = threading.RLock()
+        self.state, self.entrance = threading.Lock(), threading.Lock()
+        self.owner: int | None = None
+
+    def enter(self) -> None:
+        with self.entrance:
+            self.state.acquire()
+        self.owner = threading.get_ident()
+
+    def leave(self) -> None:
+        if self.owner == threading.get_ident():  # False after Ctrl-C inside `enter`
+            self.owner = None
+            self.state.release()
+
+
+_turns = _Turns()
+
+
+def _renew() -> None:
+    global _turns
+    _turns = _Turns()
+
+
+if hasattr(os, "register_at_fork"):  # a new process must not wait for the threads of its parent
+    os.register_at_fork(after_in_child=_renew)
+
+
+@contextlib.contextmanager
+def one_training() -> Iterator[None]:
+    """Wait until no other thread of this process trains, and exclude other trainings during the `with` block."""
+    turns = _turns
+    if not turns.training.acquire(blocking=False):
+        _log.warning("another thread of this process is training a model; this training starts when that one has ended")
+        turns.training.acquire()
+    try:
+        yield
+    finally:
+        turns.training.release()
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Use PyTorch's common state in one thread at a time: to load a model, to train, or to generate."""
+    turns = _turns
+    if turns.owner == threading.get_ident():
+        yield
+        return
+    turns.enter()
+    try:
+        yield
+    finally:
+        turns.leave()
+
+
+def give_way() -> None:
+    """Let a waiting thread go first. Called after each training step, inside `one_thread`."""
+    turns = _turns
+    if turns.entrance.locked() and turns.owner == threading.get_ident():
+        turns.leave()
+        turns.enter()

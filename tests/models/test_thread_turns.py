@@ -1,0 +1,82 @@
+"""Threads of a process take turns: trainings one after another, and other uses of a model between two steps."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import petransfer as pt
+from petransfer.models.thread_turns import give_way, one_thread
+from petransfer.study.local_executor import Outcome
+
+
+def test_trainings_run_one_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    running: list[int] = []
+    most: list[int] = []
+
+    def execute(*_: object) -> Outcome:
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.1)
+        running.pop()
+        return Outcome(True, {}, ())
+
+    monkeypatch.setattr("petransfer.api.prepare_study", lambda *_: object())
+    monkeypatch.setattr("petransfer.api.execute_study", execute)
+
+    def run(name: str) -> None:
+        with pytest.raises(pt.RunError, match="stopped"):
+            pt.Study("smoke", arms=["english"], seeds=[0], out=tmp_path / name).run(cpu=True)
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(run, ["first", "second"]))
+    assert most == [1, 1]
+    assert "another thread of this process is training a model" in caplog.text
+
+
+def test_other_threads_load_models_between_two_steps_of_a_training() -> None:
+    with ThreadPoolExecutor(1) as threads, one_thread():
+        loading = threads.submit(pt.load, "nano/english", 32, device="cpu")
+        with pytest.raises(TimeoutError):
+            loading.result(timeout=0.3)
+        for _ in range(10_000):  # steps of a training
+            give_way()
+            if loading.done():
+                break
+            time.sleep(0.001)
+        assert loading.done()
+        assert loading.exception() is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside a thread
+def test_a_forked_process_does_not_wait_for_threads_of_its_parent() -> None:
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with one_thread():
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        with one_thread():
+            os._exit(7)
+    try:
+        deadline = time.monotonic() + 20
+        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert ended == (child, 7 << 8)
+    finally:
+        done.set()
+        thread.join()
