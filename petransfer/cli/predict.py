@@ -147,7 +147,7 @@ def _generate(
         batches: The inputs with their places, in batches.
         each: Yields the label and the predictor of each model.
     """
-    from petransfer.data.chat import quoted_note, quoted_special_tokens
+    from petransfer.data.chat import quoted_note
     from petransfer.evaluation.cut_texts import CutTexts
 
     number = 0
@@ -160,9 +160,8 @@ def _generate(
         texts: dict[str, Iterator[Generation]] = {}
         number += len(asked)
         for label, one in each():
-            if one.chat == "template" and not texts:
-                quoted += filter(None, quoted_special_tokens(asked, one.loaded.tokenizer))
             found = one.generations(asked, max_new_tokens, places=places)
+            quoted += [] if texts else filter(None, one.quoted(asked))
             cut.setdefault(label, CutTexts(max_new_tokens)).add(found)
             texts[label] = iter(found)
         for _, line in batch:

@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from petransfer.data.bad_rows import BadRow
-from petransfer.data.chat import chat_layout
+from petransfer.data.chat import chat_layout, quoted_special_tokens
 from petransfer.data.encoding import encode_inputs, input_text, refuse_without_tokens
 from petransfer.data.task import Example
 from petransfer.data.templates import render_text
@@ -93,6 +93,10 @@ class Predictor:
             )
         rows = self.token_ids(texts, places)
         return generations(self.model, self.loaded, rows, [max_new_tokens] * len(rows), on_text=on_text)
+
+    def quoted(self, texts: Sequence[str]) -> list[list[str]]:
+        """Return the special tokens that the messages of each chat contain as text. Empty without a chat template."""
+        return quoted_special_tokens(texts, self.loaded.tokenizer) if self.chat == "template" else []
 
     def token_ids(self, texts: Sequence[str], places: Sequence[str] = ()) -> list[tuple[int, ...]]:
         """Return the token ids of each input, in the form that the model takes.

@@ -7,9 +7,11 @@ import functools
 import logging
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from petransfer.data.chat import quoted_note
 from petransfer.errors import UserError
 from petransfer.evaluation.cut_texts import CutTexts
 from petransfer.evaluation.predictor import Predictor
@@ -149,7 +151,8 @@ class Adapter:
             found = predictor.generations(given, max_new_tokens)
         cut = CutTexts(max_new_tokens)
         cut.add(found)
-        for note in cut.notes("max_new_tokens="):
+        quoted = list(filter(None, predictor.quoted(given)))
+        for note in (*quoted_note(len(quoted), len(given), chain(*quoted)), *cut.notes("max_new_tokens=")):
             logger.warning(note)
         return [one.text for one in found]
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 
+from petransfer.data.chat import quoted_note
 from petransfer.errors import RunError, UserError, reason_of
 from petransfer.evaluation.generation import Generation
 from petransfer.evaluation.predictor import Predictor
 from petransfer.evaluation.text_stream import OnText
+
+_log = logging.getLogger(__name__)
 
 # The largest number of prompts in a batch, and of waiting prompts. If more prompts arrive, they are refused.
 BATCH, WAITING = 64, 4096
@@ -150,7 +155,11 @@ class RequestBatches:
         try:
             model.activate()
             prompts = [job.prompt for job in jobs]
-            return [*predictor.generations(prompts, request.max_tokens, _to_jobs(jobs) if listened else None)]
+            found = [*predictor.generations(prompts, request.max_tokens, _to_jobs(jobs) if listened else None)]
+            quoted = list(filter(None, predictor.quoted(prompts)))
+            for note in quoted_note(len(quoted), len(prompts), chain(*quoted)):
+                _log.warning(note)
+            return [*found]
         except Exception as error:
             # Each prompt is tried alone, because a single bad prompt makes the complete batch fail.
             if len(jobs) > 1:

@@ -161,3 +161,19 @@ def test_predict_writes_chats_if_asked(
     assert "has no chat template; leave --chat out" in refused(
         capsys, "predict", "nano/english", "Hi", "--chat", "--cpu"
     )
+
+
+def test_special_tokens_in_a_message_are_named_by_every_way_to_predict(
+    chat_server: str, chat_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter = petransfer.Adapter.load(chat_model, device="cpu")
+    quoted = f"What is {adapter.predictor.loaded.tokenizer.eos_token}?"
+    adapter.predict([quoted, "Hi"], 2, chat=True)
+    assert "the messages of 1 of 2 chats contain special tokens as text" in caplog.text
+    caplog.clear()
+    asked = {"messages": [{"role": "user", "content": quoted}], "max_tokens": 2}
+    assert post(chat_server, asked, CHAT)[0] == 200
+    assert "the messages of 1 of 1 chat contain special tokens as text" in caplog.text
+    caplog.clear()
+    adapter.predict(["Hi"], 2, chat=True)
+    assert "special tokens" not in caplog.text
