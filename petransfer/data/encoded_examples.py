@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any, overload
 from transformers import PreTrainedTokenizerBase
 
 from petransfer.data.bad_rows import BadRow, BadRows
-from petransfer.data.chat import quoted_note, quoted_special_tokens, tools_note
+from petransfer.data.chat import quoted_note, quoted_special_tokens, render_chat, tools_note
 from petransfer.data.encoding import (
     CHANGED,
     LOST,
@@ -23,6 +24,7 @@ from petransfer.data.encoding import (
     input_text,
 )
 from petransfer.data.task import PARTS, Example, SplitData
+from petransfer.data.thoughts import tag_counts, tag_notes
 from petransfer.errors import UserError
 
 # If a part on disk has more examples than this, its token ids are not kept in memory. They are encoded at every access.
@@ -77,6 +79,7 @@ class EncodedPart:
         inputs_checked: Number of inputs that were checked for lost characters.
         quoting: Number of chats whose messages contain special tokens as text.
         quoted: These special tokens.
+        tags: Number of answers that begin with a thought's tag or do not close it; see `tag_counts`.
     """
 
     examples: Sequence[Example]
@@ -87,6 +90,7 @@ class EncodedPart:
     inputs_checked: int = 0
     quoting: int = 0
     quoted: set[str] = field(default_factory=set)
+    tags: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -143,11 +147,10 @@ def encode_split(
     kept: Mapping[str, Any] = {part: found[part].examples for part in parts}
     encoded = {part: found[part].encoded for part in parts}
     notes = ([bad.note()] if bad else []) + [note for part in parts for note in _changed(part, found[part])]
-    notes += quoted_note(
-        sum(part.quoting for part in found.values()),
-        sum(len(part.examples) for part in found.values()),
-        (token for part in found.values() for token in part.quoted),
-    )
+    total = sum(len(part.examples) for part in found.values())
+    quoted = (token for part in found.values() for token in part.quoted)
+    notes += quoted_note(sum(part.quoting for part in found.values()), total, quoted)
+    notes += tag_notes(sum((part.tags for part in found.values()), Counter()), total)
     notes += _tools_note(found[parts[0]].examples, tokenizer)
     token_ids = found["train"].token_ids if "train" in found else set()
     return EncodedSplit(replace(data, **kept), encoded, token_ids, notes)
@@ -185,6 +188,9 @@ def encode_part(
             quoted = quoted_special_tokens([row.input for row in rows], tokenizer)
             part.quoting += sum(map(bool, quoted))
             part.quoted.update(*quoted)
+            with contextlib.suppress(BadRow):  # a template can refuse this chat and take others
+                prompt = render_chat("question", "", tokenizer, "template")
+                part.tags.update(tag_counts(prompt, (row.target for row in rows)))
         if part.inputs_checked < _INPUTS_CHECKED:
             part.changed_inputs.update(_lost_in_inputs(rows, prefix, tokenizer))
             part.inputs_checked += len(rows)

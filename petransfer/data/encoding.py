@@ -12,6 +12,7 @@ from petransfer.data.bad_rows import BadRow, visible
 from petransfer.data.chat import render_chat
 from petransfer.data.layout import Layout, special_tokens
 from petransfer.data.task import Example
+from petransfer.data.thoughts import without_doubled_tag
 from petransfer.errors import UserError
 
 __all__ = [
@@ -120,7 +121,9 @@ def encode_checked(
 
 def input_text(example: Example, prefix: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the text of an example's input, with `prefix`. A chat is converted to text."""
-    return render_chat(example.input, prefix, tokenizer, example.chat) if example.chat else prefix + example.input
+    if not example.chat:
+        return prefix + example.input
+    return without_doubled_tag(render_chat(example.input, prefix, tokenizer, example.chat), example.target)
 
 
 def refuse_without_tokens(texts: Sequence[str], rows: Sequence[tuple[int, ...]]) -> None:

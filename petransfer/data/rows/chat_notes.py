@@ -19,7 +19,8 @@ _NOT_TRAINED = {
 }
 _WORDS = {"true": 1, "false": 0, "1": 1, "0": 0}
 # Other fields of messages that are given to the chat template and need no note.
-_USUAL = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "thinking"}
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_USUAL = {"role", "content", "name", "tool_calls", "tool_call_id", *_THOUGHTS}
 
 
 @dataclass
@@ -28,7 +29,8 @@ class ChatNotes:
 
     Args:
         untrained: For each field such as `weight`, the number of answers that it excludes from training.
-        calls: Number of answers that only call tools.
+        calls: Number of answers that call tools.
+        thoughts: For each field such as `reasoning_content`, the number of trained answers with it.
         own_system: Number of chats with a system message that differs from the column's text.
         without_effect: Fields of messages that do not change which answers are trained.
         other_weights: Whether a weight is neither 0 nor 1.
@@ -37,10 +39,17 @@ class ChatNotes:
 
     untrained: dict[str, int] = field(default_factory=dict)
     calls: int = 0
+    thoughts: dict[str, int] = field(default_factory=dict)
     own_system: int = 0
     without_effect: dict[str, None] = field(default_factory=dict)
     other_weights: bool = False
     asked_of_others: bool = False
+
+    def count_thoughts(self, message: Mapping[str, Any]) -> None:
+        """Count the fields with a thought in a trained answer."""
+        for key in _THOUGHTS:
+            if message.get(key):
+                self.thoughts[key] = self.thoughts.get(key, 0) + 1
 
     def lines(self, name: str, system_column: str) -> Iterator[str]:
         """Yield the notes. `name` is the name of the source."""
@@ -48,7 +57,12 @@ class ChatNotes:
             yield f"{name}: {_are(number, 'answer')} context and not targets, because of the field '{key}'"
         if self.calls:
             answers = count(self.calls, "answer")
-            yield f"{name}: {answers} that only call tools are context and not targets"
+            yield f"{name}: {answers} that call tools are context and not targets"
+        for key, number in self.thoughts.items():
+            yield (
+                f"warning: {name}: the field '{key}' of {count(number, 'answer')} is not trained; to train it, write "
+                "it into the content as the chat template does, for example as <think>THOUGHT</think>ANSWER"
+            )
         if self.own_system:
             chats = count(self.own_system, "chat")
             yield f"warning: {name}: {chats} keep a system message of their own instead of '{system_column}'"

@@ -14,6 +14,10 @@ COLUMNS = ("messages", "conversations")
 # The keys for role and content, and further names of the roles, that chat datasets use.
 _KEYS = (("role", "content"), ("from", "value"))
 _OTHER_NAMES = {"human": "user", "gpt": "assistant", "function": "tool", "observation": "tool", "developer": "system"}
+_ONLY_CALLS = (
+    "every answer of the assistant calls tools, and calls are not trained; to train them, write each call as text in "
+    "the content of its message, without the field for calls"
+)
 Message = dict[str, Any]
 
 
@@ -22,7 +26,7 @@ def chat_turns(
 ) -> Iterator[tuple[str, str, str]]:
     """Yield (prompt, answer, first message of the user) for each trained answer of the assistant in a chat.
 
-    A message that only calls tools is not an answer. See `chat_prompt` for the format of a prompt.
+    A message that calls tools is not an answer. See `chat_prompt` for the format of a prompt.
 
     Args:
         value: List of messages, or its JSON text.
@@ -45,17 +49,20 @@ def chat_turns(
             from_here, messages = from_here + 1, [{"role": "system", "content": system}, *messages]
     given = read_tools(tools)
     first = next((message["content"] for message in messages if message["role"] == "user"), "")
-    answers = [at for at, message in enumerate(messages) if message["role"] == "assistant" and message["content"]]
+    spoken = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+    # the text before a call of a tool does not end the turn, so it cannot be trained as an answer
+    answers = [at for at in spoken if not messages[at].get("tool_calls")]
     if not answers:
-        raise BadRow("the chat has no answer of the assistant")
+        raise BadRow(_ONLY_CALLS if spoken else "the chat has no answer of the assistant")
     if answers[0] == 0:
         raise BadRow("the chat begins with the assistant; a message of the user or system must come before")
     trained = [is_trained(message, notes) for message in messages]
-    notes.calls += sum(message["role"] == "assistant" and not message["content"] for message in messages)
+    notes.calls += len(spoken) - len(answers)
     targets = [at for at in answers if trained[at] and at >= from_here]
     if not targets:
         raise BadRow("no answer of the assistant is a target: each has weight 0, train false or the like")
     for at in targets:
+        notes.count_thoughts(messages[at])
         yield chat_prompt(messages[:at], given), messages[at]["content"], first
 
 

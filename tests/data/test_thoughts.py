@@ -1,0 +1,50 @@
+"""Chat templates that begin a thought at the end of the prompt, as those of reasoning models do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from petransfer.data.chat import chat_layout, render_chat
+from petransfer.data.encoded_examples import encode_split
+from petransfer.data.encoding import encode_examples
+from tests.chat_models import CHATML, byte_level
+from tests.data.test_chat import LAYOUT, every, lines
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+
+def notes_and_texts(tag: str, *answers: str) -> tuple[list[str], list[str]]:
+    """Return the notes of `encode_split`, and the whole trained text of each answer."""
+    rows: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": f"Hi {n}"}, {"role": "assistant", "content": answer}]}
+        for n, answer in enumerate(answers)
+    ]
+    tokenizer = byte_level(CHATML.replace("assistant\n", f"assistant\n{tag}"))
+    task, layout = lines(rows, dev=1, test=1), chat_layout(tokenizer, LAYOUT, "template")
+    notes = encode_split(task.load("held-out"), "", tokenizer, layout).notes
+    encoded = encode_examples(every(task), "", tokenizer, layout)
+    assert [row.target for row in every(task)] == list(answers)
+    return notes, [tokenizer.decode(row.input_ids + row.target_ids) for row in encoded]
+
+
+@pytest.mark.parametrize(("tag", "end"), [("<think>\n", "</think>"), ("[THINK]", "[/THINK]")])
+def test_an_opening_tag_is_trained_once_and_answers_without_its_end_are_counted(tag: str, end: str) -> None:
+    thought = f"{tag}let me see\n{end}\n\nred"
+    notes, texts = notes_and_texts(tag, thought, thought, f"let me see\n{end}\n\nred", "red")
+    start = "<|im_start|>user\nHi {}<|im_end|>\n<|im_start|>assistant\n" + tag
+    assert texts[:3] == [f"{start.format(n)}let me see\n{end}\n\nred<|im_end|>" for n in range(3)]
+    assert texts[3] == f"{start.format(3)}red<|im_end|>"
+    once, unclosed = notes
+    assert f"2 of 4 answers begin with {tag.strip()}" in once
+    assert "only once" in once
+    assert f"warning: 1 of 4 answers have no {end}" in unclosed
+
+
+def test_templates_that_open_no_thought_change_nothing() -> None:
+    notes, texts = notes_and_texts("", "<think>\nhm\n</think>\n\nred", "red", "blue")
+    assert notes == []
+    assert texts[0].endswith("assistant\n<think>\nhm\n</think>\n\nred<|im_end|>")
+    opening = byte_level(CHATML.replace("assistant\n", "assistant\n<think>\n"))
+    assert render_chat("Hi", "", opening, "template").endswith("<think>\n")  # the prompt of a new answer
