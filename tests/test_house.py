@@ -27,7 +27,7 @@ FLOORS = (
     {"models"},
     {"data"},
     {"recipe"},
-    {"registries", "json_lines", "user_paths", "git_lfs"},
+    {"registries", "json_lines", "user_paths", "unreadable_files"},
     {"python_arguments"},
     {"errors", "atomic_files", "plurals", "visible_text"},
 )

@@ -114,7 +114,8 @@ def _file_error(error: OSError) -> str:
     if isinstance(error, FileNotFoundError) and not _current_folder_exists():
         return "the current folder was deleted; change to another folder"
     if isinstance(error, _CANNOT_WRITE) or error.errno in _CANNOT_WRITE_ERRNO:
-        return f"{error.filename or 'a file'} cannot be used ({error.strerror}); take another folder or file"
+        what = "change its permissions, or " if isinstance(error, PermissionError) else ""
+        return f"{error.filename or 'a file'} cannot be used ({error.strerror}); {what}take another folder or file"
     return ""
 
 

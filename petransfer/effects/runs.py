@@ -21,6 +21,7 @@ from petransfer.recipe.schema import Recipe
 from petransfer.study.folders import RunFolder, StudyFolder
 from petransfer.study.grid import Cell, expand
 from petransfer.study.recorded_bases import with_recorded_bases
+from petransfer.unreadable_files import refuse_unreadable
 from petransfer.user_paths import expanded
 
 
@@ -179,6 +180,7 @@ def examples_of(folder: StudyFolder, run_id: str) -> Iterator[Path]:
     import pyarrow
 
     path = folder.run(run_id).path / "examples.parquet"
+    refuse_unreadable(path)
     try:
         yield path
     # The caller reads the file inside its `with` block, so errors of reading arrive here.

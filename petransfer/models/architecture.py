@@ -10,12 +10,12 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
 from petransfer.errors import UserError, reason_of
-from petransfer.git_lfs import refuse_pointer
 from petransfer.models.checkpoint_files import location, read_configuration, revision
 from petransfer.models.hub_access import refuse_unreachable
 from petransfer.models.registry import is_embedded, registered_arm, registry
 from petransfer.models.support import supported_class
 from petransfer.recipe.run_spec import CheckpointSpec
+from petransfer.unreadable_files import refuse_unreadable
 
 # The tensors of a checkpoint whose output head is not its embeddings.
 _HEAD = {"lm_head.weight", "shared.weight"}
@@ -71,7 +71,7 @@ def has_own_head(content: dict[str, Any], place: str) -> bool:
             return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"]) >= _HEAD
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(f"{index} is damaged ({error}); get this file of the checkpoint again") from error
-    refuse_pointer(weights)
+    refuse_unreadable(weights)
     try:
         with safe_open(weights, "pt") as file:
             return set(file.keys()) >= _HEAD

@@ -20,7 +20,6 @@ from transformers.modeling_utils import load_state_dict
 from transformers.models.auto.auto_factory import _get_model_class
 
 from petransfer.errors import UserError
-from petransfer.git_lfs import refuse_pointer
 from petransfer.models.checkpoint_files import location, one_line_errors, read_configuration, use_default_outputs
 from petransfer.models.hashes import is_on_hub, weight_files
 from petransfer.models.quiet_libraries import without_warnings
@@ -30,6 +29,7 @@ from petransfer.models.support import supported_class
 from petransfer.models.thread_turns import one_thread
 from petransfer.plurals import count
 from petransfer.recipe.run_spec import CheckpointSpec
+from petransfer.unreadable_files import refuse_unreadable
 
 _log = logging.getLogger(__name__)
 _READABLE = {".safetensors", ".bin"}
@@ -96,9 +96,9 @@ def refuse_cut_files(checkpoint: CheckpointSpec) -> None:
         return
     for path in sorted(Path(location(checkpoint)).glob("*.*")):
         if path.suffix in {".json", ".model", ".txt"}:  # an index of weight files, and the tokenizer
-            refuse_pointer(path)
+            refuse_unreadable(path)
     for path in filter(None, weight_files(checkpoint, None).values()):
-        refuse_pointer(path)
+        refuse_unreadable(path)
         if path.suffix == ".safetensors":
             try:
                 with safe_open(path, "pt"):  # compares the size of the file with its header

@@ -20,6 +20,7 @@ from petransfer.recipe.pretraining import CorpusPart, NoisePart, PretrainRecipe,
 from petransfer.recipe.right_forms import right_form
 from petransfer.recipe.schema import EffectPart, FamilyPart, Recipe, TaskPart, TrainPart
 from petransfer.recipe.yaml_text import DEEPEST, parse_yaml
+from petransfer.unreadable_files import refuse_unreadable
 from petransfer.user_paths import expanded
 
 
@@ -120,6 +121,7 @@ def _read(
     name: str, overrides: Sequence[str] = (), options: dict[str, Any] | None = None
 ) -> tuple[Path, dict[str, Any]]:
     path = find_recipe(name)
+    refuse_unreadable(path)
     try:
         # petransfer wrote the recipe in a study's folder, without quotes around some texts
         content = parse_yaml(path.read_text(encoding="utf-8"), by_hand=not (path.parent / "runs").is_dir())

@@ -12,6 +12,7 @@ from pathlib import Path
 from petransfer.atomic_files import replacing
 from petransfer.errors import UserError, reason_of
 from petransfer.sharing.bundle_files import LIMITS, MIB, wrong_name
+from petransfer.unreadable_files import refuse_unreadable
 
 SUFFIX = ".petransfer.zip"
 # The largest allowed ratio of a member's size to its compressed size. For text it is usually about 10. A much larger
@@ -48,6 +49,7 @@ def read_zip(path: Path, target: Path) -> list[str]:
     Raises:
         UserError: the file is not a zip file, is damaged, or has a forbidden member.
     """
+    refuse_unreadable(path)
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

@@ -12,6 +12,7 @@ import pyarrow.parquet
 
 from petransfer.errors import UserError, reason_of
 from petransfer.sharing.bundle_files import EXAMPLES
+from petransfer.unreadable_files import refuse_unreadable
 
 # The columns without inputs, targets and generated texts.
 FIGURES = ("index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct", "semantic_correct")
@@ -30,6 +31,7 @@ def read_table(path: Path, kinds: Mapping[str, pyarrow.DataType] | None = None) 
     Raises:
         UserError: the file cannot be read, has more than ROWS rows, or a column is missing or has another type.
     """
+    refuse_unreadable(path, EXAMPLES)
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             count = file.metadata.num_rows

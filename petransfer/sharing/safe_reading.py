@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.errors import UserError, reason_of
-from petransfer.git_lfs import refuse_pointer
 from petransfer.recipe.yaml_text import parse_yaml
+from petransfer.unreadable_files import refuse_unreadable
 
 # The largest number of characters of a YAML text: cards and recipes are short, and reading YAML is slow.
 LONGEST = 200_000
@@ -24,6 +24,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is not a JSON object, has a key twice, or contains NaN or Infinity.
     """
+    refuse_unreadable(path, path.name)
     try:
         content = json.loads(
             path.read_bytes().decode("utf-8"), object_pairs_hook=_once, parse_constant=_refuse, parse_float=_finite
@@ -68,6 +69,7 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: the file is not UTF-8.
     """
+    refuse_unreadable(path, path.name)
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -84,7 +86,7 @@ def read_header(path: Path) -> Tensors:
     """
     from safetensors import SafetensorError, safe_open
 
-    refuse_pointer(path, path.name)
+    refuse_unreadable(path, path.name)
     try:
         with safe_open(str(path), framework="numpy") as file:
             metadata = file.metadata() or {}

@@ -23,6 +23,7 @@ from petransfer.recipe.run_spec import RunSpec
 from petransfer.recipe.schema import Recipe
 from petransfer.recipe.yaml_text import parse_yaml
 from petransfer.study.file_forms import ResultForm, wrong_part
+from petransfer.unreadable_files import refuse_unreadable, unreadable
 
 Status = Literal["done", "failed", "running", "interrupted", "waiting", "damaged"]
 
@@ -63,6 +64,9 @@ class RunFolder:
         """Describe the damaged file of a finished run.
 
         The text is empty for an undamaged or unfinished run.
+
+        Raises:
+            UserError: A file is there and cannot be read, or is a pointer of Git LFS.
         """
         if not (self.path / "DONE").exists():
             return ""
@@ -293,8 +297,10 @@ class StudyFolder:
         """Return the names of the run folders."""
         try:
             return set(os.listdir(self.path / "runs"))
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return set()
+        except OSError as error:
+            raise unreadable(self.path / "runs", error) from None
 
     def run(self, run_id: str) -> RunFolder:
         return RunFolder(self.path / "runs" / run_id)
@@ -332,6 +338,7 @@ def _this_process(number: int) -> str:
 
 
 def _name(path: Path) -> str:
+    refuse_unreadable(path)
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
         return str(content["name"])
@@ -340,7 +347,12 @@ def _name(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file. None if the file contains no readable object."""
+    """Return the object in a JSON file. None if the file contains no readable object.
+
+    Raises:
+        UserError: The file is there and cannot be read, or is a pointer of Git LFS.
+    """
+    refuse_unreadable(path)
     try:
         # only regular files are opened, because reading a named pipe would wait forever
         content = json.loads(path.read_text(encoding="utf-8"), parse_int=_integer) if path.is_file() else None
@@ -387,8 +399,9 @@ def _damage(path: Path, times: tuple[int, ...]) -> str:
         return ""
     if not times[1]:
         return f"{path / 'spec.json'} is missing"
+    described = read_json(path / "spec.json") or {}
     try:
-        spec = RunSpec.from_dict(read_json(path / "spec.json") or {})
+        spec = RunSpec.from_dict(described)
         same = spec.run_id == path.name
     except Exception:  # a damaged file can raise any error
         same = False
@@ -404,6 +417,7 @@ def _contradiction(path: Path, scores: dict[str, Any]) -> str:
 
     if not path.is_file():
         return f"{path} is {'not a file' if path.exists() else 'missing'}"
+    refuse_unreadable(path)
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             if file.metadata.num_rows > _MOST_EXAMPLES:

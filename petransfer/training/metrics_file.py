@@ -9,6 +9,7 @@ from typing import Any
 
 from petransfer.atomic_files import sync
 from petransfer.errors import UserError, refuse_moved
+from petransfer.unreadable_files import refuse_unreadable
 
 
 class MetricsFile:
@@ -53,6 +54,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return []
     if not path.is_file():
         raise UserError(f"{path} is not a file; remove it, or restore the run's metrics.jsonl")
+    refuse_unreadable(path)
     return [_parsed(line, f"{path}:{number}") for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1)]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 
 from petransfer.errors import UserError
-from petransfer.git_lfs import refuse_pointer
+from petransfer.unreadable_files import refuse_unreadable
 from petransfer.user_paths import expanded, refuse_address
 
 FORMATS = ("tsv", "csv", "jsonl", "parquet", "arrow", "dataset")
@@ -101,7 +101,7 @@ def find_source(
         name = shown_path(name)
         if not path.is_file():
             raise UserError(f"{name} is a pipe or a device, which can be read only once; save its rows in a file first")
-        refuse_pointer(path, name)
+        refuse_unreadable(path, name)
         return Source(name, form or _format(path, name), path, "", "", *text)
     if form not in ("", "dataset") or name.startswith((".", "/", "~")) or is_file_name(name):
         where = " or ".join(str(place) for place in dict.fromkeys([folder or Path.cwd(), Path.cwd()]))
