@@ -19,8 +19,8 @@ from petransfer.recipe.loading import load_recipe
 from petransfer.recipe.metrics import EXACT_MATCH
 from petransfer.recipe.schema import Recipe
 from petransfer.study.folders import RunFolder, StudyFolder
-from petransfer.study.grid import Cell, expand
-from petransfer.study.recorded_bases import with_recorded_bases
+from petransfer.study.grid import Cell
+from petransfer.study.recorded_bases import cells_of
 from petransfer.unreadable_files import refuse_unreadable
 from petransfer.user_paths import expanded
 
@@ -116,8 +116,8 @@ def runs_of(study: str, next_to: Path, metric: str = EXACT_MATCH) -> Runs | None
     """
     for path in (expanded(study), next_to.parent / study):
         if (path / "recipe.yaml").is_file():
-            recipe = with_recorded_bases(load_recipe(str(path / "recipe.yaml")), StudyFolder(path))
-            return Runs(recipe, expand(recipe), StudyFolder(path), metric)
+            recipe, cells = cells_of(load_recipe(str(path / "recipe.yaml")), StudyFolder(path))
+            return Runs(recipe, cells, StudyFolder(path), metric)
     return None
 
 

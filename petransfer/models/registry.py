@@ -391,12 +391,17 @@ _SUFFIXES = {".json", ".safetensors", ".model", ".txt", ".spm", ".bpe", ".tiktok
 def _folder_sha256(folder: Path) -> str:
     """Return the sha256 over the names and contents of a checkpoint's configuration, tokenizer and weight files."""
     digest = hashlib.sha256()
+    for path in hashed_files(folder):
+        digest.update(path.name.encode() + bytes.fromhex(file_sha256(path)))
+    return digest.hexdigest()
+
+
+def hashed_files(folder: Path) -> list[Path]:
+    """Return the files of a checkpoint's folder that determine its hash, sorted by path."""
     files = [path for path in folder.iterdir() if path.is_file()]
     templates = (folder / "additional_chat_templates").glob("*.jinja")
     suffixes = _SUFFIXES if any(path.suffix == ".safetensors" for path in files) else {*_SUFFIXES, ".bin"}
-    for path in sorted([*(path for path in files if path.suffix in suffixes), *templates]):
-        digest.update(path.name.encode() + bytes.fromhex(file_sha256(path)))
-    return digest.hexdigest()
+    return sorted([*(path for path in files if path.suffix in suffixes), *templates])
 
 
 def file_sha256(path: Path) -> str:

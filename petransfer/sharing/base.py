@@ -210,7 +210,7 @@ def warn_of_other_tokenizer(recorded: Mapping[str, Any], loaded: Loaded, name: s
     recorded: the record of the base in petransfer.json.
     """
     for part in other_tokenizer_parts(recorded, loaded):
-        _log.warning("the %s of %s is not the one that was used in training, which changes the answers", part, name)
+        _log.warning("the %s of %s is not the one that was used in training, which can change the answers", part, name)
 
 
 def other_tokenizer_parts(recorded: Mapping[str, Any], loaded: Loaded) -> list[str]:

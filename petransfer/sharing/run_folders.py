@@ -6,8 +6,8 @@ import json
 import logging
 from pathlib import Path
 
-from petransfer.errors import UserError
-from petransfer.recipe.run_spec import RunSpec
+from petransfer.errors import UserError, shortened
+from petransfer.recipe.run_spec import RunSpec, without_local_fields
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def run_folder(folder: Path, run: str | None = None) -> Path:
     if not saved:
         raise UserError(f"{folder} holds no finished run; `petransfer status {folder}` shows the progress of its runs")
     which = "finished runs" if run is None else f"finished runs whose id begins with {run}"
-    listed = ", ".join(_described(path) for path in (found or saved)[:LISTED])
+    listed = ", ".join(_descriptions((found or saved)[:LISTED]))
     more = f", and {len(found or saved) - LISTED} more" if len(found or saved) > LISTED else ""
     raise UserError(f"{folder} holds {len(found)} {which}; pick one with --run ID: {listed}{more}")
 
@@ -87,10 +87,42 @@ def _is_finished(path: Path) -> bool:
     return (path / "DONE").is_file() and ((path / "adapter").is_dir() or (path / "model").is_dir())
 
 
-def _described(path: Path) -> str:
-    """Return a run's id with its checkpoint, method and seed. Without a readable spec.json, return the id."""
+def _descriptions(paths: list[Path]) -> list[str]:
+    """Return each run's id with its checkpoint, method, seed and the other settings that differ among the runs.
+
+    A run without a readable spec.json is described by its id.
+    """
+    settings = {path: _settings(path) for path in paths}
+    known = [found for found in settings.values() if found]
+    names = {name for found in known for name in found if name not in _ALWAYS_SHOWN}
+    differing = sorted(name for name in names if len({found.get(name) for found in known}) > 1)
+    return [
+        f"{path.name} ({', '.join(_shown_settings(found, differing))})" if found else path.name
+        for path, found in settings.items()
+    ]
+
+
+_ALWAYS_SHOWN = ("checkpoint.name", "method.name", "seed")
+# The largest number of further settings that the description of a run shows.
+_MOST_SETTINGS = 3
+
+
+def _shown_settings(found: dict[str, str], differing: list[str]) -> list[str]:
+    checkpoint, method, seed = (found.get(name, "") for name in _ALWAYS_SHOWN)
+    others = [(name.partition(".")[2] or name, shortened(found.get(name, "not set"), 30)) for name in differing]
+    return [checkpoint, method, f"seed {seed}", *(f"{name} {value}" for name, value in others[:_MOST_SETTINGS])]
+
+
+def _settings(path: Path) -> dict[str, str]:
+    """Return the settings of a run by their place in spec.json, such as `train.steps`. Empty if it is not readable."""
     try:
-        spec = json.loads((path / "spec.json").read_text(encoding="utf-8"))
-        return f"{path.name} ({spec['checkpoint']['name']}, {spec['method']['name']}, seed {spec['seed']})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return path.name
+        spec = RunSpec.from_dict(json.loads((path / "spec.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError):
+        return {}
+    found: dict[str, str] = {}
+    for part, content in without_local_fields(spec.as_dict()).items():
+        values = content if isinstance(content, dict) else {"": content}
+        found |= {f"{part}.{name}" if name else part: str(value) for name, value in values.items()}
+    if "checkpoint.weights" in found:
+        found["checkpoint.weights"] = found["checkpoint.weights"][:8]
+    return found

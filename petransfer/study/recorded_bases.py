@@ -1,14 +1,96 @@
-"""Take the hashes of local bases that no longer exist from a study's run folders. Imports no torch."""
+"""Compare local bases with the records in a study's run folders. Imports torch only to compare tokenizers.
+
+A run id contains a hash of the base's files. The records keep the ids of runs whose base is gone, or was saved again
+with the same content.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from petransfer.models.base_record import BASE_RECORD, changed_files
 from petransfer.models.registry import SEED
+from petransfer.recipe.run_spec import CheckpointSpec
 from petransfer.recipe.schema import ArmPart, FamilyPart, Recipe
 from petransfer.study.folders import StudyFolder, read_json
+from petransfer.study.grid import Cell, expand
 from petransfer.user_paths import expanded
 
+_PARTS = ("files", "tokenizer")
 
-def with_recorded_bases(recipe: Recipe, folder: StudyFolder) -> Recipe:
+
+def cells_of(recipe: Recipe, folder: StudyFolder) -> tuple[Recipe, list[Cell]]:
+    """Return the runs of a recipe with the ids that they have in a study's folder, and the recipe with known hashes.
+
+    Raises:
+        UserError: The recipe contains an unknown name, or a base is gone and no run records it.
+    """
+    recipe = _with_recorded_bases(recipe, folder)
+    return recipe, _with_bases_saved_again(expand(recipe), folder)
+
+
+def changed_bases(cells: Sequence[Cell], folder: StudyFolder) -> dict[str, str]:
+    """Return the local bases that changed since runs in a study's folder were made.
+
+    Args:
+        cells: The runs of a recipe (see `cells_of`).
+
+    Returns:
+        For each base's name, the names of its changed files, such as `config.json, tokenizer.json`. `files` if the
+        runs do not record the files.
+    """
+    found = {}
+    for checkpoint, records in _unrecorded(cells, folder):
+        record = records[-1][1]
+        found[checkpoint.name] = ", ".join(changed_files(checkpoint, record)) if record else "files"
+    return found
+
+
+def _with_bases_saved_again(cells: list[Cell], folder: StudyFolder) -> list[Cell]:
+    """Return the runs with the recorded hash of each base that has the recorded content and another hash."""
+    hashes = {}
+    for checkpoint, records in _unrecorded(cells, folder):
+        same = (old for old, record in records if record and not changed_files(checkpoint, record))
+        hashes[checkpoint.name, checkpoint.weights] = next(same, checkpoint.weights)
+    return [_with_hash(cell, hashes) for cell in cells]
+
+
+def _with_hash(cell: Cell, hashes: Mapping[tuple[str, str], str]) -> Cell:
+    checkpoint = cell.spec.checkpoint
+    weights = hashes.get((checkpoint.name, checkpoint.weights), checkpoint.weights)
+    return replace(cell, spec=replace(cell.spec, checkpoint=replace(checkpoint, weights=weights)))
+
+
+def _unrecorded(
+    cells: Sequence[Cell], folder: StudyFolder
+) -> list[tuple[CheckpointSpec, list[tuple[str, dict[str, Any]]]]]:
+    """Return each local base that only runs with another hash record, with these hashes and records.
+
+    The records are sorted by age. A record is empty if the run does not describe the base's files.
+    """
+    names = folder.names()
+    local = [cell for cell in cells if cell.spec.checkpoint.source and names]
+    if all(cell.run_id in names for cell in local):
+        return []
+    recorded: dict[str, dict[str, dict[str, Any]]] = {}
+    for spec in _specs(folder):
+        base = spec["checkpoint"]
+        record = spec.get(BASE_RECORD)
+        recorded.setdefault(str(base.get("name")), {})[str(base.get("weights"))] = (
+            record if isinstance(record, dict) and all(isinstance(record.get(key), dict) for key in _PARTS) else {}
+        )
+    bases = {(cell.spec.checkpoint.name, cell.spec.checkpoint.weights): cell.spec.checkpoint for cell in local}
+    found = []
+    for (name, weights), checkpoint in bases.items():
+        others = recorded.get(name, {})
+        if others and weights not in others:
+            found.append((checkpoint, list(others.items())))
+    return found
+
+
+def _with_recorded_bases(recipe: Recipe, folder: StudyFolder) -> Recipe:
     """Return the recipe with the recorded sha256 of each arm whose local folder is gone.
 
     The run ids contain these hashes. So a study can be read after a base was removed or moved.
@@ -30,6 +112,13 @@ def with_recorded_bases(recipe: Recipe, folder: StudyFolder) -> Recipe:
 
 def _recorded_hashes(folder: StudyFolder, name: str) -> set[str]:
     """Return the hashes of the local bases that the runs record for folders called `name`."""
-    specs = [read_json(folder.run(run_id).path / "spec.json") or {} for run_id in folder.names()]
-    bases = [spec["checkpoint"] for spec in specs if isinstance(spec.get("checkpoint"), dict)]
+    bases = [spec["checkpoint"] for spec in _specs(folder)]
     return {str(base["weights"]) for base in bases if base.get("source") and base.get("name") == name}
+
+
+def _specs(folder: StudyFolder) -> list[dict[str, Any]]:
+    """Return the content of each readable spec.json in a study's folder, the oldest first."""
+    paths = [folder.run(run_id).path / "spec.json" for run_id in folder.names()]
+    dated = sorted((path.stat().st_mtime_ns, path) for path in paths if path.is_file())
+    specs = [read_json(path) or {} for _, path in dated]
+    return [spec for spec in specs if isinstance(spec.get("checkpoint"), dict)]

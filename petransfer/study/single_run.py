@@ -21,6 +21,7 @@ from petransfer.data.encoding import Encoded
 from petransfer.data.rows.chat_rows import readable_input
 from petransfer.evaluation.exact_match import Evaluation, summary
 from petransfer.methods import apply_method, computes_narrower, save_method, weights_bits
+from petransfer.models.base_record import base_record
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import check_optimizer, inventory, weight_count
 from petransfer.models.registry import is_embedded
@@ -121,7 +122,7 @@ def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel
     parts, token_ids = encoded.parts, encoded.token_ids
     if base.process.leads:
         folder.path.mkdir(parents=True, exist_ok=True)
-        folder.write_json("spec.json", spec.as_dict())
+        folder.write_json("spec.json", spec.as_dict() | base_record(spec, loaded.tokenizer))
     if base.cost is None:
         base.cost = _quantisation_cost(spec, loaded, parts["dev"], base.settings.force)
     # Only new tokens that occur in the training data are trained. The others would only learn to be suppressed.

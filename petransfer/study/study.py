@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,10 +20,12 @@ from petransfer.recipe.method_part import method_of
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.recipe.schema import Recipe
 from petransfer.study.folders import StudyFolder
-from petransfer.study.grid import Cell, expand, refuse_twin_arms, resolve
-from petransfer.study.recorded_bases import with_recorded_bases
+from petransfer.study.grid import Cell, refuse_twin_arms, resolve
+from petransfer.study.recorded_bases import cells_of, changed_bases
 from petransfer.study.shard import parse_shard
 from petransfer.user_paths import trainings_in
+
+_log = logging.getLogger(__name__)
 
 # The largest number of steps between two lines of a run's metrics.jsonl, and the smallest number of its lines.
 LOG_EVERY, LOGGED_POINTS = 50, 20
@@ -104,9 +108,17 @@ def grid_of(recipe: Recipe, out: Path | None = None, shard: str | None = None) -
     """
     part = None if shard is None else parse_shard(shard)
     folder = StudyFolder(Path(out or Path("results") / recipe.name))
-    recipe = with_recorded_bases(recipe, folder)
-    cells = expand(recipe)
+    recipe, cells = cells_of(recipe, folder)
+    for name, files in changed_bases(cells, folder).items():
+        _warn_once(
+            f"{folder.path} has runs of {name} before its {files} changed; these runs do not count in this study"
+        )
     return StudyGrid(recipe, cells, folder, part.of(cells) if part else cells)
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    _log.warning(text)
 
 
 def recipe_file(folder: Path) -> Path:

@@ -12,6 +12,7 @@ from petransfer.recipe.loading import load_recipe
 from petransfer.recipe.schema import Recipe
 from petransfer.study.folders import StudyFolder
 from petransfer.study.quick_recipe import with_absolute_paths
+from petransfer.study.recorded_bases import cells_of, changed_bases
 
 _COMPARED = ("name", "task", "family", "arms", "methods", "train", "data_dir")
 
@@ -53,7 +54,10 @@ def differences(folder: Path, recipe: Recipe) -> list[str]:
     ]
     if not set(other.seeds) <= set(recipe.seeds):
         found.append(f"seeds={_short(other.seeds)} (you asked for {_short(recipe.seeds)})")
-    return found
+    return found or [
+        f"the base {name} before its {files} changed"
+        for name, files in changed_bases(cells_of(recipe, study)[1], study).items()
+    ]
 
 
 _WORTH_KEEPING = ("done", "interrupted", "running")
