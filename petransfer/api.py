@@ -72,7 +72,8 @@ class Study:
             "family": family,
             "data_dir": data_dir,
         }
-        place = None if out is None else expanded(out)
+        place = None if out is None else expanded(place_of(out, "out"))
+        recipe = recipe if isinstance(recipe, Mapping) else place_of(recipe, "recipe")
         self.grid: StudyGrid = load_grid(recipe, list(as_overrides(overrides)), options, place, shard)
 
     @classmethod
@@ -130,7 +131,7 @@ class Study:
         threads: int = 0,
         save_every: float = 60.0,
         gradient_checkpointing: bool = False,
-        log_with: Sequence[str] = (),
+        log_with: str | Sequence[str] = (),
         repair: bool = False,
         dev_only: bool = False,
         progress: Callable[[], None] = lambda: None,
@@ -163,7 +164,7 @@ class Study:
             RunError: Runs failed or were interrupted. The other runs are finished, and calling `run` again resumes.
         """
         execution = Execution(micro_batch, threads, save_every, self.grid.log_every, False, gradient_checkpointing)
-        trackers = check_trackers(log_with)
+        trackers = check_trackers(names_of(log_with, "log_with"))
         settings = Settings(
             execution, cpu=cpu, force=force, by_generation=by_generation, dev_only=dev_only, log_with=trackers
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
+
+from petransfer.similar_names import similar_name
 
 
 class UserError(Exception):
@@ -58,6 +59,6 @@ def unknown(what: str, given: str, known: Iterable[str]) -> UserError:
     """
     names = sorted(known)
     given = shortened(given, 80)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-    hint = f": did you mean '{near[0]}'?" if near else ""
+    near = similar_name(given, names)
+    hint = f": did you mean '{near}'?" if near else ""
     return UserError(f"unknown {what} '{given}'{hint} (known: {', '.join(names)})")

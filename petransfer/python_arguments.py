@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.errors import UserError, shortened
+from petransfer.plurals import count
 
 _SHOWN = 40
 
@@ -26,7 +27,13 @@ def place_of(value: Any, what: str) -> str:
     if hasattr(value, "to_json"):  # a table of pandas
         advice = f"write it to a file, such as {what}.to_json('rows.jsonl', orient='records', lines=True)"
         raise UserError(f"{what} is a {type(value).__name__}, and this needs a file or a name; {advice}")
-    raise UserError(f"{what} is {_shown(value)}; give a path or a name as text")
+    if isinstance(value, Sequence) and not isinstance(value, bytes):  # rows
+        advice = (
+            f"write them to a file, such as pandas.DataFrame({what}, columns=['input', 'target'])"
+            ".to_json('rows.jsonl', orient='records', lines=True)"
+        )
+        raise UserError(f"{what} has {count(len(value), 'row')}, and this needs a file or a name; {advice}")
+    raise UserError(f"{what} is {shown_value(value)}; give a path or a name as text")
 
 
 def device_of(value: Any) -> Any:
@@ -42,7 +49,7 @@ def device_of(value: Any) -> Any:
     try:
         torch.device(value)
     except (RuntimeError, TypeError):
-        raise UserError(f"device is {_shown(value)}; give cpu, cuda or cuda:0") from None
+        raise UserError(f"device is {shown_value(value)}; give cpu, cuda or cuda:0") from None
     return value
 
 
@@ -53,7 +60,7 @@ def list_of(value: Any, what: str) -> list[Any]:
         UserError: There is only one value.
     """
     if isinstance(value, str) or not isinstance(value, Iterable):
-        raise UserError(f"{what} is {_shown(value)}; give a list, such as [{value}]")
+        raise UserError(f"{what} is {shown_value(value)}; give a list, such as [{value}]")
     return list(value)
 
 
@@ -65,7 +72,7 @@ def names_of(value: Any, what: str) -> tuple[str, ...]:
     """
     names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
     if not all(isinstance(name, str) for name in names):
-        raise UserError(f"{what} is {_shown(value)}; give a list of names")
+        raise UserError(f"{what} is {shown_value(value)}; give a list of names")
     return names
 
 
@@ -109,7 +116,7 @@ def _pair(row: Any, number: int) -> tuple[str, str]:
             raise UserError(f"row {number} has no '{missing[0]}' (it has: {shortened(has, 80)}); {_PAIRS}")
         row = (row["input"], row["target"])
     if isinstance(row, str) or not isinstance(row, Sequence) or len(row) != 2:
-        raise UserError(f"row {number} is {_shown(row)}; {_PAIRS}")
+        raise UserError(f"row {number} is {shown_value(row)}; {_PAIRS}")
     return _text(row[0], f"the input of row {number}"), _text(row[1], f"the target of row {number}")
 
 
@@ -120,8 +127,9 @@ def _text(value: Any, what: str) -> str:
     if value is None or is_nan or type(value).__name__ in {"NAType", "NaTType"}:
         raise UserError(f"{what} is missing ({value}); leave it out, or write a text")
     advice = "json.dumps(...) makes a text from it" if isinstance(value, Mapping | list) else "convert it with str()"
-    raise UserError(f"{what} is not a text but {_shown(value)}; {advice}")
+    raise UserError(f"{what} is not a text but {shown_value(value)}; {advice}")
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
+    """Return a value and its type for a message, on one line."""
     return f"{shortened(' '.join(repr(value).split()), _SHOWN)} (a {type(value).__name__})"

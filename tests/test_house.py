@@ -30,6 +30,7 @@ FLOORS = (
     {"registries", "json_lines", "user_paths", "unreadable_files"},
     {"python_arguments"},
     {"errors", "atomic_files", "plurals", "visible_text"},
+    {"similar_names"},
 )
 # Folders of one floor that may be imported by a folder beside them, with the reason.
 BESIDE = {

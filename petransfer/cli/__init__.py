@@ -21,6 +21,7 @@ from petransfer.cli.log_output import show_log
 from petransfer.cli.terminal_text import print_text
 from petransfer.cli.utf8 import start_again_in_utf8, utf8_arguments
 from petransfer.errors import RunError, UserError
+from petransfer.similar_names import similar_name
 from petransfer.study.launched_processes import this_place
 
 # Errors about folders that are read-only, full or wrong. A one-line message explains them better than a traceback.
@@ -123,8 +124,12 @@ def _usage_error(error: Any) -> str:
     """Return the message on wrong options or arguments as one line. '' after a command that only prints its help."""
     if type(error).__name__ == "NoArgsIsHelpError":
         return ""
-    said = " ".join(error.format_message().split()).rstrip(".")
     context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoSuchOption" and context is not None:
+        options = [name for parameter in context.command.params for name in parameter.opts if name.startswith("-")]
+        near = similar_name(error.option_name, options, 0.6)
+        error.possibilities = [near] if near else []
+    said = " ".join(error.format_message().split()).rstrip(".")
     see = "" if context is None else f"see `{context.command_path} --help`"
     return f"error: {said} {see}" if said.endswith("?") else f"error: {said}; {see}".rstrip("; ")
 

@@ -5,7 +5,7 @@ Texts are generated only for near-ties, and for a random sample that checks the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from petransfer.models.lengths import length_check
 from petransfer.models.loading import Loaded
 from petransfer.models.special_tokens import layout_of
 from petransfer.models.wrappers import base_model_of, evaluating
-from petransfer.python_arguments import text_pairs
+from petransfer.python_arguments import list_of, text_pairs
 
 AUDITED = 32
 
@@ -56,8 +56,8 @@ class Evaluation:
 def exact_match(
     model: torch.nn.Module,
     tokenizer: Any,
-    inputs: Sequence[str],
-    targets: Sequence[str],
+    inputs: Iterable[str],
+    targets: Iterable[str],
     *,
     batch_size: int = 256,
 ) -> float:
@@ -91,6 +91,9 @@ def exact_match(
         raise UserError("exact_match takes lists of texts; write [text] for one text")
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; give at least 1")
+    if not isinstance(model, torch.nn.Module):
+        raise UserError(f"the model is a {type(model).__name__}; write exact_match(model, tokenizer, inputs, targets)")
+    inputs, targets = list_of(inputs, "inputs"), list_of(targets, "targets")
     if len(inputs) != len(targets):
         raise UserError(f"exact_match got {len(inputs):,} inputs and {len(targets):,} targets; give one for each input")
     if not inputs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -20,6 +19,7 @@ from petransfer.recipe.pretraining import CorpusPart, NoisePart, PretrainRecipe,
 from petransfer.recipe.right_forms import right_form
 from petransfer.recipe.schema import EffectPart, FamilyPart, Recipe, TaskPart, TrainPart
 from petransfer.recipe.yaml_text import DEEPEST, parse_yaml
+from petransfer.similar_names import similar_name
 from petransfer.unreadable_files import refuse_unreadable
 from petransfer.user_paths import expanded
 
@@ -149,6 +149,12 @@ def validate(content: dict[str, Any], where: str) -> Recipe:
     Raises:
         UserError: The recipe is not valid. The message names the first wrong key and suggests a known key.
     """
+    others = [_shown_key(str(key)) for key in content if key not in Recipe.model_fields]
+    if others and not {"task", "methods"} & content.keys():  # the configuration of another program
+        raise UserError(
+            f"{where} is no recipe of petransfer: it has {', '.join(others[:3])}, and no task and methods; `petransfer "
+            "recipes cp lora-scan my.yaml` gives a recipe to edit, and `petransfer train MODEL DATA` needs no recipe"
+        )
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -259,8 +265,8 @@ def _message(error: ValidationError, content: dict[str, Any], model: type[BaseMo
         context = first.get("ctx", {})
         place = [*place, _shown_key(context["key"])] if context else place
         key, names = place[-1], context.get("known") or sorted(_keys(place[:-1], model))
-        near = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
-        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(names)}"
+        near = similar_name(key, names, 0.4)
+        hint = f"did you mean '{near}'?" if near else f"known here: {', '.join(names)}"
         return f"unknown key '{'.'.join(place)}': {hint}"
     given = first.get("input")
     shown = "" if isinstance(given, dict) or first["type"] == "missing" else f" (it is {_shown(given)})"

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from petransfer.errors import UserError, unknown
 from petransfer.models.registry import CONTROLS, checkpoint_spec, is_embedded
+from petransfer.python_arguments import list_of, place_of, shown_value
 from petransfer.recipe.loading import apply_override, validate
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.schema import ArmPart, FamilyPart, Recipe
@@ -131,18 +132,38 @@ def train_request(settings: Mapping[str, Any]) -> TrainRequest:
     for name in settings:
         if name not in known:
             raise unknown("setting of train", name, known)
-    given: dict[str, Any] = {
-        name: (value,) if name in ("metrics", "add_tokens") and isinstance(value, str) else value
-        for name, value in settings.items()
-    }
+    given = {name: _readable(name, value) for name, value in settings.items()}
     try:
         checked = TypeAdapter(TrainRequest).validate_python(given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{first['loc'][0]} is {settings[str(first['loc'][0])]!r:.40}: {first['msg']}") from None
+        name = str(first["loc"][0])
+        raise UserError(f"{name} is {shown_value(settings[name])}: {first['msg']}") from None
     # Pydantic writes whole numbers as 10.0 where a share is possible, and a number of rows is not a share.
     converted = {name: getattr(checked, name) for name in given}
-    return TrainRequest(**given | {name: one for name, one in converted.items() if isinstance(one, tuple | int)})
+    return TrainRequest(
+        **given
+        | {
+            name: one
+            for name, one in converted.items()
+            if isinstance(one, tuple | int) or (isinstance(one, float) and isinstance(given[name], str))
+        }
+    )
+
+
+def _readable(name: str, value: Any) -> Any:
+    """Return a setting of `petransfer.train` in the form that `TrainRequest` takes.
+
+    Raises:
+        UserError: The value is a table, or one seed without a list.
+    """
+    if name in ("metrics", "add_tokens") and isinstance(value, str):
+        return (value,)
+    if name == "seeds":
+        return tuple(list_of(value, name))
+    if name in ("dev", "test") and not isinstance(value, str | int | float | None):
+        return place_of(value, name)
+    return value
 
 
 def recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str], on_card: bool) -> dict[str, Any]:

@@ -36,6 +36,9 @@ def test_rows_and_tables_are_scored_like_pairs(given: Any, adapter: pt.Adapter, 
 def test_a_column_of_a_table_is_predicted_like_a_list(adapter: pt.Adapter) -> None:
     assert adapter.predict(pd.DataFrame(ROWS)["input"], 4) == adapter.predict([source for source, _ in PAIRS], 4)
     assert adapter.predict([], 4) == []
+    table, (model, tokenizer) = pd.DataFrame(PAIRS), pt.load("nano/english", bits=32, device="cpu")
+    for columns in ((table[0], table[1]), (table[0].to_numpy(), iter(table[1]))):
+        assert pt.exact_match(model, tokenizer, *columns) == 0
 
 
 NAN = float("nan")
@@ -58,7 +61,15 @@ REFUSED: dict[str, tuple[Callable[[pt.Adapter], Any], str]] = {
     "train: table": (lambda one: pt.train("nano/english", pd.DataFrame(ROWS)), "data is a DataFrame.*to_json"),
     "train: model": (lambda one: pt.train(5, "rows.csv"), "model is 5 .*path or a name"),
     "train: overrides": (lambda one: pt.train("nano/english", "x.csv", overrides="a=b"), "give a dict"),
-    "train: seeds": (lambda one: pt.train("nano/english", "x.csv", seeds=1), "seeds is 1"),
+    "train: seeds": (lambda one: pt.train("nano/english", "x.csv", seeds=1), r"seeds is 1 .*\[1\]"),
+    "train: pairs": (lambda one: pt.train("nano/english", PAIRS), "data has 2 rows.*DataFrame.*to_json"),
+    "train: dev": (lambda one: pt.train("nano/english", "x.csv", dev=pd.DataFrame(ROWS)), "dev is a DataFrame"),
+    "train: other name": (lambda one: pt.train("nano/english", "x.csv", lora_r=4), "'lora_r': did you mean 'rank'"),
+    "train: short name": (lambda one: pt.train("nano/english", "x.csv", lr=1), "'lr': did you mean 'learning_rate'"),
+    "train: epochs": (lambda one: pt.train("nano/english", "x.csv", epochs="0"), "--epochs 0: give a number above 0"),
+    "Study: recipe": (lambda one: pt.Study(None), "recipe is None .*path or a name"),
+    "Study: tracker": (lambda one: pt.Study("smoke").run(log_with="tensorbord"), "'tensorbord': did you mean"),
+    "exact_match: order": (lambda one: pt.exact_match([], one, ["a"], ["b"]), r"exact_match\(model, tokenizer, inputs"),
     "train: steps": (lambda one: pt.train("nano/english", "x.csv", steps=2.5), "steps is 2.5"),
     "Study: seeds": (lambda one: pt.Study("smoke", seeds=1), r"seeds is 1 .*\[1\]"),
     "Study: arms": (lambda one: pt.Study("smoke", arms=5), "arms is 5"),

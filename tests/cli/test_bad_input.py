@@ -92,6 +92,16 @@ def test_unknown_names(refused_at_once: Refused, verb: str, arguments: list[str]
 
 
 @pytest.mark.parametrize(
+    ("option", "ours"),
+    [("--lora_r", "--rank"), ("--per_device_train_batch_size", "--batch-size"), ("--output_dir", "--out"),
+     ("--num_train_epochs", "--epochs"), ("--seed", "--seeds"), ("--learning_rate", "--learning-rate")],
+)  # fmt: skip
+def test_an_option_of_another_program_is_answered_with_ours(refused_at_once: Refused, option: str, ours: str) -> None:
+    said = refused_at_once("train", "nano/english", "rows.csv", option, "1")
+    assert f"No such option: {option} (Possible options: {ours}); see `petransfer train --help`" in said
+
+
+@pytest.mark.parametrize(
     ("override", "said"),
     [
         ("train.steps=many", ["train.steps", "whole number", "'many'"]),

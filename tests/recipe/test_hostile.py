@@ -46,7 +46,7 @@ def bomb(levels: int) -> str:
 
 TEXTS = {
     "alias bomb": (bomb(9), "stands for more than"),
-    "merged bomb": ("a: &a {x: 1}\nb: &b {<<: *a, y: *a}\nname: *b", "name"),
+    "merged bomb": ("a: &a {x: 1}\nb: &b {<<: *a, y: *a}\nname: *b", "no recipe of petransfer"),
     "self-reference": ("name: &n [*n]", "contains itself"),
     "mapping in itself": ("task: &t {name: scan, options: *t}", "contains itself"),
     "deep lists": ("name: " + "[" * 100_000, "nested more than"),

@@ -471,3 +471,13 @@ def test_no_message_about_a_wrong_value_names_a_class(recipe: str) -> None:
             except UserError as error:
                 said = str(error)
             assert not re.search(r"Part\b|instance of|dictionary|valid (list|string|integer|number)", said)
+
+
+def test_the_configuration_of_another_program_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "axolotl.yaml").write_text("base_model: a/b\nload_in_4bit: true\nlora_r: 8\nlearning_rate: 1e-4\n")
+    with pytest.raises(UserError, match=r"axolotl.yaml is no recipe of petransfer: it has base_model, .*recipes cp"):
+        load_recipe(str(tmp_path / "axolotl.yaml"))
+    names = {"methods.0.lora_r": "rank", "methods.0.target_modules": "targets", "train.lr": "learning_rate"}
+    for key, meant in names.items():
+        with pytest.raises(UserError, match=rf"unknown key '{key}': did you mean '{meant}'"):
+            load_recipe("smoke", [f"{key}=8"])

@@ -1,0 +1,68 @@
+"""Suggest the name that a user meant: a similar one, or the one for a setting of another training program."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+# Settings of the trainers of transformers, TRL, LLaMA-Factory, axolotl and peft, and our names for the same settings.
+_OTHER_PROGRAMS = {
+    "lr": "learning_rate",
+    "r": "rank",
+    "lora_r": "rank",
+    "lora_rank": "rank",
+    "lora_alpha": "alpha",
+    "lora_target": "targets",
+    "lora_target_modules": "targets",
+    "target_modules": "targets",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "train_batch_size": "batch_size",
+    "cutoff_len": "max_length",
+    "max_seq_length": "max_length",
+    "max_seq_len": "max_length",
+    "max_source_length": "max_length",
+    "model_max_length": "max_length",
+    "sequence_len": "max_length",
+    "output_dir": "out",
+    "seed": "seeds",
+    "quantization_bit": "bits",
+    "load_in_4bit": "bits",
+    "load_in_8bit": "bits",
+    "val_set_size": "dev",
+    "val_size": "dev",
+    "eval_dataset": "dev",
+    "validation_file": "dev",
+    "test_file": "test",
+    "report_to": "log_with",
+    "finetuning_type": "method",
+    "early_stopping_patience": "early_stopping",
+    "lr_scheduler_type": "schedule",
+    "warmup_ratio": "warmup",
+    "max_tokens": "max_new_tokens",
+}
+
+
+def similar_name(given: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """Return the known name that is meant by an unknown name. None if there is no such name.
+
+    Args:
+        known: Names as they are written here, such as `batch_size` or `--batch-size`.
+        cutoff: Least similarity, from 0 to 1.
+
+    >>> similar_name("--per_device_train_batch_size", ["--batch-size", "--bits"])
+    '--batch-size'
+    >>> similar_name("step", ["steps", "seeds"])
+    'steps'
+    """
+    by_word = {_word(name): name for name in known}
+    word = _word(given)
+    if (same := by_word.get(word) or by_word.get(_OTHER_PROGRAMS.get(word, ""))) is not None:
+        return same
+    near = difflib.get_close_matches(word, by_word, n=1, cutoff=cutoff)
+    return by_word[near[0]] if near else None
+
+
+def _word(name: str) -> str:
+    return name.lstrip("-").replace("-", "_").lower()
