@@ -5,6 +5,7 @@ from __future__ import annotations
 from petransfer.plurals import count
 
 _REASONS_SHOWN = 5
+NOT_UTF8 = "not UTF-8"
 _SHOWN_AS = str.maketrans({"\n": "⏎", "\r": "␍", "\t": "⇥", "\xa0": "⍽"})
 
 
@@ -62,12 +63,16 @@ class BadRows:
 
     def refusal(self, rows: int, name: str) -> str:
         """Return the error message for data with unusable rows. `rows` counts all rows of the data."""
+        problem = f"{self.count:,} of {rows:,} rows of {name} cannot be used: {self.summary()}"
+        if set(self._numbers) == {NOT_UTF8} and 10 * self.count > rows:
+            # The problem says what to do. Without so many rows, there would be no texts with letters beyond ASCII.
+            return problem
         skip = ", or leave them out, as `petransfer train` does with --skip-bad-rows" if self.count < rows else ""
         too_long = all("--max-length" in reason for reason in self._numbers)
         advice = "use a larger --max-length, or leave it out" if too_long else "correct these rows"
         if any("virtual tokens" in first for first in self._first.values()):
             advice += " or use fewer virtual tokens"
-        return f"{self.count:,} of {rows:,} rows of {name} cannot be used: {self.summary()}; {advice}{skip}"
+        return f"{problem}; {advice}{skip}"
 
     def note(self) -> str:
         """Return the note about the number of skipped rows and the reasons."""

@@ -23,7 +23,7 @@ from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.combined_adapters import Combination, put_together
 from petransfer.sharing.merge import merge
 from petransfer.sharing.sources import Source, opened_source
-from petransfer.sharing.task_data import Pairs, TestData, test_data, trained_on
+from petransfer.sharing.task_data import Pairs, TestData, test_data, trained_on, warn_of_untrained_labels
 from petransfer.sharing.usable_rows import encoded_rows, for_examples, leaves_out_rows, usable_rows
 from petransfer.sharing.whole_models import whole_predictor
 
@@ -155,6 +155,8 @@ def side_by_side(
     first = next((source for source in sources if source.bundle), sources[0])
     data = test_data(first.bundle, first.label, request.data, request.part, where.data_dir)
     labels = data.labels or tuple(sorted({example.target for example in data.examples}))
+    if not data.own and first.bundle:
+        warn_of_untrained_labels(first.bundle, labels, data.name, where.data_dir)
     metrics = _metrics(first.bundle, request.metrics, (len(labels), data.name))
     ready = predictors(sources, where, combination, request.with_base)
     return _scores(ready, first.bundle, where, request, replace(data, labels=labels), metrics)

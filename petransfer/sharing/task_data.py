@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,15 @@ from petransfer.data.rows.source import find_source, is_file_name
 from petransfer.data.rows.tables import open_dataset
 from petransfer.data.tasks.lines import ChangedRows
 from petransfer.data.templates import render_text
-from petransfer.errors import UserError, unknown
+from petransfer.errors import UserError, shortened, unknown
+from petransfer.evaluation.metric_checks import declared
 from petransfer.plurals import count
 from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.bundle_files import RECIPE
 from petransfer.sharing.safe_reading import read_text, read_yaml
 from petransfer.user_paths import expanded
+
+_log = logging.getLogger(__name__)
 
 Pairs = Sequence[tuple[str, str]]
 # The parts of a task's data that an adapter can be evaluated on.
@@ -204,6 +208,31 @@ def _present(name: str, data_dir: Path | None, label: str, otherwise: str) -> st
     raise UserError(
         f"the data of {label} are gone: {where}; name the folder that holds {kept.name} with --data-dir, or {otherwise}"
     )
+
+
+def warn_of_untrained_labels(bundle: Bundle, labels: Sequence[str], name: str, data_dir: Path | None) -> None:
+    """Log a warning if data has other labels than the data of an adapter that was trained to choose a label.
+
+    Args:
+        labels: the different targets of the data.
+        name: name of the data, for the message.
+    """
+    if bundle.spec is None or not any(metric.of_labels for metric in declared(bundle.spec.task.metrics)):
+        return
+    try:
+        known = set(data_of(bundle, data_dir).labels)
+    except UserError:  # the training data are not on this machine, or have changed
+        return
+    others = [label for label in labels if label not in known]
+    if known and others:
+        _log.warning(
+            "warning: %s has %s that %s was not trained on: %s (trained on: %s). If they mean the same, write them as "
+            "in the training data",
+            name,
+            count(len(others), "label"),
+            bundle.label,
+            *(", ".join(shortened(label, 40) for label in some[:5]) for some in (others, sorted(known))),
+        )
 
 
 def row_hash(row: Example) -> bytes:

@@ -143,6 +143,15 @@ def test_a_chat_that_cannot_be_used_is_a_bad_row(messages: Any, reason: str) -> 
     assert len(every(lines(rows, bad_rows="skip"))) == 20
 
 
+def test_a_first_message_of_the_assistant_is_context() -> None:
+    greeting = {"role": "assistant", "content": "Welcome"}
+    task = lines([{"messages": [greeting, *row["messages"][1:3]]} for row in chats()])
+    rows = every(task)
+    assert [row.target for row in rows] == ["Hello."] * 10
+    assert json.loads(rows[3].input) == [greeting, {"role": "user", "content": "Hi 3"}]
+    assert any("10 chats that begin with the assistant" in note for note in task.notes())
+
+
 def test_a_tokenizer_without_a_template_and_an_encoder_decoder_are_refused_with_a_choice() -> None:
     for tokenizer, layout, said in (
         (byte_level(None), LAYOUT, "has no chat template; use a checkpoint that was tuned on chats"),

@@ -158,13 +158,41 @@ def test_quotes_in_tsv_are_text_unless_all_cells_have_them(elsewhere: Path) -> N
 def test_an_encoding_can_be_named(elsewhere: Path) -> None:
     (elsewhere / "a.csv").write_bytes(("input,target\n" + "".join(f"é{n},ü\n" for n in range(10))).encode("cp1252"))
     assert pairs("a.csv", encoding="cp1252")[1] == ("é1", "ü")
-    with pytest.raises(UserError, match=r"10 of 10 rows of a\.csv cannot be used: a\.csv:2: not UTF-8"):
+    with pytest.raises(
+        UserError, match=r"10 of 10 rows of a\.csv cannot be used: a\.csv:2: not UTF-8.*encoding=cp1252"
+    ):
         lines("a.csv").load("held-out")
+    (elsewhere / "train.csv").write_text("input,target\n" + "".join(f"é{n},ü\n" for n in range(20)), encoding="utf-8")
+    (elsewhere / "test.csv").write_bytes("input,target\né,ü\nplain,text\n".encode("cp1252"))
+    with pytest.raises(UserError, match=r"^1 of 2 rows of test\.csv cannot be used: test\.csv:2") as error:
+        lines("train.csv", test="test.csv").load("held-out")
+    assert "skip-bad-rows" not in str(error.value)
+    (note,) = [note for note in lines("train.csv", encoding="cp1252").notes() if "encoding" in note]
+    assert "warning: train.csv is UTF-8, but is read as cp1252" in note
+    assert not any("encoding" in note for note in lines("a.csv", encoding="cp1252").notes())
+    (elsewhere / "train.csv").write_text("input,target\n" + "à,ü\n" * 20, encoding="utf-8")
+    with pytest.raises(UserError, match=r"^train\.csv is UTF-8 and not ascii; leave the option encoding out"):
+        lines("train.csv", encoding="ascii").load("held-out")
     with pytest.raises(UserError, match="Python knows no 'klingon'"):
         lines("a.csv", encoding="klingon").load("held-out")
     (elsewhere / "b.csv").write_bytes("input,target\nx,y\n".encode("utf-16") + b"\x00")
     with pytest.raises(UserError, match=r"b\.csv is not utf-16.*encoding=NAME"):
         lines("b.csv").load("held-out")
+
+
+def test_advice_for_one_column_and_for_lists(elsewhere: Path) -> None:
+    rows = [{"id": n, "answers": {"text": [f"a{n}"], "start": [n]}, "none": []} for n in range(10)]
+    (elsewhere / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for column, named in (("answers.text", "'answers.text.0' names its first item"), ("none", "is a list, not text")):
+        with pytest.raises(UserError, match=re.escape(named)):
+            lines("a.jsonl", input="id", target=column).load("held-out")
+    with pytest.raises(UserError, match=r"no column 'answers'.*--target-column answers\.text"):
+        lines("a.jsonl", input="id", target="answers").load("held-out")
+    assert pairs("a.jsonl", input="id", target="answers.text.0")[3] == ("3", "a3")
+    (elsewhere / "b.jsonl").write_text('{"text": "### Human: Hi ### Assistant: Hello"}\n' * 10)
+    with pytest.raises(UserError, match="split the texts into two columns, or into the messages of chats") as error:
+        lines("b.jsonl").load("held-out")
+    assert "--input-column" not in str(error.value)
 
 
 def test_dotted_columns_reach_into_nested_ones(elsewhere: Path) -> None:
@@ -205,7 +233,7 @@ def test_all_bad_rows_of_all_files_are_found_at_once(elsewhere: Path) -> None:
     (elsewhere / "b.jsonl").write_text(json_lines() + '{"input": "x", "target": []}\n')
     with pytest.raises(UserError) as error:
         lines("a.jsonl", test="b.jsonl").load("held-out")
-    assert "5 of 65 rows of a.jsonl cannot be used: a.jsonl:31: not valid JSON" in str(error.value)
+    assert "5 of 65 rows of a.jsonl and b.jsonl cannot be used: a.jsonl:31: not valid JSON" in str(error.value)
     assert "and 2 more rows have this problem; a.jsonl:34: no key 'target'" in str(error.value)
     assert "b.jsonl:31: the target is a list, not text" in str(error.value)
     assert "\n" not in str(error.value)

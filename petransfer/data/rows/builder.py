@@ -54,7 +54,10 @@ class RowBuilder:
         self._digest = hashlib.sha256()
         self._targets: Counter[str] = Counter()
         self._categories: Counter[str] = Counter()
-        self._bad, self._rows = BadRows(), 0
+        self._bad = BadRows()
+        # by name of a source: the number of its rows, and whether one of them cannot be used
+        self._rows: Counter[str] = Counter()
+        self._with_bad: dict[str, None] = {}
         self._hidden: Counter[str] = Counter()
         # for each name of a split other than train, dev and test: the number of its rows, which are not used
         self._left_out: Counter[str] = Counter()
@@ -80,7 +83,8 @@ class RowBuilder:
                     again = sources[part] in list(sources.values())[: list(sources).index(part)]
                     self._read(part, sources[part], writer, again)
         if self._bad and self._options.bad_rows == "refuse":
-            raise UserError(self._bad.refusal(self._rows, self._options.train) + self._hidden_advice())
+            rows = sum(self._rows[name] for name in self._with_bad)
+            raise UserError(self._bad.refusal(rows, " and ".join(self._with_bad)) + self._hidden_advice())
         codes = self._codes(cuts)
         sizes = self._write_positions(codes)
         self._check_parts(sizes, sources)
@@ -121,6 +125,7 @@ class RowBuilder:
                 found = list(self._examples(part, record, columns))
             except BadRow as problem:
                 bad.add(f"{source.name}:{record.line}", problem)
+                self._with_bad.setdefault(source.name)
                 index += 1
                 continue
             for code, hashed, texts in found:
@@ -129,7 +134,7 @@ class RowBuilder:
                     self._count(code, hashed, texts)
                 index += 1
             self._hidden[part] += _is_hidden(record.values, columns)
-        self._rows += 0 if again else rows
+        self._rows[source.name] += 0 if again else rows
         self._read_as += () if again else columns.notes.lines(source.name, columns.system)
         if part != "train" and rows and self._hidden[part] == rows:
             raise UserError(f"{source.name}: {HIDDEN_LABEL} in every {part} row{_name_another(part)}")

@@ -30,6 +30,7 @@ class ChatNotes:
     Args:
         untrained: For each field such as `weight`, the number of answers that it excludes from training.
         calls: Number of answers that call tools.
+        greetings: Number of chats that begin with a message of the assistant.
         thoughts: For each field such as `reasoning_content`, the number of trained answers with it.
         own_system: Number of chats with a system message that differs from the column's text.
         without_effect: Fields of messages that do not change which answers are trained.
@@ -39,6 +40,7 @@ class ChatNotes:
 
     untrained: dict[str, int] = field(default_factory=dict)
     calls: int = 0
+    greetings: int = 0
     thoughts: dict[str, int] = field(default_factory=dict)
     own_system: int = 0
     without_effect: dict[str, None] = field(default_factory=dict)
@@ -58,6 +60,9 @@ class ChatNotes:
         if self.calls:
             answers = count(self.calls, "answer")
             yield f"{name}: {answers} that call tools are context and not targets"
+        if self.greetings:
+            chats = count(self.greetings, "chat")
+            yield f"{name}: {chats} that begin with the assistant: this first message is context and not a target"
         for key, number in self.thoughts.items():
             yield (
                 f"warning: {name}: the field '{key}' of {count(number, 'answer')} is not trained; to train it, write "

@@ -36,7 +36,7 @@ def chat_turns(
         completion: Further messages. If given, only answers in these messages are yielded.
 
     Raises:
-        BadRow: The value is not a valid chat, begins with the assistant, or has no trained answer.
+        BadRow: The value is not a valid chat, or has no trained answer.
     """
     messages = read_messages(value)
     from_here = 0
@@ -54,11 +54,12 @@ def chat_turns(
     answers = [at for at in spoken if not messages[at].get("tool_calls")]
     if not answers:
         raise BadRow(_ONLY_CALLS if spoken else "the chat has no answer of the assistant")
-    if answers[0] == 0:
+    if answers == [0]:
         raise BadRow("the chat begins with the assistant; a message of the user or system must come before")
+    notes.greetings += answers[0] == 0
     trained = [is_trained(message, notes) for message in messages]
     notes.calls += len(spoken) - len(answers)
-    targets = [at for at in answers if trained[at] and at >= from_here]
+    targets = [at for at in answers if trained[at] and at >= max(from_here, 1)]
     if not targets:
         raise BadRow("no answer of the assistant is a target: each has weight 0, train false or the like")
     for at in targets:

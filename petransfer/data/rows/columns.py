@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from petransfer.data.rows.options import RowOptions
 from petransfer.data.rows.reading import column_names, read
 from petransfer.data.rows.records import Record, Required, as_text, has_column, missing_column, value_of
 from petransfer.data.rows.source import Source
+from petransfer.data.rows.text_lines import first_bytes, is_utf8
 from petransfer.data.templates import fields_of, render
 
 NO_CATEGORY = "(none)"
@@ -90,9 +92,10 @@ class ColumnChoice:
             for prompt, answer, first in self._turns(values):
                 yield RowTexts(prompt, answer, category, first)
             return
-        texts = {name: as_text(_present(values, name), name if self.template else "input") for name in self.inputs}
+        source_name = "" if self.template else "input"
+        texts = {name: as_text(_present(values, name), source_name or name, name) for name in self.inputs}
         source = render(self.template, texts) if self.template else texts[self.inputs[0]]
-        target = as_text(_present(values, self.target), "target")
+        target = as_text(_present(values, self.target), "target", self.target)
         for name, text in (("input", source), ("target", target)):
             if not text.strip():
                 raise BadRow(f"the {name} is empty")
@@ -187,12 +190,25 @@ def reading_notes(options: RowOptions, source: Source, columns: ColumnChoice) ->
     if source.format in ("csv", "tsv"):
         dialect = detect(source, required_columns(options), options.columns_are_named)
         found += unusual(source, dialect)
+    found += _encoding_note(source)
     if columns.messages:
         chats = [name for name in (columns.messages, columns.completion) if name]
         found.append(chat_columns_note(source.name, chats, columns.system, columns.tools, columns.others))
     elif columns.inputs == ("prompt",) and not options.columns_are_named:
         found.append(f"{source.name}: inputs are in the column 'prompt', targets in 'completion'")
     return found
+
+
+def _encoding_note(source: Source) -> list[str]:
+    """Return a warning if the user named another encoding for a file that is UTF-8."""
+    if not source.encoding or source.path is None or codecs.lookup(source.encoding).name in ("utf-8", "utf-8-sig"):
+        return []
+    if not is_utf8(first_bytes(source)):
+        return []
+    return [
+        f"warning: {source.name} is UTF-8, but is read as {source.encoding}, the value of the option encoding, which "
+        "gives wrong letters; leave the option out. If another file needs it, save that file as UTF-8"
+    ]
 
 
 def read_records(options: RowOptions, source: Source, columns: ColumnChoice) -> Iterator[Record]:

@@ -93,6 +93,12 @@ def missing_column(name: str, required: Required, found: Sequence[str]) -> UserE
     exist = ", ".join(_shown(str(each)[:30]) for each in list(found)[:20]) or "no columns"
     columns = " and ".join(f"'{column}'" for column in missing)
     problem = f"{name} has no column{'s' if len(missing) > 1 else ''} {columns} (it has: {exist})"
+    if len(found) == 1 and len(required) > 1:
+        return MissingColumn(
+            problem,
+            "a row needs an input and a target: split the texts into two columns, or into the messages of chats as in "
+            '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}',
+        )
     values = {option: _value(column, option, found) for column, option in missing.items()}
     flags = " ".join(f"{_FLAGS[option]} {value}" for option, value in values.items() if option in _FLAGS)
     sets = " ".join(f"--set task.options.{option}={value}" for option, value in values.items())
@@ -101,8 +107,10 @@ def missing_column(name: str, required: Required, found: Sequence[str]) -> UserE
 
 
 def _value(column: str, option: str, found: Sequence[str]) -> str:
-    """Return the value of an option for a missing column: a column that looks alike, or a placeholder."""
-    alike = next((str(each) for each in found if look(str(each)) == look(column)), None)
+    """Return the value of an option for a missing column: a column that looks alike or is inside, or COLUMN."""
+    names = [str(each) for each in found]
+    alike = next((name for name in names if look(name) == look(column)), None)
+    alike = alike or next((name for name in names if name.startswith(f"{column}.")), None)
     return "'{COLUMN}'" if option == "template" else "COLUMN" if alike is None else _in_shell(alike)
 
 
@@ -125,8 +133,12 @@ def _shown(name: str) -> str:
     return name if name == name.strip() else f"'{name}'"
 
 
-def as_text(value: Any, name: str) -> str:
+def as_text(value: Any, name: str, column: str = "") -> str:
     """Return a value as text. Numbers and booleans are written as in JSON.
+
+    Args:
+        name: Name of the value in messages.
+        column: Name of the value's column, if it differs.
 
     Raises:
         BadRow: The value is missing (None or NaN), infinite, or a list or dictionary.
@@ -141,4 +153,9 @@ def as_text(value: Any, name: str) -> str:
         return str(value).lower()
     if isinstance(value, int | float):
         return str(value)
+    column = column or name
+    if isinstance(value, list) and value:
+        raise BadRow(f"the {name} is a list, not text; '{column}.0' names its first item")
+    if isinstance(value, Mapping) and value:
+        raise BadRow(f"the {name} is an object, not text; '{column}.{next(iter(value))}' names a value in it")
     raise BadRow(f"the {name} is a {type(value).__name__}, not text")

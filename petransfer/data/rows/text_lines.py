@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from petransfer.data.bad_rows import BadRow
+from petransfer.data.bad_rows import NOT_UTF8, BadRow
 from petransfer.data.rows.source import Source, zip_member
 from petransfer.errors import UserError, reason_of
 
@@ -69,6 +69,17 @@ def decoded(sample: bytes) -> str:
     return sample[mark:].decode(encoding, "replace")
 
 
+def is_utf8(sample: bytes) -> bool:
+    """Return whether the first bytes of a file are UTF-8 with other characters than ASCII."""
+    if sample.isascii():
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(sample)  # the sample can end inside of a character
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def open_text(source: Source) -> Iterator[IO[str]]:
     """Open the source's file as text, without its byte order mark."""
@@ -86,7 +97,12 @@ def open_text(source: Source) -> Iterator[IO[str]]:
             with io.TextIOWrapper(file, encoding, errors, newline=end) as text:
                 yield text
     except UnicodeError as error:  # some encodings raise no UnicodeDecodeError
-        encoding, reason = getattr(error, "encoding", source.encoding), getattr(error, "reason", error)
+        encoding, reason = source.encoding or getattr(error, "encoding", ""), getattr(error, "reason", error)
+        if source.encoding and is_utf8(sample):
+            raise UserError(
+                f"{source.name} is UTF-8 and not {encoding}; leave the option encoding out, and if another file needs "
+                "it, save that file as UTF-8"
+            ) from None
         raise UserError(
             f"{source.name} is not {encoding} ({reason}); save it as UTF-8, or name its encoding with "
             "--set task.options.encoding=NAME"
@@ -150,6 +166,7 @@ def _checked(number: int, text: str) -> Line:
         try:
             raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            problem = BadRow("not UTF-8", f"at byte {error.start}; save the file as UTF-8")
+            advice = "save the file as UTF-8, or name its encoding as in --set task.options.encoding=cp1252"
+            problem = BadRow(NOT_UTF8, f"at byte {error.start}; {advice}")
             return Line(number, raw.decode("utf-8", "replace"), problem)
     return Line(number, text)
