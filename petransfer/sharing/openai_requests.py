@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +13,24 @@ from petransfer.data.bad_rows import BadRow
 from petransfer.data.rows.chat_rows import Message, chat_prompt, read_messages
 from petransfer.sharing.request_batches import Model, Prompts
 
-# The largest size of a request in bytes, number of prompts in a request, and number of generated tokens per prompt.
-BODY, PROMPTS, TOKENS = 2**20, 128, 4096
+# The largest size of a request in bytes, number of prompts in a request, number of generated tokens per prompt, and
+# number of stop texts.
+BODY, PROMPTS, TOKENS, STOPS = 2**20, 128, 4096, 16
 # The default number of generated tokens; enough for most tasks.
 DEFAULT_TOKENS = 512
-# Options of OpenAI's endpoints, each with its allowed values. Other values would ask for more than greedy decoding of
-# one text per prompt.
+# Options of OpenAI's endpoints and of vLLM, each with its allowed values. Other values would ask for more than greedy
+# decoding of one text per prompt.
 _ONLY: dict[str, tuple[Any, ...]] = {
-    "n": (1, None), "best_of": (1, None), "echo": (False, None), "temperature": (0, None), "top_p": (1, None),
-    "suffix": (None, ""), "stop": (None, []), "logit_bias": (None, {}), "presence_penalty": (0, None),
+    "n": (1, None), "best_of": (1, None), "echo": (False, None), "temperature": (0, None),
+    "suffix": (None, ""), "logit_bias": (None, {}), "presence_penalty": (0, None),
     "frequency_penalty": (0, None), "tools": (None, []), "functions": (None, []),
-    "response_format": (None, {"type": "text"}),
+    "tool_choice": (None, "none", "auto"), "function_call": (None, "none", "auto"),
+    "response_format": (None, {"type": "text"}), "modalities": (None, ["text"]),
+    "repetition_penalty": (1, None), "min_tokens": (0, None), "ignore_eos": (False, None),
+    "use_beam_search": (False, None), "stop_token_ids": (None, []), "bad_words": (None, []),
+    "guided_json": (None,), "guided_regex": (None,), "guided_choice": (None, []), "guided_grammar": (None,),
+    "structured_outputs": (None,), "chat_template": (None,), "chat_template_kwargs": (None, {}),
+    "continue_final_message": (False, None),
 }  # fmt: skip
 
 
@@ -61,10 +68,13 @@ async def read_request(request: Request, models: Mapping[str, Model], is_chat: b
         BadRequest: a part of the request is wrong.
     """
     content = await _content(request)
-    for name, allowed in _ONLY.items():
+    # The most likely token is in each nucleus, so that top_p changes no greedy text. Without a temperature, OpenAI's
+    # own server samples, and a client that sets top_p expects this.
+    only = _ONLY if content.get("temperature") == 0 else _ONLY | {"top_p": (1, None)}
+    for name, allowed in only.items():
         if content.get(name) not in allowed:
-            only = json.dumps(allowed[0])
-            raise BadRequest(f"{name} must be {only} or absent: texts are generated greedily, one for a prompt", name)
+            value = json.dumps(allowed[0])
+            raise BadRequest(f"{name} must be {value} or absent: texts are generated greedily, one for a prompt", name)
     if content.get("logprobs") not in ((None, False) if is_chat else (None,)):
         raise BadRequest("logprobs must be absent: this server does not return them", "logprobs")
     name = _model(content, models)
@@ -73,7 +83,7 @@ async def read_request(request: Request, models: Mapping[str, Model], is_chat: b
     options = content.get("stream_options") or {}
     if not isinstance(stream, bool) or not isinstance(options, dict):
         raise BadRequest("stream must be true or false, and stream_options an object", "stream")
-    prompts = Prompts(name, texts, _max_tokens(content), by_template)
+    prompts = Prompts(name, texts, _max_tokens(content), by_template, _stop(content))
     return Asked(prompts, is_chat, stream, options.get("include_usage") is True)
 
 
@@ -92,14 +102,26 @@ async def _content(request: Request) -> dict[str, Any]:
     return content
 
 
+def _stop(content: Mapping[str, Any]) -> tuple[str, ...]:
+    value = content.get("stop")
+    texts = [value] if isinstance(value, str) else value or []
+    if not isinstance(texts, list) or len(texts) > STOPS or not all(isinstance(one, str) and one for one in texts):
+        raise BadRequest(f"stop must be a text or a list of at most {STOPS} texts, and none can be empty", "stop")
+    return tuple(texts)
+
+
 def _model(content: Mapping[str, Any], models: Mapping[str, Model]) -> str:
     name = content.get("model")
     if name is None and len(models) == 1:
         return next(iter(models))
     if not isinstance(name, str) or name not in models:
-        known = ", ".join(models)
-        raise BadRequest(f"there is no model {name!r:.80}; this server has: {known}", "model", 404)
+        raise BadRequest(no_model(name, models), "model", 404)
     return name
+
+
+def no_model(name: Any, models: Iterable[str]) -> str:
+    """Return the message on an unknown model."""
+    return f"there is no model {name!r:.80}; this server has: {', '.join(models)}"
 
 
 def _prompts(content: Mapping[str, Any]) -> list[str]:

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from petransfer.data.chat import quoted_note
@@ -48,12 +48,14 @@ class Prompts:
     model: name of the served model.
     max_tokens: largest number of generated tokens per prompt.
     is_chat: whether each prompt is a JSON list of messages, not a plain text.
+    stop: texts before which a generated text ends.
     """
 
     model: str
     texts: Sequence[str]
     max_tokens: int
     is_chat: bool = False
+    stop: tuple[str, ...] = ()
 
     @property
     def kind(self) -> tuple[str, int, bool]:
@@ -111,7 +113,7 @@ class RequestBatches:
                 raise UserError(f"prompt {at} of {len(jobs):,}: {error}")
             if isinstance(error, BaseException):
                 raise error
-        return [one for one in found if isinstance(one, Generation)]
+        return [_ended(one, request.stop) for one in found if isinstance(one, Generation)]
 
     async def run(self) -> None:
         """Generate texts for waiting prompts until this task is cancelled."""
@@ -166,6 +168,17 @@ class RequestBatches:
                 return [answer for job in jobs for answer in self._answers([job])]
             reason = reason_of(error, 160)
             return [error if isinstance(error, UserError) else RunError(f"generation failed: {reason}")]
+
+
+def before_stop(text: str, stop: Iterable[str]) -> str | None:
+    """Return the part of a text before the first stop text in it. None if there is none."""
+    places = [place for one in stop if (place := text.find(one)) >= 0]
+    return text[: min(places)] if places else None
+
+
+def _ended(found: Generation, stop: tuple[str, ...]) -> Generation:
+    text = before_stop(found.text, stop)
+    return found if text is None else replace(found, text=text, ended=True)
 
 
 def _to_jobs(jobs: Sequence[_Job]) -> OnText:

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from petransfer.errors import RunError, UserError
 from petransfer.json_lines import json_line
 from petransfer.sharing.openai_answers import Answer, error_content
-from petransfer.sharing.openai_requests import Asked, BadRequest, read_request
+from petransfer.sharing.openai_requests import Asked, BadRequest, no_model, read_request
 from petransfer.sharing.request_batches import Busy, RequestBatches
 from petransfer.sharing.text_parts import generated_parts
 
@@ -38,8 +38,14 @@ def application(batches: RequestBatches, hosts: Sequence[str] = ("*",)) -> Starl
             batches.close()
 
     async def models(request: Request) -> Response:
-        listed = [{"id": name, "object": "model", "created": 0, "owned_by": "petransfer"} for name in batches.models]
+        listed = [_described(name) for name in batches.models]
         return JSONResponse({"object": "list", "data": listed})
+
+    async def model(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in batches.models:
+            return JSONResponse(error_content(no_model(name, batches.models), 404, "model"), 404)
+        return JSONResponse(_described(name))
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -55,6 +61,7 @@ def application(batches: RequestBatches, hosts: Sequence[str] = ("*",)) -> Starl
             Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
             Route("/v1/models", models),
+            Route("/v1/models/{name:path}", model),
             Route("/health", health),
         ],
         exception_handlers={HTTPException: _http_error, ClientDisconnect: _nobody_there},
@@ -62,6 +69,10 @@ def application(batches: RequestBatches, hosts: Sequence[str] = ("*",)) -> Starl
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
         lifespan=lifespan,
     )
+
+
+def _described(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "petransfer"}
 
 
 async def _answer(request: Request, batches: RequestBatches, is_chat: bool) -> Response:

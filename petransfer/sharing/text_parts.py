@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from petransfer.evaluation.generation import Generation
-from petransfer.sharing.request_batches import Prompts, RequestBatches
+from petransfer.sharing.request_batches import Prompts, RequestBatches, before_stop
 
 Part = tuple[int, str, list[Generation] | None]
 """The index of a prompt, the next piece of its text, and in the last part the whole texts."""
@@ -29,7 +29,7 @@ async def generated_parts(batches: RequestBatches, prompts: Prompts) -> AsyncGen
     try:
         while (event := await queue.get()) is not None:
             at, text = event
-            if (more := _new(text, sent[at])) is not None:
+            if (more := _new(text, sent[at], prompts.stop)) is not None:
                 sent[at] += more
                 yield at, more, None
         found = await task
@@ -41,8 +41,16 @@ async def generated_parts(batches: RequestBatches, prompts: Prompts) -> AsyncGen
         task.cancel()
 
 
-def _new(text: str, sent: str) -> str | None:
+def _new(text: str, sent: str, stop: Sequence[str] = ()) -> str | None:
     """Return the next part of a text, after the part `sent`. None if there is nothing to send yet."""
-    # The next token can change spaces at the end, and characters whose bytes are not complete.
-    certain = text.rstrip("\ufffd").rstrip()
+    certain = before_stop(text, stop)
+    if certain is None:
+        # The next token can change spaces at the end, and characters whose bytes are not complete.
+        certain = _without_start_of(stop, text.rstrip("\ufffd").rstrip())
     return certain.removeprefix(sent) if certain.startswith(sent) and certain != sent else None
+
+
+def _without_start_of(stop: Sequence[str], text: str) -> str:
+    """Return a text without an end that can be the beginning of a stop text."""
+    held = (count for one in stop for count in range(len(one) - 1, 0, -1) if text.endswith(one[:count]))
+    return text[: len(text) - max(held, default=0)]

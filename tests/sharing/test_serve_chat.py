@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -99,6 +100,26 @@ def test_200_concurrent_requests_of_four_kinds_are_answered_alike(chat_server: s
     assert found == alone * 50
 
 
+def test_a_text_ends_before_a_stop_text(chat_server: str) -> None:
+    asked = {"messages": MESSAGES, "max_tokens": 3 * TOKENS, "temperature": 0, "top_p": 0.9}
+    whole = post(chat_server, asked, CHAT)[1]["choices"][0]["message"]["content"]
+    plain = re.sub("\ufffd+", " ", whole).split()
+    stop = next(part for part in plain if len(part) > 1 and whole.index(part) > 3)
+    expected = whole[: whole.index(stop)]
+    # `stop + "..."` begins like a stop text and is no end
+    for given in (stop, [stop], ["not there", stop, stop + "..."]):
+        choice = post(chat_server, asked | {"stop": given}, CHAT)[1]["choices"][0]
+        assert (choice["message"]["content"], choice["finish_reason"]) == (expected, "stop")
+        parts = events(chat_server, asked | {"stop": given}, CHAT)
+        assert "".join(part["choices"][0]["delta"].get("content", "") for part in parts) == expected
+        assert parts[-1]["choices"][0]["finish_reason"] == "stop"
+    parts = events(chat_server, asked | {"stop": [whole + "!", "not there"]}, CHAT)
+    assert "".join(part["choices"][0]["delta"].get("content", "") for part in parts) == whole
+    text = post(chat_server, {"prompt": "Hi", "max_tokens": TOKENS})[1]["choices"][0]["text"]
+    cut = post(chat_server, {"prompt": ["Hi"], "max_tokens": TOKENS, "stop": text[:1]})[1]
+    assert cut["choices"][0] == {"index": 0, "text": "", "logprobs": None, "finish_reason": "stop"}
+
+
 def test_bad_chats_are_refused_in_one_line(chat_server: str) -> None:
     cases: list[tuple[Any, str]] = [
         ({}, "the messages are missing"),
@@ -110,6 +131,11 @@ def test_bad_chats_are_refused_in_one_line(chat_server: str) -> None:
         ({"messages": [*MESSAGES, {"role": "assistant", "content": "Hello"}]}, "the last message must be of the user"),
         ({"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools must be null or absent"),
         ({"messages": MESSAGES, "logprobs": True}, "logprobs must be absent"),
+        ({"messages": MESSAGES, "stop": [""]}, "stop must be a text or a list"),
+        ({"messages": MESSAGES, "top_p": 0.9}, "top_p must be 1 or absent"),
+        ({"messages": MESSAGES, "repetition_penalty": 1.2}, "repetition_penalty must be 1 or absent"),
+        ({"messages": MESSAGES, "guided_choice": ["a", "b"]}, "guided_choice must be null or absent"),
+        ({"messages": MESSAGES, "chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs must be"),
         ({"messages": MESSAGES, "stream": True, "n": 2}, "n must be 1 or absent"),
         ({"messages": [{"role": "user", "content": "a" * 600}], "stream": True}, "the model has 512 positions"),
     ]
@@ -140,6 +166,9 @@ def test_the_openai_client_works(chat_server: str) -> None:
     openai = pytest.importorskip("openai")
     client = openai.OpenAI(base_url=f"{chat_server}/v1", api_key="none")
     name = client.models.list().data[0].id
+    assert client.models.retrieve(name).id == name
+    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt/4'; this server has"):
+        client.models.retrieve("gpt/4")
     chat = client.chat.completions.create(model=name, messages=MESSAGES, max_tokens=TOKENS)
     parts = client.chat.completions.create(model=name, messages=MESSAGES, max_tokens=TOKENS, stream=True)
     joined = "".join(part.choices[0].delta.content or "" for part in parts)
