@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import mmap
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +39,44 @@ def weight_files(checkpoint: CheckpointSpec, commit: str | None) -> dict[str, Pa
             parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             return {part: _file(checkpoint, commit, part) for part in parts}
     return {}
+
+
+# Tensors that old files have and that transformers computes itself, so that it does not save them again.
+_COMPUTED = re.compile(r"(inv_freq|attn\.bias|attn\.masked_bias|attention\.bias|position_ids)$")
+
+
+def tensors_sha256(checkpoint: CheckpointSpec, commit: str | None) -> str | None:
+    """Return a sha256 over the values of a checkpoint's tensors. None for files in another format than safetensors.
+
+    Names of tensors and their division among files do not matter. A tensor that is stored twice counts once.
+    """
+    files = list(weight_files(checkpoint, commit).values())
+    found: set[str] = set()
+    for path in files:
+        if path is None or path.suffix != ".safetensors":
+            return None
+        found |= _tensor_hashes(path, path.stat().st_mtime_ns)
+    return _sha256("".join(sorted(found))) if found else None
+
+
+@functools.cache
+def _tensor_hashes(path: Path, modified_ns: int) -> frozenset[str]:
+    """Return a hash of the shape and the values of each tensor in a safetensors file."""
+    found = set()
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        memoryview(content) as view,
+    ):
+        start = 8 + int.from_bytes(content[:8], "little")
+        for name, entry in json.loads(content[8:start]).items():
+            if name != "__metadata__" and not _COMPUTED.search(name):
+                first, end = entry["data_offsets"]
+                digest = hashlib.sha256(json.dumps(entry["shape"]).encode())
+                with view[start + first : start + end] as values:
+                    digest.update(values)
+                found.add(digest.hexdigest())
+    return frozenset(found)
 
 
 def is_on_hub(checkpoint: CheckpointSpec) -> bool:

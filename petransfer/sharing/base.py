@@ -14,7 +14,7 @@ import torch
 from petransfer.errors import UserError, shortened
 from petransfer.methods import weights_bits
 from petransfer.models.configuration_record import configuration_record, differing_fields
-from petransfer.models.hashes import is_on_hub, tokenizer_hashes, weight_hashes
+from petransfer.models.hashes import is_on_hub, tensors_sha256, tokenizer_hashes, weight_hashes
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec, is_embedded
 from petransfer.models.special_tokens import untrained_layout
@@ -23,6 +23,9 @@ from petransfer.sharing.bundle import Bundle
 from petransfer.user_paths import expanded
 
 _log = logging.getLogger(__name__)
+
+
+TENSORS = "its tensors have other values"
 
 
 @dataclass(frozen=True)
@@ -192,9 +195,9 @@ def refuse_other_base(base: Base, loaded: Loaded, where: Where) -> None:
         )
     if not (base.commit and loaded.commit == base.commit) and not where.any_base and where.revision is None:
         if other := differing_weights(base, loaded):
+            hint = "" if TENSORS in other else ", which is right if its tensors have the same values"
             raise UserError(
-                f"{name} is not the base that the adapter was trained on: {other}; --any-base uses it, which is "
-                "right if its tensors have the same values"
+                f"{name} is not the base that the adapter was trained on: {other}; --any-base uses it{hint}"
             )
         if changed := changed_configuration(base, loaded):
             raise UserError(
@@ -231,7 +234,10 @@ def changed_configuration(base: Base, loaded: Loaded) -> str | None:
 
 
 def differing_weights(base: Base, loaded: Loaded) -> str | None:
-    """Return a text about the first weight file that changed since training. None if nothing changed."""
+    """Return a text about the first weight file that changed since training. None if no tensor changed.
+
+    The tensors are compared if the files differ, because the same tensors can be saved in other files.
+    """
     expected = base.trained_on.get("weights_sha256") or {}
     if not expected:
         return None
@@ -239,6 +245,12 @@ def differing_weights(base: Base, loaded: Loaded) -> str | None:
     other = next((file for file in {**expected, **found} if expected.get(file) != found.get(file)), None)
     if other is None:
         return None
+    tensors = base.trained_on.get("tensors_sha256")
+    now = tensors_sha256(base.checkpoint, loaded.commit) if tensors else None
+    if now is not None and now == tensors:
+        return None
+    if now is not None and expected.keys() != found.keys():
+        return f"{TENSORS} (their sha256 is {now[:12]}..., not {str(tensors)[:12]}...)"
     if expected.keys() != found.keys():
         gone = ", ".join(sorted(expected.keys() - found.keys())) or "the same"
         new = ", ".join(sorted(found.keys() - expected.keys())) or "some are missing"
@@ -246,4 +258,5 @@ def differing_weights(base: Base, loaded: Loaded) -> str | None:
             "its weight files have other names, so their values were not compared "
             f"(in training: {shortened(gone, 100)}; now: {shortened(new, 100)})"
         )
-    return f"{other} has the sha256 {str(found.get(other))[:12]}..., not {str(expected.get(other))[:12]}..."
+    compared = f", and {TENSORS}" if now is not None else ""
+    return f"{other} has the sha256 {str(found.get(other))[:12]}..., not {str(expected.get(other))[:12]}...{compared}"

@@ -36,6 +36,7 @@ class _Base(_Strict):
     commit: Commit | None
     configuration: _Configuration | None = None  # missing in files of older versions
     weights_sha256: dict[str, Sha256]
+    tensors_sha256: Sha256 | None = None  # missing in files of older versions
     tokenizer_sha256: Sha256
     # missing in files of older versions, None for a tokenizer without this part
     sentencepiece_sha256: Sha256 | None = None

@@ -12,7 +12,7 @@ from petransfer.data.chat import chat_layout
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import Evaluation
 from petransfer.evaluation.one_pass import Scored
-from petransfer.models.hashes import tokenizer_sha256
+from petransfer.models.hashes import tokenizer_sha256, weight_hashes
 from petransfer.models.loading import Loaded
 from petransfer.models.quantization import inventory
 from petransfer.plurals import count
@@ -193,6 +193,8 @@ def _base(bundle: Bundle, base: Base, loaded: Loaded) -> Iterator[Check]:
     other, expected = differing_weights(base, loaded), kept.get("weights_sha256") or {}
     if other:
         yield Check("base", False, f"{name} is not the base that it was trained on, {made}: {other}")
+    elif expected and weight_hashes(base.checkpoint, loaded.commit) != expected:
+        yield Check("base", True, f"{name}: its tensors have the values that it was trained on, saved in other files")
     elif expected:
         yield Check("base", True, f"{name}: {len(expected)} weight files have the sha256 that it was trained on")
     else:
