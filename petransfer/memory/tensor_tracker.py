@@ -12,6 +12,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from petransfer.memory.meta_outputs import call_on_meta
+
 # The allocator rounds each size up to a multiple of so many bytes. On a GPU it is CUDA's caching allocator
 # (c10/cuda/CUDACachingAllocator).
 BLOCK = {"cuda": 512, "cpu": 64}
@@ -42,7 +44,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # code reads the value of a tensor, for example to find padding; meta tensors have no values
         if func is torch.ops.aten._local_scalar_dense.default:
             return False
-        out = func(*args, **(kwargs or {}))
+        out = call_on_meta(func, args, kwargs or {})
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
                 self.count(leaf, self.tag(leaf))
