@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -74,7 +75,7 @@ def render_chat(text: str, prefix: str, tokenizer: PreTrainedTokenizerBase, chat
     messages = _with_prefix(messages, prefix)
     if chat == "plain":
         return "".join(f"{message['role']}: {message['content']}\n" for message in messages) + "assistant:"
-    return _by_template(messages, tools, tokenizer)
+    return by_template(messages, tools, tokenizer)
 
 
 def tools_note(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, chat: str) -> str | None:
@@ -91,7 +92,7 @@ def tools_note(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, chat: s
     if chat == "plain":
         return "warning: the tools of the chats are left out, because the chats are written as plain text"
     try:
-        if _by_template(messages, tools, tokenizer) != _by_template(messages, [], tokenizer):
+        if by_template(messages, tools, tokenizer) != by_template(messages, [], tokenizer):
             return None
     except BadRow:  # `encode_split` reports it
         return None
@@ -128,14 +129,44 @@ def quoted_note(rows: int, total: int, tokens: Iterable[str]) -> list[str]:
     ]
 
 
-def _by_template(
-    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase
+def by_template(
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    is_finished: bool = False,
 ) -> str:
+    """Return messages as text, written by the tokenizer's chat template.
+
+    Args:
+        is_finished: Whether the last message is the answer. False: the text is a prompt, up to the beginning of the
+            answer.
+
+    Raises:
+        BadRow: The template refuses the messages.
+    """
     given: dict[str, Any] = {"tools": list(tools)} if tools else {}
+
+    def write(asked: Sequence[Mapping[str, Any]]) -> str:
+        return str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=not is_finished, **given))
+
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **given))
+        return write(messages)
     except Exception as error:  # a template can raise any error
-        raise BadRow("the chat template refuses the messages", reason_of(error, 80)) from None
+        reason = reason_of(error, 80)
+    try:
+        return write([_with_arguments_as_text(message) for message in messages])
+    except Exception:
+        raise BadRow("the chat template refuses the messages", reason) from None
+
+
+def _with_arguments_as_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a message whose calls have their arguments as JSON text: some templates expect that."""
+    calls = [dict(call) for call in message.get("tool_calls") or ()]
+    for call in calls:
+        function = call.get("function")
+        if isinstance(function, Mapping) and not isinstance(function.get("arguments"), str):
+            call["function"] = {**function, "arguments": json.dumps(function.get("arguments"), ensure_ascii=False)}
+    return {**message, "tool_calls": calls} if calls else message
 
 
 def prompt_of(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -11,6 +11,7 @@ from typing import Any, overload
 
 from transformers import PreTrainedTokenizerBase
 
+from petransfer.data.answers import UntrainedCall, ignored_thought, text_answer_or_same, text_answers, without
 from petransfer.data.bad_rows import BadRow, BadRows
 from petransfer.data.chat import quoted_note, quoted_special_tokens, render_chat, tools_note
 from petransfer.data.encoding import (
@@ -23,9 +24,11 @@ from petransfer.data.encoding import (
     encode_examples,
     input_text,
 )
+from petransfer.data.rows.chat_notes import thoughts_notes
 from petransfer.data.task import PARTS, Example, SplitData
 from petransfer.data.thoughts import tag_counts, tag_notes
 from petransfer.errors import UserError
+from petransfer.plurals import count
 
 # If a part on disk has more examples than this, its token ids are not kept in memory. They are encoded at every access.
 KEPT = 20_000
@@ -79,6 +82,7 @@ class EncodedPart:
         inputs_checked: Number of inputs that were checked for lost characters.
         quoting: Number of chats whose messages contain special tokens as text.
         quoted: These special tokens.
+        thoughts: For each field with thoughts, the number of answers where the chat template does not write it.
         tags: Number of answers that begin with a thought's tag or do not close it; see `tag_counts`.
     """
 
@@ -90,6 +94,7 @@ class EncodedPart:
     inputs_checked: int = 0
     quoting: int = 0
     quoted: set[str] = field(default_factory=set)
+    thoughts: Counter[str] = field(default_factory=Counter)
     tags: Counter[str] = field(default_factory=Counter)
 
 
@@ -131,25 +136,31 @@ def encode_split(
             examples are checked.
     """
     found: dict[str, EncodedPart] = {}
-    bad = BadRows()
+    bad, calls = BadRows(), BadRows()
     for part in parts:
         used = used_in_training if part == "train" and not skip_bad_rows else None
         found[part] = encode_part(getattr(data, part), prefix, tokenizer, layout, too_long, used)
         for position, problem in found[part].bad:
-            bad.add(data.row_name(part, getattr(data, part)[position].index) if bad.is_new(problem) else "", problem)
+            kind = calls if isinstance(problem, UntrainedCall) else bad
+            kind.add(data.row_name(part, getattr(data, part)[position].index) if kind.is_new(problem) else "", problem)
     if bad and not skip_bad_rows:
         rows = sum(len(getattr(data, part)) for part in parts)
         advice = "; --add-tokens adds characters to the tokenizer" if bad.has(LOST) or bad.has(CHANGED) else ""
         raise UserError(bad.refusal(rows, f"the data (tokenizer: {tokenizer.name_or_path})") + advice)
     for part in parts:
         if not len(found[part].examples):
-            raise UserError(f"no {part} row can be used: {bad.summary()}; correct the rows, or give others")
+            why = "; ".join(kind.summary() for kind in (bad, calls) if kind)
+            raise UserError(f"no {part} row can be used: {why}; correct the rows, or give others")
     kept: Mapping[str, Any] = {part: found[part].examples for part in parts}
     encoded = {part: found[part].encoded for part in parts}
     notes = ([bad.note()] if bad else []) + [note for part in parts for note in _changed(part, found[part])]
     total = sum(len(part.examples) for part in found.values())
     quoted = (token for part in found.values() for token in part.quoted)
     notes += quoted_note(sum(part.quoting for part in found.values()), total, quoted)
+    if calls:
+        notes.append(f"{count(calls.count, 'answer')} that call tools are context and not targets: {calls.summary()}")
+    thoughts = sum((part.thoughts for part in found.values()), Counter[str]())
+    notes += [f"warning: {note}" for note in thoughts_notes(thoughts)]
     notes += tag_notes(sum((part.tags for part in found.values()), Counter()), total)
     notes += _tools_note(found[parts[0]].examples, tokenizer)
     token_ids = found["train"].token_ids if "train" in found else set()
@@ -173,10 +184,13 @@ def encode_part(
     """
     keep = len(examples) <= KEPT or isinstance(examples, tuple | list)
     positions = range(len(examples)) if keep or used is None else used()
-    part = EncodedPart(examples, [], set())
+    part, given = EncodedPart(examples, [], set()), examples
+    examples = text_answers(examples, tokenizer, layout)
     kept: list[Encoded] = []
     for chunk in _chunks(positions):
-        rows = [examples[at] for at in chunk]
+        read = [given[at] for at in chunk]
+        rows = [text_answer_or_same(row, tokenizer, layout) for row in read]
+        part.thoughts.update(filter(None, map(ignored_thought, read, rows)))
         for at, encoded in zip(chunk, encode_checked(rows, prefix, tokenizer, layout), strict=True):
             problem = encoded if isinstance(encoded, BadRow) else too_long(encoded)
             if problem:
@@ -194,19 +208,9 @@ def encode_part(
         if part.inputs_checked < _INPUTS_CHECKED:
             part.changed_inputs.update(_lost_in_inputs(rows, prefix, tokenizer))
             part.inputs_checked += len(rows)
-    part.examples = _without(examples, [at for at, _ in part.bad])
+    part.examples = without(examples, [at for at, _ in part.bad])
     part.encoded = kept if keep else LazilyEncoded(part.examples, prefix, tokenizer, layout)
     return part
-
-
-def _without(examples: Sequence[Example], positions: Sequence[int]) -> Sequence[Example]:
-    if not positions:
-        return examples
-    if hasattr(examples, "without"):  # `StoredRows`, which stay on disk
-        rows: Sequence[Example] = examples.without(positions)
-        return rows
-    left_out = set(positions)
-    return tuple(example for at, example in enumerate(examples) if at not in left_out)
 
 
 def _lost_in_inputs(examples: Sequence[Example], prefix: str, tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:

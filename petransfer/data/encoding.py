@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from petransfer.data.answers import text_answer
 from petransfer.data.bad_rows import BadRow, visible
 from petransfer.data.chat import render_chat
 from petransfer.data.layout import Layout, special_tokens
@@ -89,6 +90,7 @@ def encode_examples(
     examples: Sequence[Example], prefix: str, tokenizer: PreTrainedTokenizerBase, layout: Layout
 ) -> list[Encoded]:
     """Return the token ids of examples, with `prefix` before each input."""
+    examples = [text_answer(example, tokenizer, layout) for example in examples]
     inputs = [input_text(example, prefix, tokenizer) for example in examples]
     sources = encode_inputs(inputs, tokenizer, layout, _is_rendered(examples))
     refuse_without_tokens(inputs, sources)
@@ -103,9 +105,11 @@ def encode_checked(
     found: list[Encoded | BadRow] = []
     inputs: list[str] = []
     problems: dict[int, BadRow] = {}
-    for at, example in enumerate(examples):
+    examples = list(examples)
+    for at, given in enumerate(examples):
         try:
-            inputs.append(input_text(example, prefix, tokenizer))
+            examples[at] = text_answer(given, tokenizer, layout)
+            inputs.append(input_text(examples[at], prefix, tokenizer))
         except BadRow as refused:
             inputs.append("")
             problems[at] = refused

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from petransfer.data.answers import text_answers, without_untrained_calls
 from petransfer.data.encoding import Encoded, input_text
 from petransfer.data.task import Example
 from petransfer.evaluation.predictor import Predictor
@@ -40,6 +41,8 @@ def compare_gguf(predictor: Predictor, examples: Sequence[Example], file: Path) 
         UserError: llama-cpp-python is not installed, the file cannot be loaded, or an example cannot be encoded.
     """
     predictor = for_examples(predictor, examples, "the file", "the model")
+    form = (predictor.loaded.tokenizer, predictor.loaded.layout)
+    examples = text_answers(without_untrained_calls(examples, *form), *form)
     encoded = encoded_rows(examples, predictor, "the file")
     longest = max(len(one.input_ids) + len(one.target_ids) for one in encoded)
     losses, gguf_losses, agree, same = [], [], [], []

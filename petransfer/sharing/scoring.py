@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.data import Example
+from petransfer.data.answers import text_answers, without_untrained_calls
 from petransfer.data.encoding import encodable, encode_examples
 from petransfer.errors import RunError, UserError
 from petransfer.evaluation.exact_match import Evaluation, evaluate
@@ -198,9 +199,12 @@ def _scores(
                 raise UserError(f"no row of {data.name} can be scored; give other rows with --data FILE")
         predictor = for_examples(plain, examples, data.name, label)
         loaded = predictor.loaded
+        if not rows:
+            examples = without_untrained_calls(examples, loaded.tokenizer, loaded.layout)
         encoded = encoded_rows(examples, predictor, data.name)
-        found = evaluate(model, loaded, examples, encoded, by_generation=request.by_generation)
-        targets = [example.target for example in examples]
+        texts = text_answers(examples, loaded.tokenizer, loaded.layout)
+        found = evaluate(model, loaded, texts, encoded, by_generation=request.by_generation)
+        targets = [example.target for example in texts]
         now = [row.correct for row in found.scored]
         right = right or now
         scores = Scores(

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from petransfer.data import Example
+from petransfer.data.answers import text_answers, without_untrained_calls
 from petransfer.data.bad_rows import BadRow, BadRows
 from petransfer.data.encoded_examples import encode_part
 from petransfer.data.encoding import Encoded, encode_checked
@@ -29,7 +30,7 @@ def leaves_out_rows(bundle: Bundle | None) -> bool:
 def usable_rows(
     examples: Sequence[Example], bundle: Bundle, model: torch.nn.Module, loaded: Loaded
 ) -> Sequence[Example]:
-    """Return the examples of an adapter's own task without those that its run left out.
+    """Return the examples of an adapter's own task with answers as text, without those that its run left out.
 
     Args:
         examples: one part of the data that the adapter was trained on.
@@ -37,7 +38,8 @@ def usable_rows(
         loaded: the base, with the layout of the adapter's examples.
     """
     if not leaves_out_rows(bundle):
-        return examples
+        form = (loaded.tokenizer, loaded.layout)
+        return text_answers(without_untrained_calls(examples, *form), *form)
     most = int(options_of(bundle).get("max_length", 0))
     too_long = length_check(loaded.model.config, loaded.model.name_or_path, most, virtual_tokens(model))
     return encode_part(examples, bundle.prefix(), loaded.tokenizer, loaded.layout, too_long).examples

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.data.bad_rows import BadRow, BadRows, visible
-from petransfer.data.rows.chat_rows import readable_input
+from petransfer.data.rows.chat_rows import is_whole_message, readable_answer, readable_input
 from petransfer.data.rows.columns import ColumnChoice, RowTexts, choose_columns, has_value, read_records, reading_notes
 from petransfer.data.rows.folds import fold_codes, scored_positions
 from petransfer.data.rows.held_out import MOST_DEV, overlaps, partition, several_targets
@@ -89,7 +89,8 @@ class RowBuilder:
         sizes = self._write_positions(codes)
         self._check_parts(sizes, sources)
         self._check_categories()
-        few = len(self._targets) <= LABELS and sizes["train"] >= ROWS_PER_LABEL * len(self._targets)
+        are_texts = not any(map(is_whole_message, self._targets))
+        few = are_texts and len(self._targets) <= LABELS and sizes["train"] >= ROWS_PER_LABEL * len(self._targets)
         return {
             "sha256": self._digest.hexdigest(),
             "sizes": sizes,
@@ -205,7 +206,7 @@ class RowBuilder:
         yield from dict.fromkeys(self._read_as)
         if self._first:
             first = readable_input(self._first.input, only_last=True)
-            yield f"first row: input {visible(first)}, target {visible(self._first.target)}"
+            yield f"first row: input {visible(first)}, target {visible(readable_answer(self._first.target))}"
         if self._bad:
             yield self._bad.note()
         if self._left_out:

@@ -19,8 +19,8 @@ _NOT_TRAINED = {
 }
 _WORDS = {"true": 1, "false": 0, "1": 1, "0": 0}
 # Other fields of messages that are given to the chat template and need no note.
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-_USUAL = {"role", "content", "name", "tool_calls", "tool_call_id", *_THOUGHTS}
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_USUAL = {"role", "content", "name", "tool_calls", "tool_call_id", *THOUGHTS}
 
 
 @dataclass
@@ -31,7 +31,7 @@ class ChatNotes:
         untrained: For each field such as `weight`, the number of answers that it excludes from training.
         calls: Number of answers that call tools.
         greetings: Number of chats that begin with a message of the assistant.
-        thoughts: For each field such as `reasoning_content`, the number of trained answers with it.
+        thoughts: For each field such as `reasoning_content`, the number of trained answers that lose it.
         own_system: Number of chats with a system message that differs from the column's text.
         without_effect: Fields of messages that do not change which answers are trained.
         other_weights: Whether a weight is neither 0 nor 1.
@@ -49,7 +49,7 @@ class ChatNotes:
 
     def count_thoughts(self, message: Mapping[str, Any]) -> None:
         """Count the fields with a thought in a trained answer."""
-        for key in _THOUGHTS:
+        for key in THOUGHTS:
             if message.get(key):
                 self.thoughts[key] = self.thoughts.get(key, 0) + 1
 
@@ -63,11 +63,8 @@ class ChatNotes:
         if self.greetings:
             chats = count(self.greetings, "chat")
             yield f"{name}: {chats} that begin with the assistant: this first message is context and not a target"
-        for key, number in self.thoughts.items():
-            yield (
-                f"warning: {name}: the field '{key}' of {count(number, 'answer')} is not trained; to train it, write "
-                "it into the content as the chat template does, for example as <think>THOUGHT</think>ANSWER"
-            )
+        for note in thoughts_notes(self.thoughts):
+            yield f"warning: {name}: {note}"
         if self.own_system:
             chats = count(self.own_system, "chat")
             yield f"warning: {name}: {chats} keep a system message of their own instead of '{system_column}'"
@@ -83,6 +80,19 @@ class ChatNotes:
                 f"warning: {name}: these fields of messages do not change which answers are trained; only the chat "
                 f"template gets them: {shown}"
             )
+
+
+def thoughts_notes(thoughts: Mapping[str, int]) -> Iterator[str]:
+    """Yield a note for each field with thoughts, such as `reasoning_content`, that is not trained.
+
+    Args:
+        thoughts: For each field, the number of answers with it.
+    """
+    for key, number in thoughts.items():
+        yield (
+            f"the field '{key}' of {count(number, 'answer')} is not trained, because the chat is not written with it; "
+            "to train it, write it into the content, for example as <think>THOUGHT</think>ANSWER"
+        )
 
 
 def is_trained(message: Mapping[str, Any], notes: ChatNotes) -> bool:
@@ -104,7 +114,7 @@ def is_trained(message: Mapping[str, Any], notes: ChatNotes) -> bool:
         asks = number != _NOT_TRAINED[key]
         if message["role"] != "assistant":
             notes.asked_of_others |= asks and _NOT_TRAINED[key] == 0
-        elif not asks and trained and message["content"]:
+        elif not asks and trained and (message["content"] or message.get("tool_calls")):
             trained = False
             notes.untrained[key] = notes.untrained.get(key, 0) + 1
     return trained

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from petransfer.data.bad_rows import BadRow
-from petransfer.data.rows.chat_notes import ChatNotes, is_trained, read_tools
+from petransfer.data.rows.chat_notes import THOUGHTS, ChatNotes, is_trained, read_tools
 
 ROLES = ("system", "user", "assistant", "tool")
 COLUMNS = ("messages", "conversations")
@@ -15,18 +15,25 @@ COLUMNS = ("messages", "conversations")
 _KEYS = (("role", "content"), ("from", "value"))
 _OTHER_NAMES = {"human": "user", "gpt": "assistant", "function": "tool", "observation": "tool", "developer": "system"}
 _ONLY_CALLS = (
-    "every answer of the assistant calls tools, and calls are not trained; to train them, write each call as text in "
-    "the content of its message, without the field for calls"
+    "every answer of the assistant calls tools, and chats that are written as plain text have no form for calls; leave "
+    "chat=plain out, or write each call as text in the content of its message, without the field for calls"
 )
 Message = dict[str, Any]
+# Fields of an answer that only the chat template can write.
+_WRITTEN_WHOLE = ("tool_calls", *THOUGHTS)
 
 
 def chat_turns(
-    value: Any, notes: ChatNotes, system: str = "", tools: Any = None, completion: Any = None
+    value: Any,
+    notes: ChatNotes,
+    system: str = "",
+    tools: Any = None,
+    completion: Any = None,
+    is_plain: bool = False,
 ) -> Iterator[tuple[str, str, str]]:
     """Yield (prompt, answer, first message of the user) for each trained answer of the assistant in a chat.
 
-    A message that calls tools is not an answer. See `chat_prompt` for the format of a prompt.
+    See `chat_prompt` for the format of a prompt, and `is_whole_message` for answers that call tools.
 
     Args:
         value: List of messages, or its JSON text.
@@ -34,6 +41,7 @@ def chat_turns(
         system: Content of a system message that is added at the beginning. Empty: none is added.
         tools: Descriptions of the tools that the assistant can call.
         completion: Further messages. If given, only answers in these messages are yielded.
+        is_plain: Whether the chats are written as plain text. A message that calls tools is then not an answer.
 
     Raises:
         BadRow: The value is not a valid chat, or has no trained answer.
@@ -50,8 +58,8 @@ def chat_turns(
     given = read_tools(tools)
     first = next((message["content"] for message in messages if message["role"] == "user"), "")
     spoken = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
-    # the text before a call of a tool does not end the turn, so it cannot be trained as an answer
-    answers = [at for at in spoken if not messages[at].get("tool_calls")]
+    # the text before a call of a tool does not end the turn, so alone it cannot be trained as an answer
+    answers = [at for at in spoken if not (is_plain and messages[at].get("tool_calls"))]
     if not answers:
         raise BadRow(_ONLY_CALLS if spoken else "the chat has no answer of the assistant")
     if answers == [0]:
@@ -63,8 +71,29 @@ def chat_turns(
     if not targets:
         raise BadRow("no answer of the assistant is a target: each has weight 0, train false or the like")
     for at in targets:
-        notes.count_thoughts(messages[at])
-        yield chat_prompt(messages[:at], given), messages[at]["content"], first
+        if is_plain:
+            notes.count_thoughts(messages[at])
+        yield chat_prompt(messages[:at], given), _answer(messages[at], is_plain), first
+
+
+def _answer(message: Message, is_plain: bool) -> str:
+    if is_plain or not any(message.get(key) for key in _WRITTEN_WHOLE):
+        return str(message["content"])
+    return chat_prompt([message])[1:-1]
+
+
+def is_whole_message(target: str) -> bool:
+    """Return whether an answer is a whole message as JSON, because it has more than content: calls of tools, a thought.
+
+    `petransfer.data.answers` writes it as text with the chat template.
+    """
+    if not target.startswith('{"role": "assistant", '):
+        return False
+    try:
+        message = json.loads(target)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(message, dict) and any(message.get(key) for key in _WRITTEN_WHOLE) and "content" in message
 
 
 def chat_prompt(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -114,6 +143,15 @@ def read_messages(value: Any) -> list[Message]:
     return [_message(each) for each in value]
 
 
+def readable_answer(target: str) -> str:
+    """Return an answer for display: of a whole message the thought, the content and the calls, else the text itself."""
+    if not is_whole_message(target):
+        return target
+    message = json.loads(target)
+    calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in message.get("tool_calls") or ()]
+    return " ".join(filter(None, (*(str(message.get(key) or "") for key in THOUGHTS), message["content"], *calls)))
+
+
 def readable_input(text: str, only_last: bool = False) -> str:
     """Return an input for display: a chat as `role: content` lines, any other text unchanged.
 
@@ -147,6 +185,8 @@ def _message(value: Any) -> Message:
         role, content, others = "assistant", None, others | {"tool_calls": _calls(content)}
     elif role == "assistant" and others.get("function_call") and not others.get("tool_calls"):
         others["tool_calls"] = _calls(others.pop("function_call"))  # the older name of OpenAI
+    if role == "assistant" and others.get("tool_calls"):
+        others["tool_calls"] = _with_read_arguments(others["tool_calls"])
     if role not in ROLES:
         raise BadRow(f"unknown role '{role[:20]}' in a message (known: {', '.join(ROLES)})")
     text = _content(content)
@@ -166,6 +206,33 @@ def _calls(value: Any) -> list[dict[str, Any]]:
     if not calls or not all(isinstance(call, Mapping) and "name" in call for call in calls):
         raise BadRow("a call of a function is no object with name and arguments")
     return [{"type": "function", "function": dict(call)} for call in calls]
+
+
+def _with_read_arguments(calls: Any) -> Any:
+    """Return calls of tools whose arguments are objects, as chat templates take them, where they are JSON text."""
+    if isinstance(calls, str):
+        try:
+            calls = json.loads(calls)
+        except (ValueError, RecursionError):
+            raise BadRow("the calls of tools are text and not a JSON list") from None
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+        raise BadRow("the calls of tools are not a list of objects")
+    return [_with_read_argument(call) for call in calls]
+
+
+def _with_read_argument(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call.get("function", call)
+    given = function.get("arguments") if isinstance(function, Mapping) else None
+    if not isinstance(given, str):
+        return dict(call)
+    try:
+        arguments = json.loads(given)
+    except (ValueError, RecursionError):
+        return dict(call)
+    if not isinstance(arguments, dict):
+        return dict(call)
+    read = {**function, "arguments": arguments}
+    return {**call, "function": read} if "function" in call else read
 
 
 def _content(value: Any) -> str:

@@ -56,6 +56,7 @@ class ColumnChoice:
         others: Columns that are not read, if the rows are chats.
         chat: Whether an example's input is a JSON list of messages.
         has_all_keys: Whether the format gives every message the keys of all messages.
+        is_plain: Whether chats are written as plain text, without the chat template.
         notes: Collects what the user should know about the chats.
     """
 
@@ -71,6 +72,7 @@ class ColumnChoice:
     others: tuple[str, ...] = ()
     chat: bool = False
     has_all_keys: bool = False
+    is_plain: bool = False
     notes: ChatNotes = field(default_factory=ChatNotes, compare=False)
 
     @property
@@ -110,7 +112,7 @@ class ColumnChoice:
         if self.has_all_keys:
             chat, completion, tools = (without_nulls(each) for each in (chat, completion, tools))
         yield from chat_turns(
-            chat, self.notes, "" if system is None else as_text(system, self.system), tools, completion
+            chat, self.notes, "" if system is None else as_text(system, self.system), tools, completion, self.is_plain
         )
 
 
@@ -135,23 +137,29 @@ def choose_columns(options: RowOptions, source: Source) -> ColumnChoice:
     if not options.columns_are_named and not any(has_column(names, name) for name in ("input", "target")):
         chats = [name for name in CHAT_COLUMNS if name in names]
         if chats:
-            return _chat_columns(source, names, category, chats[0])
+            return _chat_columns(options, source, names, category, chats[0])
         if "prompt" in names and "completion" in names:
             texts = ColumnChoice(("prompt",), target="completion", category=category, chat=options.chat != "auto")
             first = next(read_records(options, source, texts), None)
             if first and isinstance(first.values.get("prompt"), list):
-                return _chat_columns(source, names, category, "prompt", completion="completion")
+                return _chat_columns(options, source, names, category, "prompt", completion="completion")
             return texts
     if names and any(not has_column(names, name) for name in required):
         raise missing_column(source.name, required, names)
     if options.messages:
-        return _chat_columns(source, names, category, options.messages, split)
+        return _chat_columns(options, source, names, category, options.messages, split)
     inputs = fields_of(options.template, options.input)
     return ColumnChoice(inputs, options.template, options.target, category, split, chat=options.chat != "auto")
 
 
 def _chat_columns(
-    source: Source, names: Sequence[str], category: str, messages: str, split: str = "", completion: str = ""
+    options: RowOptions,
+    source: Source,
+    names: Sequence[str],
+    category: str,
+    messages: str,
+    split: str = "",
+    completion: str = "",
 ) -> ColumnChoice:
     system = next((name for name in SYSTEM_COLUMNS if name in names), "")
     tools = next((name for name in TOOL_COLUMNS if name in names), "")
@@ -167,6 +175,7 @@ def _chat_columns(
         others=tuple(name for name in names if name not in known and not has_column([name], messages)),
         chat=True,
         has_all_keys=source.format in ("parquet", "arrow", "dataset"),
+        is_plain=options.chat == "plain",
     )
 
 

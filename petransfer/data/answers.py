@@ -1,0 +1,139 @@
+"""Write the answers of chats that call tools, or that have a thought in a field, as text with the chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, overload
+
+from transformers import PreTrainedTokenizerBase
+
+from petransfer.data.bad_rows import BadRow
+from petransfer.data.chat import by_template, prompt_of
+from petransfer.data.layout import Layout, special_tokens
+from petransfer.data.rows.chat_notes import THOUGHTS
+from petransfer.data.rows.chat_rows import is_whole_message
+from petransfer.data.task import Example
+
+
+class UntrainedCall(BadRow):
+    """Why an answer that calls tools cannot be a target. Its example is left out."""
+
+
+class TextAnswers(Sequence[Example]):
+    """Examples on disk whose answers are written as text at each access (see `text_answer_or_same`)."""
+
+    def __init__(self, examples: Any, tokenizer: PreTrainedTokenizerBase, layout: Layout) -> None:
+        self._examples, self._tokenizer, self._layout = examples, tokenizer, layout
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    @overload
+    def __getitem__(self, at: int) -> Example: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[Example, ...]: ...
+    def __getitem__(self, at: int | slice) -> Example | tuple[Example, ...]:
+        if isinstance(at, slice):
+            return tuple(self[one] for one in range(*at.indices(len(self))))
+        return text_answer_or_same(self._examples[at], self._tokenizer, self._layout)
+
+    def without(self, positions: Sequence[int]) -> TextAnswers:
+        """Return a copy without the examples at these positions."""
+        return TextAnswers(self._examples.without(positions), self._tokenizer, self._layout)
+
+
+def text_answers(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, layout: Layout) -> Sequence[Example]:
+    """Return the examples with their answers as text. Other examples stay as they are."""
+    if not examples or examples[0].chat != "template":
+        return examples
+    if hasattr(examples, "without"):
+        return TextAnswers(examples, tokenizer, layout)
+    return tuple(text_answer_or_same(example, tokenizer, layout) for example in examples)
+
+
+def text_answer(example: Example, tokenizer: PreTrainedTokenizerBase, layout: Layout) -> Example:
+    """Return an example with its answer as the text that the chat template writes after the prompt.
+
+    Raises:
+        UntrainedCall: The template cannot write the calls of the answer as text that ends like other answers.
+        BadRow: The template refuses the prompt.
+    """
+    if example.chat != "template" or not is_whole_message(example.target):
+        return example
+    message: dict[str, Any] = json.loads(example.target)
+    messages, tools = prompt_of(example.input)
+    prompt = by_template(messages, tools, tokenizer)
+    end = str(tokenizer.convert_ids_to_tokens(layout.eos_id))
+
+    def written(answer: dict[str, Any]) -> str | None:
+        whole = by_template([*messages, answer], tools, tokenizer, is_finished=True)
+        text, found, _ = whole.removeprefix(prompt).partition(end)
+        return text if whole.startswith(prompt) and found else None
+
+    if not message.get("tool_calls"):
+        text = written(message)
+        if text is None or _special_tokens_in(text, tokenizer):
+            text = message["content"]
+        return replace(example, target=text)
+    try:
+        text = written(message)
+        without_calls = written({key: value for key, value in message.items() if key != "tool_calls"})
+    except BadRow as refused:
+        raise UntrainedCall(f"{refused.reason} with calls of tools", refused.detail) from None
+    if text is None:
+        raise UntrainedCall("the chat template begins or ends calls of tools in another way than answers")
+    if text == without_calls:
+        raise UntrainedCall("the chat template does not write calls of tools")
+    if special := _special_tokens_in(text, tokenizer):
+        raise UntrainedCall("the chat template writes calls with special tokens, which are not text", special[0])
+    return replace(example, target=text)
+
+
+def text_answer_or_same(example: Example, tokenizer: PreTrainedTokenizerBase, layout: Layout) -> Example:
+    """Return `text_answer`, or the example itself if its answer cannot be written as text."""
+    try:
+        return text_answer(example, tokenizer, layout)
+    except BadRow:
+        return example
+
+
+def without_untrained_calls(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, layout: Layout
+) -> Sequence[Example]:
+    """Return the examples without those whose answers call tools and cannot be targets."""
+    if not examples or examples[0].chat != "template":
+        return examples
+    return without(examples, [at for at, one in enumerate(examples) if _is_untrained_call(one, tokenizer, layout)])
+
+
+def without(examples: Sequence[Example], positions: Sequence[int]) -> Sequence[Example]:
+    """Return the examples without those at these positions."""
+    if not positions:
+        return examples
+    if hasattr(examples, "without"):  # the examples stay on disk
+        rows: Sequence[Example] = examples.without(positions)
+        return rows
+    left_out = set(positions)
+    return tuple(example for at, example in enumerate(examples) if at not in left_out)
+
+
+def ignored_thought(given: Example, written: Example) -> str:
+    """Return the field of an answer whose thought the chat template does not write. Empty without such a field."""
+    if not is_whole_message(given.target):
+        return ""
+    message = json.loads(given.target)
+    return next((key for key in THOUGHTS if message.get(key) and str(message[key]).strip() not in written.target), "")
+
+
+def _special_tokens_in(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    return [token for token in special_tokens(tokenizer).values() if token and token in text]
+
+
+def _is_untrained_call(example: Example, tokenizer: PreTrainedTokenizerBase, layout: Layout) -> bool:
+    try:
+        text_answer(example, tokenizer, layout)
+    except BadRow as problem:
+        return isinstance(problem, UntrainedCall)
+    return False
