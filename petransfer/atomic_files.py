@@ -40,11 +40,12 @@ def replacing(path: Path, several: bool = False) -> Iterator[Path]:
     partial = _own_partial(path) if several else path.with_name(partial_name(path.name))
     _remove(partial)
     try:
-        with library_errors(path):
+        with named_errors(path):
             yield partial
+            if partial.is_file():
+                sync(partial)
         if partial.is_file():
             _refuse_folder(path)
-            sync(partial)
             partial.replace(path)
         else:
             replace_folder(partial, path)
@@ -66,7 +67,7 @@ def creating(path: Path) -> Iterator[Path]:
     """
     partial = _own_partial(path)
     try:
-        with library_errors(path):
+        with named_errors(path):
             yield partial
         try:
             if os.path.lexists(path):
@@ -118,15 +119,19 @@ _ASIDE = ".replaced"
 
 
 @contextlib.contextmanager
-def library_errors(path: Path) -> Iterator[None]:
-    """Turn errors of safetensors and tokenizers about a file of `path` into OSError.
+def named_errors(path: Path) -> Iterator[None]:
+    """Turn errors of writing to `path` into OSError with the name of `path`.
 
-    The two raise exceptions of their own, whose text ends with the number: "No space left on device (os error 28)".
+    safetensors and tokenizers raise exceptions of their own, whose text ends with the number: "No space left on device
+    (os error 28)".
     """
     try:
         yield
-    except OSError:
-        raise
+    except OSError as error:
+        # writing to an open file gives an error without a name, and copying gives the name of the file that is read
+        if error.errno is None or (error.filename is not None and error.filename2 is None):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except Exception as error:
         found = re.search(r"\(os error (\d+)\)", str(error))
         if not found:

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -56,6 +57,24 @@ def test_a_library_error_about_the_disk_becomes_an_os_error(tmp_path: Path, writ
     with pytest.raises(OSError, match="File too large") as raised:
         fill()
     assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(tmp_path / "merged"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("write", [creating, replacing])
+def test_an_error_of_writing_has_the_name_of_the_target(
+    write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # of a write to an open file
+    copied = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "source", None, "target")
+    unread = OSError(errno.EIO, os.strerror(errno.EIO), "source")
+    for error, name in ((full, tmp_path / "merged"), (copied, tmp_path / "merged"), (unread, "source")):
+        with pytest.raises(OSError) as raised, write(tmp_path / "merged"):  # noqa: PT011 - compared below
+            raise error
+        assert (raised.value.errno, raised.value.filename) == (error.errno, str(name))
+    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError) as raised:  # noqa: PT011
+        write_text(tmp_path / "table.csv", "a")
+    assert raised.value.filename == str(tmp_path / "table.csv")
     assert not list(tmp_path.iterdir())
 
 

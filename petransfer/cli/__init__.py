@@ -26,7 +26,11 @@ from petransfer.study.launched_processes import this_place
 
 # Errors about folders that are read-only, full or wrong. A one-line message explains them better than a traceback.
 _CANNOT_WRITE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
-_CANNOT_WRITE_ERRNO = {errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP}
+_CANNOT_WRITE_ERRNO = {
+    errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP,
+    # of disks that fail, and of network file systems
+    errno.EIO, errno.ESTALE, errno.EINVAL, errno.ENOTSUP, errno.ENOLCK, errno.EXDEV, errno.EBUSY, errno.ENODEV,
+}  # fmt: skip
 
 # The verbs that several processes can execute together, if a launcher such as `accelerate launch` starts petransfer.
 # Any other verb is executed by the first process only; the other processes exit.
@@ -116,7 +120,10 @@ def _file_error(error: OSError) -> str:
         return "the current folder was deleted; change to another folder"
     if isinstance(error, _CANNOT_WRITE) or error.errno in _CANNOT_WRITE_ERRNO:
         what = "change its permissions, or " if isinstance(error, PermissionError) else ""
-        return f"{error.filename or 'a file'} cannot be used ({error.strerror}); {what}take another folder or file"
+        place = error.filename or "a file or the output"
+        return f"{place} cannot be used ({error.strerror}); {what}take another folder or file"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "too many files are open; allow more of them, such as with `ulimit -n 4096`"
     return ""
 
 

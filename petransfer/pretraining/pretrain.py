@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
-from petransfer.atomic_files import library_errors
+from petransfer.atomic_files import named_errors
 from petransfer.data.encoding import Layout
 from petransfer.errors import UserError
 from petransfer.pretraining.corpora import Corpus
@@ -276,6 +276,6 @@ def save_checkpoint(
         name: value.detach().to("cpu", torch.bfloat16).contiguous()
         for name, value in model.named_parameters()  # the tied embeddings are saved once, as `shared`
     }
-    with library_errors(folder):
+    with named_errors(folder):
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "pretraining.json").write_text(json.dumps(card, indent=1) + "\n")

@@ -419,7 +419,7 @@ def test_a_damaged_provenance_is_named(
     assert "petransfer.json is damaged" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EIO, errno.ESTALE, errno.EXDEV])
 def test_a_folder_that_cannot_be_written_to_is_one_line(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number), "there/file")
@@ -431,11 +431,21 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(number: int, capsys: pyt
     assert written == f"error: there/file cannot be used ({os.strerror(number)}); take another folder or file\n"
 
 
+def test_too_many_open_files_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "file")
+
+    with pytest.raises(SystemExit) as stop:
+        petransfer.cli.call(fail, [])
+    assert stop.value.code == 2
+    assert "`ulimit -n 4096`" in capsys.readouterr().err
+
+
 def test_other_errors_of_the_system_are_not_hidden() -> None:
     def fail(*_: object, **__: object) -> None:
-        raise OSError(errno.EINVAL, "Invalid argument")
+        raise OSError(errno.ECHILD, "No child processes")
 
-    with pytest.raises(OSError, match="Invalid argument"):
+    with pytest.raises(OSError, match="No child processes"):
         petransfer.cli.call(fail, [])
 
 
