@@ -298,8 +298,11 @@ def _refuse_incomplete(files: Mapping[str, Path], label: str) -> None:
 
 
 def _regular(path: Path) -> Path:
-    if path.is_symlink() or not path.is_file():
-        raise UserError(f"{path} is a link or a special file; an adapter's files are regular files")
+    # links are usual in the hub's cache and with DVC; the files of a zip file cannot be links
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path} is a link to a file that is missing; get the adapter again")
+    if not path.is_file():
+        raise UserError(f"{path} is a special file; an adapter's files are regular files")
     limit = LIMITS[path.name]
     if path.stat().st_size > limit:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes; at most {limit:,} are read")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import stat
 import struct
@@ -475,7 +476,14 @@ def test_a_folder_s_files_are_looked_at_too(packed: Path, here: Path, capsys: py
     assert call("adapter", "pull", str(packed), "--out", "good") == 0
     (here / "good" / WEIGHTS).rename(here / "secret")
     (here / "good" / WEIGHTS).symlink_to(here / "secret")
-    assert "is a link" in refused(capsys, "adapter", "info", "good")
+    assert call("adapter", "info", "good") == 0  # the files in the hub's cache are links
+    assert call("adapter", "pack", "good", "--out", "linked.petransfer.zip") == 0
+    assert zipfile.ZipFile("linked.petransfer.zip").read(WEIGHTS) == (here / "secret").read_bytes()
+    (here / "secret").unlink()
+    assert "is a link to a file that is missing" in refused(capsys, "adapter", "info", "good")
+    (here / "good" / WEIGHTS).unlink()
+    os.mkfifo(here / "good" / WEIGHTS)
+    assert "is a special file" in refused(capsys, "adapter", "info", "good")
     (here / "good" / WEIGHTS).unlink()
     (here / "good" / "adapter_model.bin").write_bytes(evil)
     assert "a pickle, which runs code when it is opened" in refused(capsys, "adapter", "info", "good")
