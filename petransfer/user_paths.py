@@ -36,10 +36,19 @@ def expanded(path: str | Path) -> Path:
         raise UserError(f"{path}: there is no home folder for {home}; write the whole path, from / on") from None
 
 
+def training_around(path: Path) -> Path | None:
+    """Return the folder of the training that contains a file or folder. None if there is none."""
+    return next((one for one in path.parents if (one / "recipe.yaml").is_file()), None)
+
+
 def trainings_in(folder: Path) -> str:
     """Return examples of folders of trainings, such as `such as results/dates-english`, for a message.
 
-    folder: the folder that a user named. The examples are folders inside it, if it holds trainings.
+    folder: the folder or file that a user named. The examples are a folder of a training that contains it, or folders
+        of trainings inside it.
     """
+    around = training_around(folder)
+    if around is not None:
+        return f"here {around}"
     inner = sorted(str(kept.parent) for kept in folder.glob("*/recipe.yaml"))[:3]
     return f"such as {', '.join(inner) or 'results/dates-english'}"

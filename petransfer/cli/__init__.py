@@ -39,6 +39,9 @@ SHARED = ("run", "sweep", "train")
 # Options of every verb, which users can write at any position.
 _ANYWHERE = ("--debug", "--verbose", "--quiet")
 
+# En dash, em dash and other signs that look like the hyphens of an option.
+_LONG_DASHES = tuple("\u2010\u2011\u2012\u2013\u2014\u2015\u2212")
+
 # The base class of the exceptions for wrong options and arguments. Typer exports only this subclass of it.
 _ClickError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
@@ -137,6 +140,9 @@ def _usage_error(error: Any) -> str:
         near = similar_name(error.option_name, options, 0.6)
         error.possibilities = [near] if near else []
     said = " ".join(error.format_message().split()).rstrip(".")
+    dashed = next((argument for argument in sys.argv[1:] if argument.startswith(_LONG_DASHES)), None)
+    if dashed is not None:
+        said += f"; {dashed} begins with a long dash, such as text editors write: options begin with -- (two hyphens)"
     see = "" if context is None else f"see `{context.command_path} --help`"
     return f"error: {said} {see}" if said.endswith("?") else f"error: {said}; {see}".rstrip("; ")
 

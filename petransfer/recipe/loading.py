@@ -176,7 +176,7 @@ def _parse(override: str) -> tuple[list[str], Any]:
     key, sign, text = override.partition("=")
     if not sign or not key.strip("."):
         raise UserError(f"--set {override}: write it as key=value, for example train.steps=500")
-    keys = key.split(".")
+    keys = key.strip().split(".")
     if len(keys) > DEEPEST:
         raise UserError(f"--set {override:.60}: a recipe is not nested {len(keys):,} levels deep")
     try:
@@ -265,7 +265,8 @@ def _message(error: ValidationError, content: dict[str, Any], model: type[BaseMo
         context = first.get("ctx", {})
         place = [*place, _shown_key(context["key"])] if context else place
         key, names = place[-1], context.get("known") or sorted(_keys(place[:-1], model))
-        near = similar_name(key, names, 0.4)
+        inner = _inner_key(key) if len(place) == 1 and model is Recipe else ""
+        near = inner or similar_name(key, names, 0.4)
         hint = f"did you mean '{near}'?" if near else f"known here: {', '.join(names)}"
         return f"unknown key '{'.'.join(place)}': {hint}"
     given = first.get("input")
@@ -303,6 +304,12 @@ def _place(mistake: Any, content: Any) -> list[str]:
     if mistake["type"] == "missing":
         place.append(str(mistake["loc"][-1]))
     return place
+
+
+def _inner_key(key: str) -> str:
+    """Return the place of a key that belongs to a part of a recipe, such as `train.steps`. Empty for other keys."""
+    parts = {"train": TrainPart, "task": TaskPart, "methods.0": MethodPart}
+    return next((f"{name}.{key}" for name, part in parts.items() if key in part.model_fields), "")
 
 
 def _keys(place: list[str], model: type[BaseModel]) -> Iterator[str]:

@@ -35,7 +35,7 @@ from petransfer.sharing.hub import fetch
 from petransfer.sharing.provenance_checks import check_recipe, check_result, spec_in, spec_of_run
 from petransfer.sharing.run_folders import has_model, run_folder
 from petransfer.sharing.safe_reading import Tensors, card_data, read_header, read_json, read_text, read_yaml
-from petransfer.user_paths import expanded, refuse_address, trainings_in
+from petransfer.user_paths import expanded, refuse_address, training_around, trainings_in
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -267,6 +267,8 @@ def _refuse_other_file(path: Path) -> None:
         (path.parent / name).is_file() for name in (CONFIG, "config.json")
     ):
         raise UserError(f"{path} is one file of an adapter or a model; name the folder {path.parent}")
+    if (around := training_around(path)) is not None:
+        raise UserError(f"{path} is one file of a training; name the training's folder, {around}")
     if path.suffix == ".gguf":
         raise UserError(f"{path} is a GGUF file, which llama.cpp runs; name the adapter or the model it was made from")
     if is_file_name(path.name) and path.suffix != ".zip":

@@ -131,10 +131,8 @@ def recipe_file(folder: Path) -> Path:
     if not folder.exists():
         raise UserError(f"there is no folder {folder}; name the folder of a training, such as results/dates-english")
     if not kept.is_file():
-        raise UserError(
-            f"{folder} has no recipe.yaml, so it is no folder of a training or a study; name one, "
-            f"{trainings_in(folder)}"
-        )
+        what = "has no recipe.yaml, so it is no" if folder.is_dir() else "is a file, and not the"
+        raise UserError(f"{folder} {what} folder of a training or a study; name one, {trainings_in(folder)}")
     return kept
 
 

@@ -75,6 +75,7 @@ def test_bad_rows_are_left_out_and_listed(monkeypatch: pytest.MonkeyPatch, capsy
         (["nano/english", "none.tsv"], "no file none.tsv"),
         (["nano/englsh", "a.tsv"], "unknown checkpoint 'nano/englsh'"),
         (["nano/english", "a.tsv", "--method", "lorra"], "unknown method 'lorra'"),
+        (["nano/english", "a.tsv", "--method", "LoRA"], "unknown method 'LoRA': did you mean 'lora'?"),
         (["nano/english", "a.tsv", "--bits", "5"], "methods.0.bits"),
         (["nano/english", "a.tsv", "--steps", "5", "--epochs", "1"], "give one of them"),
         (["nano/english", "a.tsv", "--lr", "20"], "train.learning_rate"),

@@ -52,6 +52,8 @@ def test_ctrl_c_while_the_libraries_are_imported(
         (["prdict"], ("prdict", "predict", "`petransfer --help`")),
         (["train", "x"], ("Missing argument", "`petransfer train --help`")),
         (["adapter", "merge"], ("Missing argument", "`petransfer adapter merge --help`")),
+        (["train", "x", "y", "\u2013-cpu"], ("\u2013-cpu begins with a long dash", "(two hyphens)")),
+        (["train", "x", "y", "—steps", "3"], ("—steps begins with a long dash",)),
         (["train", "x", "y", "--steps", "many"], ("--steps", "valid integer", "`petransfer train --help`")),
     ],
 )

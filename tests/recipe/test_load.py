@@ -165,6 +165,10 @@ def test_effects_are_taken_on_a_metric_which_changes_no_run(
         (["judge_by=chrff"], "judge_by: unknown metric among task.metrics 'chrff': did you mean 'chrf'?"),
         (["judge_by=bleu"], r"'bleu' \(known: chrf, exact_match\)"),
         (["judge_bi=chrf"], "unknown key 'judge_bi': did you mean 'judge_by'"),
+        (["steps=4"], "unknown key 'steps': did you mean 'train.steps'"),
+        (["splits=[right]"], "unknown key 'splits': did you mean 'task.splits'"),
+        (["rank=4"], "unknown key 'rank': did you mean 'methods.0.rank'"),
+        (["train.stepps = 4"], "unknown key 'train.stepps': did you mean 'steps'"),
         (["judge_by=chrf", "task.metrics=[chrff]"], r"task\.metrics"),
     ],
 )

@@ -143,6 +143,8 @@ def test_an_error_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
         ("base/model.safetensors", "name the folder base"),
         ("m.gguf", "a GGUF file"),
         ("rows.csv", "--data"),
+        ("study/recipe.yaml", "one file of a training; name the training's folder, study"),
+        ("study/runs", "name the folder of a training, here study"),
     ],
 )
 def test_names_that_are_nearly_right(
@@ -150,7 +152,8 @@ def test_names_that_are_nearly_right(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
-    for name in ("base/config.json", "base/model.safetensors", "m.gguf", "rows.csv"):
+    (tmp_path / "study" / "runs").mkdir(parents=True)
+    for name in ("base/config.json", "base/model.safetensors", "m.gguf", "rows.csv", "study/recipe.yaml"):
         (tmp_path / name).write_text("{}")
     said = refused(capsys, "predict", place, "to walk", "--cpu")
     assert advice in said
