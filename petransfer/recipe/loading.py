@@ -308,7 +308,7 @@ def _place(mistake: Any, content: Any) -> list[str]:
 
 def _inner_key(key: str) -> str:
     """Return the place of a key that belongs to a part of a recipe, such as `train.steps`. Empty for other keys."""
-    parts = {"train": TrainPart, "task": TaskPart, "methods.0": MethodPart}
+    parts: dict[str, type[BaseModel]] = {"train": TrainPart, "task": TaskPart, "methods.0": MethodPart}
     return next((f"{name}.{key}" for name, part in parts.items() if key in part.model_fields), "")
 
 
