@@ -401,7 +401,8 @@ def test_a_long_list_is_read_in_chunks(elsewhere: Path, monkeypatch: pytest.Monk
 def test_prompt_and_completion_are_taken_where_no_column_was_named(elsewhere: Path) -> None:
     (elsewhere / "a.csv").write_text("id,prompt,completion\n" + "".join(f"{n},p{n},c\n" for n in range(10)))
     assert pairs("a.csv")[2] == ("p2", "c")
-    assert "a.csv: inputs are in the column 'prompt', targets in 'completion'" in lines("a.csv").notes()
+    said = "a.csv: inputs are in the column 'prompt', targets in 'completion'; not read: 'id'"
+    assert said in lines("a.csv").notes()
 
 
 def test_input_and_input_column_are_one_option(elsewhere: Path) -> None:
@@ -479,3 +480,39 @@ def test_texts_for_missing_values_are_warned_about_and_hidden_files_of_a_zip_are
     assert isinstance(task, LinesTask)
     (note,) = [note for note in task.notes() if "missing value" in note]
     assert "'NaN' (3 rows), '#N/A' (3 rows)" in note
+
+
+def test_columns_that_are_not_read_are_named(elsewhere: Path) -> None:
+    rows = [
+        {"instruction": f"do {n}", "input": f"text {n}", "output": "c", "meta": {"a": 1, "b": 2}} for n in range(10)
+    ]
+    (elsewhere / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"--template '{instruction} {input}' --target-column output"):
+        pairs("a.jsonl")
+    # the input without the instruction is only half of it
+    notes = lines("a.jsonl", target_column="output").notes()
+    assert "a.jsonl: not read: 'instruction', 'meta.a', 'meta.b'" in notes
+    (warned,) = (note for note in notes if "warning" in note)
+    assert "the column 'instruction' is not read; --template '{instruction} {input}'" in warned
+    template = {"template": "{instruction} {input} {meta.a}", "target_column": "output"}
+    assert lines("a.jsonl", **template).notes()[0] == "a.jsonl: not read: 'meta.b'"
+    (elsewhere / "b.jsonl").write_text("".join(json.dumps(row | {"input": ""}) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"the input is empty.*; the column 'instruction' is not read; --template"):
+        pairs("b.jsonl", target_column="output")
+    (elsewhere / "c.csv").write_text("input,target\n" + "".join(f"p{n},c\n" for n in range(10)))
+    assert not [note for note in lines("c.csv").notes() if "not read" in note]
+
+
+@pytest.mark.parametrize(
+    ("columns", "advice"),
+    [
+        ("prompt,chosen,rejected", "--input-column prompt --target-column chosen"),
+        ("chosen,rejected", "--set task.options.messages=chosen"),
+        ("conversation_id,role,content", "each row is one message, and a row must be a whole chat"),
+        ("instruction,context,response", "--template '{instruction} {context}' --target-column response"),
+    ],
+)
+def test_usual_columns_of_other_programs_get_advice_that_works(columns: str, advice: str, elsewhere: Path) -> None:
+    (elsewhere / "a.csv").write_text(f"{columns}\n" + "".join(f"p{n}," * columns.count(",") + "c\n" for n in range(10)))
+    with pytest.raises(UserError, match=re.escape(advice)):
+        pairs("a.csv")

@@ -14,7 +14,15 @@ from typing import Any
 
 from petransfer.data.bad_rows import BadRow, BadRows, visible
 from petransfer.data.rows.chat_rows import is_whole_message, readable_answer, readable_input
-from petransfer.data.rows.columns import ColumnChoice, RowTexts, choose_columns, has_value, read_records, reading_notes
+from petransfer.data.rows.columns import (
+    ColumnChoice,
+    RowTexts,
+    choose_columns,
+    has_value,
+    read_records,
+    reading_notes,
+    unread_instruction,
+)
 from petransfer.data.rows.folds import fold_codes, scored_positions
 from petransfer.data.rows.held_out import MOST_DEV, overlaps, partition, several_targets
 from petransfer.data.rows.options import RowOptions
@@ -64,6 +72,7 @@ class RowBuilder:
         self._longest = [0, 0]
         self._first: RowTexts | None = None
         self._read_as: list[str] = []
+        self._unread_instruction = ""
         self._chat = False
 
     def build(self, sources: Mapping[str, Source], cuts: Mapping[str, float]) -> dict[str, Any]:
@@ -84,7 +93,7 @@ class RowBuilder:
                     self._read(part, sources[part], writer, again)
         if self._bad and self._options.bad_rows == "refuse":
             rows = sum(self._rows[name] for name in self._with_bad)
-            raise UserError(self._bad.refusal(rows, " and ".join(self._with_bad)) + self._hidden_advice())
+            raise UserError(self._bad.refusal(rows, " and ".join(self._with_bad)) + self._more_advice())
         codes = self._codes(cuts)
         sizes = self._write_positions(codes)
         self._check_parts(sizes, sources)
@@ -117,6 +126,7 @@ class RowBuilder:
         columns = choose_columns(self._options, source)
         self._chat = self._chat or columns.chat
         self._read_as += reading_notes(self._options, source, columns)
+        self._unread_instruction = self._unread_instruction or unread_instruction(columns)
         index = rows = 0
         for record in read_records(self._options, source, columns):
             rows += 1
@@ -189,7 +199,7 @@ class RowBuilder:
                 why = ", and rows with the same input stay in one part" if alike else ""
                 raise UserError(
                     f"{name} leaves no {part} rows (of {total} in all{why}); give more rows, or name files"
-                    f"{left_out}{self._hidden_advice()}"
+                    f"{left_out}{self._more_advice()}"
                 )
 
     def _check_categories(self) -> None:
@@ -229,7 +239,9 @@ class RowBuilder:
                 "these rows if nothing of that kind should be learnt"
             )
 
-    def _hidden_advice(self) -> str:
+    def _more_advice(self) -> str:
+        if self._unread_instruction and self._bad.has("the input is empty"):
+            return f"; {self._unread_instruction}"
         return _name_another("test") if self._bad.has(HIDDEN_LABEL) else ""
 
 

@@ -6,7 +6,7 @@ import codecs
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from petransfer.data.bad_rows import BadRow
@@ -17,7 +17,15 @@ from petransfer.data.rows.content_check import refuse_other_content
 from petransfer.data.rows.delimited import detect, unusual
 from petransfer.data.rows.options import RowOptions
 from petransfer.data.rows.reading import column_names, read
-from petransfer.data.rows.records import Record, Required, as_text, has_column, missing_column, value_of
+from petransfer.data.rows.records import (
+    Record,
+    Required,
+    as_text,
+    has_column,
+    instruction_template,
+    missing_column,
+    value_of,
+)
 from petransfer.data.rows.source import Source
 from petransfer.data.rows.text_lines import first_bytes, is_utf8
 from petransfer.data.templates import fields_of, render
@@ -53,7 +61,7 @@ class ColumnChoice:
         messages: Column with chats. Empty: the rows have inputs and targets.
         completion: Column with the messages that follow those in `messages`. Empty: no such column.
         system, tools: Columns beside `messages` with a system prompt and with descriptions of tools. Empty: none.
-        others: Columns that are not read, if the rows are chats.
+        others: Columns that are not read.
         chat: Whether an example's input is a JSON list of messages.
         has_all_keys: Whether the format gives every message the keys of all messages.
         is_plain: Whether chats are written as plain text, without the chat template.
@@ -143,13 +151,24 @@ def choose_columns(options: RowOptions, source: Source) -> ColumnChoice:
             first = next(read_records(options, source, texts), None)
             if first and isinstance(first.values.get("prompt"), list):
                 return _chat_columns(options, source, names, category, "prompt", completion="completion")
-            return texts
+            return replace(texts, others=_others(names, texts))
     if names and any(not has_column(names, name) for name in required):
         raise missing_column(source.name, required, names)
     if options.messages:
         return _chat_columns(options, source, names, category, options.messages, split)
     inputs = fields_of(options.template, options.input)
-    return ColumnChoice(inputs, options.template, options.target, category, split, chat=options.chat != "auto")
+    found = ColumnChoice(inputs, options.template, options.target, category, split, chat=options.chat != "auto")
+    return replace(found, others=_others(names, found))
+
+
+def _others(names: Sequence[str], columns: ColumnChoice) -> tuple[str, ...]:
+    """Return the columns of plain rows that are not read."""
+    inside = tuple(f"{name}." for name in columns.all)
+    return tuple(
+        name
+        for name in names
+        if not name.startswith(inside) and not any(has_column([name], one) for one in columns.all)
+    )
 
 
 def _chat_columns(
@@ -203,9 +222,22 @@ def reading_notes(options: RowOptions, source: Source, columns: ColumnChoice) ->
     if columns.messages:
         chats = [name for name in (columns.messages, columns.completion) if name]
         found.append(chat_columns_note(source.name, chats, columns.system, columns.tools, columns.others))
-    elif columns.inputs == ("prompt",) and not options.columns_are_named:
-        found.append(f"{source.name}: inputs are in the column 'prompt', targets in 'completion'")
+        return found
+    read = "inputs are in the column 'prompt', targets in 'completion'"
+    notes = [read] if columns.inputs == ("prompt",) and not options.columns_are_named else []
+    notes += [f"not read: {', '.join(map(repr, columns.others[:10]))}"] if columns.others else []
+    found += [f"{source.name}: {'; '.join(notes)}"] if notes else []
+    if advice := unread_instruction(columns):
+        found.append(f"warning: {source.name}: {advice}")
     return found
+
+
+def unread_instruction(columns: ColumnChoice) -> str:
+    """Return the advice for data whose column `instruction` is not read beside `input`. '' for other data."""
+    if columns.inputs != ("input",) or columns.template or "instruction" not in columns.others:
+        return ""
+    template = instruction_template(["instruction", "input"])
+    return f"the column 'instruction' is not read; --template '{template}' puts both columns into the input"
 
 
 def _encoding_note(source: Source) -> list[str]:

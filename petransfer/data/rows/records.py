@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,11 +99,48 @@ def missing_column(name: str, required: Required, found: Sequence[str]) -> UserE
             "a row needs an input and a target: split the texts into two columns, or into the messages of chats as in "
             '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}',
         )
+    if "target_column" in missing.values() and "template" not in required.values():
+        advice = _advice_for_usual(set(map(str, found)))
+        if advice:
+            return MissingColumn(problem, advice)
     values = {option: _value(column, option, found) for column, option in missing.items()}
     flags = " ".join(f"{_FLAGS[option]} {value}" for option, value in values.items() if option in _FLAGS)
     sets = " ".join(f"--set task.options.{option}={value}" for option, value in values.items())
     has_flags = all(option in _FLAGS for option in values)
     return MissingColumn(problem, f"name yours with {f'{flags}, or ' if has_flags else ''}{sets}")
+
+
+def _advice_for_usual(names: set[str]) -> str:
+    """Return the advice for columns of datasets for instructions, preferences or single messages. '' for others."""
+    answer = next((name for name in ("output", "response", "answer") if name in names), None)
+    if "instruction" in names and answer:
+        template = instruction_template(names)
+        return (
+            f"read instructions with --template '{template}' --target-column {answer}, or --set "
+            f"task.options.template='{template}' --set task.options.target_column={answer}"
+        )
+    if {"chosen", "rejected"} <= names:
+        options = (
+            "--input-column prompt --target-column chosen"
+            if "prompt" in names
+            else "--set task.options.messages=chosen"
+        )
+        return f"there is no preference training; train on the chosen answers with {options}"
+    if {"role", "content"} <= names:
+        return (
+            "each row is one message, and a row must be a whole chat, as in "
+            '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}'
+        )
+    return ""
+
+
+def instruction_template(names: Container[str]) -> str:
+    """Return a template for the column `instruction`, and for the column beside it that some instructions are about.
+
+    >>> instruction_template(["instruction", "input", "output"])
+    '{instruction} {input}'
+    """
+    return " ".join(f"{{{name}}}" for name in ("instruction", "input", "context") if name in names)
 
 
 def _value(column: str, option: str, found: Sequence[str]) -> str:
