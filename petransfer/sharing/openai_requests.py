@@ -10,6 +10,8 @@ from typing import Any
 from starlette.requests import Request
 
 from petransfer.data.bad_rows import BadRow
+from petransfer.data.chat import tools_note
+from petransfer.data.rows.chat_notes import read_tools
 from petransfer.data.rows.chat_rows import Message, chat_prompt, read_messages
 from petransfer.sharing.request_batches import Model, Prompts
 
@@ -71,6 +73,8 @@ async def read_request(request: Request, models: Mapping[str, Model], is_chat: b
     # The most likely token is in each nucleus, so that top_p changes no greedy text. Without a temperature, OpenAI's
     # own server samples, and a client that sets top_p expects this.
     only = _ONLY if content.get("temperature") == 0 else _ONLY | {"top_p": (1, None)}
+    if is_chat:  # `_messages` reads the tools
+        only = {name: allowed for name, allowed in only.items() if name != "tools"}
     for name, allowed in only.items():
         if content.get(name) not in allowed:
             value = json.dumps(allowed[0])
@@ -143,11 +147,20 @@ def _messages(content: Mapping[str, Any], model: Model) -> tuple[list[str], bool
         messages = read_messages(value)
     except BadRow as problem:
         raise BadRequest(f"messages: {problem}", "messages") from None
+    try:
+        tools = read_tools(content.get("tools"))
+    except BadRow as problem:
+        raise BadRequest(f"tools: {problem}", "tools") from None
     last = messages[-1]["role"]
     if last not in ("user", "tool"):
         raise BadRequest(f"the last message must be of the user or a tool, and it is of the {last}", "messages")
     if model.chat is not None:
-        return [_prompt_of(messages)], True
+        prompt = _prompt_of(messages, tools)
+        if tools_note([prompt], model.chat.loaded.tokenizer, "template"):
+            raise BadRequest("tools must be absent: the chat template of this model takes no tools", "tools")
+        return [prompt], True
+    if tools:
+        raise BadRequest("tools must be absent: this model was not trained on chats", "tools")
     # A model that was not trained on chats gets the text of the user's only message as a prompt.
     if len(messages) > 1:
         raise BadRequest(
@@ -157,9 +170,9 @@ def _messages(content: Mapping[str, Any], model: Model) -> tuple[list[str], bool
     return [messages[0]["content"]], False
 
 
-def _prompt_of(messages: Sequence[Message]) -> str:
+def _prompt_of(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
     try:
-        return chat_prompt(messages)
+        return chat_prompt(messages, tools)
     except BadRow as problem:
         raise BadRequest(f"messages: {problem}", "messages") from None
 

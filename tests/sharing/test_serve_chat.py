@@ -15,13 +15,19 @@ import pytest
 
 import petransfer
 from petransfer.evaluation.predictor import Predictor
-from tests.chat_models import chat_llama
+from petransfer.sharing.openai_requests import BadRequest, _messages
+from petransfer.sharing.request_batches import Model
+from tests.chat_models import CHATML, chat_llama
 from tests.sharing.conftest import call, refused
 from tests.sharing.test_serve import post, serving
 
 CHAT = "/v1/chat/completions"
 TOKENS = 12
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+
+
+WITH_TOOLS = "{% if tools %}{{ tools | tojson }}\n{% endif %}" + CHATML
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
 
 
 def events(place: str, content: Any, path: str) -> list[dict[str, Any]]:
@@ -38,7 +44,7 @@ def events(place: str, content: Any, path: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return chat_llama(tmp_path_factory.mktemp("chat") / "tiny-chat")
+    return chat_llama(tmp_path_factory.mktemp("chat") / "tiny-chat", WITH_TOOLS)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +67,20 @@ def test_a_chat_is_answered_as_predict_answers(chat_server: str, chat_predictor:
     read = len(chat_predictor.loaded.tokenizer(prompt, add_special_tokens=False)["input_ids"])
     assert answer["usage"]["prompt_tokens"] == read
     assert answer["usage"]["total_tokens"] == read + answer["usage"]["completion_tokens"]
+
+
+def test_tools_are_given_to_the_chat_template(chat_server: str, chat_predictor: Predictor, tmp_path: Path) -> None:
+    (expected,) = chat_predictor.generations([json.dumps({"messages": MESSAGES, "tools": TOOLS})], TOKENS)
+    asked = {"messages": MESSAGES, "max_tokens": TOKENS}
+    plain, answer = (post(chat_server, asked | tools, CHAT)[1] for tools in ({}, {"tools": TOOLS}))
+    assert answer["choices"][0]["message"]["content"] == expected.text
+    assert answer["usage"]["prompt_tokens"] == expected.input_tokens > plain["usage"]["prompt_tokens"]
+    without = petransfer.Adapter.load(chat_llama(tmp_path / "plain"), device="cpu").predictor
+    model = Model(without, chat=replace(without, chat="template"))
+    with pytest.raises(BadRequest, match="the chat template of this model takes no tools"):
+        _messages(asked | {"tools": TOOLS}, model)
+    with pytest.raises(BadRequest, match="was not trained on chats"):
+        _messages({"messages": MESSAGES[1:], "tools": TOOLS}, Model(without, chat=None))
 
 
 def test_a_streamed_chat_has_the_same_text_in_parts(chat_server: str) -> None:
@@ -129,7 +149,8 @@ def test_bad_chats_are_refused_in_one_line(chat_server: str) -> None:
         ({"messages": [{"role": "\ud800", "content": "Hi"}]}, "unknown role '\\ud800'"),
         ({"messages": [{"role": "user", "content": ""}]}, "a message of the user is empty"),
         ({"messages": [*MESSAGES, {"role": "assistant", "content": "Hello"}]}, "the last message must be of the user"),
-        ({"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools must be null or absent"),
+        ({"messages": MESSAGES, "tools": "add"}, "tools: the tools are text and not a JSON list"),
+        ({"messages": MESSAGES, "tools": TOOLS, "tool_choice": "required"}, "tool_choice must be null or absent"),
         ({"messages": MESSAGES, "logprobs": True}, "logprobs must be absent"),
         ({"messages": MESSAGES, "stop": [""]}, "stop must be a text or a list"),
         ({"messages": MESSAGES, "top_p": 0.9}, "top_p must be 1 or absent"),
