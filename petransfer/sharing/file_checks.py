@@ -20,9 +20,11 @@ FORBIDDEN = (
     "layer_replication",
     "tokenizer_kwargs",
     "loftq_config",
-    "eva_config",
     "corda_config",
+    "kasa_config",
 )
+# Keys of adapters that act on a part of the tokens or of several adapters only, so that they cannot be merged.
+FORBIDDEN_UNMERGED = ("alora_invocation_tokens", "arrow_config")
 # The allowed types of the keys that are read. A key may also be missing or None.
 TYPES: dict[str, type | tuple[type, ...]] = {
     "auto_mapping": dict,
@@ -44,8 +46,9 @@ TYPES: dict[str, type | tuple[type, ...]] = {
     "use_rslora": bool,
 }
 DTYPES = ("F32", "F16", "BF16")
-# The allowed values of init_lora_weights: initialisations that do not read the base's weights.
-STARTS = (True, False, "gaussian", "orthogonal")
+# The allowed values of init_lora_weights: initialisations that do not read the base's weights
+# when the adapter is loaded. EVA reads them before training only.
+STARTS = (True, False, "gaussian", "orthogonal", "eva")
 MOST_RANK, MOST_TENSORS = 65_536, 200_000
 _NAME = re.compile(r"[\w.-]{1,512}")
 # Keys that determine the adapter's size. Their values are limited, because peft allocates the memory before it reads a
@@ -62,6 +65,10 @@ EMBEDDINGS = ("shared", "embed_tokens", "lm_head", "wte", "word_embeddings", "em
 
 # Methods of peft, apart from the supported ones, that change no weight of the base.
 _NEVER_MERGED = ("ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "POLY", "P_TUNING", "XLORA")
+_MERGED_BY_PEFT = (
+    "merge it with plain peft (merge_and_unload), save the model and its tokenizer with save_pretrained, and name that "
+    "folder"
+)
 _PREFIX = "base_model.model."
 # What peft writes as target_modules if no layer is adapted.
 _NONE = "dummy-target-modules"
@@ -85,16 +92,9 @@ def _check_config(config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     known = sorted({method.peft_type for method in METHODS.of_package() if method.peft_type})
     if kind not in known:
-        advice = (
-            "use it with plain peft"
-            if str(kind) in _NEVER_MERGED
-            else "merge it with plain peft (merge_and_unload), save the model and its tokenizer with save_pretrained, "
-            "and name that folder"
-        )
+        advice = "use it with plain peft" if str(kind) in _NEVER_MERGED else _MERGED_BY_PEFT
         raise _refused(f"peft_type {str(kind)[:40]!r} is not supported (supported: {', '.join(known)}); {advice}")
-    asked = [key for key in FORBIDDEN if config.get(key)]
-    if asked:
-        raise _refused(f"{asked[0]} is set, which is more than an adapter needs")
+    _refuse_keys(config)
     for key, kinds in TYPES.items():
         if config.get(key) is not None and not isinstance(config[key], kinds):
             raise _refused(f"{key} is {config[key]!r:.40}")
@@ -114,6 +114,15 @@ def _check_config(config: Mapping[str, Any]) -> None:
     if any(str(key).startswith("trust_remote") for key in config):
         raise _refused("it asks for remote code")
     _check_rows(config)
+
+
+def _refuse_keys(config: Mapping[str, Any]) -> None:
+    asked = [key for key in FORBIDDEN if config.get(key)]
+    if asked:
+        raise _refused(f"{asked[0]} is set, which is more than an adapter needs; if you trust it, {_MERGED_BY_PEFT}")
+    unmerged = [key for key in FORBIDDEN_UNMERGED if config.get(key)]
+    if unmerged:
+        raise _refused(f"{unmerged[0]} is set, which petransfer does not support; use it with plain peft")
 
 
 def _check_rows(config: Mapping[str, Any]) -> None:
@@ -183,7 +192,7 @@ def _check_lora_config(config: Mapping[str, Any]) -> None:
     if config.get("init_lora_weights", True) not in STARTS:
         raise _refused(
             f"init_lora_weights is {config['init_lora_weights']!r:.40}, which computes with the base's weights when "
-            "it is loaded; save it as plain LoRA first"
+            f"it is loaded; {_MERGED_BY_PEFT}"
         )
     if config.get("bias", "none") not in ("none", "all", "lora_only"):
         raise _refused(f"bias is {config['bias']!r:.40}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,12 +117,13 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
         whole = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
         raise UserError(f"{bundle.label} cannot be merged: {reason_of(error, 160)}; use it beside its base") from error
+    _restore_unread_embeddings(whole)
     with creating(target) as partial:
         _refuse_changed(_change(before, _logits(whole, loaded, count)), "merging the adapter")
         if separate_head:
             separate_output_head(whole)
         rounded = _rounded(whole, DTYPES[width])
-        _say_untied(rounded)
+        _say_whether_tied(rounded)
         held = _logits(rounded, loaded, count)
         save_model(rounded, partial)
         loaded.tokenizer.save_pretrained(partial)
@@ -158,14 +160,38 @@ def _untie_adapted_head(base: Any) -> None:
         plain[1].weight = torch.nn.Parameter(plain[1].weight.detach().clone(), requires_grad=False)
 
 
-def _say_untied(model: Any) -> None:
-    """Set `tie_word_embeddings` to False for a model with a separate output head."""
+def _restore_unread_embeddings(model: Any) -> None:
+    """Give an encoder-decoder's table `shared` the weights that its encoder and decoder read."""
+    # With modules_to_save=["shared"], peft trains a copy of this table. No part of T5 or BART reads the copy, but
+    # transformers would give the saved copy to the encoder and the decoder.
+    for shared, encoder, decoder in _shared_tables(model):
+        if shared.weight is not encoder.weight and encoder.weight is decoder.weight:
+            shared.weight = encoder.weight
+
+
+def _shared_tables(model: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield the embeddings `shared`, of the encoder and of the decoder of each part that has all three."""
+    for module in model.modules():
+        parts = [getattr(module, name, None) for name in ("encoder", "decoder")]
+        tables = [getattr(module, "shared", None), *(getattr(part, "embed_tokens", None) for part in parts)]
+        if all(isinstance(getattr(table, "weight", None), torch.nn.Parameter) for table in tables):
+            yield tables[0], tables[1], tables[2]
+
+
+def _say_whether_tied(model: Any) -> None:
+    """Set `tie_word_embeddings` to whether the output head shares the weights of the embeddings."""
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     config = model.config.get_text_config(decoder=True)
     # T5's configuration stays unchanged: there, this key would also change how the logits are computed.
-    untied = None not in ends and ends[0].weight is not ends[1].weight
-    if untied and config.tie_word_embeddings and not hasattr(config, "scale_decoder_outputs"):
-        model.config.tie_word_embeddings = config.tie_word_embeddings = False
+    if None in ends or hasattr(config, "scale_decoder_outputs"):
+        return
+    tied = ends[0].weight is ends[1].weight
+    model.config.tie_word_embeddings = config.tie_word_embeddings = tied
+    # Without ties, BART's encoder and decoder do not read the table `shared` either.
+    for shared, *tables in () if tied else _shared_tables(model):
+        for table in tables:
+            if table.weight is shared.weight:
+                table.weight = torch.nn.Parameter(shared.weight.detach().clone(), requires_grad=False)
 
 
 def _rounded(model: Any, dtype: torch.dtype) -> Any:

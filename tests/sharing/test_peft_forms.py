@@ -9,9 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoKrConfig, LoraConfig, PeftModel, get_peft_model
+from peft import EvaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)  # fmt: skip
 
 from petransfer.errors import UserError
 from petransfer.sharing.adapter import Adapter
@@ -34,6 +44,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "patterns of ranks": {
         "target_modules": ["q_proj", "v_proj"], "rank_pattern": {r"(\w+\.)+q_proj": 2}, "alpha_pattern": {"v_proj": 3}
     },
+    "started with EVA": {"target_modules": ["q_proj"], "init_lora_weights": "eva", "eva_config": EvaConfig(rho=1.5)},
 }  # fmt: skip
 
 
@@ -58,10 +69,10 @@ def test_an_adapter_of_plain_peft_is_used_and_merged(form: str, base: Path, tmp_
     torch.manual_seed(0)
     made = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base),
-        LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False, **FORMS[form]),
+        LoraConfig(task_type="CAUSAL_LM", r=4, **{"init_lora_weights": False, **FORMS[form]}),
     )
     for name, value in made.named_parameters():
-        if "modules_to_save" in name:
+        if "modules_to_save" in name or "lora_B" in name:
             value.data += 0.02 * torch.randn(value.shape)
     made.save_pretrained(tmp_path / "adapter")
 
@@ -85,6 +96,66 @@ def test_an_adapter_of_plain_peft_is_used_and_merged(form: str, base: Path, tmp_
 
     rounded = adapter.merge(tmp_path / "rounded", bits=16)
     assert rounded.moved < 0.02
+
+
+ENCODER_DECODERS: dict[str, Any] = {
+    "t5": lambda tokens: T5ForConditionalGeneration(
+        T5Config(vocab_size=tokens, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    ),
+    "bart": lambda tokens: BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=tokens, d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16, decoder_ffn_dim=16,
+            encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=64, pad_token_id=0,
+            bos_token_id=1, eos_token_id=1, decoder_start_token_id=1, forced_eos_token_id=None,
+        )
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("modules", [["shared"], ["lm_head"], ["shared", "lm_head"], ["embed_tokens"]], ids=str)
+@pytest.mark.parametrize("kind", ENCODER_DECODERS)
+def test_tables_and_head_beside_an_adapter_of_an_encoder_decoder_are_merged(
+    kind: str, modules: list[str], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    base = keep(tmp_path / "base", ENCODER_DECODERS[kind])
+    targets = ["q", "v"] if kind == "t5" else ["q_proj", "v_proj"]
+    config = LoraConfig(
+        task_type="SEQ_2_SEQ_LM", r=4, init_lora_weights=False, target_modules=targets, modules_to_save=modules
+    )
+    made = get_peft_model(AutoModelForSeq2SeqLM.from_pretrained(base), config)
+    for name, value in made.named_parameters():
+        if "modules_to_save" in name:
+            value.data += 0.2 * torch.randn(value.shape)
+    made.save_pretrained(tmp_path / "adapter")
+    ids = torch.arange(3, 15)[None]
+    plain = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(base), tmp_path / "adapter").eval()
+    adapter = Adapter.load(tmp_path / "adapter", checkpoint=str(base), device="cpu")
+    assert adapter.merge(tmp_path / "merged", bits=32).moved < 1e-3
+    alone = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    with torch.inference_mode():
+        wanted = plain(input_ids=ids, decoder_input_ids=ids).logits
+        assert torch.allclose(alone(input_ids=ids, decoder_input_ids=ids).logits, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "advice"),
+    [
+        ("init_lora_weights", "pissa", r"merge it with plain peft \(merge_and_unload\)"),
+        ("target_parameters", ["experts"], r"merge it with plain peft \(merge_and_unload\)"),
+        ("alora_invocation_tokens", [5, 6], "use it with plain peft"),
+    ],
+)
+def test_an_adapter_that_is_refused_names_a_way_to_use_it(
+    key: str, value: object, advice: str, base: Path, tmp_path: Path
+) -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(UserError, match=rf"{key} is .*{advice}"):
+        Adapter.load(tmp_path, checkpoint=str(base), device="cpu")
 
 
 def test_a_base_that_the_adapter_names_by_its_folder(base: Path, tmp_path: Path) -> None:

@@ -312,7 +312,7 @@ SAID = {
     "is not supported (supported: ": ("unknown method", "method a list"),
     "more than an adapter needs": ("code imported", "layers copied", "remote code"),
     "auto_mapping would import 'evil'": ("mapping imported",),
-    "save it as plain LoRA first": ("start from the base",),
+    "when it is loaded; merge it with plain peft": ("start from the base",),
     "a rank is a whole number": ("rank of zero", "rank that is none", "rank of a billion"),
     "the rank is 8": ("other rank",),
     "lora_alpha is 'x'": ("alpha that is none",),
