@@ -21,6 +21,7 @@ from petransfer.evaluation.semantic_match import SemanticMatches, compare_meanin
 from petransfer.models.lengths import length_check
 from petransfer.models.loading import Loaded
 from petransfer.models.special_tokens import layout_of
+from petransfer.models.text_part import vocabulary_size
 from petransfer.models.wrappers import base_model_of, evaluating
 from petransfer.python_arguments import list_of, text_pairs
 
@@ -103,7 +104,7 @@ def exact_match(
     pairs = text_pairs(zip(inputs, targets, strict=True))
     rows = [Example(at, *pair, "all") for at, pair in enumerate(pairs)]
     encoded = encode_examples(rows, "", tokenizer, loaded.layout)
-    too_long = length_check(base.config, type(base).__name__, 0)
+    too_long = length_check(base.config, type(base).__name__, 0, vocabulary=vocabulary_size(base.config))
     for at, row in enumerate(encoded, start=1):
         if problem := too_long(row):
             raise UserError(f"example {at} cannot be scored: {problem}; leave it out")

@@ -21,6 +21,8 @@ from petransfer.models.wrappers import base_model_of, evaluating
 # The largest number of attention weights of one head in a batch: examples x tokens x tokens. Longer inputs therefore
 # get smaller batches.
 ATTENTION = 2**24
+# Recurrent models whose texts depend on the other inputs of the batch, or on its padding.
+_ALONE = frozenset({"recurrent_gemma", "rwkv"})
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def generations(
         on_text: called after each generated token with the index of the input and the text so far.
     """
     layout = loaded.layout
+    batch_size = 1 if loaded.model.config.model_type in _ALONE else batch_size
     device = next(model.parameters()).device
     found: dict[int, Generation] = {}
     lengths = [len(row) for row in inputs]

@@ -18,7 +18,7 @@ from petransfer.evaluation.generation import Generation, generations, room, virt
 from petransfer.evaluation.text_stream import OnText
 from petransfer.models.lengths import positions
 from petransfer.models.loading import Loaded
-from petransfer.models.text_part import text_config
+from petransfer.models.text_part import text_config, vocabulary_size
 from petransfer.recipe.values import MOST_NEW_TOKENS
 
 # Inputs of at most this many tokens are never refused for their size.
@@ -114,6 +114,7 @@ class Predictor:
         inputs = [self._input(text, at, place) for at, (text, place) in enumerate(zip(texts, places, strict=True))]
         rows = encode_inputs(inputs, self.loaded.tokenizer, self.loaded.layout, is_rendered=self.chat == "template")
         refuse_without_tokens(inputs, rows)
+        self._refuse_unknown_tokens(rows, places)
         self._refuse_too_long(texts, [len(row) for row in rows], places)
         return rows
 
@@ -124,6 +125,17 @@ class Predictor:
             return input_text(example, self.prefix, self.loaded.tokenizer)
         except BadRow as problem:
             raise UserError(f"{place} cannot be used: {problem}") from None
+
+    def _refuse_unknown_tokens(self, rows: Sequence[Sequence[int]], places: Sequence[str]) -> None:
+        """Refuse inputs with tokens for which the model has no embeddings."""
+        known = vocabulary_size(self.loaded.model.config)
+        for row, place in zip(rows, places, strict=True):
+            if max(row) >= known:
+                token = self.loaded.tokenizer.convert_ids_to_tokens(max(row))
+                raise UserError(
+                    f"{place} has the token {token!r:.40} ({max(row):,}), and the model has embeddings for {known:,} "
+                    "tokens; use the model's own tokenizer, or a model that was resized for this one"
+                )
 
     def _refuse_too_long(self, texts: Sequence[str], lengths: Sequence[int], places: Sequence[str]) -> None:
         """Refuse inputs without a position for a generated token, or whose attention does not fit into memory."""

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from petransfer.data.encoding import Layout
-from petransfer.errors import reason_of
+from petransfer.errors import UserError, reason_of
 from petransfer.memory.advice import Unpredictable
 from petransfer.memory.device_kernels import CardKernels, CpuKernels, multiply_8bit_as_on_cpu
 from petransfer.memory.tensor_tracker import Tracker
@@ -136,10 +136,12 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens:
     # full fine-tuning at 16 bits is predicted as at 32 bits: its weights are in fp32, and its activations count as fp32
     try:
         return _simulate(config, name, demand, own_head, new_tokens)
-    except RuntimeError as error:  # NotImplementedError too: an operation that reads the values of tensors
+    except UserError:
+        raise
+    except Exception as error:  # such as an operation that reads the values of tensors
         raise Unpredictable(
-            f"the memory of {name} ({config.model_type}) cannot be predicted: its code needs values of tensors "
-            f"({reason_of(error, 90)})"
+            f"the memory of {name} ({config.model_type}) cannot be predicted: its code does not run on "
+            f"tensors without values ({reason_of(error, 90)})"
         ) from error
 
 

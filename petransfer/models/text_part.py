@@ -18,6 +18,11 @@ def text_config(config: Any) -> Any:
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
+def vocabulary_size(config: Any) -> int:
+    """Return the number of rows of a model's embeddings."""
+    return int(text_config(config).vocab_size)
+
+
 def is_text(name: str) -> bool:
     """Return whether a name belongs to a module or parameter that processes text."""
     return _OTHER_INPUTS.search(name) is None
@@ -29,7 +34,7 @@ def has_other_inputs(model: torch.nn.Module) -> bool:
 
 
 def text_linear_layers(model: Any) -> list[str]:
-    """Return the names of all linear layers that process text, except the output head."""
+    """Return the names of all linear layers that process text, except the output head and routers of experts."""
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
@@ -37,4 +42,10 @@ def text_linear_layers(model: Any) -> list[str]:
         name
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not head and is_text(name)
+        if not is_router(module)
     ]
+
+
+def is_router(module: torch.nn.Module) -> bool:
+    """Return whether a linear layer selects experts. It returns several tensors, which a layer of peft does not."""
+    return isinstance(module, torch.nn.Linear) and type(module).__name__.endswith("Router")

@@ -17,6 +17,7 @@ from petransfer.evaluation.generation import virtual_tokens
 from petransfer.evaluation.predictor import Predictor
 from petransfer.models.lengths import length_check
 from petransfer.models.loading import Loaded
+from petransfer.models.text_part import vocabulary_size
 from petransfer.plurals import count
 from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.task_data import options_of
@@ -40,8 +41,9 @@ def usable_rows(
     if not leaves_out_rows(bundle):
         form = (loaded.tokenizer, loaded.layout)
         return text_answers(without_untrained_calls(examples, *form), *form)
+    config = loaded.model.config
     most = int(options_of(bundle).get("max_length", 0))
-    too_long = length_check(loaded.model.config, loaded.model.name_or_path, most, virtual_tokens(model))
+    too_long = length_check(config, loaded.model.name_or_path, most, virtual_tokens(model), vocabulary_size(config))
     return encode_part(examples, bundle.prefix(), loaded.tokenizer, loaded.layout, too_long).examples
 
 
@@ -65,7 +67,8 @@ def encoded_rows(examples: Sequence[Example], predictor: Predictor, name: str) -
         UserError: examples cannot be scored. The message counts them by reason.
     """
     loaded = predictor.loaded
-    too_long = length_check(loaded.model.config, "the model", 0, virtual_tokens(predictor.model))
+    config = loaded.model.config
+    too_long = length_check(config, "the model", 0, virtual_tokens(predictor.model), vocabulary_size(config))
     bad, rows = BadRows(), []
     for number, row in enumerate(encode_checked(examples, predictor.prefix, loaded.tokenizer, loaded.layout), start=1):
         problem = row if isinstance(row, BadRow) else too_long(row)

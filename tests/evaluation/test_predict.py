@@ -53,6 +53,18 @@ def test_all_inputs_that_are_too_long_are_counted_and_placed(tiny_gpt2: Path) ->
         ask([long] * 9)
 
 
+def test_a_token_without_an_embedding_is_named(tiny_gpt2: Path) -> None:
+    loaded = load_checkpoint(checkpoint_spec(str(tiny_gpt2)), 32)
+    predictor = Predictor(loaded.model, loaded, "")
+    known = predictor.loaded.model.config.vocab_size
+    predictor.loaded.tokenizer.add_tokens([f"<new{at}>" for at in range(known - len(predictor.loaded.tokenizer) + 1)])
+    last = predictor.loaded.tokenizer.convert_ids_to_tokens(known)
+    with pytest.raises(
+        UserError, match=rf"^input 2 has the token '{last}' \({known:,}\), and the model has embeddings"
+    ):
+        predictor.generations(["walk", f"run {last}"], 2)
+
+
 def test_positions_left_are_those_that_virtual_tokens_leave(tiny_gpt2: Path, tiny_t5: Path) -> None:
     for method, left in ((None, 118), ("prompt", 98), ("prefix", 98)):
         ask = predictor(tiny_gpt2, method)

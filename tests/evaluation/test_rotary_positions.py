@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
+from transformers import (
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
 from petransfer.data.encoding import Encoded
 from petransfer.data.task import Example
@@ -51,6 +59,17 @@ def test_each_text_is_the_one_of_its_input_alone(loaded: Loaded) -> None:
     rows = [tuple(range(5, 5 + length)) for length in (4, 9, 18, 22, 40)]
     alone = [generations(loaded.model, loaded, [row], [12])[0].text for row in reversed(rows)][::-1]
     assert [one.text for one in generations(loaded.model, loaded, rows, [12] * len(rows))] == alone
+
+
+def test_texts_of_a_recurrent_model_are_those_of_each_input_alone(tmp_path: Path) -> None:
+    folder = keep(
+        tmp_path / "base",
+        lambda tokens: RwkvForCausalLM(RwkvConfig(vocab_size=tokens, context_length=64, **SIZES)),
+    )
+    recurrent = load_checkpoint(checkpoint_spec(str(folder)), 32)
+    rows = [tuple(range(5 + length, 5 + 2 * length)) for length in (2, 13, 3, 4, 5)]
+    alone = [generations(recurrent.model, recurrent, [row], [12])[0].text for row in rows]
+    assert [one.text for one in generations(recurrent.model, recurrent, rows, [12] * len(rows))] == alone
 
 
 def test_each_score_is_the_one_of_its_example_alone(loaded: Loaded) -> None:

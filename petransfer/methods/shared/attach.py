@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import logging
 import re
 import warnings
 from collections.abc import Sequence
 
 import torch
 from peft import PeftConfig, get_peft_model
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
 from petransfer.errors import UserError, reason_of, shortened
 from petransfer.methods.shared.compute_dtype import compute_as_in_training
@@ -15,6 +19,8 @@ from petransfer.models.loading import Loaded
 from petransfer.models.text_part import text_linear_layers
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import MethodSpec
+
+_log = logging.getLogger(__name__)
 
 # The value of `target_modules` in adapter_config.json by which peft marks an adapter without target layers.
 NO_LAYER = "dummy-target-modules"
@@ -39,11 +45,35 @@ def attach_adapter(loaded: Loaded, method: MethodSpec, config: PeftConfig, seed:
     try:
         with warnings.catch_warnings():  # peft warns about norm and Conv1D layers, but handles them correctly
             warnings.simplefilter("ignore", UserWarning)
+            _leave_out_experts(config, loaded.model)
             model: torch.nn.Module = get_peft_model(loaded.model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise _refused(loaded.model.config.model_type, layers, method, reason_of(error)) from error
+    if any(".experts." in name and value.dim() == 3 for name, value in loaded.model.named_parameters()):
+        _log_untrained_experts(loaded.model.config.model_type)
     compute_as_in_training(model, method.bits)
     return model
+
+
+def _leave_out_experts(config: PeftConfig, model: torch.nn.Module) -> None:
+    """Remove targets for which peft would adapt the joined weights of experts.
+
+    Raises:
+        ValueError: No other target is left.
+    """
+    found = copy.deepcopy(config)
+    convert_peft_config_for_transformers(found, model, None)
+    if not getattr(found, "target_parameters", None) or config.target_parameters:
+        return
+    if not found.target_modules:
+        raise ValueError("they belong to experts, whose weights are joined in one tensor")
+    config.target_modules = found.target_modules
+
+
+@functools.cache
+def _log_untrained_experts(kind: str) -> None:
+    """Log once per process that a mixture of experts of type `kind` is trained without its experts."""
+    _log.info("the experts of this model (%s) are not trained, only its other layers; --method full trains them", kind)
 
 
 def _refused(kind: str, layers: Sequence[str], method: MethodSpec, reason: str) -> UserError:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from petransfer.errors import UserError
 from petransfer.models.loading import Loaded
-from petransfer.models.text_part import has_other_inputs, text_linear_layers
+from petransfer.models.text_part import has_other_inputs, is_router, text_linear_layers
 from petransfer.recipe.run_spec import MethodSpec
 
 
@@ -27,9 +27,9 @@ def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | N
     asked = method.targets if isinstance(method.targets, str) else list(method.targets)
     if asked == "all-linear" and default is not None:
         asked = list(default)
-    # layers for images or audio are never adapted
-    text_only = has_other_inputs(loaded.model)
-    if not method.layers and not text_only:
+    # layers for images or audio, and routers of experts, are never adapted
+    some_are_left = has_other_inputs(loaded.model) or any(map(is_router, loaded.model.modules()))
+    if not method.layers and not some_are_left:
         return asked
     linear = text_linear_layers(loaded.model)
     if not method.layers:

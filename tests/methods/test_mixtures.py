@@ -1,0 +1,54 @@
+"""Mixtures of experts: the layers beside the experts are trained, and the adapter can be used again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from petransfer.errors import UserError
+from petransfer.memory.step_memory import meta_model
+from petransfer.methods import apply_method
+from petransfer.recipe.run_spec import MethodSpec
+from petransfer.sharing.file_checks import FORBIDDEN
+
+SIZES = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "num_experts_per_tok": 1, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+LORA = MethodSpec("lora", bits=32, rank=2)
+FIELDS: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 2},
+    "qwen3_moe": {"num_experts": 2, "moe_intermediate_size": 16, "head_dim": 16},
+    "phimoe": {"num_local_experts": 2},
+    "llama4_text": {"num_local_experts": 2, "head_dim": 16, "intermediate_size_mlp": 32},
+}
+
+
+def _with_method(kind: str, method: MethodSpec) -> Any:
+    config = AutoConfig.for_model(kind, **SIZES, **FIELDS[kind])
+    return apply_method(meta_model(config, kind, method, own_head=True), method, 0)
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+def test_only_layers_of_which_an_adapter_can_be_used_again_are_trained(kind: str) -> None:
+    model = _with_method(kind, LORA)
+    saved = model.peft_config["default"].to_dict()
+    assert [key for key in FORBIDDEN if saved.get(key)] == []
+    trained = [name for name, value in model.named_parameters() if value.requires_grad]
+    assert any("q_proj" in name for name in trained)
+    assert [name for name in trained if "expert" in name.replace("shared_expert", "") or "router" in name] == []
+
+
+def test_experts_alone_are_refused_with_other_layers() -> None:
+    with pytest.raises(UserError, match=r"w1, w2, w3 of this model \(mixtral\): they belong to experts.*q_proj"):
+        _with_method("mixtral", MethodSpec("lora", bits=32, rank=2, targets=("w1", "w2", "w3")))
+
+
+def test_a_router_is_trained_by_full_fine_tuning() -> None:
+    model = _with_method("phimoe", MethodSpec("full", bits=32))
+    names = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert any("router" in name for name in names)
+    assert isinstance(model, torch.nn.Module)
