@@ -6,17 +6,52 @@ stop runs at 32 and 16 bits, which do not need bitsandbytes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
 
 from petransfer.errors import reason_of
+
+_torch_compile = torch.compile
+
+
+@contextlib.contextmanager
+def _compiling_at_first_call() -> Iterator[None]:
+    """Let `torch.compile` compile each function when it is first called."""
+    # bitsandbytes compiles functions when it is imported. This imports torch's compiler, which takes a second.
+    torch.compile = compile_at_first_call  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = _torch_compile
+
+
+def compile_at_first_call(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
+    """Return `torch.compile(function, **options)`, which is made when the returned function is first called."""
+    if function is None:
+        return functools.partial(compile_at_first_call, **options)
+
+    @functools.cache
+    def compiled() -> Callable[..., Any]:
+        return _torch_compile(function, **options)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return compiled()(*args, **kwargs)
+
+    return call
 
 
 @functools.cache
 def _first_problem() -> str:
     try:
-        importlib.import_module("bitsandbytes")
+        with _compiling_at_first_call():
+            importlib.import_module("bitsandbytes")
     except Exception as error:  # a broken CUDA setup raises all kinds of errors
         return reason_of(error, 120)
     return ""

@@ -48,17 +48,17 @@ for method, said in ({"drop": 0.7}, "drop must be from 0 to 0.5"), ({"alpha": 3.
         raise AssertionError(said)
 assert "torch" not in sys.modules
 
-import torch
-from peft import PeftModel
-from transformers import AutoModelForSeq2SeqLM
 from petransfer.study.single_run import Settings, run_one
 from petransfer.training.execution import Execution
+from peft import PeftModel
+from transformers import AutoModelForSeq2SeqLM
 
 folder = Path("run")
 result = run_one(cell.spec, RunFolder(folder), Settings(Execution(threads=1), cpu=True, dev_only=False))
 assert result["trained_parameters"] > 0
 plain = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(sys.argv[1]), str(folder / "adapter"))
 assert plain.peft_config["default"].peft_type.value == "LOHA"
+assert "torch._inductor.compile_fx" not in sys.modules, "torch's compiler was imported, which takes a second"
 print("plugin works")
 """
 
