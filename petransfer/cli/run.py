@@ -150,6 +150,17 @@ def own_runs(grid: StudyGrid) -> Kind:
     return Kind(lambda: grid.folder.open(grid.recipe), lambda as_json: _print_end(grid, as_json, anew))
 
 
+def _log_interrupted(grid: StudyGrid) -> None:
+    """Log how many interrupted runs resume, and how many begin again."""
+    folders = [(grid.folder.run(cell.run_id), cell.spec.canonical_json()) for cell in grid.waiting]
+    resumes = [folder.has_state(identity) for folder, identity in folders if folder.status() == "interrupted"]
+    if any(resumes):
+        logger.info(f"resuming {count(sum(resumes), 'interrupted run')} from the last saved step")
+    if not all(resumes):
+        again = count(len(resumes) - sum(resumes), "interrupted run")
+        logger.info(f"starting {again} again from the first step, because no saved step can be used")
+
+
 def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Scheduling, as_json: bool) -> None:
     """Execute the unfinished runs of a grid and print the results.
 
@@ -164,9 +175,7 @@ def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Schedu
         if line:
             logger.info(line)
     kind.begin()
-    interrupted = sum(grid.folder.run(cell.run_id).status() == "interrupted" for cell in grid.waiting)
-    if interrupted:
-        logger.info(f"resuming {count(interrupted, 'interrupted run')} from the last saved step")
+    _log_interrupted(grid)
     kind.open_folder()
     started = time.monotonic()
     for damage in grid.damaged.values():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import ValidationError
+
 from petransfer.errors import UserError, unknown
 from petransfer.memory.cards import card_bytes
 from petransfer.models.registry import checkpoint_spec
@@ -99,16 +101,15 @@ def fit(
 
 def _checked_configuration(spec: CheckpointSpec, demand: Demand) -> tuple[Any, bool]:
     """Return the checkpoint's configuration, and whether its output head is untied."""
+    from petransfer.memory.step_memory import virtual_tokens_of
     from petransfer.models.architecture import configuration
     from petransfer.models.complete_weights import refuse_missing_tensors
-    from petransfer.models.lengths import VirtualTokens, refuse_virtual_tokens
+    from petransfer.models.lengths import refuse_virtual_tokens
     from petransfer.training.packing import check_packable
     from petransfer.training.stacked import refuse_layer_drop
 
     config, own_head = configuration(spec)
-    place = METHODS.lookup(demand.method.name).virtual_tokens_before
-    if place:
-        refuse_virtual_tokens(config, spec.name, VirtualTokens(**{place: demand.method.virtual_tokens}))
+    refuse_virtual_tokens(config, spec.name, virtual_tokens_of(config, spec.name, demand.method, own_head))
     if spec.reinit != "all":
         refuse_missing_tensors(spec)
     if demand.packing:
@@ -152,4 +153,8 @@ def _method(name: str, bits: int, sizes: dict[str, int | None]) -> MethodSpec:
             raise UserError(f"--{key.replace('_', '-')}: {known.does_not_take(key)}")
     chosen = "match_parameters" if sizes["match_parameters"] else known.size
     given: Any = {chosen: sizes[chosen] or DEFAULT_SIZES.get(chosen)} if chosen else {}
-    return method_of(MethodPart(name=name, bits=bits, **given))  # type: ignore[arg-type]
+    try:
+        return method_of(MethodPart(name=name, bits=bits, **given))  # type: ignore[arg-type]
+    except ValidationError as error:
+        what = error.errors()[0]["msg"].replace("Input should", "it should")
+        raise UserError(f"--{str(chosen).replace('_', '-')} {given.get(str(chosen))}: {what}") from None

@@ -20,13 +20,15 @@ from petransfer.errors import UserError, reason_of
 from petransfer.memory.advice import Unpredictable
 from petransfer.memory.device_kernels import CardKernels, CpuKernels, multiply_8bit_as_on_cpu
 from petransfer.memory.tensor_tracker import Tracker
-from petransfer.methods import apply_method, weights_bits
+from petransfer.methods import apply_method, virtual_tokens, weights_bits
 from petransfer.models.checkpoint_files import wrong_configuration
 from petransfer.models.control_arms import randomly_initialized
+from petransfer.models.lengths import VirtualTokens
 from petransfer.models.loading import DTYPES, Loaded
 from petransfer.models.quantization import inventory, quantization_config, refuse_poorly_quantized, require_bitsandbytes
 from petransfer.models.support import supported_class
 from petransfer.models.wrappers import base_model_of
+from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import Bits, MethodSpec, Optimizer
 from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.losses import token_loss
@@ -249,6 +251,20 @@ class _Phase:
         if tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary:
             return "logits"
         return "workspace" if self.backward else "activations"
+
+
+def virtual_tokens_of(config: Any, name: str, method: MethodSpec, own_head: bool) -> VirtualTokens:
+    """Return the numbers of virtual tokens that a method puts before the input and before the target.
+
+    Args:
+        name: The checkpoint's name.
+        own_head: Whether the output head is untied.
+    """
+    place = METHODS.lookup(method.name).virtual_tokens_before
+    if place and method.match_parameters:
+        wide = replace(method, bits=32)
+        return virtual_tokens(meta_model(config, name, wide, own_head), wide)
+    return VirtualTokens(**{place: method.virtual_tokens}) if place else VirtualTokens()
 
 
 def meta_model(config: Any, name: str, method: MethodSpec, own_head: bool, new_tokens: tuple[int, ...] = ()) -> Loaded:

@@ -6,7 +6,6 @@ import functools
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from petransfer.data import SplitData, load_task
 from petransfer.data.chat import chat_layout
@@ -14,10 +13,9 @@ from petransfer.data.encoded_examples import EncodedSplit, encode_split
 from petransfer.data.encoding import Layout, encodable, encode_targets
 from petransfer.errors import UserError, shortened
 from petransfer.evaluation.metric_checks import declared
-from petransfer.memory.step_memory import meta_model
-from petransfer.methods import virtual_tokens
+from petransfer.memory.step_memory import virtual_tokens_of
 from petransfer.models.architecture import configuration
-from petransfer.models.lengths import VirtualTokens, length_check
+from petransfer.models.lengths import length_check
 from petransfer.models.loading import tokenizer_and_layout
 from petransfer.models.text_part import text_config
 from petransfer.plurals import count
@@ -76,7 +74,7 @@ def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tupl
             config,
             spec.checkpoint.name,
             int(source.get("max_length", 0)),
-            _virtual_tokens(spec, config, own_head),
+            virtual_tokens_of(config, spec.checkpoint.name, spec.method, own_head),
             0 if spec.checkpoint.tokenizer or spec.checkpoint.added_tokens else text_config(config).vocab_size,
         ),
         skip_bad_rows=source.get("bad_rows") == "skip",
@@ -120,11 +118,3 @@ def log_notes(encoded: EncodedSplit) -> None:
     """Log the notes about the data as warnings."""
     for note in encoded.notes:
         _log.warning("%s", note)
-
-
-def _virtual_tokens(spec: RunSpec, config: Any, own_head: bool) -> VirtualTokens:
-    place = METHODS.lookup(spec.method.name).virtual_tokens_before
-    if place and spec.method.match_parameters:
-        wide = replace(spec.method, bits=32)
-        return virtual_tokens(meta_model(config, spec.checkpoint.name, wide, own_head), wide)
-    return VirtualTokens(**{place: spec.method.virtual_tokens}) if place else VirtualTokens()

@@ -77,6 +77,15 @@ class RunFolder:
         """Return the content of result.json. None if the run is not `done`."""
         return read_json(self.path / "result.json") if self.done else None
 
+    def has_state(self, identity: str) -> bool:
+        """Return whether the run can resume from a saved training state.
+
+        Args:
+            identity: The text that the states of the run contain, `RunSpec.canonical_json`.
+        """
+        files = (self.path / "state").glob("step-*/progress.json")
+        return any((read_json(path) or {}).get("identity") == identity for path in files)
+
     def begun(self) -> dict[str, Any] | None:
         """Return the content of spec.json. None if there is no result and no training state."""
         under_way = self.done or any((self.path / "state").glob("step-*"))

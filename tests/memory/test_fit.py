@@ -536,11 +536,25 @@ def test_rows_of_new_pieces_are_foreseen(tiny_spec: Callable[..., RunSpec], tiny
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"method": "oft", "rank": 64}, "--rank: rank"), ({"virtual_tokens": 5}, "--virtual-tokens: virtual_tokens")],
+    [
+        ({"method": "oft", "rank": 64}, "--rank: rank does not belong to"),
+        ({"virtual_tokens": 5}, "--virtual-tokens: virtual_tokens does not belong to"),
+        ({"rank": 10**6}, "--rank 1000000: it should be less than or equal to 4096"),
+        ({"match_parameters": 10**13}, "--match-parameters 10000000000000: it should be less"),
+    ],
 )
-def test_a_size_that_the_method_lacks_is_refused(options: dict[str, Any], named: str) -> None:
-    with pytest.raises(UserError, match=f"{named} does not belong to"):
+def test_a_size_that_the_method_cannot_have_is_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
         fit("nano/english", bits=32, **options)
+
+
+def test_matched_virtual_tokens_that_fill_the_positions_are_refused(tiny_gpt2: Path) -> None:
+    with pytest.raises(UserError) as by_number:
+        fit(str(tiny_gpt2), bits=32, method="prompt", virtual_tokens=4096)
+    with pytest.raises(UserError) as by_parameters:
+        fit(str(tiny_gpt2), bits=32, method="prompt", match_parameters=4096 * 32)
+    for refusal in (by_number, by_parameters):
+        assert "virtual tokens" in str(refusal.value)
 
 
 def test_an_operation_that_needs_values_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,12 @@ import pyarrow.parquet
 import pytest
 
 from petransfer.atomic_files import replacing, write_text
+from petransfer.cli.run import _log_interrupted
 from petransfer.errors import UserError
 from petransfer.recipe.loading import load_recipe
 from petransfer.study.folders import RunFolder, StudyFolder
 from petransfer.study.grid import expand
-from petransfer.study.study import StudyGrid
+from petransfer.study.study import StudyGrid, load_grid
 from petransfer.study.worker_losses import note_failure
 
 
@@ -267,3 +268,18 @@ def test_an_error_that_cannot_be_recorded_is_logged(
     note_failure(folder, ValueError("the state is lost"))
     assert "run failed: the state is lost" in caplog.text
     assert "No space left on device" in caplog.text
+
+
+def test_only_runs_with_a_usable_state_are_said_to_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    content = load_recipe("smoke").model_dump(mode="json")
+    grid = load_grid(content, options={"seeds": [0, 1]}, out=tmp_path)
+    for at, cell in enumerate(grid.cells[:3]):
+        state = tmp_path / "runs" / cell.run_id / "state" / "step-000000002"
+        state.mkdir(parents=True)
+        (state.parents[1] / "spec.json").write_text(json.dumps(cell.spec.as_dict()))
+        identity = [cell.spec.canonical_json(), "another run", None][at]
+        (state / "progress.json").write_text(json.dumps({"identity": identity}) if identity else "{")
+    _log_interrupted(grid)
+    assert "resuming 1 interrupted run from the last saved step" in caplog.text
+    assert "starting 2 interrupted runs again from the first step, because no saved step can be used" in caplog.text
