@@ -15,7 +15,8 @@ from petransfer.recipe.run_spec import RunSpec
 _COLUMNS = ("input", "target", "prompt", "completion", "messages", "conversations")
 _TABLES = (".csv", ".tsv", ".tab")
 _JSON = (".json", ".jsonl", ".ndjson")
-_HEAD_BYTES = 1 << 16
+_HEAD_BYTES, _HEAD_OF_ROWS = 1 << 16, 1 << 13
+_LONGEST_NAME = 40
 # The first bytes of compressed files, Office files, parquet, arrow and PDF files.
 _BINARY = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PAR1", b"ARROW1", b"%PDF-")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -48,7 +49,8 @@ def refuse_other_files(file: Path, specs: Iterable[RunSpec | None]) -> None:
         what = "JSON rows" if kind == "key" else "a table"
         raise UserError(
             f"{file} holds {what} with the {kind}{'s' if len(found) > 1 else ''} {names}, and predict takes every line "
-            f"as one input; {_ADVICE}, or score the rows with `petransfer eval ADAPTER --data {file}`"
+            f"as one input; {_ADVICE} (its name ends in .txt), or score the rows with `petransfer eval ADAPTER --data "
+            f"{file}`"
         )
 
 
@@ -76,6 +78,10 @@ def _json_keys(file: Path, text: str, columns: list[str]) -> list[str]:
     if not (text.lstrip()[:1] == "{" or (text.lstrip()[:1] == "[" and is_json)):
         return []
     found = [name for name in columns if re.search(rf'[{{,\[]\s*"{re.escape(name)}"\s*:', text)]
+    if is_json and not found:
+        # rows with other keys; a list of messages is one input of a chat
+        found = list(dict.fromkeys(re.findall(r'"([^"\\\n]+)"\s*:', text[:_HEAD_OF_ROWS])))[:3]
+        return [] if "role" in found else found
     return found if is_json or len(found) > 1 or "messages" in found else []
 
 
@@ -93,6 +99,26 @@ def _table_columns(file: Path, text: str, columns: list[str]) -> list[str]:
         found = [name for name in columns if name in cells]
         if len(found) > 1 or (found and is_table):
             return found
+    return _other_columns(text) if is_table else []
+
+
+def _other_columns(text: str) -> list[str]:
+    """Return the cells of a table's first line. Empty if the lines have different numbers of cells, or one cell."""
+    lines = [line for line in text[:_HEAD_OF_ROWS].splitlines() if line.strip()]
+    complete = lines if len(text) <= _HEAD_OF_ROWS else lines[:-1]
+    for delimiter in "\t,;|":
+        try:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(complete, delimiter=delimiter)]
+        except csv.Error:
+            continue
+        names = rows[0] if rows else []
+        if (
+            len(rows) > 1
+            and len(names) > 1
+            and {len(row) for row in rows} == {len(names)}
+            and max(map(len, names)) < 40
+        ):
+            return names[:3]
     return []
 
 

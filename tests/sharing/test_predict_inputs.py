@@ -171,6 +171,10 @@ CHAT = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant",
         ("a.tsv", b"input\nto walk\n", "a table with the column 'input'"),
         ("a.jsonl", b'{"input": "to walk", "target": "gehen"}\n', "JSON rows with the keys 'input', 'target'"),
         ("a.json", b'[\n {\n  "input": "to walk"\n }\n]\n', "JSON rows with the key 'input'"),
+        ("a.csv", b"review;stars\nto walk, or not;5\nto run;3\n", "a table with the columns 'review', 'stars'"),
+        ("a.csv", b'id,text\n1,"to walk, or not"\n', "a table with the columns 'id', 'text'"),
+        ("a.jsonl", b'{"review": "to walk"}\n{"review": "to run"}\n', "JSON rows with the key 'review'"),
+        ("a.json", b'[{"question": "to walk", "id": 5}]', "JSON rows with the keys 'question', 'id'"),
         ("chats", json.dumps(CHAT).encode(), "JSON rows with the key 'messages'"),
         ("a.parquet", b"PAR1\x15\x04\x15\x00", "a.parquet is not a text file"),
         ("a.csv.gz", b"\x1f\x8b\x08\x00", "a.csv.gz is not a text file"),
@@ -191,6 +195,8 @@ def test_a_table_or_a_binary_file_is_no_list_of_inputs(
     [
         ("a.txt", "input, or output?\n"),
         ("a.csv", "the input, the target\n"),
+        ("a.csv", "to walk, or not\nto run\n"),
+        ("a.csv", "to walk\nto run\n"),
         ("a.txt", '{"input": "a JSON object that is an input"}\n'),
         ("chats.jsonl", json.dumps([{"role": "user", "content": "hello"}]) + "\n"),
         ("a.txt", "größe\n"),
@@ -205,10 +211,10 @@ def test_the_columns_of_the_training_are_known(run: Path, tmp_path: Path) -> Non
     spec = RunSpec.from_dict(json.loads((run / "spec.json").read_text(encoding="utf-8")))
     options = Options({"train": "pairs.csv", "input": "question", "target": "answer"})
     spec = dataclasses.replace(spec, task=dataclasses.replace(spec.task, source=options))
-    (tmp_path / "a.csv").write_text("id;question;answer\n1;to walk;gehen\n", encoding="utf-8")
-    refuse_other_files(tmp_path / "a.csv", [None])
+    (tmp_path / "a").write_text("id;question;answer\n1;to walk;gehen\n", encoding="utf-8")
+    refuse_other_files(tmp_path / "a", [None])
     with pytest.raises(UserError, match="columns 'question', 'answer'"):
-        refuse_other_files(tmp_path / "a.csv", [spec])
+        refuse_other_files(tmp_path / "a", [spec])
 
 
 def test_the_name_of_a_file_as_a_text_gets_a_hint(
