@@ -9,7 +9,7 @@ import functools
 import logging
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,15 @@ from petransfer.unreadable_files import refuse_unreadable
 
 _log = logging.getLogger(__name__)
 _READABLE = {".safetensors", ".bin"}
+# Ends of the names of tensors that only quantised weights have, such as those of bitsandbytes, GPTQ, AWQ and fp8.
+_OF_QUANTIZED = re.compile(
+    r"\.(SCB|absmax|weight_format|quant_map|quant_state\.\S+|qweight|qzeros|weight_scale(_inv)?|weight_packed)$"
+)
+# Names of other files with weights, and of a part of the weights.
+_OTHER_WEIGHTS, _PART = (
+    {*_READABLE, ".h5", ".msgpack", ".onnx", ".ot", ".gguf", ".pt", ".pth"},
+    re.compile(r"-\d+-of-\d+\."),
+)
 _NUMBER = re.compile(r"\.\d+\.")
 
 
@@ -51,10 +60,7 @@ def refuse_damaged_files(checkpoint: CheckpointSpec) -> None:
         return
     with one_line_errors(checkpoint):
         refuse_cut_files(checkpoint)
-        files = weight_files(checkpoint, None)
-        if not files:
-            raise OSError("it has neither model.safetensors nor pytorch_model.bin")
-        for name, path in files.items():
+        for name, path in weight_files(checkpoint, None).items():
             if path is None:
                 raise OSError(f"{name} is missing")
     refuse_missing_tensors(checkpoint)
@@ -97,7 +103,10 @@ def refuse_cut_files(checkpoint: CheckpointSpec) -> None:
     for path in sorted(Path(location(checkpoint)).glob("*.*")):
         if path.suffix in {".json", ".model", ".txt"}:  # an index of weight files, and the tokenizer
             refuse_unreadable(path)
-    for path in filter(None, weight_files(checkpoint, None).values()):
+    files = weight_files(checkpoint, None)
+    if not files:
+        raise OSError(_without_weights(Path(location(checkpoint))))
+    for path in filter(None, files.values()):
         refuse_unreadable(path)
         if path.suffix == ".safetensors":
             try:
@@ -109,6 +118,18 @@ def refuse_cut_files(checkpoint: CheckpointSpec) -> None:
                 raise UserError(f"{path} is damaged ({error}); get this file of the checkpoint again") from error
         elif path.suffix == ".bin" and _is_cut_zip(path):
             raise UserError(f"{path} is damaged (its end is missing); get this file of the checkpoint again")
+
+
+def _without_weights(folder: Path) -> str:
+    """Return what a folder has in place of model.safetensors, pytorch_model.bin or an index of their parts."""
+    others = [path.name for path in sorted(folder.glob("*.*")) if path.suffix in _OTHER_WEIGHTS]
+    part = next((name for name in others if _PART.search(name)), None)
+    if part:
+        return (
+            f"{part} is a part of the weights, and {_PART.sub('.', part)}.index.json, which lists the parts, is missing"
+        )
+    instead = f", and {others[0]} is not read" if others else ""
+    return f"it has neither model.safetensors nor pytorch_model.bin{instead}"
 
 
 def _is_cut_zip(path: Path) -> bool:
@@ -152,15 +173,30 @@ def _refuse_incomplete(model: PreTrainedModel, found: Mapping[str, Any], place: 
             f"{name} in the weights of {place} has the shape {tuple(stored)}, and config.json asks for "
             f"{tuple(wanted)}; get the checkpoint again, or correct its config.json"
         )
+    scale = next((name for name in sorted(found["unexpected_keys"]) if _OF_QUANTIZED.search(name)), None)
+    if scale:
+        raise UserError(
+            f"the weights of {place} are quantised ({scale}), and config.json has no quantization_config; use the "
+            "checkpoint that they were made from, and choose the width with bits"
+        )
     parameters = {name for name, _ in model.named_parameters()}
     missing = sorted(parameters.intersection(found["missing_keys"]))
     if missing:
         raise UserError(
             f"the weights of {place} lack {missing[0]}"
             + (f" and {len(missing) - 1:,} other tensors" if len(missing) > 1 else "")
-            + f" of a {type(model).__name__}, which would stay random; get the checkpoint again, or name one of this "
-            "architecture"
+            + f" of a {type(model).__name__}, which would stay random; {_advice(missing)}"
         )
+
+
+def _advice(missing: Sequence[str]) -> str:
+    """Return what to do about missing tensors."""
+    if all(name.endswith(("lm_head.weight", "embed_out.weight")) for name in missing):
+        return (
+            'if the output head is tied to the embeddings, write "tie_word_embeddings": true into config.json; '
+            "otherwise get the checkpoint again"
+        )
+    return "get the checkpoint again, or name one of this architecture"
 
 
 def _layers_beyond(unused: Iterable[str], parameters: Iterable[str]) -> list[str]:

@@ -15,6 +15,8 @@ def silence_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # peft says so for each text that is generated with a prompt or a prefix
     warnings.filterwarnings("ignore", message="Position ids are not supported")
+    # peft says so of norms, whose adapters it computes correctly
+    warnings.filterwarnings("ignore", message="Unsupported layer type")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     for name in ("accelerate", "bitsandbytes.autograd._functions"):  # the second warns at each 8-bit matrix product

@@ -195,3 +195,52 @@ def test_missing_tensors_in_a_pickled_checkpoint_are_noticed_before_loading(copi
     torch.save(weights, copied / "pytorch_model.bin")
     with pytest.raises(UserError, match=f"lack {query}"):
         refuse_damaged_files(checkpoint_spec(str(copied)))
+
+
+def test_quantised_weights_without_their_configuration_are_refused(copied: Path) -> None:
+    """As after `quantization_config` was deleted from the config.json of an 8-bit checkpoint."""
+    query = "encoder.block.0.layer.0.SelfAttention.q"
+
+    def quantise(weights: Tensors) -> None:
+        weights[f"{query}.weight"] = weights[f"{query}.weight"].mul(100).to(torch.int8)
+        weights[f"{query}.SCB"] = torch.ones(32)
+
+    said = rf"the weights of .*base are quantised \({query}.SCB\), and config.json has no quantization_config; use the"
+    _changed(copied, quantise)
+    with pytest.raises(UserError, match=said):
+        load(copied, 32, device="cpu")
+    with pytest.raises(UserError, match=said):
+        refuse_damaged_files(checkpoint_spec(str(copied)))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("model-00001-of-00002.safetensors", r"model.safetensors.index.json, which lists the parts, is missing"),
+        ("pytorch_model-00001-of-00002.bin", r"pytorch_model.bin.index.json, which lists the parts, is missing"),
+        (
+            "model.fp16.safetensors",
+            r"neither model.safetensors nor pytorch_model.bin, and model.fp16.safetensors is not",
+        ),
+    ],
+)
+def test_weights_under_other_names_are_named(name: str, said: str, copied: Path) -> None:
+    (copied / "model.safetensors").rename(copied / name)
+    with pytest.raises(UserError, match=said):
+        load(copied, 32, device="cpu")
+    with pytest.raises(UserError, match=said):
+        refuse_damaged_files(checkpoint_spec(str(copied)))
+
+
+def test_a_missing_head_may_be_a_tied_one(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = {"tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+    folder = keep(tmp_path / "base", lambda tokens: LlamaForCausalLM(LlamaConfig(vocab_size=tokens, **config, **sizes)))
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"tie_word_embeddings": False}))
+    with pytest.raises(UserError, match=r'lack lm_head.weight .*write "tie_word_embeddings": true into config.json'):
+        load(folder, 32, device="cpu")
+    (folder / "config.json").write_text(json.dumps(content | {"tie_word_embeddings": True}))
+    load(folder, 32, device="cpu")
