@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from petransfer.models.base_record import BASE_RECORD, changed_files
@@ -74,20 +75,30 @@ def _unrecorded(
     local = [cell for cell in cells if cell.spec.checkpoint.source and names]
     if all(cell.run_id in names for cell in local):
         return []
-    recorded: dict[str, dict[str, dict[str, Any]]] = {}
-    for spec in _specs(folder):
-        base = spec["checkpoint"]
-        record = spec.get(BASE_RECORD)
-        recorded.setdefault(str(base.get("name")), {})[str(base.get("weights"))] = (
-            record if isinstance(record, dict) and all(isinstance(record.get(key), dict) for key in _PARTS) else {}
-        )
     bases = {(cell.spec.checkpoint.name, cell.spec.checkpoint.weights): cell.spec.checkpoint for cell in local}
-    found = []
+    specs, found = _specs(folder), []
     for (name, weights), checkpoint in bases.items():
-        others = recorded.get(name, {})
-        if others and weights not in others:
-            found.append((checkpoint, list(others.items())))
+        recorded = {
+            str(spec["checkpoint"].get("weights")): _record(spec)
+            for spec in specs
+            if spec["checkpoint"].get("name") == name and _can_be(spec["checkpoint"].get("source"), checkpoint)
+        }
+        others = [(old, record) for old, record in recorded.items() if (name, old) not in bases]
+        if others and weights not in recorded:
+            found.append((checkpoint, others))
     return found
+
+
+def _can_be(source: object, checkpoint: CheckpointSpec) -> bool:
+    """Return whether a recorded folder can have been this checkpoint's folder. Another existing folder cannot."""
+    there = Path(str(checkpoint.source))
+    return there.exists() and bool(source) and (Path(str(source)) == there or not Path(str(source)).exists())
+
+
+def _record(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record of the base's files in the content of a spec.json. Empty if there is none."""
+    record = spec.get(BASE_RECORD)
+    return record if isinstance(record, dict) and all(isinstance(record.get(key), dict) for key in _PARTS) else {}
 
 
 def _with_recorded_bases(recipe: Recipe, folder: StudyFolder) -> Recipe:

@@ -120,6 +120,25 @@ def test_a_changed_base_is_another_base(
         choose_folder(recipe, study)
 
 
+def test_another_folder_of_the_same_name_is_another_base(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Folders such as one/checkpoint-500 and two/checkpoint-500."""
+    recipe, study = recipe_for(base), tmp_path / "study"
+    begun = begin(recipe, study)
+    other = shutil.copytree(base, tmp_path / "two" / "base")
+    edit("tokenizer_config.json", indent=7)(other)
+    content = recipe.model_dump() | {"arms": ["base", "two"]}
+    content["family"] = {"name": "mine", "arms": {"base": str(base), "two": str(other)}}
+    ids = [cell.run_id for cell in grid_of(validate(content, "here"), study).cells]
+    assert begun.run_id in ids
+    assert len(set(ids)) == 2
+    assert not caplog.text
+    shutil.rmtree(base)  # the folder was moved, and its tokenizer was saved again
+    content |= {"arms": ["two"], "family": {"name": "mine", "arms": {"two": str(other)}}}
+    assert [cell.run_id for cell in grid_of(validate(content, "here"), study).cells] == [begun.run_id]
+
+
 def test_runs_of_older_versions_are_named(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recipe, study = recipe_for(base), tmp_path / "study"
     begin(recipe, study, recorded=False)
