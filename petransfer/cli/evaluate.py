@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
+from petransfer.cli.options import split_names
 from petransfer.cli.table_layout import print_table
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
@@ -50,7 +51,7 @@ def evaluate(
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            help="One more metric, such as rouge. Can be given several times. Exact match and the metrics of the "
+            help="More metrics, such as rouge or bleu,chrf. Exact match and the metrics of the "
             "training are always computed."
         ),
     ] = None,
@@ -109,7 +110,7 @@ def evaluate(
 
         silence_libraries()
         where = Where(checkpoint, revision, data_dir, "cpu" if cpu else None, any_base)
-        request = Request(data, part, by_generation, base, tuple(metric or ()))
+        request = Request(data, part, by_generation, base, split_names(metric))
         rows = side_by_side(sources, where, request, combined)
     if as_json:
         print(json.dumps([vars(row) for row in rows], indent=1))

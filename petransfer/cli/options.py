@@ -111,6 +111,15 @@ def parse_names(text: str | None) -> list[str] | None:
     return None if text is None else text.split(",")
 
 
+def split_names(values: list[str] | None) -> tuple[str, ...]:
+    """Return the names in the values of an option that can be given several times, split at commas.
+
+    >>> split_names(["bleu, chrf", "rouge"])
+    ('bleu', 'chrf', 'rouge')
+    """
+    return tuple(name.strip() for value in values or () for name in value.split(","))
+
+
 def parse_seeds(text: str) -> list[int]:
     """Return the seeds of a comma-separated list of numbers and ranges.
 

@@ -13,7 +13,7 @@ import typer
 import yaml
 
 from petransfer.cli.fit import show
-from petransfer.cli.options import Checkpointing, Cpu, Force, Json, LogWith, SaveEvery, parse_seeds
+from petransfer.cli.options import Checkpointing, Cpu, Force, Json, LogWith, SaveEvery, parse_seeds, split_names
 from petransfer.cli.run import run_grid
 from petransfer.cli.terminal_text import print_text, width_of
 from petransfer.cli.train_folds import train_folds
@@ -132,9 +132,7 @@ def train(
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(
-            rich_help_panel=_DATA, help="One more metric for the test rows, such as rouge. Can be given several times."
-        ),
+        typer.Option(rich_help_panel=_DATA, help="More metrics for the test rows, such as rouge or bleu,chrf."),
     ] = None,
     max_length: Annotated[
         int | None,
@@ -231,7 +229,7 @@ def train(
     request = TrainRequest(
         method, rank, bits, steps, epochs, max_steps, early_stopping, max_minutes, learning_rate, batch_size,
         packing, max_length, prefix, tuple(parse_seeds(seeds)), dev, test, input_column, target_column, template,
-        tuple(metric or ()), skip_bad_rows, tuple((add_tokens or "").split(",")) if add_tokens else (),
+        split_names(metric), skip_bad_rows, tuple((add_tokens or "").split(",")) if add_tokens else (),
         source_language, target_language, folds, {"quoting": quoting},
     )  # fmt: skip
     with naming_slow_work(f"reading the rows of {data}"):

@@ -11,6 +11,8 @@ from difflib import get_close_matches
 from petransfer.errors import UserError
 
 GB, GIB = 10**9, 2**30
+# The memory of the smallest card, in bytes.
+SMALLEST = GB // 4
 
 # Memory in GiB, which makers of cards call GB. If a card is sold in several sizes, this is the smallest size. Users can
 # give another size, as in "RTX 5060 Ti 16GB".
@@ -71,7 +73,7 @@ def _name_of(text: str) -> str:
 
 
 def _possible(text: str, size: int) -> int:
-    if not GB // 4 <= size <= 1024 * GB:
+    if not SMALLEST <= size <= 1024 * GB:
         raise UserError(f"--card {text}: a card has between 250MB and 1000GB; write a size such as 12GB")
     return size
 

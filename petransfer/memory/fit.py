@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from petransfer.errors import UserError, unknown
-from petransfer.memory.cards import card_bytes
+from petransfer.memory.cards import SMALLEST, card_bytes
 from petransfer.models.registry import checkpoint_spec
 from petransfer.python_arguments import place_of
 from petransfer.recipe.method_part import MethodPart, method_of
@@ -86,6 +86,8 @@ def fit(
     if packing and stack > 1:
         raise UserError(f"--stack {stack} does not go with --packing; leave one of them out")
     limit = card_bytes(card) if isinstance(card, str) else card
+    if limit is not None and limit < SMALLEST:
+        raise UserError(f"card is {limit} bytes; write a size such as '{limit}GB', or a name such as 'RTX 3060'")
 
     from petransfer.memory.planner import plan
     from petransfer.memory.step_memory import Demand

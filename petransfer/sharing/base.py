@@ -166,6 +166,9 @@ def _named_by_config(bundle: Bundle) -> CheckpointSpec:
     name = str(bundle.config.get("base_model_name_or_path") or "")
     if not name:
         raise UserError(f"{bundle.label} does not name its base model; name it with --checkpoint")
+    # peft writes the path that `petransfer.load("nano/english")` loaded; this folder has no tokenizer
+    if shipped := re.search(r"[/\\]petransfer[/\\]models[/\\]nano[/\\]([\w-]+)$", name):
+        return checkpoint_spec(f"nano/{shipped[1]}")
     if name.startswith(("/", ".", "~")) and not expanded(name).is_dir():
         raise UserError(
             f"{bundle.label} names {shortened(name, 100)} as its base, and there is no such folder on this machine; "

@@ -49,7 +49,9 @@ def differences(folder: Path, recipe: Recipe) -> list[str]:
     other = with_absolute_paths(load_recipe(str(kept)))
     theirs, ours = (one.model_dump(mode="json", include=set(_COMPARED)) for one in (other, recipe))
     found = [
-        f"{key.removeprefix('methods.0.')}={_short(old)} (you asked for {_short(new)})"
+        f"other rows of {Path(str(recipe.task.options.get('train'))).name}"
+        if key == "task.options.sha256"  # the hash of the rows
+        else f"{key.removeprefix('methods.0.')}={_short(old)} (you asked for {_short(new)})"
         for key, old, new in unlike(theirs, ours)
     ]
     if not set(other.seeds) <= set(recipe.seeds):

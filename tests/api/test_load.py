@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,16 @@ def test_it_trains_in_transformers_trainer(bits: Bits, tmp_path: Path) -> None:
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("place", ["", "/gone/site-packages/petransfer/models/nano/english"])
+def test_an_adapter_that_plain_peft_saved_finds_the_shipped_base(place: str, tmp_path: Path) -> None:
+    adapted(32)[0].save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = place or config["base_model_name_or_path"]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with_base = petransfer.Adapter.load(tmp_path, checkpoint="nano/english", device="cpu")
+    assert petransfer.Adapter.load(tmp_path, device="cpu").predict(["to walk"], 3) == with_base.predict(["to walk"], 3)
 
 
 def test_a_width_that_does_not_exist_is_refused() -> None:

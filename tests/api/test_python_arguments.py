@@ -75,6 +75,7 @@ REFUSED: dict[str, tuple[Callable[[pt.Adapter], Any], str]] = {
     "Study: arms": (lambda one: pt.Study("smoke", arms=5), "arms is 5"),
     "load: device": (lambda one: pt.load("nano/english", device="gpu"), "device is 'gpu' .*cpu, cuda"),
     "load: checkpoint": (lambda one: pt.load(None), "checkpoint is None .*path or a name"),
+    "fit: card": (lambda one: pt.fit("nano/english", card=12), "card is 12 bytes; write a size such as '12GB'"),
     "fit: checkpoint": (lambda one: pt.fit(3), "checkpoint is 3 .*path or a name"),
     "Adapter.load: device": (lambda one: pt.Adapter.load("nano/english", device="gpu"), "device is 'gpu'"),
     "Adapter.load: place": (lambda one: pt.Adapter.load(None), "place is None"),

@@ -223,6 +223,10 @@ def test_the_recipe_serves_from_anywhere_and_takes_no_other_s_folder(
     assert call(monkeypatch, "plan", "--recipe", str(kept), "--json") == 0
     ids = {run["run_id"] for run in json.loads(capsys.readouterr().out)["runs"]}
     assert ids == {path.name for path in (kept.parent / "runs").iterdir()}
+    monkeypatch.chdir(elsewhere)
+    Path("pairs.tsv").write_text(Path("pairs.tsv").read_text() + "to add\tmore\n")
+    assert call(monkeypatch, *short, "--seeds", "0-1", "--out", "results/pairs-english") == 2
+    assert "holds a training with other rows of pairs.tsv" in capsys.readouterr().err
 
 
 def test_labels_are_scored_and_text_metrics_measured(

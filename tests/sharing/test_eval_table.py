@@ -44,4 +44,4 @@ def test_a_file_of_one_row_is_scored(run: Path, tmp_path: Path, capsys: pytest.C
 
 def test_metrics_that_cannot_be_computed_are_refused(run: Path, few: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("eval", str(run), "--data", few, "--cpu", "--metric")
-    assert "did you mean 'token_f1'" in refused(capsys, *arguments, "token_f")
+    assert "did you mean 'token_f1'" in refused(capsys, *arguments, "bleu, token_f")
