@@ -180,13 +180,18 @@ def _refuse_incomplete(model: PreTrainedModel, found: Mapping[str, Any], place: 
             "checkpoint that they were made from, and choose the width with bits"
         )
     parameters = {name for name, _ in model.named_parameters()}
-    missing = sorted(parameters.intersection(found["missing_keys"]))
+    missing = sorted(name for name in parameters.intersection(found["missing_keys"]) if not _is_computed(model, name))
     if missing:
         raise UserError(
             f"the weights of {place} lack {missing[0]}"
             + (f" and {len(missing) - 1:,} other tensors" if len(missing) > 1 else "")
             + f" of a {type(model).__name__}, which would stay random; {_advice(missing)}"
         )
+
+
+def _is_computed(model: PreTrainedModel, name: str) -> bool:
+    """Return whether transformers computes a missing tensor: sinusoidal positions, which Pegasus' checkpoints lack."""
+    return type(model.get_submodule(name.rpartition(".")[0])).__name__.endswith("SinusoidalPositionalEmbedding")
 
 
 def _advice(missing: Sequence[str]) -> str:

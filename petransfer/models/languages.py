@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from typing import Any
@@ -41,18 +42,24 @@ def with_languages(
         raise UserError(f"{name}: give source_language and target_language together")
     if not given:
         if _codes(tokenizer):
-            _log.warning(
-                "%s marks languages and none is given: inputs are marked as %s and targets are not marked. Give "
-                "--source-language and --target-language, or source_language and target_language in the recipe",
-                name,
-                tokenizer.src_lang,
-            )
+            _warn_of_no_language(name, tokenizer.src_lang)
         return tokenizer
     for key, language in (("source_language", source_language), ("target_language", target_language)):
         if language not in _codes(tokenizer):
             raise unknown(f"{key} of {name}", str(language), _codes(tokenizer))
     tokenizer.src_lang, tokenizer.tgt_lang = source_language, target_language
     return tokenizer
+
+
+@functools.cache
+def _warn_of_no_language(name: str, marked_as: str) -> None:
+    """Log the warning once per process: a training loads its tokenizer several times."""
+    _log.warning(
+        "%s marks languages and none is given: inputs are marked as %s and targets are not marked. Give "
+        "--source-language and --target-language, or source_language and target_language in the recipe",
+        name,
+        marked_as,
+    )
 
 
 def target_token(tokenizer: Any) -> int | None:

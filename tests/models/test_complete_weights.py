@@ -244,3 +244,23 @@ def test_a_missing_head_may_be_a_tied_one(tmp_path: Path) -> None:
         load(folder, 32, device="cpu")
     (folder / "config.json").write_text(json.dumps(content | {"tie_word_embeddings": True}))
     load(folder, 32, device="cpu")
+
+
+@pytest.mark.parametrize("bits", [32, 4])
+def test_sinusoidal_positions_that_the_file_lacks_are_computed(bits: Bits, tmp_path: Path) -> None:
+    """As for Pegasus on the hub."""
+    from transformers import PegasusConfig, PegasusForConditionalGeneration
+
+    sizes = {"d_model": 64, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 32}
+    folder = keep(
+        tmp_path / "base",
+        lambda tokens: PegasusForConditionalGeneration(PegasusConfig(vocab_size=tokens, **sizes, **heads)),
+    )
+    positions = [f"model.{part}.embed_positions.weight" for part in ("encoder", "decoder")]
+    expected: Tensors = {}
+    _changed(folder, lambda weights: expected.update({name: weights.pop(name) for name in positions}))
+    refuse_damaged_files(checkpoint_spec(str(folder)))
+    model, _ = load(folder, bits, device="cpu")
+    for name in positions:
+        torch.testing.assert_close(model.get_parameter(name).float(), expected[name], atol=0.01, rtol=0)
