@@ -39,6 +39,9 @@ _OTHER_PROGRAMS = {
     "finetuning_type": "method",
     "early_stopping_patience": "early_stopping",
     "lr_scheduler_type": "schedule",
+    "lr_scheduler": "schedule",
+    "lora_dropout": "dropout",
+    "optim": "optimizer",
     "warmup_ratio": "warmup",
     "max_tokens": "max_new_tokens",
 }
@@ -58,10 +61,18 @@ def similar_name(given: str, known: Iterable[str], cutoff: float = 0.5) -> str |
     """
     by_word = {_word(name): name for name in known}
     word = _word(given)
-    if (same := by_word.get(word) or by_word.get(_OTHER_PROGRAMS.get(word, ""))) is not None:
-        return same
+    if word in by_word:
+        return by_word[word]
+    if (ours := name_here(given)) != word:  # another program's name is not like the names here
+        return by_word.get(ours)
     near = difflib.get_close_matches(word, by_word, n=1, cutoff=cutoff)
     return by_word[near[0]] if near else None
+
+
+def name_here(given: str) -> str:
+    """Return our name for a setting of another program, such as `targets` for `lora_target`. Others are unchanged."""
+    word = _word(given)
+    return _OTHER_PROGRAMS.get(word, word)
 
 
 def _word(name: str) -> str:

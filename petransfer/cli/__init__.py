@@ -138,6 +138,11 @@ def _usage_error(error: Any) -> str:
     if type(error).__name__ == "NoSuchOption" and context is not None:
         options = [name for parameter in context.command.params for name in parameter.opts if name.startswith("-")]
         near = similar_name(error.option_name, options, 0.6)
+        if near is None and "--set" in options:
+            from petransfer.recipe.loading import inner_key  # takes 50 ms
+
+            place = inner_key(error.option_name)
+            near = f"--set {place}=VALUE" if place else None
         error.possibilities = [near] if near else []
     said = " ".join(error.format_message().split()).rstrip(".")
     dashed = next((argument for argument in sys.argv[1:] if argument.startswith(_LONG_DASHES)), None)

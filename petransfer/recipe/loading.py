@@ -19,7 +19,7 @@ from petransfer.recipe.pretraining import CorpusPart, NoisePart, PretrainRecipe,
 from petransfer.recipe.right_forms import right_form
 from petransfer.recipe.schema import EffectPart, FamilyPart, Recipe, TaskPart, TrainPart
 from petransfer.recipe.yaml_text import DEEPEST, parse_yaml
-from petransfer.similar_names import similar_name
+from petransfer.similar_names import name_here, similar_name
 from petransfer.unreadable_files import refuse_unreadable
 from petransfer.user_paths import expanded
 
@@ -265,7 +265,7 @@ def _message(error: ValidationError, content: dict[str, Any], model: type[BaseMo
         context = first.get("ctx", {})
         place = [*place, _shown_key(context["key"])] if context else place
         key, names = place[-1], context.get("known") or sorted(_keys(place[:-1], model))
-        inner = _inner_key(key) if len(place) == 1 and model is Recipe else ""
+        inner = inner_key(key) if len(place) == 1 and model is Recipe else ""
         near = inner or similar_name(key, names, 0.4)
         hint = f"did you mean '{near}'?" if near else f"known here: {', '.join(names)}"
         return f"unknown key '{'.'.join(place)}': {hint}"
@@ -306,8 +306,12 @@ def _place(mistake: Any, content: Any) -> list[str]:
     return place
 
 
-def _inner_key(key: str) -> str:
-    """Return the place of a key that belongs to a part of a recipe, such as `train.steps`. Empty for other keys."""
+def inner_key(key: str) -> str:
+    """Return the place of a key that belongs to a part of a recipe, such as `train.steps`. Empty for other keys.
+
+    The key can be a name of another program, such as `lora_alpha`.
+    """
+    key = name_here(key)
     parts: dict[str, type[BaseModel]] = {"train": TrainPart, "task": TaskPart, "methods.0": MethodPart}
     return next((f"{name}.{key}" for name, part in parts.items() if key in part.model_fields), "")
 

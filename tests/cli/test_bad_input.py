@@ -94,7 +94,9 @@ def test_unknown_names(refused_at_once: Refused, verb: str, arguments: list[str]
 @pytest.mark.parametrize(
     ("option", "ours"),
     [("--lora_r", "--rank"), ("--per_device_train_batch_size", "--batch-size"), ("--output_dir", "--out"),
-     ("--num_train_epochs", "--epochs"), ("--seed", "--seeds"), ("--learning_rate", "--learning-rate")],
+     ("--num_train_epochs", "--epochs"), ("--seed", "--seeds"), ("--learning_rate", "--learning-rate"),
+     ("--target-modules", "--set methods.0.targets=VALUE"), ("--lora_alpha", "--set methods.0.alpha=VALUE"),
+     ("--warmup_ratio", "--set train.warmup=VALUE"), ("--optimizer", "--set train.optimizer=VALUE")],
 )  # fmt: skip
 def test_an_option_of_another_program_is_answered_with_ours(refused_at_once: Refused, option: str, ours: str) -> None:
     said = refused_at_once("train", "nano/english", "rows.csv", option, "1")

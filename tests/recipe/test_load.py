@@ -481,7 +481,8 @@ def test_the_configuration_of_another_program_is_named_as_such(tmp_path: Path) -
     (tmp_path / "axolotl.yaml").write_text("base_model: a/b\nload_in_4bit: true\nlora_r: 8\nlearning_rate: 1e-4\n")
     with pytest.raises(UserError, match=r"axolotl.yaml is no recipe of petransfer: it has base_model, .*recipes cp"):
         load_recipe(str(tmp_path / "axolotl.yaml"))
-    names = {"methods.0.lora_r": "rank", "methods.0.target_modules": "targets", "train.lr": "learning_rate"}
+    names = {"methods.0.lora_r": "rank", "methods.0.target_modules": "targets", "train.lr": "learning_rate",
+             "lora_alpha": "methods.0.alpha"}  # fmt: skip
     for key, meant in names.items():
         with pytest.raises(UserError, match=rf"unknown key '{key}': did you mean '{meant}'"):
             load_recipe("smoke", [f"{key}=8"])
