@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from petransfer.models.loading import Loaded
 from petransfer.recipe.run_spec import Bits
 from petransfer.sharing.bundle import Bundle, checked
 from petransfer.sharing.pattern_times import refuse_slow_patterns
-from petransfer.sharing.size_checks import check_sizes
+from petransfer.sharing.size_checks import check_sizes, resize_vocabulary
 
 COMBINED = "combined"
 # The name of the first adapter on a base. It is not a bare number, because peft would take that for a layer's number.
@@ -41,6 +41,8 @@ def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
     model: Any = loaded.model
     for bundle in map(checked, bundles):
         refuse_slow_patterns(bundle, model)
+    if len(bundles) == 1:
+        resize_vocabulary(bundles[0], model)
     own_embeddings = [check_sizes(bundle, model) for bundle in bundles]
     brings = next((bundle for bundle, own in zip(bundles, own_embeddings, strict=True) if own), None)
     if brings and len(bundles) > 1:
@@ -91,7 +93,12 @@ def _load_tensors(
     borrowed = {key: value for key, value in places.items() if borrows and key.endswith(_ROWS)}
     expected = {key: tuple(value.shape) for key, value in places.items() if key not in borrowed}
     # embeddings named in `modules_to_save` are parameters of the adapter; other embeddings replace the base's
-    found = {key: shape for key, (_, shape) in bundle.tensors.items() if key in expected or key not in own_embeddings}
+    copies = _copies(bundle.tensors)
+    found = {
+        key: shape
+        for key, (_, shape) in bundle.tensors.items()
+        if key in expected or (key not in own_embeddings and key not in copies)
+    }
     extra, missing = sorted(found.keys() - expected.keys()), sorted(expected.keys() - found.keys())
     if extra:
         raise _unfit(bundle, f"tensors have no place, such as {extra[0]} ({len(extra):,} in all)")
@@ -100,11 +107,26 @@ def _load_tensors(
     other = next((key for key in expected if found[key] != expected[key]), None)
     if other:
         raise _unfit(bundle, f"{other} is {list(found[other])}, and the base takes {list(expected[other])}")
-    tensors = load_file(bundle.weights)
+    tensors = {key: value for key, value in load_file(bundle.weights).items() if key in expected or key not in copies}
     broken = next((key for key, value in tensors.items() if not torch.isfinite(value).all()), None)
     if broken:
         raise UserError(f"{bundle.label} is refused: {broken} contains NaN or infinity")
     set_peft_model_state_dict(model, tensors | borrowed, adapter_name=name)
+
+
+def _copies(names: Iterable[str]) -> set[str]:
+    """Return the tensors that an adapter has under a second name.
+
+    If the vocabulary was resized and `modules_to_save` names the embeddings, peft saves each table three times: as it
+    is used, under peft's inner name, and as it was before training.
+    """
+    names = set(names)
+    return {
+        name
+        for name in names
+        for inner in (".modules_to_save.", ".original_module.")
+        if inner in name and name.replace(inner, ".") in names
+    }
 
 
 def _unfit(bundle: Bundle, why: str) -> UserError:

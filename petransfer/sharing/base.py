@@ -169,7 +169,7 @@ def _named_by_config(bundle: Bundle) -> CheckpointSpec:
     # peft writes the path that `petransfer.load("nano/english")` loaded; this folder has no tokenizer
     if shipped := re.search(r"[/\\]petransfer[/\\]models[/\\]nano[/\\]([\w-]+)$", name):
         return checkpoint_spec(f"nano/{shipped[1]}")
-    if name.startswith(("/", ".", "~")) and not expanded(name).is_dir():
+    if (name.startswith(("/", ".", "~")) or "\\" in name) and not expanded(name).is_dir():
         raise UserError(
             f"{bundle.label} names {shortened(name, 100)} as its base, and there is no such folder on this machine; "
             "name the base with --checkpoint"

@@ -99,7 +99,9 @@ def _check_config(config: Mapping[str, Any]) -> None:
         if config.get(key) is not None and not isinstance(config[key], kinds):
             raise _refused(f"{key} is {config[key]!r:.40}")
     if config.get("task_type") not in (None, *TASKS):
-        raise _refused(f"task_type is {config['task_type']!r:.40}; supported are {', '.join(TASKS)}")
+        raise _refused(
+            f"task_type is {config['task_type']!r:.40}; supported are {', '.join(TASKS)}; use it with plain peft"
+        )
     for key in SIZES:
         if config.get(key) is not None and not (type(config[key]) is int and 0 < config[key] <= MOST_RANK):
             raise _refused(f"{key} is {config[key]!r:.40}; it must be a whole number from 1 to {MOST_RANK:,}")
@@ -143,7 +145,10 @@ def _check_tensors(tensors: Tensors) -> None:
         if dtype not in DTYPES:
             raise _refused(f"the tensor {_short(name)} is of {dtype}; adapters are of {', '.join(DTYPES)}")
         if not shape or 0 in shape:
-            raise _refused(f"the tensor {_short(name)} is empty")
+            raise _refused(
+                f"the tensor {_short(name)} is empty, as DeepSpeed and FSDP save it before all parts are gathered; "
+                "gather the parts and save the adapter again"
+            )
 
 
 def _check_lora(config: Mapping[str, Any], tensors: Tensors, is_own: bool) -> None:

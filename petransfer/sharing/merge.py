@@ -30,6 +30,7 @@ from petransfer.sharing.bundle_files import PROVENANCE
 from petransfer.sharing.combined_adapters import put_together
 from petransfer.sharing.export_files import copy_sentencepiece_files, separate_output_head
 from petransfer.sharing.own_tokenizer import with_own_tokenizer
+from petransfer.sharing.size_checks import resize_vocabulary
 from petransfer.sharing.task_data import columns_of, data_of
 from petransfer.sharing.usable_rows import usable_rows
 
@@ -107,6 +108,7 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
     base = base_of(bundle, where.checkpoint, where.revision, 32)
     loaded = base.load(where.device)
     refuse_other_base(base, loaded, where)
+    resize_vocabulary(bundle, loaded.model)
     count = int(loaded.model.get_input_embeddings().num_embeddings)
     model = attach(loaded, [bundle], 32)
     of_base, loaded = loaded.tokenizer, with_own_tokenizer(loaded, bundle, base)

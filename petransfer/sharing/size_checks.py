@@ -6,6 +6,7 @@ request terabytes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from math import prod
 from typing import Any
@@ -16,6 +17,8 @@ from peft.utils.other import get_pattern_key
 
 from petransfer.errors import UserError
 from petransfer.sharing.bundle import Bundle
+
+_log = logging.getLogger(__name__)
 
 # An adapter may always have this many parameters (256 MB in fp32), even if its base is small.
 ALLOWANCE = 2**26
@@ -59,15 +62,41 @@ def _check_token_rows(bundle: Bundle, count: int) -> None:
         raise UserError(f"{bundle.label} does not fit its base: it trains row {max(rows):,} of {count:,} embeddings")
 
 
+def resize_vocabulary(bundle: Bundle, base: Any) -> None:
+    """Give the base as many embeddings as an adapter brings, if the adapter replaces all rows of embeddings and head.
+
+    Programs save such an adapter after they added tokens to the tokenizer. An adapter that petransfer trained is left
+    to the checks of its base.
+    """
+    if bundle.spec is not None:
+        return
+    places = _embedding_places(base)
+    rows = {bundle.tensors[name][1] for name in places if name in bundle.tensors}
+    now = base.get_input_embeddings().num_embeddings
+    if len(rows) != 1 or (shape := next(iter(rows))) == (now, shape[-1]) or len(shape) != 2:
+        return
+    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
+    if any(end is None or end.weight.shape[1] != shape[1] for end in ends):
+        return
+    tied = ends[0].weight is ends[1].weight and not bundle.config.get("modules_to_save")
+    replaced = {id(weight) for name, weight in places.items() if name in bundle.tensors}
+    if tied or replaced >= {id(end.weight) for end in ends}:
+        base.resize_token_embeddings(shape[0], mean_resizing=False)
+        _log.info("the base of %s has %s embeddings now, and had %s", bundle.label, f"{shape[0]:,}", f"{now:,}")
+
+
+def _embedding_places(base: Any) -> dict[str, torch.nn.Parameter]:
+    """Return the base's embeddings and output head by the names that peft gives their tensors in an adapter."""
+    ends = {id(end.weight) for end in (base.get_input_embeddings(), base.get_output_embeddings()) if end is not None}
+    names = {name: value for name, value in base.named_parameters(remove_duplicate=False) if id(value) in ends}
+    # if a LoRA adapts the embeddings or the head, peft wraps them and saves their own weights under this other name
+    wrapped = {f"{name.removesuffix('weight')}base_layer.weight": value for name, value in names.items()}
+    return {f"base_model.model.{name}": value for name, value in (names | wrapped).items()}
+
+
 def _own_embeddings(bundle: Bundle, base: Any) -> frozenset[str]:
     """Return the names of the adapter's tensors that replace the base's embeddings or output head."""
-    ends = {id(end.weight) for end in (base.get_input_embeddings(), base.get_output_embeddings()) if end is not None}
-    names = {
-        name: tuple(value.shape) for name, value in base.named_parameters(remove_duplicate=False) if id(value) in ends
-    }
-    # if a LoRA adapts the embeddings or the head, peft wraps them and saves their own weights under this other name
-    wrapped = {f"{name.removesuffix('weight')}base_layer.weight": shape for name, shape in names.items()}
-    places = {f"base_model.model.{name}": shape for name, shape in (names | wrapped).items()}
+    places = {name: tuple(value.shape) for name, value in _embedding_places(base).items()}
     found = frozenset(places) & bundle.tensors.keys()
     for name in sorted(found):
         shape = bundle.tensors[name][1]

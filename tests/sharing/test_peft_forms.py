@@ -98,6 +98,43 @@ def test_an_adapter_of_plain_peft_is_used_and_merged(form: str, base: Path, tmp_
     assert rounded.moved < 0.02
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("modules", [[], ["embed_tokens", "lm_head"]], ids=["resized", "resized and trained"])
+@pytest.mark.parametrize("more", [3, -5])
+def test_the_base_of_an_adapter_with_another_vocabulary_is_resized(
+    more: int, modules: list[str], base: Path, tmp_path: Path
+) -> None:
+    """Such as TRL, axolotl and LLaMA-Factory save it after they added tokens."""
+    torch.manual_seed(0)
+    tokenizer, wide = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base)
+    if more > 0:
+        tokenizer.add_tokens([f"<{at}>" for at in range(more)])
+    rows = len(tokenizer) + min(more, 0)
+    wide.resize_token_embeddings(rows, mean_resizing=False)
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=4, init_lora_weights=False, target_modules=["q_proj"], modules_to_save=modules or None
+    )
+    made = get_peft_model(wide, config).eval()
+    for name, value in made.named_parameters():
+        if "modules_to_save" in name:
+            value.data += 0.02 * torch.randn(value.shape)
+    made.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    if more > 0:
+        tokenizer.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[5, 6, 7, 8, rows - 1]])
+    with torch.inference_mode():
+        wanted = made(ids).logits
+    adapter = Adapter.load(tmp_path / "adapter", checkpoint=str(base), device="cpu")
+    model: Any = adapter.predictor.model
+    with torch.inference_mode():
+        assert torch.allclose(model(ids).logits, wanted, atol=1e-4)
+    assert adapter.merge(tmp_path / "merged", bits=32).moved < 1e-3
+    with torch.inference_mode():
+        alone = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+        assert torch.allclose(alone(ids).logits, wanted, atol=1e-3)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "merged")) == len(tokenizer)
+
+
 ENCODER_DECODERS: dict[str, Any] = {
     "t5": lambda tokens: T5ForConditionalGeneration(
         T5Config(vocab_size=tokens, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
