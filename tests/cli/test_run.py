@@ -6,29 +6,41 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import pytest
 
 from benchmarks.startup import of_children
+from petransfer.data import SplitData
 from petransfer.memory.study_memory import largest_stacks
 from petransfer.recipe.loading import load_recipe, shipped_recipes
+from petransfer.study.encoded_data import task_data
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import expand
 from petransfer.study.scheduling import Scheduling
 from tests.cli.calls import call
 from tests.invariants.kill_and_resume import ROWS
 from tests.report.made import make, recipe_of
+from tests.study.forked_workers import fork_workers
 
 ROOT = Path(__file__).parents[2]
 
 
+def _fewer_rows(*given: Any) -> SplitData:
+    data = task_data(*given)
+    return replace(data, train=data.train[:400], test=data.test[:100])
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smoke recipe, run by two workers."""
+    """The smoke recipe, run by two workers on a part of SCAN's rows."""
     out = tmp_path_factory.mktemp("study") / "smoke"
     with pytest.MonkeyPatch.context() as patch:
+        fork_workers(patch)
+        patch.setattr("petransfer.study.encoded_data.task_data", _fewer_rows)
         assert call(patch, "run", "--recipe", "smoke", "--out", str(out), "--workers", "2", "--cpu") == 0
     return out
 
@@ -43,7 +55,7 @@ def test_a_study_is_written_as_designed(study: Path) -> None:
         spec = json.loads((run / "spec.json").read_text())
         kinds[spec["method"]["name"]] = names
         assert result["run_id"] == run.name
-        assert result["test"]["examples"] == 1173
+        assert result["test"]["examples"] == 100
         assert result["test"]["audited"] > 0
         assert result["test"]["disagreements"] == 0
         table = pyarrow.parquet.read_table(run / "examples.parquet")
@@ -52,11 +64,18 @@ def test_a_study_is_written_as_designed(study: Path) -> None:
         said = [row for row in table.to_pylist() if row["said"] is not None]
         assert said
         assert all((row["said"] == row["target"]) == row["correct"] for row in said)
-        assert len(table) == 1173
-        assert sum(table["correct"].to_pylist()) == round(result["test"]["exact_match"] * 11.73)
+        assert len(table) == 100
+        assert sum(table["correct"].to_pylist()) == round(result["test"]["exact_match"])
     common = {"spec.json", "metrics.jsonl", "result.json", "examples.parquet", "DONE"}
     assert kinds == {"lora": common | {"adapter"}, "full": common | {"model"}}
     assert len((study / "table.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_spawned_workers_run_the_whole_smoke_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(monkeypatch, "run", "--recipe", "smoke", "--out", str(tmp_path), "--workers", "2", "--cpu") == 0
+    tests = [json.loads(path.read_text())["test"] for path in tmp_path.glob("runs/*/result.json")]
+    assert [test["examples"] for test in tests] == [1173, 1173]
 
 
 def test_run_again_it_says_that_all_is_done_without_loading_torch(
