@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-HELD_OUT = ("--dev", "100", "--test", "100")  # or else the larger evaluation would be measured too
+HELD_OUT = ("--dev", "20", "--test", "20")  # or else the larger evaluation would be measured too
 CODE = """
 import json, resource, sys, time
 from petransfer.cli import main
@@ -38,7 +38,7 @@ def write_rows(path: Path, rows: int) -> None:
             file.write(json.dumps(content | {"category": ("odd", "even")[n % 2]}) + "\n")
 
 
-def peak_megabytes(counts: Sequence[int], folder: Path, steps: int = 20) -> list[tuple[float, float]]:
+def peak_megabytes(counts: Sequence[int], folder: Path, steps: int = 4) -> list[tuple[float, float]]:
     """Peak resident memory in MB (10^6) and seconds of `petransfer train` on so many rows.
 
     All in one process of its own, in ascending order, because the peak of a process never falls.
