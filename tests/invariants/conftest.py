@@ -14,16 +14,17 @@ from petransfer.study.grid import expand, resolve
 from tests.invariants.stacks import Make, members
 
 
-@pytest.fixture(name="make")
-def make_spec(tmp_path: Path, tiny_t5: Path) -> Make:
+@pytest.fixture(name="make", scope="module")
+def make_spec(tmp_path_factory: pytest.TempPathFactory, tiny_t5: Path) -> Make:
     """Specs on a few dozen rows of unlike lengths."""
     verbs = ("walk", "run", "look", "jump", "turn", "see")
     times = {"once": 1, "twice": 2, "thrice and then some more times": 3, "four times": 4, "often": 9}
-    rows = [f"{verb} {word}\t{' '.join([verb.upper()] * count)}\n" for verb in verbs for word, count in times.items()]
-    (tmp_path / "rows.tsv").write_text("".join(rows))
+    rows = [f"{verb} {word}\t{' '.join([verb] * count)}\n" for verb in verbs for word, count in times.items()]
+    file = tmp_path_factory.mktemp("rows") / "rows.tsv"
+    file.write_text("".join(rows))
 
     def one(folder: Path | None = None, **changes: Any) -> RunSpec:
-        task = {"name": "lines", "options": {"train": str(tmp_path / "rows.tsv"), "dev": 5, "test": 6}}
+        task = {"name": "lines", "options": {"train": str(file), "dev": 5, "test": 6}}
         content = {
             "name": "x", "task": task, "family": {"name": "t", "arms": {"english": str(folder or tiny_t5)}},
             "arms": ["english"], "methods": [{"name": "lora", "rank": 4, "bits": 32}], "seeds": [0],
@@ -35,7 +36,7 @@ def make_spec(tmp_path: Path, tiny_t5: Path) -> Make:
     return one
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def dropping(make: Make) -> list[RunSpec]:
     """Three runs with dropout in the adapters too."""
     spec = make()

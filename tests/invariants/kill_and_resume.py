@@ -76,7 +76,7 @@ RUNS = 4
 EARLY_SHARE, EARLY_SECONDS, EARLY_SECONDS_FORKED = 0.25, 4.0, 1.0
 TIMES = {"once": 1, "twice": 2, "thrice": 3, "four times": 4}
 VERBS = ("walk", "run", "look", "jump", "turn", "see")
-ROWS = [f"{verb} {word}\t{' '.join([verb.upper()] * count)}\n" for verb in VERBS for word, count in TIMES.items()]
+ROWS = [f"{verb} {word}\t{' '.join([verb] * count)}\n" for verb in VERBS for word, count in TIMES.items()]
 
 
 @dataclass(frozen=True)
