@@ -87,7 +87,9 @@ def text_answer(example: Example, tokenizer: PreTrainedTokenizerBase, layout: La
     if text == without_calls:
         raise UntrainedCall("the chat template does not write calls of tools")
     if special := _special_tokens_in(text, tokenizer):
-        raise UntrainedCall("the chat template writes calls with special tokens, which are not text", special[0])
+        raise UntrainedCall(
+            "the chat template writes calls with special tokens, which generated text does not contain", special[0]
+        )
     return replace(example, target=text)
 
 

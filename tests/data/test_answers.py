@@ -71,7 +71,10 @@ def test_a_template_that_joins_texts_gets_the_arguments_as_text() -> None:
     ("template", "reason"),
     [
         (CHATML, "does not write calls of tools"),
-        (QWEN.replace("</tool_call>", "</tool_call><|end|>"), "with special tokens, which are not text (<|end|>)"),
+        (
+            QWEN.replace("</tool_call>", "</tool_call><|end|>"),
+            "with special tokens, which generated text does not contain (<|end|>)",
+        ),
         (
             QWEN.replace("<|im_start|>{{", "{% if message.tool_calls %}>{% endif %}<|im_start|>{{"),
             "begins or ends calls of tools in another way than answers",

@@ -90,7 +90,7 @@ def thoughts_notes(thoughts: Mapping[str, int]) -> Iterator[str]:
     """
     for key, number in thoughts.items():
         yield (
-            f"the field '{key}' of {count(number, 'answer')} is not trained, because the chat is not written with it; "
+            f"the field '{key}' of {count(number, 'answer')} is not trained, because the chats are written without it; "
             "to train it, write it into the content, for example as <think>THOUGHT</think>ANSWER"
         )
 
