@@ -73,6 +73,8 @@ def _top(
 def main() -> None:
     """Run the command `petransfer`."""
     _open_closed_streams()
+    # plots are written to files, and the backend of a notebook or of an older matplotlib may be unknown here
+    os.environ["MPLBACKEND"] = "agg"
     start_again_in_utf8()
     # The leading process would wait forever for a process that exits here although it shares the verb.
     verb = next((argument for argument in sys.argv[1:] if argument not in _ANYWHERE), "")

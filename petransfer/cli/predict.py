@@ -153,8 +153,9 @@ def _generate(
     number = 0
     quoted: list[list[str]] = []  # for each chat of the first model with special tokens in its messages: these tokens
     cut: dict[str, CutTexts] = {}
-    has_line_breaks = False
+    has_line_breaks = has_lines = False
     for batch in batches:
+        has_lines = True
         asked = [text for _, text in batch if text.strip()]
         places = [place for place, text in batch if text.strip()]
         texts: dict[str, Iterator[Generation]] = {}
@@ -169,6 +170,10 @@ def _generate(
                 answer = next(generated).text if line.strip() else ""
                 has_line_breaks = has_line_breaks or "\n" in answer
                 _print(line, label if len(texts) > 1 else None, answer, as_json)
+    if not has_lines:
+        print_text(
+            "no input was given: write the inputs to standard input or into --file, one per line", file=sys.stderr
+        )
     print_text(*quoted_note(len(quoted), number, chain(*quoted)), file=sys.stderr)
     for label, numbers in cut.items():
         head = f"{label}: " if len(cut) > 1 else ""

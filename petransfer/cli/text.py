@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import queue
@@ -107,9 +108,13 @@ def _standard_input() -> BinaryIO:
     A thread that waits for `sys.stdin.buffer` would hold its lock, and Python could not end.
     """
     try:
-        return open(sys.stdin.fileno(), "rb", closefd=False)
+        own = open(sys.stdin.fileno(), "rb", closefd=False)  # noqa: SIM115 - it stays open until the process ends
     except io.UnsupportedOperation:
         return sys.stdin.buffer
+    # the program that started this one may have made the pipe non-blocking: a pause would then look like the end
+    with contextlib.suppress(OSError, AttributeError):
+        os.set_blocking(own.fileno(), True)
+    return own
 
 
 def _decoded(lines: BinaryIO, name: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from petransfer.data.hub_network import use_cache_if_unreachable
+from petransfer.data.hub_network import use_cache_if_unreachable, why_unreachable
 from petransfer.errors import UserError
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.run_spec import CheckpointSpec
@@ -24,8 +24,9 @@ def refuse_unreachable(checkpoints: Iterable[CheckpointSpec]) -> None:
         name = location(checkpoint)
         if not isinstance(try_to_load_from_cache(name, "config.json", revision=revision(checkpoint)), str):
             raise UserError(
-                f"{name} is not in the local cache and the hub cannot be reached; check the network, name a folder "
-                "that holds the model, or use a checkpoint that ships with petransfer, such as nano/english"
+                f"{name} is not in the local cache and the hub cannot be reached ({why_unreachable()}); check the "
+                "network, name a folder that holds the model, or use a checkpoint that ships with petransfer, such as "
+                "nano/english"
             )
 
 

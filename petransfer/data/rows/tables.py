@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from petransfer.data.bad_rows import BadRow
-from petransfer.data.hub_network import use_cache_if_unreachable
+from petransfer.data.hub_network import use_cache_if_unreachable, why_unreachable
 from petransfer.data.rows.records import Record
 from petransfer.data.rows.source import Source, parallel_advice
 from petransfer.errors import UserError, reason_of
@@ -87,8 +87,8 @@ def open_dataset(source: Source) -> dict[str, Any]:
     except Exception as error:  # a loader, the hub or the cache can raise any error
         if unreachable:
             raise UserError(
-                f"{name} is not on this machine and the hub cannot be reached; check the network, or name a file or a "
-                "folder"
+                f"{name} is not on this machine and the hub cannot be reached ({why_unreachable()}); check the "
+                "network, or name a file or a folder"
             ) from None
         if "Config name is missing" in str(error) or "BuilderConfig" in str(error):
             advice = "pick a configuration with --set task.options.config=NAME"
