@@ -123,7 +123,10 @@ def test_texts_can_be_made_chats() -> None:
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        ([{"role": "bot", "content": "x"}], "unknown role 'bot' in a message (known: system, user, assistant, tool)"),
+        (
+            [{"role": "wizard", "content": "x"}],
+            "unknown role 'wizard' in a message (known: system, user, assistant, tool)",
+        ),
         ([{"role": "user", "content": "x"}], "the chat has no answer of the assistant"),
         ([{"role": "assistant", "content": "x"}], "the chat begins with the assistant"),
         ([{"role": "user", "content": ""}, CHAT[4]], "a message of the user is empty"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from petransfer.data.rows.columns import (
     RowTexts,
     choose_columns,
     has_value,
+    quotes_are_text,
     read_records,
     reading_notes,
     unread_instruction,
@@ -26,7 +28,7 @@ from petransfer.data.rows.columns import (
 from petransfer.data.rows.folds import fold_codes, scored_positions
 from petransfer.data.rows.held_out import MOST_DEV, overlaps, partition, several_targets
 from petransfer.data.rows.options import RowOptions
-from petransfer.data.rows.records import Record, as_text, look, value_of
+from petransfer.data.rows.records import MissingColumn, Record, as_text, look, value_of
 from petransfer.data.rows.source import Source
 from petransfer.data.rows.stored_rows import RowWriter
 from petransfer.data.rows.tables import HIDDEN_LABEL
@@ -57,8 +59,8 @@ class RowBuilder:
         self._options, self._folder = options, folder
         # for each row: the number of its part, and an 8-byte hash of the text by which rows are grouped
         self._parts, self._hashes = array("B"), array("Q")
-        # for each row without a chat: hashes of the input and the target
-        self._inputs, self._answers = array("Q"), array("Q")
+        # for each row: hashes of the input and the target; for each example of a chat: a hash of the whole chat
+        self._inputs, self._answers, self._chats = array("Q"), array("Q"), array("Q")
         self._digest = hashlib.sha256()
         self._targets: Counter[str] = Counter()
         self._categories: Counter[str] = Counter()
@@ -69,6 +71,8 @@ class RowBuilder:
         self._hidden: Counter[str] = Counter()
         # for each name of a split other than train, dev and test: the number of its rows, which are not used
         self._left_out: Counter[str] = Counter()
+        # for each tsv source whose quotes are read as text: the number of its rows with a text in quotes
+        self._in_quotes: Counter[str] = Counter()
         self._longest = [0, 0]
         self._first: RowTexts | None = None
         self._read_as: list[str] = []
@@ -94,6 +98,7 @@ class RowBuilder:
         if self._bad and self._options.bad_rows == "refuse":
             rows = sum(self._rows[name] for name in self._with_bad)
             raise UserError(self._bad.refusal(rows, " and ".join(self._with_bad)) + self._more_advice())
+        self._group_by_chats(cuts)
         codes = self._codes(cuts)
         sizes = self._write_positions(codes)
         self._check_parts(sizes, sources)
@@ -109,8 +114,14 @@ class RowBuilder:
             "closed": few and len(self._targets) > 1,
             "bad": self._bad.count,
             "chat": self._chat,
-            "notes": [*self._notes(), *overlaps(codes, self._hashes), *self._several_targets(codes)],
+            "notes": [*self._notes(), *overlaps(codes, self._inputs), *self._several_targets(codes)],
         }
+
+    def _group_by_chats(self, cuts: Mapping[str, float]) -> None:
+        """Group chats by their whole text if too few of them begin with different messages of the user."""
+        parts = int(self._options.fold.partition("/")[2] or 0) if self._options.fold else len(cuts) + 1
+        if self._chat and len(self._chats) == len(self._hashes) and len(set(self._hashes)) < parts:
+            self._hashes = self._chats
 
     def _several_targets(self, codes: Any) -> list[str]:
         return [] if self._chat else several_targets(codes, self._inputs, self._answers)
@@ -123,10 +134,11 @@ class RowBuilder:
     def _read(self, part: str, source: Source, writer: RowWriter, again: bool) -> None:
         """Read the rows of a part. `again`: an earlier part has the same source, so bad rows are not counted twice."""
         bad = BadRows() if again else self._bad
-        columns = choose_columns(self._options, source)
+        columns = self._columns(part, source)
         self._chat = self._chat or columns.chat
         self._read_as += reading_notes(self._options, source, columns)
         self._unread_instruction = self._unread_instruction or unread_instruction(columns)
+        is_plain = quotes_are_text(self._options, source)
         index = rows = 0
         for record in read_records(self._options, source, columns):
             rows += 1
@@ -144,11 +156,26 @@ class RowBuilder:
                     writer.add(index, record.line, texts.input, texts.target, texts.category)
                     self._count(code, hashed, texts)
                 index += 1
+            if columns.messages and found:
+                _, _, last = found[-1]
+                whole = _hash_of(last.input + last.target, self._options.seed)
+                self._chats.extend(whole for code, _, _ in found if code != _OTHER)
+            if is_plain and not again:
+                self._in_quotes[source.name] += any(_is_in_quotes(texts) for _, _, texts in found)
             self._hidden[part] += _is_hidden(record.values, columns)
         self._rows[source.name] += 0 if again else rows
         self._read_as += () if again else columns.notes.lines(source.name, columns.system)
         if part != "train" and rows and self._hidden[part] == rows:
             raise UserError(f"{source.name}: {HIDDEN_LABEL} in every {part} row{_name_another(part)}")
+
+    def _columns(self, part: str, source: Source) -> ColumnChoice:
+        try:
+            return choose_columns(self._options, source)
+        except MissingColumn as error:
+            if part == "train":
+                raise
+            like = f"write its columns like those of the training data, {self._options.train}"
+            raise MissingColumn(error.problem, like) from None
 
     def _examples(self, part: str, record: Record, columns: ColumnChoice) -> Iterator[tuple[int, int, RowTexts]]:
         if record.problem:
@@ -165,9 +192,8 @@ class RowBuilder:
     def _count(self, code: int, hashed: int, texts: RowTexts) -> None:
         self._parts.append(code)
         self._hashes.append(hashed)
-        if not self._chat:
-            self._inputs.append(hash(texts.input) % 2**64)
-            self._answers.append(hash(texts.target) % 2**64)
+        self._inputs.append(hash(texts.input) % 2**64)
+        self._answers.append(hash(texts.target) % 2**64)
         self._digest.update(json.dumps((texts.input, texts.target, texts.category)).encode())
         if len(self._targets) <= COUNTED:
             self._targets[texts.target] += 1
@@ -225,8 +251,14 @@ class RowBuilder:
                 f"{count(self._left_out.total(), 'row')} left out, whose value in the column "
                 f"'{self._options.split_column}' is not train, dev or test: {found}"
             )
+        for name, rows in self._in_quotes.items():
+            if rows:
+                yield (
+                    f"warning: {name}: {count(rows, 'row')} with texts in quotes, and the quotes are read as a part of "
+                    "the text; --quoting csv reads them as the ends of a cell, as spreadsheets write them"
+                )
         yield from self._missing_values()
-        for names in _alike(self._targets) if len(self._targets) <= 2 * LABELS else ():
+        for names in _alike(self._targets, _number_or_look) if len(self._targets) <= 2 * LABELS else ():
             found = _shown_apart(names, self._targets)
             yield f"warning: the targets {found} {_difference(names)}; is one of them a typing error?"
 
@@ -245,6 +277,10 @@ class RowBuilder:
         return _name_another("test") if self._bad.has(HIDDEN_LABEL) else ""
 
 
+def _is_in_quotes(texts: RowTexts) -> bool:
+    return any(len(text) > 1 and text[0] == text[-1] == '"' for text in (texts.input, texts.target))
+
+
 def _name_another(part: str) -> str:
     return f"; it cannot be scored: name another {part} set, for example --{part} 0.1 for a tenth of the training rows"
 
@@ -255,11 +291,16 @@ def _is_hidden(values: Mapping[str, Any], columns: ColumnChoice) -> bool:
     return not isinstance(target, bool | str) and target == -1
 
 
-def _alike(counts: Mapping[str, int]) -> list[list[str]]:
-    """Return the groups of names that look the same, or differ only in case or blanks."""
+def _number_or_look(name: str) -> str:
+    """Return a whole number without `.0`, and what the eye sees of any other text."""
+    return name.partition(".")[0] if re.fullmatch(r"-?\d+\.0+", name) else look(name)
+
+
+def _alike(counts: Mapping[str, int], key: Callable[[str], str] = look) -> list[list[str]]:
+    """Return the groups of names with the same key. Default: they look the same, or differ only in case or blanks."""
     groups: dict[str, list[str]] = {}
     for name in sorted(counts):
-        groups.setdefault(look(name), []).append(name)
+        groups.setdefault(key(name), []).append(name)
     return [names for names in groups.values() if len(names) > 1]
 
 
@@ -274,6 +315,8 @@ def _shown_apart(names: Sequence[str], counts: Mapping[str, int]) -> str:
 
 def _difference(names: Sequence[str]) -> str:
     """Return in what the names of a group from `_alike` differ."""
+    if len({look(name) for name in names}) > 1:
+        return "are the same number"
     if len({" ".join(name.split()).casefold() for name in names}) == 1:
         return "differ in case or blanks alone"
     return "look alike, and differ in invisible characters or in how characters are encoded"
@@ -282,7 +325,11 @@ def _difference(names: Sequence[str]) -> str:
 def _hash(texts: RowTexts, seed: int) -> int:
     """Return an 8-byte hash of the text by which rows are grouped, keyed with the seed."""
     try:
-        grouped_by, *_ = [text.encode() for text in (texts.grouped_by, texts.input, texts.target, texts.category)]
+        _ = [text.encode() for text in (texts.input, texts.target, texts.category)]
+        return _hash_of(texts.grouped_by, seed)
     except UnicodeEncodeError:
         raise BadRow("a character is half of a pair (a lone surrogate); write the text again") from None
-    return int.from_bytes(hashlib.blake2b(grouped_by, digest_size=8, key=str(seed).encode()).digest(), "big")
+
+
+def _hash_of(text: str, seed: int) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=str(seed).encode()).digest(), "big")

@@ -13,7 +13,12 @@ ROLES = ("system", "user", "assistant", "tool")
 COLUMNS = ("messages", "conversations")
 # The keys for role and content, and further names of the roles, that chat datasets use.
 _KEYS = (("role", "content"), ("from", "value"))
-_OTHER_NAMES = {"human": "user", "gpt": "assistant", "function": "tool", "observation": "tool", "developer": "system"}
+_OTHER_NAMES = {
+    "human": "user",
+    **dict.fromkeys(("gpt", "chatgpt", "model", "ai", "bot"), "assistant"),
+    **dict.fromkeys(("function", "observation"), "tool"),
+    "developer": "system",
+}
 _ONLY_CALLS = (
     "every answer of the assistant calls tools, and chats that are written as plain text have no form for calls; leave "
     "chat=plain out, or write each call as text in the content of its message, without the field for calls"
@@ -135,6 +140,10 @@ def read_messages(value: Any) -> list[Message]:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
+            if value.lstrip().startswith("[{'"):  # as a table of Python lists is written to csv
+                raise BadRow(
+                    "the messages are Python's text of a list, not JSON; save the table as JSON lines"
+                ) from None
             raise BadRow("the messages are text and not a JSON list") from None
     if not isinstance(value, list):
         raise BadRow("the messages are missing" if value is None else "the messages are not a list")
@@ -176,7 +185,7 @@ def _message(value: Any) -> Message:
         raise BadRow("a message is no object with role and content")
     # some datasets name the keys `from` and `value`
     role_key, content_key = next((keys for keys in _KEYS if keys[0] in value), _KEYS[0])
-    role = str(value.get(role_key))
+    role = str(value.get(role_key)).strip().lower()
     role = _OTHER_NAMES.get(role, role)
     content = value.get(content_key)
     # in a parquet or arrow file, every message has the keys of all messages; keys without a value are left out

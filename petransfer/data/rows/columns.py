@@ -23,6 +23,7 @@ from petransfer.data.rows.records import (
     as_text,
     has_column,
     instruction_template,
+    is_messages,
     missing_column,
     value_of,
 )
@@ -153,7 +154,7 @@ def choose_columns(options: RowOptions, source: Source) -> ColumnChoice:
                 return _chat_columns(options, source, names, category, "prompt", completion="completion")
             return replace(texts, others=_others(names, texts))
     if names and any(not has_column(names, name) for name in required):
-        raise missing_column(source.name, required, names)
+        raise missing_column(source.name, required, names, _chat_advice(options, source, names))
     if options.messages:
         return _chat_columns(options, source, names, category, options.messages, split)
     inputs = fields_of(options.template, options.input)
@@ -169,6 +170,16 @@ def _others(names: Sequence[str], columns: ColumnChoice) -> tuple[str, ...]:
         for name in names
         if not name.startswith(inside) and not any(has_column([name], one) for one in columns.all)
     )
+
+
+def _chat_advice(options: RowOptions, source: Source, names: Sequence[str]) -> str:
+    """Return how to read the columns of a source as chats. Empty if no column holds messages."""
+    record = next(read_records(options, source, ColumnChoice(tuple(names))), None)
+    values = record.values if record else {}
+    chats = [name for name in names if has_value(values, name) and is_messages(value_of(values, name))]
+    if {"prompt", "chosen"} <= set(chats):
+        return "to train the answers in 'chosen', rename this column to 'completion'"
+    return f"to train the chats in '{chats[0]}', use --set task.options.messages={chats[0]}" if chats else ""
 
 
 def _chat_columns(
@@ -250,6 +261,13 @@ def _encoding_note(source: Source) -> list[str]:
         f"warning: {source.name} is UTF-8, but is read as {source.encoding}, the value of the option encoding, which "
         "gives wrong letters; leave the option out. If another file needs it, save that file as UTF-8"
     ]
+
+
+def quotes_are_text(options: RowOptions, source: Source) -> bool:
+    """Return whether a source is a tsv file whose quotes were found to be ordinary characters."""
+    if source.format != "tsv" or source.quoting not in ("", "auto"):
+        return False
+    return not detect(source, required_columns(options), options.columns_are_named).quoted
 
 
 def read_records(options: RowOptions, source: Source, columns: ColumnChoice) -> Iterator[Record]:

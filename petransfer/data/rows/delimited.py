@@ -95,6 +95,8 @@ def read_delimited(source: Source, dialect: Dialect) -> Iterator[Record]:
             _refuse_twins(source, line, cells or [])
         elif cells is None:
             yield Record(line, {}, problem)
+        elif tuple(cell.removeprefix("\ufeff") for cell in cells) == columns:
+            yield Record(line, {}, BadRow("the column names again, as in a file that was joined from several"))
         elif columns is None and not 2 <= len(cells) <= len(POSITIONAL):
             yield Record(line, {}, BadRow(f"{_BY_PLACE}, found {len(cells)}"))
         else:

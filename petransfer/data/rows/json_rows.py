@@ -25,6 +25,13 @@ _LIST = re.compile(r"\s*\[\s*([{\]]|$)")
 _TOKEN_END = re.compile(r"[{\[,:]\s*$")
 _NOT_AN_OBJECT = 'not a JSON object; write one a line, as {"input": ..., "target": ...}'
 
+_PYTHON = "Python's text of a dictionary, not JSON; write each row with json.dumps"
+
+
+def _without_comma(line: str) -> str:
+    """Return a line without the comma after its object, as in a list of objects whose brackets are missing."""
+    return line.rstrip().removesuffix(",") if line.rstrip().endswith("},") else line
+
 
 def read_json(source: Source) -> Iterator[Record]:
     """Yield the objects of a JSON file in order. Blank lines are skipped."""
@@ -44,8 +51,11 @@ def read_json(source: Source) -> Iterator[Record]:
             yield Record(line.number, {}, line.problem)
         elif line.text.strip():
             try:
-                value = _DECODER.decode(line.text)
+                value = _DECODER.decode(_without_comma(line.text))
             except (ValueError, RecursionError) as error:
+                if line.text.lstrip().startswith("{'"):
+                    yield Record(line.number, {}, BadRow(_PYTHON))
+                    continue
                 detail = re.sub(r": line 1 column (\d+) \(char \d+\)", r" at character \1", str(error))
                 yield Record(line.number, {}, BadRow("not valid JSON", reason_of(detail, 80)))
             else:
@@ -59,7 +69,7 @@ def _of_objects(source: Source) -> Iterator[Any] | None:
     if not first.lstrip().startswith("{"):
         return None
     try:
-        value = _DECODER.decode(first)
+        value = _DECODER.decode(_without_comma(first))
     except (ValueError, RecursionError):
         if _TOKEN_END.search(first):  # the line may be the beginning of an object
             return _over_lines(source)

@@ -13,6 +13,8 @@ Rows = list[dict[str, Any]]
 _LISTS = ("data", "rows", "examples", "records", "items", "instances")
 _OF_A_ROW = ("input", "target", "prompt", "completion", "messages", "conversations")
 _SPLITS = ("train", "training", "dev", "val", "valid", "validation", "eval", "test", "testing")
+# An object with more texts than this is a dictionary of texts and not a row.
+_MOST_COLUMNS = 30
 
 
 def rows_in(value: Mapping[str, Any], name: str) -> Rows | None:
@@ -33,6 +35,11 @@ def rows_in(value: Mapping[str, Any], name: str) -> Rows | None:
     found = [key for key in _LISTS if _is_rows(value.get(key))]
     if len(found) == 1 and not any(key in value for key in _OF_A_ROW):
         return list(value[found[0]])
+    if len(value) > _MOST_COLUMNS and _are(str, list(value.values())):
+        command = f"jq -c 'to_entries[] | {{input: .key, target: .value}}' {shlex.quote(name)} > pairs.jsonl"
+        raise UserError(
+            f"{name} is one object with {len(value):,} texts by name, and no rows; write rows with `{command}`"
+        )
     if _are(dict, list(value.values())):
         return _of_dictionaries(value)
     lists = list(value.values())

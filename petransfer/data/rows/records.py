@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import math
 import shlex
 import unicodedata
@@ -87,12 +89,18 @@ def dotted_names(values: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def missing_column(name: str, required: Required, found: Sequence[str]) -> UserError:
-    """Return the error for missing columns. The message lists all of them, and the existing columns."""
+def missing_column(name: str, required: Required, found: Sequence[str], advice: str = "") -> UserError:
+    """Return the error for missing columns. The message lists all of them, and the existing columns.
+
+    Args:
+        advice: What to do. Empty: to name other columns.
+    """
     missing = {column: option for column, option in required.items() if not has_column(found, column)}
     exist = ", ".join(_shown(str(each)[:30]) for each in list(found)[:20]) or "no columns"
     columns = " and ".join(f"'{column}'" for column in missing)
     problem = f"{name} has no column{'s' if len(missing) > 1 else ''} {columns} (it has: {exist})"
+    if advice:
+        return MissingColumn(problem, advice)
     if len(found) == 1 and len(required) > 1:
         return MissingColumn(
             problem,
@@ -166,19 +174,28 @@ def _in_shell(name: str) -> str:
     return f"$'{''.join(signs)}'"
 
 
+_WRITTEN = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal)
+
+
+def is_messages(value: Any) -> bool:
+    """Return whether a value is a list of messages, each with a role."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, Mapping) and any(key in first for key in ("role", "from"))
+
+
 def _shown(name: str) -> str:
     return name if name == name.strip() else f"'{name}'"
 
 
 def as_text(value: Any, name: str, column: str = "") -> str:
-    """Return a value as text. Numbers and booleans are written as in JSON.
+    """Return a value as text. Numbers and booleans are written as in JSON, dates and times as in ISO 8601.
 
     Args:
         name: Name of the value in messages.
         column: Name of the value's column, if it differs.
 
     Raises:
-        BadRow: The value is missing (None or NaN), infinite, or a list or dictionary.
+        BadRow: The value is missing (None or NaN), infinite, a list or dictionary, or bytes that are not UTF-8.
     """
     if isinstance(value, str):
         return value
@@ -190,7 +207,18 @@ def as_text(value: Any, name: str, column: str = "") -> str:
         return str(value).lower()
     if isinstance(value, int | float):
         return str(value)
+    if isinstance(value, _WRITTEN):
+        return str(value)
+    if isinstance(value, bytes):  # some programs write texts to parquet files as bytes
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise BadRow(f"the {name} is bytes, not text in UTF-8") from None
     column = column or name
+    if is_messages(value):
+        raise BadRow(
+            f"the {name} is a list of messages; to train chats, use --set task.options.messages={column} alone"
+        )
     if isinstance(value, list) and value:
         raise BadRow(f"the {name} is a list, not text; '{column}.0' names its first item")
     if isinstance(value, Mapping) and value:

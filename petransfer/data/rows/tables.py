@@ -102,7 +102,8 @@ def _split(source: Source) -> Any:
     data = open_dataset(source)
     if source.split not in data:
         raise UserError(f"{source.name} has no split '{source.split}' (it has: {', '.join(data)})")
-    return data[source.split]
+    part = data[source.split]
+    return part.with_format(None) if hasattr(part, "with_format") else part  # else its values can be tensors
 
 
 def _label(value: Any, names: list[str] | None) -> Any:

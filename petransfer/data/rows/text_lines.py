@@ -166,7 +166,7 @@ def _checked(number: int, text: str) -> Line:
         try:
             raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            advice = "save the file as UTF-8, or name its encoding as in --set task.options.encoding=cp1252"
+            advice = "save the file as UTF-8; `petransfer train` also takes --set task.options.encoding=cp1252"
             problem = BadRow(NOT_UTF8, f"at byte {error.start}; {advice}")
             return Line(number, raw.decode("utf-8", "replace"), problem)
     return Line(number, text)

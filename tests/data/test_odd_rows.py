@@ -1,0 +1,146 @@
+"""Tables and chats as other programs and people write them: read, or refused with a remedy that works."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from petransfer.errors import UserError
+from tests.data.test_chat import every
+from tests.data.test_chat import lines as chats
+from tests.data.test_real_files import lines, pairs
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+ROWS = [{"input": f"text {n}", "target": f"answer {n}"} for n in range(12)]
+
+
+def refusal(name: str, **options: Any) -> str:
+    with pytest.raises(UserError) as error:
+        lines(name, **options).load("held-out")
+    return str(error.value)
+
+
+def test_json_lines_with_commas_are_read_and_texts_of_python_are_named() -> None:
+    Path("a.jsonl").write_text("".join(json.dumps(row) + ",\n" for row in ROWS))
+    assert pairs("a.jsonl")[11] == ("text 11", "answer 11")
+    Path("b.jsonl").write_text("".join(f"{row}\n" for row in ROWS))
+    assert "12 of 12 rows of b.jsonl cannot be used: b.jsonl:1: Python's text of a dictionary" in refusal("b.jsonl")
+    messages = str([{"role": "user", "content": "Hi"}])
+    Path("c.csv").write_text("messages\n" + f'"{messages}"\n' * 9)
+    assert "the messages are Python's text of a list" in refusal("c.csv")
+    Path("d.json").write_text(json.dumps({row["input"] + str(n): "x" for row in ROWS for n in range(3)}))
+    assert "one object with 36 texts" in refusal("d.json")
+    assert "jq -c 'to_entries[] | {input: .key, target: .value}' d.json > pairs.jsonl" in refusal("d.json")
+
+
+def test_column_names_inside_a_joined_file_are_a_bad_row() -> None:
+    table = "input,target\n" + "".join(f"{row['input']},{row['target']}\n" for row in ROWS)
+    for name, joined in (("a.csv", table + table), ("b.csv", table + "\ufeff" + table)):
+        Path(name).write_text(joined, encoding="utf-8")
+        assert f"1 of 25 rows of {name} cannot be used: {name}:14: the column names again" in refusal(name)
+        assert len(pairs(name, bad_rows="skip")) == 24
+
+
+def test_texts_in_quotes_in_a_tsv_file_are_counted() -> None:
+    Path("a.tsv").write_text("input\ttarget\n" + "".join(f'"a, {n}"\tb\nc {n}\tb\n' for n in range(9)))
+    (note,) = [note for note in lines("a.tsv").notes() if "quotes" in note]
+    assert "warning: a.tsv: 9 rows with texts in quotes" in note
+    assert "--quoting csv" in note
+    assert pairs("a.tsv", quoting="csv")[0] == ("a, 0", "b")
+    assert not any("in quotes" in note for note in lines("a.tsv", quoting="none").notes())
+
+
+def test_dates_decimals_and_bytes_are_texts(elsewhere: Path) -> None:
+    values = {
+        "day": [datetime.date(2024, 1, 5)] * 9,
+        "time": [datetime.datetime(2024, 1, 5, 3, 4)] * 9,
+        "price": [decimal.Decimal("2.50")] * 9,
+        "bytes": ["größe".encode()] * 9,
+    }
+    columns = values | {"input": [f"i{n}" for n in range(9)], "image": [b"\xff\xd8"] * 9}
+    pyarrow.parquet.write_table(pyarrow.table(columns), "a.parquet")
+    found = [pairs("a.parquet", target=name)[0][1] for name in values]
+    assert found == ["2024-01-05", "2024-01-05 03:04:00", "2.50", "größe"]
+    assert "the target is bytes, not text in UTF-8" in refusal("a.parquet", target="image")
+
+
+def test_a_saved_dataset_with_a_format_is_read(elsewhere: Path) -> None:
+    import datasets
+
+    data = datasets.Dataset.from_list([{"input": f"i{n}", "target": n % 3} for n in range(12)])
+    data.set_format("numpy")
+    data.save_to_disk("saved")
+    assert pairs("saved")[4] == ("i4", "1")
+
+
+def test_equal_numbers_among_labels_are_named() -> None:
+    Path("a.jsonl").write_text(
+        "".join(json.dumps({"input": f"i{n}", "target": (1, 1.0, 0)[n % 3]}) + "\n" for n in range(30))
+    )
+    (note,) = [note for note in lines("a.jsonl").notes() if "same number" in note]
+    assert "'1' (10 rows) and '1.0' (10 rows)" in note
+
+
+def test_columns_of_a_test_file_are_named_like_those_of_training() -> None:
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    Path("b.csv").write_text("question,answer\na,b\n")
+    said = refusal("a.jsonl", test="b.csv")
+    assert "b.csv has no columns 'input' and 'target'" in said
+    assert "write its columns like those of the training data, a.jsonl" in said
+    assert "--input-column" not in said
+
+
+def test_chats_in_other_columns_and_preferences_get_the_option_that_reads_them() -> None:
+    talk = [[{"role": "user", "content": f"Hi {n}"}, {"role": "assistant", "content": "Hello"}] for n in range(9)]
+    Path("a.jsonl").write_text("".join(json.dumps({"conversation": each}) + "\n" for each in talk))
+    assert "use --set task.options.messages=conversation" in refusal("a.jsonl")
+    assert every(lines("a.jsonl", messages="conversation"))[0].target == "Hello"
+    Path("b.jsonl").write_text("".join(json.dumps({"input": "x", "chosen": each}) + "\n" for each in talk))
+    assert "is a list of messages; to train chats, use --set task.options.messages=chosen" in refusal(
+        "b.jsonl", target="chosen"
+    )
+    both = [{"prompt": each[:1], "chosen": each[1:], "rejected": each[1:]} for each in talk]
+    Path("c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in both))
+    assert "rename this column to 'completion'" in refusal("c.jsonl")
+    Path("d.jsonl").write_text(Path("c.jsonl").read_text().replace('"chosen"', '"completion"'))
+    assert every(lines("d.jsonl"))[8].target == "Hello"
+
+
+@pytest.mark.parametrize("names", [("User", "Assistant"), ("human", "ai"), ("user", "model")])
+def test_roles_have_other_names(names: tuple[str, str]) -> None:
+    user, assistant = names
+    turns = [[{"role": user, "content": f"Hi {n}"}, {"role": assistant, "content": "Hello"}] for n in range(9)]
+    assert json.loads(every(chats([{"messages": each} for each in turns]))[2].input)[0]["role"] == "user"
+
+
+@pytest.mark.parametrize("with_user", [True, False])
+def test_chats_that_begin_alike_are_drawn_by_their_whole_text(with_user: bool) -> None:
+    def talk(n: int) -> list[dict[str, str]]:
+        middle = [{"role": "user", "content": "Begin"}] * with_user
+        answer = {"role": "assistant", "content": f"Answer {n}"}
+        again = {"role": "user", "content": "More"}
+        return [
+            {"role": "system", "content": f"You are {n}"},
+            *middle,
+            answer,
+            again,
+            {"role": "assistant", "content": "No"},
+        ]
+
+    task = chats([{"messages": talk(n)} for n in range(30)])
+    data = task.load("held-out")
+    parts = [{json.loads(row.input)[0]["content"] for row in part} for part in (data.train, data.dev, data.test)]
+    assert [len(part) for part in parts] == [24, 3, 3]
+    assert len(set.union(*parts)) == 30
+    folds = chats([{"messages": talk(n)} for n in range(30)], fold="1/3").load("held-out")
+    assert len(folds.dev) == 20
+    Path("test.jsonl").write_text(json.dumps({"messages": talk(99)}) + "\n")
+    given = chats([{"messages": talk(n)} for n in range(30)], test="test.jsonl", dev=3)
+    assert not any("input that is trained on" in note for note in given.notes())
