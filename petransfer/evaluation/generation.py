@@ -21,8 +21,8 @@ from petransfer.models.wrappers import base_model_of, evaluating
 # The largest number of attention weights of one head in a batch: examples x tokens x tokens. Longer inputs therefore
 # get smaller batches.
 ATTENTION = 2**24
-# Recurrent models whose texts depend on the other inputs of the batch, or on its padding.
-_ALONE = frozenset({"recurrent_gemma", "rwkv"})
+# Models whose texts depend in transformers on the other inputs of the batch, or on its padding.
+_ALONE = frozenset({"paligemma", "recurrent_gemma", "rwkv"})
 
 
 @dataclass(frozen=True)

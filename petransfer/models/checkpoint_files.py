@@ -30,6 +30,8 @@ _OF_WRONG_FILES = (
     ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError, AssertionError, ImportError,
     StrictDataclassError,
 )  # fmt: skip
+# Attention functions that every machine has. None: transformers chooses one.
+_ATTENTION = (None, "eager", "sdpa")
 # Files of which a tokenizer has at least one. Tokenizers of bytes have none of them, but name their class.
 VOCABULARIES = (
     "tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "vocab.json",
@@ -79,18 +81,35 @@ def read_configuration(checkpoint: CheckpointSpec) -> Any:
 
 
 def use_default_outputs(config: Any) -> None:
-    """Set the fields of a configuration that change what a model returns to their defaults.
+    """Set the fields of a configuration that change what a model returns, and how it runs, to their defaults.
 
     A config.json has other values if its author saved the settings of another program. A model that returns tuples
-    cannot generate. A model that returns attention weights cannot be saved with the default attention function.
+    cannot generate. A model that returns attention weights cannot be saved with the default attention function. The
+    attention function can need a package or a GPU, and gradient checkpointing is chosen for each training.
     """
-    for part in (config, *(getattr(config, name) for name in type(config).sub_configs if hasattr(config, name))):
-        if part is None:
-            continue
+    for part in _parts(config):
+        if part._attn_implementation not in _ATTENTION:
+            part._attn_implementation_internal = None
+        if getattr(part, "gradient_checkpointing", False):
+            part.gradient_checkpointing = False
         part.return_dict = True
         if getattr(part, "output_attentions", False):
             part.output_attentions = False
         part.output_hidden_states = False
+
+
+def runs_differently(config: Any) -> bool:
+    """Return whether a configuration asks for an attention function of its own, or for gradient checkpointing."""
+    return any(
+        part._attn_implementation not in _ATTENTION or getattr(part, "gradient_checkpointing", False)
+        for part in _parts(config)
+    )
+
+
+def _parts(config: Any) -> list[Any]:
+    """Return a configuration and the configurations in it."""
+    inner = [getattr(config, name, None) for name in type(config).sub_configs]
+    return [config, *(one for one in inner if one is not None)]
 
 
 def wrong_configuration(place: str, error: Exception) -> UserError:

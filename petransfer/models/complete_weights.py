@@ -15,12 +15,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 from transformers.models.auto.auto_factory import _get_model_class
 
 from petransfer.errors import UserError
-from petransfer.models.checkpoint_files import location, one_line_errors, read_configuration, use_default_outputs
+from petransfer.models.checkpoint_files import (
+    location,
+    one_line_errors,
+    read_configuration,
+    runs_differently,
+    use_default_outputs,
+)
 from petransfer.models.hashes import is_on_hub, weight_files
 from petransfer.models.quiet_libraries import without_warnings
 from petransfer.models.registry import is_embedded
@@ -145,6 +151,10 @@ def load_complete(auto: Any, place: str, **options: Any) -> PreTrainedModel:
     Raises:
         UserError: A weight is missing, or has another shape than config.json says.
     """
+    config = AutoConfig.from_pretrained(place, revision=options.get("revision"), trust_remote_code=False)
+    if runs_differently(config):
+        use_default_outputs(config)
+        options["config"] = config
     model, found = auto.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     _refuse_incomplete(model, found, place)
     unused = _layers_beyond(found["unexpected_keys"], (name for name, _ in model.named_parameters()))

@@ -17,6 +17,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"return_dict": False},
     {"output_attentions": True},
     {"output_hidden_states": True, "use_cache": False},
+    {"attn_implementation": "flash_attention_2", "gradient_checkpointing": True},
 ]
 
 
@@ -35,6 +36,8 @@ def test_a_base_with_such_a_field_gives_the_texts_of_one_without(
     for bits in (32, 8):
         model, _ = load(changed, bits, device="cpu")  # type: ignore[arg-type]
         assert all(module.config.return_dict for module in model.modules() if hasattr(module, "config"))
+        assert model.config._attn_implementation == "sdpa"
+        assert not model.is_gradient_checkpointing
     model.save_pretrained(tmp_path / "saved")
 
 
@@ -43,7 +46,9 @@ def test_it_is_trained_merged_and_verified(
 ) -> None:
     shutil.copytree(tiny_t5, "base")
     content = json.loads(Path("base/config.json").read_text())
-    Path("base/config.json").write_text(json.dumps(content | {"return_dict": False, "output_attentions": True}))
+    Path("base/config.json").write_text(
+        json.dumps(content | {"return_dict": False, "output_attentions": True, "gradient_checkpointing": True})
+    )
     options = ("--steps", "2", "--test", "4", "--bits", "32", "--cpu", "--out", "study")
     assert call(monkeypatch, "train", "./base", str(tiny_rows), *options) == 0
     assert call(monkeypatch, "adapter", "merge", "study", "merged", "--cpu") == 0
