@@ -108,7 +108,7 @@ def recipe_name(argument: str | None, option: str | None) -> str:
 def parse_names(text: str | None) -> list[str] | None:
     """Return the names of a comma-separated list. None if the option was not given."""
     # an empty text gives an empty name, which recipes refuse: `--arms "$ARMS"` must not select all arms
-    return None if text is None else text.split(",")
+    return None if text is None else [name.strip() for name in text.split(",")]
 
 
 def split_names(values: list[str] | None) -> tuple[str, ...]:

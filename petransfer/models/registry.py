@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from petransfer.errors import UserError, unknown
+from petransfer.errors import UserError, shortened, unknown
 from petransfer.recipe.run_spec import CheckpointSpec, Reinit
 from petransfer.recipe.schema import ArmPart, FamilyPart
 from petransfer.recipe.values import Strict
@@ -177,10 +177,17 @@ class Family:
         if name in self.arms:
             return Arm(name, self.arms[name], prefix=self.prefixes.get(name, self.prefix))
         if name not in self.arm_names:
+            if "/" in name:
+                raise UserError(f"'{shortened(name, 80)}' is no arm of the family {self.name}; {_own_form(name)}")
             raise unknown(f"arm of family {self.name}", name, self.arm_names)
         control = CONTROLS[name]
         like = self.arm(control.arm or self.base)
         return Arm(name, replace(like.checkpoint, reinit=control.reinit), control.trained, like.prefix)
+
+
+def _own_form(place: str) -> str:
+    """Return how a recipe names a checkpoint of the user."""
+    return f"for checkpoints of your own, write `family: {{name: mine, arms: {{one: {place:.80}}}}}` and `arms: [one]`"
 
 
 @functools.cache
@@ -203,6 +210,8 @@ def family_names() -> tuple[str, ...]:
 def registered_family(name: str) -> Family:
     """Return the registered family called `name`."""
     if name not in registry().families:
+        if "/" in name:
+            raise UserError(f"'{shortened(name, 80)}' is no family of checkpoints; {_own_form(name)}")
         raise unknown("family", name, registry().families)
     entry = registry().families[name]
     arms = {arm: _registered(content) for arm, content in entry.arms.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -176,7 +177,7 @@ def _parse(override: str) -> tuple[list[str], Any]:
     key, sign, text = override.partition("=")
     if not sign or not key.strip("."):
         raise UserError(f"--set {override}: write it as key=value, for example train.steps=500")
-    keys = key.strip().split(".")
+    keys = re.sub(r"\[(\d+)\]", r".\1", key.strip()).split(".")  # `methods[0].rank` is `methods.0.rank`
     if len(keys) > DEEPEST:
         raise UserError(f"--set {override:.60}: a recipe is not nested {len(keys):,} levels deep")
     try:

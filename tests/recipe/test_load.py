@@ -249,7 +249,11 @@ def test_a_malformed_set_is_refused(recipe: str, override: str, said: str) -> No
         ("train.learning_rate=abc", r"train\.learning_rate: .*number.*'abc'"),
         ("train.learning_rate={lora: abc}", r"train\.learning_rate\.lora: .*number.*'abc'"),
         ("family={name: own, arms: {english: a/b}, prefx: ''}", r"unknown key 'family\.prefx': did you mean 'prefix'"),
-        ("family={name: own}", r"family\.arms: Field required"),
+        (
+            "family={name: own}",
+            r"family\.arms: this key is missing; write, for example, family: \{name: mine",
+        ),
+        ("methods[0].rnk=8", r"unknown key 'methods\.0\.rnk': did you mean 'rank'"),
         ("methods.0.rnk=3", r"unknown key 'methods\.0\.rnk': did you mean 'rank'"),
         ("methods.0.bits=3", r"methods\.0\.bits: .*4, 8, 16 or 32"),
         ("zzz=3", r"unknown key 'zzz': known here: .*train"),

@@ -251,6 +251,11 @@ SPLIT = ["simple"]
         ({"task": {"name": "scan", "splits": SPLIT, "options": {"dev_siz": 3}}}, "'dev_siz': did you mean 'dev_size'"),
         ({"task": {"name": "scan", "splits": SPLIT, "options": {"dev_size": -1}}}, "dev_size of scan is -1"),
         ({"arms": ["englsh"]}, "unknown arm of family nano 'englsh': did you mean 'english'"),
+        (
+            {"arms": ["./my-t5"]},
+            r"'./my-t5' is no arm of the family nano; .*arms: \{one: ./my-t5",
+        ),
+        ({"family": "google/flan-t5-small"}, r"is no family of checkpoints; .*arms: \{one: google/flan-t5-small"),
         ({"family": "nanno"}, "unknown family 'nanno': did you mean 'nano'"),
         ({"methods": [{"name": "lorra"}]}, "unknown method 'lorra': did you mean 'lora'"),
         ({"train": {"steps": 1, "learning_rate": {"lorra": 1}}}, "train.learning_rate 'lorra': did you mean 'lora'"),
