@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 import csv
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from petransfer.data.templates import fields_of
@@ -39,8 +40,24 @@ def refuse_other_files(file: Path, specs: Iterable[RunSpec | None]) -> None:
         return
     if head.startswith(_BINARY) or (b"\0" in head and not _is_utf16(head)):
         raise UserError(f"{file} is not a text file; {_ADVICE}")
-    text = head.decode("utf-8", "replace").removeprefix("\ufeff")
-    columns = list(dict.fromkeys(name for spec in specs for name in _columns(spec)))
+    _refuse_rows(file, str(file), head.decode("utf-8", "replace").removeprefix("\ufeff"), list(specs))
+
+
+def without_rows(lines: Iterable[str], specs: Iterable[RunSpec | None]) -> Iterator[str]:
+    """Yield the lines of standard input. Raise UserError if the first line is the head of a table, or a JSON row."""
+    first = True
+    for line in lines:
+        if first:
+            _refuse_rows(Path("FILE"), "standard input", line, list(specs))
+        first = False
+        yield line
+
+
+def _refuse_rows(file: Path, name: str, text: str, specs: list[RunSpec | None]) -> None:
+    """Raise UserError if a text is the beginning of a table or of JSON rows. `name`: its name for the message."""
+    if any(_are_inputs(text, spec) for spec in specs):
+        return
+    columns = list(dict.fromkeys(column for spec in specs for column in _columns(spec)))
     found = _json_keys(file, text, columns)
     kind = "key" if found else "column"
     found = found or _table_columns(file, text, columns)
@@ -48,10 +65,22 @@ def refuse_other_files(file: Path, specs: Iterable[RunSpec | None]) -> None:
         names = ", ".join(f"'{name}'" for name in found)
         what = "JSON rows" if kind == "key" else "a table"
         raise UserError(
-            f"{file} holds {what} with the {kind}{'s' if len(found) > 1 else ''} {names}, and predict takes every line "
+            f"{name} holds {what} with the {kind}{'s' if len(found) > 1 else ''} {names}, and predict takes every line "
             f"as one input; {_ADVICE} (its name ends in .txt), or score the rows with `petransfer eval ADAPTER --data "
             f"{file}`"
         )
+
+
+def _are_inputs(text: str, spec: RunSpec | None) -> bool:
+    """Return whether the first line is an input for a template with several columns: a JSON object with them."""
+    fields = fields_of(str(spec.task.options.get("template", ""))) if spec else ()
+    if len(fields) < 2:
+        return False
+    try:
+        row = json.loads(next((line for line in text.splitlines() if line.strip()), ""))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and {field.split(".")[0] for field in fields} <= {key.split(".")[0] for key in row}
 
 
 def _is_utf16(head: bytes) -> bool:

@@ -13,7 +13,7 @@ import typer
 
 from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
 from petransfer.cli.evaluate import combination_of
-from petransfer.cli.input_files import is_existing_file, refuse_other_files
+from petransfer.cli.input_files import is_existing_file, refuse_other_files, without_rows
 from petransfer.cli.terminal_text import for_output, print_text
 from petransfer.cli.text import arriving, input_lines, is_pipe, one_line
 from petransfer.errors import UserError
@@ -97,14 +97,17 @@ def predict(
     """
     if text and file is not None:
         raise UserError(f"--file {file} and {count(len(text), 'input')} as arguments; leave one of them out")
+    file = None if file == Path("-") else file  # the usual name of standard input
     combined = combination_of(weights, combination)
     at_once = 1 if not text and file is None and sys.stdin and sys.stdin.isatty() else BATCH
     with contextlib.ExitStack() as stack:
         sources = _opened(stack, [source, *(others or [])], run)
+        specs = [one.bundle.spec if one.bundle else None for one in sources]
         if file is not None:
-            refuse_other_files(file, [one.bundle.spec if one.bundle else None for one in sources])
+            refuse_other_files(file, specs)
         name = "" if text else str(file) if file is not None else "standard input"
-        lines = _with_places(text or input_lines(file), name)
+        read = input_lines(file) if file is not None else without_rows(input_lines(None), specs)
+        lines = _with_places(text or read, name)
         # a pipe is read while the model is loaded
         arrived = arriving(lines, BATCH) if not text and is_pipe(file) else None
         from petransfer.sharing.base import Where

@@ -52,6 +52,8 @@ def find_recipe(name: str) -> Path:
         return path
     if name in shipped_recipes():
         return shipped_recipes()[name]
+    if path.exists():
+        raise UserError(f"the recipe {name} is a pipe or a device; save the recipe in a file first")
     if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
         raise UserError(f"no recipe file {name}; `petransfer recipes ls` shows the shipped ones")
     raise unknown("recipe", name, shipped_recipes())

@@ -23,6 +23,7 @@ from petransfer.cli.text import input_lines
 from petransfer.cli.train_output import _argument
 from petransfer.data.encoding import Layout, encode_targets
 from petransfer.errors import UserError
+from petransfer.recipe.loading import find_recipe
 from tests.cli import calls
 
 Refused = Callable[..., str]
@@ -435,6 +436,12 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(number: int, capsys: pyt
     assert stop.value.code == 2
     written = capsys.readouterr().err
     assert written == f"error: there/file cannot be used ({os.strerror(number)}); take another folder or file\n"
+
+
+def test_a_recipe_in_a_pipe_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "recipe.yaml")
+    with pytest.raises(UserError, match=r"recipe\.yaml is a pipe or a device; save the recipe in a file"):
+        find_recipe(str(tmp_path / "recipe.yaml"))
 
 
 def test_too_many_open_files_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from petransfer.cli import predict, text
-from petransfer.cli.input_files import refuse_other_files
+from petransfer.cli.input_files import refuse_other_files, without_rows
 from petransfer.errors import UserError
 from petransfer.evaluation import predictor
 from petransfer.recipe.run_spec import Options, RunSpec
@@ -219,6 +219,34 @@ def test_the_columns_of_the_training_are_known(run: Path, tmp_path: Path) -> Non
     refuse_other_files(tmp_path / "a", [None])
     with pytest.raises(UserError, match="columns 'question', 'answer'"):
         refuse_other_files(tmp_path / "a", [spec])
+
+
+def test_json_objects_are_the_inputs_of_a_template_with_several_columns(run: Path, tmp_path: Path) -> None:
+    spec = RunSpec.from_dict(json.loads((run / "spec.json").read_text(encoding="utf-8")))
+    options = Options({**spec.task.options, "template": "Q: {question} C: {context.text}"})
+    spec = dataclasses.replace(spec, task=dataclasses.replace(spec.task, options=options))
+    row = json.dumps({"question": "who?", "context": {"text": "me"}, "input": "a", "target": "b"}) + "\n"
+    for name in ("a.jsonl", "a.txt"):
+        (tmp_path / name).write_text(row, encoding="utf-8")
+        refuse_other_files(tmp_path / name, [spec])
+        with pytest.raises(UserError, match="JSON rows with the keys 'input', 'target'"):
+            refuse_other_files(tmp_path / name, [None])
+    assert list(without_rows([row, row], [spec])) == [row, row]
+
+
+@pytest.mark.parametrize("content", [b"input,target\nto walk,gehen\n", b'{"input": "to walk", "target": "gehen"}\n'])
+def test_rows_on_standard_input_are_no_inputs(
+    content: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    said = refused(capsys, *ASK)
+    assert "standard input holds" in said
+    assert "`petransfer eval ADAPTER --data FILE`" in said
+
+
+def test_a_hyphen_names_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"to walk\n")))
+    assert lines_of(capsys, "--file", "-") == lines_of(capsys, "to walk")
 
 
 def test_the_name_of_a_file_as_a_text_gets_a_hint(
