@@ -16,6 +16,7 @@ from petransfer.recipe.loading import load_recipe
 from petransfer.sharing import bundle_zip, examples_file, safe_reading
 from petransfer.study import folders
 from petransfer.training.metrics_file import read_metrics
+from petransfer.training.state import _tensors_in
 from tests.cli import calls
 from tests.report.made import METHODS, make, recipe_of
 
@@ -28,6 +29,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "examples.parquet": examples_file.read_table,
     "a.petransfer.zip": lambda path: bundle_zip.read_zip(path, path.parent),
     "metrics.jsonl": read_metrics,
+    "model.safetensors": _tensors_in,
     "recipe.yaml": lambda path: load_recipe(str(path)),
 }
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from petransfer.atomic_files import replace_folder, sync
 from petransfer.errors import FolderMoved, RunError, reason_of, refuse_moved
 from petransfer.training.distributed import copy_into, gather_tensors, is_part, shard_like
+from petransfer.unreadable_files import refuse_unreadable
 
 
 @dataclass
@@ -172,7 +173,8 @@ def load_state(folder: Path, progress: Progress, model: torch.nn.Module, optimiz
     """Load the tensors of the state at `progress.step` into the model and the optimiser.
 
     Raises:
-        RunError: the tensors of the state cannot be read or do not fit the model.
+        RunError: the tensors of the state are damaged or do not fit the model.
+        UserError: a file of the state cannot be read, such as without permission.
     """
     state = folder / f"step-{progress.step:09d}"
     _fill_trained(model, _tensors_in(state / "model.safetensors"), state)
@@ -181,6 +183,7 @@ def load_state(folder: Path, progress: Progress, model: torch.nn.Module, optimiz
 
 
 def _tensors_in(path: Path) -> dict[str, torch.Tensor]:
+    refuse_unreadable(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
