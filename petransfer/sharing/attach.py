@@ -19,7 +19,7 @@ from petransfer.models.loading import Loaded
 from petransfer.recipe.run_spec import Bits
 from petransfer.sharing.bundle import Bundle, checked
 from petransfer.sharing.pattern_times import refuse_slow_patterns
-from petransfer.sharing.size_checks import check_sizes, resize_vocabulary
+from petransfer.sharing.size_checks import brings_embeddings, check_sizes, resize_vocabulary
 
 COMBINED = "combined"
 # The name of the first adapter on a base. It is not a bare number, because peft would take that for a layer's number.
@@ -43,10 +43,10 @@ def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
         refuse_slow_patterns(bundle, model)
     if len(bundles) == 1:
         resize_vocabulary(bundles[0], model)
-    own_embeddings = [check_sizes(bundle, model) for bundle in bundles]
-    brings = next((bundle for bundle, own in zip(bundles, own_embeddings, strict=True) if own), None)
+    brings = next((bundle for bundle in bundles if brings_embeddings(bundle, model)), None)
     if brings and len(bundles) > 1:
         raise UserError(f"{brings.label} brings embeddings of its own for the base; use it without other adapters")
+    own_embeddings = [check_sizes(bundle, model) for bundle in bundles]
     tables = {name for bundle in bundles for name in _embedding_rows(bundle.config)}
     for at, bundle in enumerate(bundles):
         try:

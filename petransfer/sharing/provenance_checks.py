@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from petransfer.errors import UserError, reason_of
-from petransfer.recipe.run_spec import RunSpec
+from petransfer.recipe.run_spec import CheckpointSpec, MethodSpec, RunSpec, TaskSpec, TrainSpec
 from petransfer.sharing.bundle_files import PROVENANCE, RECIPE
 from petransfer.sharing.safe_reading import read_json
 from petransfer.study.file_forms import first_wrong, wrong_part
@@ -112,8 +113,23 @@ def spec_of_run(folder: Path) -> RunSpec:
     try:
         return RunSpec.from_dict(content)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
+        _refuse_unknown_field(content, str(path))
         reason = reason_of(f"{type(error).__name__}: {error}", 80)
         raise UserError(f"{path} is damaged ({reason}); restore it, or use a bundle of the adapter") from None
+
+
+def _refuse_unknown_field(spec: Any, file: str) -> None:
+    """Raise UserError if the content of a spec has a field that this version of petransfer does not know."""
+    parts = {"checkpoint": CheckpointSpec, "task": TaskSpec, "method": MethodSpec, "train": TrainSpec}
+    for part, kind in parts.items():
+        given = spec.get(part) if isinstance(spec, dict) else None
+        known = {field.name for field in fields(kind)}
+        other = next((name for name in given if name not in known), None) if isinstance(given, dict) else None
+        if other is not None:
+            raise UserError(
+                f"{file} has the field {part}.{other!s:.40}, which this version of petransfer does not know; install "
+                "the version that made the adapter, or a later one"
+            )
 
 
 def spec_in(content: dict[str, Any]) -> RunSpec:
@@ -132,6 +148,7 @@ def spec_in(content: dict[str, Any]) -> RunSpec:
     except ValidationError as error:
         raise UserError(f"{PROVENANCE} is damaged ({first_wrong(error)}); get the adapter again") from None
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        _refuse_unknown_field(content["spec"], PROVENANCE)
         raise UserError(
             f"{PROVENANCE} is damaged ({type(error).__name__}: {reason_of(error, 80)}); get the adapter again"
         ) from None

@@ -85,6 +85,11 @@ def resize_vocabulary(bundle: Bundle, base: Any) -> None:
         _log.info("the base of %s has %s embeddings now, and had %s", bundle.label, f"{shape[0]:,}", f"{now:,}")
 
 
+def brings_embeddings(bundle: Bundle, base: Any) -> bool:
+    """Return whether an adapter has tensors that replace the base's embeddings or output head."""
+    return not _embedding_places(base).keys().isdisjoint(bundle.tensors)
+
+
 def _embedding_places(base: Any) -> dict[str, torch.nn.Parameter]:
     """Return the base's embeddings and output head by the names that peft gives their tensors in an adapter."""
     ends = {id(end.weight) for end in (base.get_input_embeddings(), base.get_output_embeddings()) if end is not None}

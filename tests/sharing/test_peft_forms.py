@@ -25,6 +25,9 @@ from transformers import (
 
 from petransfer.errors import UserError
 from petransfer.sharing.adapter import Adapter
+from petransfer.sharing.base import Where
+from petransfer.sharing.combined_adapters import put_together
+from petransfer.sharing.sources import opened_source
 from tests.tiny_models import keep
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -133,6 +136,11 @@ def test_the_base_of_an_adapter_with_another_vocabulary_is_resized(
         alone = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
         assert torch.allclose(alone(ids).logits, wanted, atol=1e-3)
     assert len(AutoTokenizer.from_pretrained(tmp_path / "merged")) == len(tokenizer)
+    with (
+        opened_source(str(tmp_path / "adapter")) as source,
+        pytest.raises(UserError, match="brings embeddings of its own for the base; use it without other adapters"),
+    ):
+        put_together([source.adapter(), source.adapter()], Where(checkpoint=str(base), device="cpu"))
 
 
 ENCODER_DECODERS: dict[str, Any] = {

@@ -344,7 +344,7 @@ SAID = {
     "spec: Field required": ("provenance without a spec",),
     "not '000000000000'": ("provenance of another run",),
     "its description of the run gives the id": ("other training", "other task"),
-    "unexpected keyword argument 'password'": ("field that there is not",),
+    "the field checkpoint.password, which this version of petransfer does not know": ("field that there is not",),
     "claims.test.exact_match": ("claim that is none", "claim below zero"),
     "claims: Input should be": ("claims a list",),
     "base: Input should be": ("base a list",),
