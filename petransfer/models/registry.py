@@ -17,6 +17,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from petransfer.errors import UserError, shortened, unknown
+from petransfer.models.trained_folders import advice_for_training
 from petransfer.recipe.run_spec import CheckpointSpec, Reinit
 from petransfer.recipe.schema import ArmPart, FamilyPart
 from petransfer.recipe.values import Strict
@@ -345,6 +346,8 @@ def checkpoint_spec(checkpoint: str) -> CheckpointSpec:
         if not local.exists():
             raise UserError(f"there is no folder {local}; put the checkpoint back, or correct its name")
         if not (local / "config.json").is_file():
+            if advice := advice_for_training(local, checkpoint):
+                raise UserError(f"{checkpoint} is {advice}")
             raise UserError(
                 f"{local} is no checkpoint: it has no config.json; name a folder that save_pretrained wrote"
             )

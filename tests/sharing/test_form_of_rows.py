@@ -18,6 +18,7 @@ from transformers import LlamaForCausalLM
 
 import petransfer
 from petransfer.errors import UserError
+from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import Options, RunSpec
 from petransfer.sharing import plain_check
 from petransfer.sharing.bundle import of_folder
@@ -53,6 +54,17 @@ def test_pairs_get_the_template_as_predict_gives_it(templated: tuple[Path, list[
     assert adapter.evaluate(pairs).log_prob_per_token == pytest.approx(expected.log_prob_per_token, abs=1e-5)
     with pytest.raises(UserError, match="not a JSON object with title, year"):
         adapter.evaluate([("new", "walk")])
+
+
+def test_a_trained_folder_is_no_base_and_says_how_it_becomes_one(run: Path, here: Path) -> None:
+    shutil.copytree(run, "study/runs/0123")
+    for place in ("study", "study/runs/0123", "study/runs/0123/adapter"):
+        with pytest.raises(UserError, match=f"{place} is an adapter, .*`petransfer adapter merge {place} merged`"):
+            checkpoint_spec(place)
+    Path("study/runs/0123/adapter").rename("study/runs/0123/model")
+    Path("study/runs/0123/model/config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"study is a finished training, .*name the folder .*study/runs/0123/model"):
+        checkpoint_spec("study")
 
 
 def test_the_card_s_code_has_the_template(templated: tuple[Path, list[dict[str, Any]]]) -> None:
