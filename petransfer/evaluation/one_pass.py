@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,7 +16,7 @@ from petransfer.data.encoding import Encoded, decode
 from petransfer.data.task import Example
 from petransfer.evaluation.batches import compute_dtype, in_batches, noise_at, noise_of
 from petransfer.models.loading import Loaded
-from petransfer.models.rotary_positions import longest_shared_length
+from petransfer.models.rotary_positions import change_while_generated, longest_shared_length
 from petransfer.training.batches import IGNORED, Tensors, collate
 from petransfer.training.cpu.cpu_step import CpuFastPath
 from petransfer.training.distributed import needs_all_processes
@@ -65,12 +65,19 @@ def score(
     found = CpuFastPath(model, scoring=True)
     lean = found if found.usable and found.skips_padding else None
 
+    shared = longest_shared_length(loaded.model.config)
+    long = {
+        at
+        for at, row in enumerate(encoded if shared else ())
+        if change_while_generated(loaded.model.config, len(row.input_ids), len(row.target_ids))
+    }
+
     def one(chosen: list[int]) -> list[Scored]:
-        return _score_batch(model, loaded, [examples[at] for at in chosen], [encoded[at] for at in chosen], lean)
+        rows = _score_batch(model, loaded, [examples[at] for at in chosen], [encoded[at] for at in chosen], lean)
+        return [replace(row, near_tie=True) if at in long else row for at, row in zip(chosen, rows, strict=True)]
 
     with lean.step() if lean else contextlib.nullcontext():
         tokens = PACKED_TOKENS if lean else None
-        shared = longest_shared_length(loaded.model.config)
         return in_batches(encoded, batch_size, one, not needs_all_processes(model), tokens, shared)
 
 

@@ -45,6 +45,16 @@ def longest_shared_length(config: Any) -> int | None:
     return min(limits, default=None)
 
 
+def change_while_generated(config: Any, input_tokens: int, target_tokens: int) -> bool:
+    """Return whether the rotary embeddings of a row's first tokens differ between generation and one forward pass."""
+    limit, whole = longest_shared_length(config), input_tokens + target_tokens
+    if limit is None or whole <= limit:
+        return False
+    # the kind `longrope` has two sets of frequencies, and a long input has the second one from the start
+    is_dynamic = any(one.get("rope_type") == "dynamic" for one in _by_layer(text_config(config)))
+    return is_dynamic or input_tokens <= limit
+
+
 def _by_layer(config: Any) -> list[dict[str, Any]]:
     """Return the parameters of the rotary embeddings of each kind of layer."""
     parameters = getattr(config, "rope_parameters", None) or {}
