@@ -82,7 +82,8 @@ def resize_vocabulary(bundle: Bundle, base: Any) -> None:
     replaced = {id(weight) for name, weight in places.items() if name in bundle.tensors}
     if tied or replaced >= {id(end.weight) for end in ends}:
         base.resize_token_embeddings(shape[0], mean_resizing=False)
-        _log.info("the base of %s has %s embeddings now, and had %s", bundle.label, f"{shape[0]:,}", f"{now:,}")
+        sizes = (f"{now:,}", f"{shape[0]:,}")
+        _log.info("the base of %s is resized in memory from %s to %s embeddings, as in training", bundle.label, *sizes)
 
 
 def brings_embeddings(bundle: Bundle, base: Any) -> bool:
