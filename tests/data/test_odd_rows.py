@@ -144,3 +144,33 @@ def test_chats_that_begin_alike_are_drawn_by_their_whole_text(with_user: bool) -
     Path("test.jsonl").write_text(json.dumps({"messages": talk(99)}) + "\n")
     given = chats([{"messages": talk(n)} for n in range(30)], test="test.jsonl", dev=3)
     assert not any("input that is trained on" in note for note in given.notes())
+
+
+def test_first_lines_that_are_no_column_names_get_advice() -> None:
+    Path("a.tsv").write_text("text\tlabel\n" + "".join(f"i {n}\tt {n}\n" for n in range(12)))
+    (note,) = [note for note in lines("a.tsv").notes() if note.startswith("warning")]
+    assert "the first line is read as a row; if it has the column names, use --input-column text" in note
+    assert pairs("a.tsv", input="text", target="label")[0] == ("i 0", "t 0")
+    Path("b.tsv").write_text("text here\tlabel\n" + "".join(f"i {n}\tt {n}\n" for n in range(12)))
+    assert not any("first line" in note for note in lines("b.tsv").notes())
+    Path("c.csv").write_text("red dog,blue cat\n" * 12)
+    assert "if its first line is a row, write a line with the names input,target above it" in refusal("c.csv")
+    Path("d.csv").write_text("# made by a tool\ninput,target\n" + "a,b\n" * 12)
+    assert "delete the lines above the line with the column names" in refusal("d.csv")
+    Path("e.csv").write_text("input,target\n" + "a, b,c\n" * 12)
+    assert "found 3; put texts with commas in quotes" in refusal("e.csv")
+
+
+def test_a_target_that_all_rows_have_is_named() -> None:
+    Path("a.jsonl").write_text("".join(json.dumps(row | {"target": "yes"}) + "\n" for row in ROWS))
+    assert any("all rows have the same target, 'yes'" in note for note in lines("a.jsonl").notes())
+
+
+def test_files_of_a_folder_with_unlike_columns_are_named_one_by_one() -> None:
+    Path("folder").mkdir()
+    for part, more in (("train", {}), ("test", {"extra": 1})):
+        Path(f"folder/{part}.jsonl").write_text("".join(json.dumps(row | more) + "\n" for row in ROWS))
+    said = refusal("folder")
+    assert "column" in said
+    assert "name its files one by one" in said
+    assert pairs("folder/train.jsonl", test="folder/test.jsonl")[0] == ("text 0", "answer 0")

@@ -52,6 +52,14 @@ COUNTED, CATEGORIES = 5000, 1000
 _MISSING = ("NaN", "nan", "<NA>", "NaT", "#N/A", "#NA", "#VALUE!", "#REF!", "#DIV/0!", "#NAME?", "#NUM!", "#NULL!")
 
 
+# Column names of many tables, by which a header is recognised in a file that seems to have none.
+_USUAL_NAMES = frozenset(
+    ("text", "texts", "sentence", "source", "src", "question", "query", "prompt", "instruction", "review", "document",
+     "article", "label", "labels", "class", "output", "answer", "response", "completion", "tgt", "translation",
+     "sentiment", "summary", "highlights", "en", "de", "fr", "es", "zh", "english", "german", "french")
+)  # fmt: skip
+
+
 class RowBuilder:
     """Reads the rows of all parts, writes them to disk, and summarises them."""
 
@@ -75,6 +83,8 @@ class RowBuilder:
         self._in_quotes: Counter[str] = Counter()
         self._longest = [0, 0]
         self._first: RowTexts | None = None
+        # whether the first row of a tsv file without a header looks like column names
+        self._names_first = False
         self._read_as: list[str] = []
         self._unread_instruction = ""
         self._chat = False
@@ -162,6 +172,10 @@ class RowBuilder:
                 self._chats.extend(whole for code, _, _ in found if code != _OTHER)
             if is_plain and not again:
                 self._in_quotes[source.name] += any(_is_in_quotes(texts) for _, _, texts in found)
+            if part == "train" and record.line == 1 and source.format == "tsv":
+                self._names_first = {
+                    text.strip().lower() for _, _, each in found for text in (each.input, each.target)
+                } <= _USUAL_NAMES
             self._hidden[part] += _is_hidden(record.values, columns)
         self._rows[source.name] += 0 if again else rows
         self._read_as += () if again else columns.notes.lines(source.name, columns.system)
@@ -257,6 +271,12 @@ class RowBuilder:
                     f"warning: {name}: {count(rows, 'row')} with texts in quotes, and the quotes are read as a part of "
                     "the text; --quoting csv reads them as the ends of a cell, as spreadsheets write them"
                 )
+        if len(self._targets) == 1 and len(self._parts) > LABELS // ROWS_PER_LABEL:
+            (target,) = self._targets
+            yield f"warning: all rows have the same target, {visible(target)}; nothing else is learnt"
+        if self._names_first and self._first:
+            named = f"--input-column {self._first.input} --target-column {self._first.target}"
+            yield f"warning: the first line is read as a row; if it has the column names, use {named}"
         yield from self._missing_values()
         for names in _alike(self._targets, _number_or_look) if len(self._targets) <= 2 * LABELS else ():
             found = _shown_apart(names, self._targets)

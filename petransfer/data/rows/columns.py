@@ -174,12 +174,20 @@ def _others(names: Sequence[str], columns: ColumnChoice) -> tuple[str, ...]:
 
 def _chat_advice(options: RowOptions, source: Source, names: Sequence[str]) -> str:
     """Return how to read the columns of a source as chats. Empty if no column holds messages."""
-    record = next(read_records(options, source, ColumnChoice(tuple(names))), None)
+    try:
+        record = next(read_records(options, source, ColumnChoice(tuple(names))), None)
+    except Exception:  # a column that is not needed, such as one of images, can raise any error
+        return ""
     values = record.values if record else {}
     chats = [name for name in names if has_value(values, name) and is_messages(value_of(values, name))]
     if {"prompt", "chosen"} <= set(chats):
         return "to train the answers in 'chosen', rename this column to 'completion'"
-    return f"to train the chats in '{chats[0]}', use --set task.options.messages={chats[0]}" if chats else ""
+    if chats:
+        return f"to train the chats in '{chats[0]}', use --set task.options.messages={chats[0]}"
+    if source.format == "csv" and any(" " in name.strip() for name in names[:2]) and 1 < len(names) <= 3:
+        above = "if its first line is a row, write a line with the names input,target above it"
+        return f"{above}; else name the columns with --input-column COLUMN --target-column COLUMN"
+    return ""
 
 
 def _chat_columns(

@@ -103,7 +103,9 @@ def read_delimited(source: Source, dialect: Dialect) -> Iterator[Record]:
             columns = columns if columns is not None else POSITIONAL[: len(cells)]
             if len(cells) != len(columns):
                 shown = ", ".join(columns[:10])
-                yield Record(line, {}, BadRow(f"expected {len(columns)} columns ({shown}), found {len(cells)}"))
+                has_commas = len(cells) > len(columns) and dialect.delimiter == ","
+                more = "; put texts with commas in quotes" if has_commas else ""
+                yield Record(line, {}, BadRow(f"expected {len(columns)} columns ({shown}), found {len(cells)}{more}"))
             else:
                 yield Record(line, dict(zip(columns, cells, strict=True)))
 

@@ -101,6 +101,8 @@ def missing_column(name: str, required: Required, found: Sequence[str], advice: 
     problem = f"{name} has no column{'s' if len(missing) > 1 else ''} {columns} (it has: {exist})"
     if advice:
         return MissingColumn(problem, advice)
+    if len(found) == 1 and str(found[0]).startswith("#"):
+        return MissingColumn(problem, "delete the lines above the line with the column names")
     if len(found) == 1 and len(required) > 1:
         return MissingColumn(
             problem,
@@ -180,7 +182,7 @@ _WRITTEN = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal)
 def is_messages(value: Any) -> bool:
     """Return whether a value is a list of messages, each with a role."""
     first = value[0] if isinstance(value, list) and value else None
-    return isinstance(first, Mapping) and any(key in first for key in ("role", "from"))
+    return isinstance(first, Mapping) and any(keys <= first.keys() for keys in ({"role", "content"}, {"from", "value"}))
 
 
 def _shown(name: str) -> str:

@@ -90,11 +90,16 @@ def open_dataset(source: Source) -> dict[str, Any]:
                 f"{name} is not on this machine and the hub cannot be reached ({why_unreachable()}); check the "
                 "network, or name a file or a folder"
             ) from None
-        if "Config name is missing" in str(error) or "BuilderConfig" in str(error):
+        # this error of `datasets` has its reason in its cause
+        generating = "generating the dataset" in str(error) and error.__cause__ is not None
+        if generating:
+            advice = "name its files one by one: the file of training rows, and others with --dev and --test"
+        elif "Config name is missing" in str(error) or "BuilderConfig" in str(error):
             advice = "pick a configuration with --set task.options.config=NAME"
         else:
             advice = f"{parallel_advice(source.path) if source.path else ''}name a file, a folder or a hub id"
-        raise UserError(f"`datasets` cannot load {source.name} ({reason_of(error, 160)}); {advice}") from None
+        reason = reason_of(error.__cause__ if generating else error, 160)
+        raise UserError(f"`datasets` cannot load {source.name} ({reason}); {advice}") from None
     return dict(found) if isinstance(found, dict) else {"train": found}
 
 
