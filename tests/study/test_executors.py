@@ -14,6 +14,7 @@ import pytest
 
 from petransfer.study.folders import StudyFolder
 from petransfer.study.local_executor import execute
+from tests.study.forked_workers import fork_workers
 from tests.study.jobs import Job, Named
 
 
@@ -21,7 +22,8 @@ def _marks(folder: Path) -> dict[str, int]:
     return {path.name: len(path.read_text().splitlines()) for path in folder.iterdir()}
 
 
-def test_a_killed_worker_is_begun_again(tmp_path: Path) -> None:
+def test_a_killed_worker_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_workers(monkeypatch)
     (tmp_path / "marks").mkdir()
     study, job = StudyFolder(tmp_path / "study"), Job(tmp_path / "marks")
     kinds = ["dies", "dies once", "gets on and dies", "mistake", "end", "end"]
@@ -37,7 +39,10 @@ def test_a_killed_worker_is_begun_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_failed_has_another_turn_in_the_next_call(workers: int, tmp_path: Path) -> None:
+def test_what_failed_has_another_turn_in_the_next_call(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork_workers(monkeypatch)
     (tmp_path / "marks").mkdir()
     study, job = StudyFolder(tmp_path / "study"), Job(tmp_path / "marks")
     cells = [Named("a", "mistake"), Named("b")]
