@@ -134,6 +134,8 @@ def _read(
         raise UserError(f"the recipe {path} cannot be read: {error}") from None
     except UserError as error:
         raise UserError(f"the recipe {path} {error}") from None
+    if content is None and (path.parent / "runs").is_dir():
+        raise UserError(f"{path} is empty; restore it, or repeat the training in another folder (--out)")
     if content is None:
         raise UserError(
             f"the recipe {path} is empty; `petransfer recipes cp lora-scan my.yaml` gives one to start from"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -161,7 +162,10 @@ def listen(host: str, port: int) -> socket.socket:
         opened.listen(1024)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"port {port} on {host} cannot be used ({reason}); choose another one with --port") from None
+        # an address that is unknown, or that belongs to another machine
+        wrong_host = isinstance(error, socket.gaierror) or getattr(error, "errno", None) == errno.EADDRNOTAVAIL
+        advice = "name an address of this machine with --host" if wrong_host else "choose another one with --port"
+        raise UserError(f"port {port} on {host} cannot be used ({reason}); {advice}") from None
     return opened
 
 

@@ -356,6 +356,7 @@ def test_status_on_a_folder_that_is_no_study(refused_at_once: Refused, elsewhere
     (elsewhere / "study" / "recipe.yaml").touch()
     for verb in ("status", "report"):
         assert "study/recipe.yaml is a file, and not the folder" in refused_at_once(verb, "study/recipe.yaml")
+        assert "study/recipe.yaml is empty; restore it" in refused_at_once(verb, "study")
         assert "name one, here study" in refused_at_once(verb, "study/runs")
         assert "folder has no recipe.yaml" in refused_at_once(verb, "folder")
         assert "there is no folder none; name the folder of a training" in refused_at_once(verb, "none")

@@ -147,4 +147,7 @@ def test_bad_requests_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]
         said = refused(capsys, "serve", "nano/english", "--port", taken, "--cpu")
         assert f"port {taken} on 127.0.0.1 cannot be used" in said
         assert "--port" in said
+    for host in ("192.0.2.1", "no such host"):
+        said = refused(capsys, "serve", "nano/english", "--port", "0", "--cpu", "--host", host)
+        assert "name an address of this machine with --host" in said
     assert "named twice" in refused(capsys, "serve", "nano/english", "nano/english", "--port", "0", "--cpu")
