@@ -15,7 +15,7 @@ from petransfer.atomic_files import creating, write_text
 from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError, unknown
-from petransfer.sharing.bundle import Bundle, checked, opened
+from petransfer.sharing.bundle import Bundle, checked, opened, without_records
 from petransfer.sharing.bundle_files import CARD
 from petransfer.sharing.bundle_zip import SUFFIX
 from petransfer.sharing.card_metadata import Wishes, licence_note
@@ -351,7 +351,7 @@ def _wishes(licence: str | None, language: str | None, tags: list[str] | None) -
 
 def _name(bundle: Bundle) -> str:
     if bundle.spec is None:
-        raise UserError(f"{bundle.label} was not made by petransfer: it has no provenance to pack; see info")
+        raise without_records(bundle.label, "pack or push")
     arm = bundle.spec.checkpoint.name.split("/")[-1]
     return f"{bundle.spec.task.name}-{arm}-{bundle.spec.run_id}"
 

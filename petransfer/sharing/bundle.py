@@ -319,3 +319,14 @@ def _manifest(path: Path) -> dict[str, str]:
     if unknown is not None:
         raise UserError(f"{MANIFEST} lists {unknown[:80]!r}, which {wrong_name(unknown)}")
     return files
+
+
+def without_records(label: str, purpose: str) -> UserError:
+    """Return the error for an adapter that petransfer did not make, or that lost its petransfer.json.
+
+    purpose: what the records are needed for, such as `make a card from`.
+    """
+    return UserError(
+        f"{label} has no petransfer.json, so it has no records of petransfer to {purpose}; share the folder as it is, "
+        f"such as with `hf upload USER/NAME {label}`"
+    )

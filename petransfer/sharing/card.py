@@ -17,7 +17,7 @@ from petransfer.errors import UserError
 from petransfer.models.registry import registered_arm
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.report.tables import markdown_text, without_emphasis
-from petransfer.sharing.bundle import Bundle
+from petransfer.sharing.bundle import Bundle, without_records
 from petransfer.sharing.bundle_files import RESULT, WEIGHTS
 from petransfer.sharing.card_metadata import Licences, Wishes, metadata, recipe_of, trained_on_all
 from petransfer.sharing.provenance_checks import check_result, spec_of_run
@@ -47,7 +47,7 @@ def card(bundle: Bundle, wishes: Wishes = Wishes()) -> str:
 
     spec, result = bundle.spec, bundle.result()
     if spec is None or bundle.provenance is None or result is None:
-        raise UserError(f"{bundle.label} has no provenance and results to make a card from; see info")
+        raise without_records(bundle.label, "make a card from")
     study = _study(bundle)
     data, licences = metadata(bundle, spec, result, title(spec), wishes)
     categories = result["test"].get("categories", {})

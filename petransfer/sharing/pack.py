@@ -15,7 +15,7 @@ import yaml
 from petransfer.errors import UserError
 from petransfer.models.registry import file_sha256
 from petransfer.sharing import bundle_zip as archive
-from petransfer.sharing.bundle import Bundle, checked
+from petransfer.sharing.bundle import Bundle, checked, without_records
 from petransfer.sharing.bundle_files import (
     CARD,
     CONFIG,
@@ -51,7 +51,7 @@ def contents(bundle: Bundle, wishes: Wishes) -> dict[str, Path | bytes]:
     """
     checked(bundle)
     if bundle.provenance is None or "claims" not in bundle.provenance:
-        raise UserError(f"{bundle.label} was not made by this petransfer: it has no provenance to pack; see info")
+        raise without_records(bundle.label, "pack or push")
     if RESULT not in bundle.files:
         raise UserError(
             f"{bundle.label} has no result.json: the run is not finished; repeat the command that started it"

@@ -72,7 +72,10 @@ def verify(
         UserError: the adapter has no records to check against, or the base or the data are not available.
     """
     if bundle.provenance is None or bundle.spec is None:
-        raise UserError(f"{bundle.label} was not made by petransfer: there is no provenance to verify; see info")
+        raise UserError(
+            f"{bundle.label} was not made by petransfer, so there are no records to verify; `petransfer adapter info` "
+            "shows what it contains"
+        )
     if not bundle.provenance.get("base") or not bundle.provenance.get("claims"):
         raise UserError(f"{bundle.label} was made by an older petransfer, which kept nothing to verify")
     checks.check(bundle.config, bundle.tensors, is_own=True)

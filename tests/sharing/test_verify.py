@@ -226,6 +226,10 @@ def test_what_cannot_be_verified_is_refused(
     plain = {name: files[name] for name in ("adapter_config.json", WEIGHTS)}
     foreign = write(here / "foreign.petransfer.zip", plain)
     assert "was not made by petransfer" in refused(capsys, "adapter", "verify", str(foreign))
+    for verb in ("pack", "card"):
+        said = refused(capsys, "adapter", verb, str(foreign))
+        assert "has no petransfer.json" in said
+        assert "`hf upload USER/NAME foreign.petransfer.zip`" in said
     (here / "pairs.tsv").unlink()
     assert "pairs.tsv" in refused(capsys, "adapter", "verify", str(packed), "--cpu")
     assert failures(capsys, str(packed), "--no-evaluate") == {}
