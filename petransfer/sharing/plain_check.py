@@ -11,12 +11,13 @@ import petransfer.models.bitsandbytes_import  # noqa: F401 - must precede peft
 
 # isort: split
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from petransfer.data import Example
 from petransfer.data.encoding import encode_inputs, input_text
 from petransfer.errors import UserError
 from petransfer.evaluation.generation import generations
+from petransfer.models.checkpoint_files import use_default_outputs
 from petransfer.models.complete_weights import return_default_outputs
 from petransfer.models.loading import DTYPES, Loaded
 from petransfer.models.quantization import keep_default_packing, left_unquantized, quantization_config
@@ -64,11 +65,13 @@ def _plain_model(bundle: Bundle, base: Base, loaded: Loaded) -> Any:
     revision = None if base.checkpoint.source or is_embedded(name) else loaded.commit
     auto = AutoModelForSeq2SeqLM if loaded.layout.encoder_decoder else AutoModelForCausalLM
     device = str(loaded.model.device)
+    config = AutoConfig.from_pretrained(place, revision=revision)
+    use_default_outputs(config)  # the base can ask for FlashAttention, which is not on every machine
     if base.bits in DTYPES:
-        plain = auto.from_pretrained(place, revision=revision, dtype=DTYPES[base.bits]).to(device)
+        plain = auto.from_pretrained(place, config=config, revision=revision, dtype=DTYPES[base.bits]).to(device)
     else:
         with left_unquantized(type(loaded.model), base.keep_wide):
-            options = {"quantization_config": quantization_config(base.bits), "dtype": DTYPES[16]}
+            options = {"config": config, "quantization_config": quantization_config(base.bits), "dtype": DTYPES[16]}
             plain = auto.from_pretrained(place, revision=revision, device_map={"": device}, **options)
         keep_default_packing(plain)
     return_default_outputs(plain)

@@ -46,9 +46,8 @@ def test_it_is_trained_merged_and_verified(
 ) -> None:
     shutil.copytree(tiny_t5, "base")
     content = json.loads(Path("base/config.json").read_text())
-    Path("base/config.json").write_text(
-        json.dumps(content | {"return_dict": False, "output_attentions": True, "gradient_checkpointing": True})
-    )
+    fields = {"return_dict": False, "output_hidden_states": True, **SETTINGS[-1]}
+    Path("base/config.json").write_text(json.dumps(content | fields))
     options = ("--steps", "2", "--test", "4", "--bits", "32", "--cpu", "--out", "study")
     assert call(monkeypatch, "train", "./base", str(tiny_rows), *options) == 0
     assert call(monkeypatch, "adapter", "merge", "study", "merged", "--cpu") == 0
