@@ -135,11 +135,11 @@ def load_checkpoint(
             f"{checkpoint.name} with the tokenizer of {checkpoint.tokenizer} needs reinit: embeddings or all"
         )
     with one_line_errors(checkpoint):
-        refuse_cut_files(checkpoint)
         commit = hub_commit(checkpoint)
         checkpoint = replace(checkpoint, weights=commit or checkpoint.weights)
         config = read_configuration(checkpoint)
         supported_class(config, checkpoint.name)  # before anything else is downloaded
+        refuse_cut_files(checkpoint)
         tokenizer = load_tokenizer(replace(checkpoint, added_tokens=()))
         added = add_tokens(tokenizer, checkpoint.added_tokens)
         if checkpoint.tokenizer:
