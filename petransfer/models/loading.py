@@ -27,6 +27,7 @@ from petransfer.models.checkpoint_files import (
 )
 from petransfer.models.complete_weights import load_complete, refuse_cut_files
 from petransfer.models.control_arms import partly_random, randomly_initialized, write_partly_random
+from petransfer.models.hub_access import refuse_unreachable
 from petransfer.models.quantization import (
     check_quantizable,
     keep_default_packing,
@@ -104,8 +105,10 @@ def load(
         raise UserError(f"bits={bits!r} is not a width that petransfer loads; use 32, 16, 8 or 4")
     name = place_of(checkpoint, "checkpoint")
     place = device_of(device) or ("cuda" if torch.cuda.is_available() else "cpu")
+    found = checkpoint_spec(name)
+    refuse_unreachable([found])
     with without_progress_bars():
-        loaded = load_checkpoint(checkpoint_spec(name), bits, device=place, keep_wide=names_of(keep_wide, "keep_wide"))
+        loaded = load_checkpoint(found, bits, device=place, keep_wide=names_of(keep_wide, "keep_wide"))
     return loaded.model.eval(), loaded.tokenizer
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+import petransfer
 from petransfer.data import hub_network, load_task
 from petransfer.errors import UserError
 from petransfer.models import hub_access
@@ -45,6 +46,12 @@ def test_one_connection_is_tried_and_the_checkpoint_is_named(unreachable: list[A
         configuration(checkpoint_spec("some/model"))
     assert unreachable == [("huggingface.co", 443)]
     assert constants.HF_HUB_OFFLINE
+
+
+def test_load_tries_one_connection(unreachable: list[Any]) -> None:
+    with pytest.raises(UserError, match=r"me/nothere is not in the local cache and the hub cannot be reached"):
+        petransfer.load("me/nothere")
+    assert len(unreachable) == 1
 
 
 def test_a_proxy_that_cannot_be_used_is_named_at_once(unreachable: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
