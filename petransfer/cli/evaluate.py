@@ -39,7 +39,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="Data to score on: a file of rows, or a benchmark such as scan/add_jump. "
-            "Default: the task that the adapter was trained on."
+            "Default: the task that the first adapter was trained on."
         ),
     ] = None,
     part: Annotated[
@@ -151,7 +151,8 @@ def explanations(rows: list[Scores], by_generation: bool = False) -> list[str]:
         f"{_LOSS}: mean cross-entropy of a target token of these examples, in nats; lower is better.",
     ]
     if any(row.claimed is not None for row in rows):
-        lines.append(f"{_RECORDED}: the value that was recorded when the adapter was trained.")
+        empty = "" if all(row.claimed is not None for row in rows) else "; empty if none was recorded for these rows"
+        lines.append(f"{_RECORDED}: the value that was recorded when the adapter was trained{empty}.")
     if any(row.seen_rows for row in rows):
         lines.append(
             "seen rows: the examples that are also training rows of the adapter. unseen rows: all others, among them "

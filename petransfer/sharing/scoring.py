@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from petransfer.data import Example
 from petransfer.data.answers import text_answers, without_untrained_calls
@@ -24,15 +24,31 @@ from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.combined_adapters import Combination, put_together
 from petransfer.sharing.merge import merge
 from petransfer.sharing.sources import Source, opened_source
-from petransfer.sharing.task_data import Pairs, TestData, test_data, trained_on, warn_of_untrained_labels
+from petransfer.sharing.task_data import (
+    Pairs,
+    TestData,
+    has_same_rows,
+    test_data,
+    trained_on,
+    warn_of_untrained_labels,
+)
 from petransfer.sharing.usable_rows import encoded_rows, for_examples, leaves_out_rows, usable_rows
 from petransfer.sharing.whole_models import whole_predictor
 
 logger = logging.getLogger(__name__)
 
-# The label, the bundle and the predictor of something to score. The bundle is None for a base checkpoint, a combination
-# or a merged adapter.
-Ready = tuple[str, Bundle | None, Predictor]
+
+class Ready(NamedTuple):
+    """A model to score.
+
+    bundle: the adapter or fully fine-tuned model. None for a base checkpoint, a combination or a merged adapter.
+    trained: the adapters or models whose training the model results from. Empty for a base checkpoint.
+    """
+
+    label: str
+    bundle: Bundle | None
+    predictor: Predictor
+    trained: tuple[Bundle, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,12 +58,12 @@ class Scores:
     examples: number of examples.
     exact_match: in %.
     log_prob_per_token: mean log-probability of the target tokens, in nats.
-    claimed: exact match on these examples in petransfer.json, in %. None if not recorded.
+    claimed: exact match on these examples in petransfer.json, in %. None if not recorded, or recorded on other
+        examples.
     same: percentage of examples on which this model and the first model are both right or both wrong.
     generated: number of generated texts.
     disagreements: number of generated texts that contradict the forward pass.
-    seen_rows: positions, from 0, of the examples used in training. None if unknown, or for held-out examples of the
-        adapter's own task.
+    seen_rows: positions, from 0, of the examples used in training. None if unknown.
     seen: exact match on the examples used in training, in %. None if unknown or without such examples.
     unseen: exact match on all other examples, in %. None if unknown or without such examples.
     metrics: scores of other metrics by name, such as `rouge_l`.
@@ -88,7 +104,7 @@ class Request:
 def predictors(
     sources: Sequence[Source], where: Where, combination: Combination | None = None, with_base: bool = False
 ) -> Iterator[Ready]:
-    """Yield the label, bundle and predictor of each source. Use a predictor before you take the next one.
+    """Yield each source, ready to be scored. Use a predictor before you take the next one.
 
     All adapters share one base, which is loaded once. Whole models are loaded one at a time.
 
@@ -113,13 +129,15 @@ def predictors(
     adapters: Iterator[tuple[str, str, Predictor]] | None = None
     for source in sources:
         if source.kind != "adapter":
-            yield source.label, source.bundle, whole_predictor(source, where, like=first)
+            own = (source.bundle,) if source.bundle else ()
+            yield Ready(source.label, source.bundle, whole_predictor(source, where, like=first), own)
             continue
         adapters = adapters or put_together(bundles, where, combination).each()
         _, label, predictor = next(adapters)
-        yield label, source.bundle, predictor
+        bundle = source.adapter()
+        yield Ready(label, bundle, predictor, (bundle,))
     for _, label, predictor in adapters or ():
-        yield label, None, predictor
+        yield Ready(label, None, predictor, tuple(bundles))
     del adapters
     if with_base:
         yield from _merged(bundles, where)
@@ -129,7 +147,7 @@ def _base(bundle: Bundle, where: Where) -> Ready:
     base = base_of(bundle, where.checkpoint, where.revision)
     loaded = base.load(where.device)
     predictor = Predictor(loaded.model.eval(), loaded, bundle.prefix(), bundle.template(), bundle.chat())
-    return f"base: {base.checkpoint.name}", None, predictor
+    return Ready(f"base: {base.checkpoint.name}", None, predictor)
 
 
 def _merged(bundles: Sequence[Bundle], where: Where) -> Iterator[Ready]:
@@ -142,7 +160,7 @@ def _merged(bundles: Sequence[Bundle], where: Where) -> Iterator[Ready]:
                 continue
             with opened_source(str(target)) as source:
                 predictor = whole_predictor(source, replace(where, checkpoint=None, revision=None))
-            yield f"merged: {bundle.label}", None, predictor
+            yield Ready(f"merged: {bundle.label}", None, predictor, (bundle,))
 
 
 def side_by_side(
@@ -189,7 +207,7 @@ def _scores(
     rows: list[Scores] = []
     right: list[bool] = []
     examples: Sequence[Example] = ()
-    for label, bundle, plain in ready:
+    for label, bundle, plain, trained in ready:
         model, loaded = plain.model, plain.loaded
         if not examples:  # all sources are scored on the same rows
             examples = usable_rows(data.examples, first, model, loaded) if data.own and first else data.examples
@@ -213,13 +231,13 @@ def _scores(
             examples=len(now),
             exact_match=_percent(now),
             log_prob_per_token=sum(row.log_prob for row in found.scored) / sum(row.tokens for row in found.scored),
-            claimed=_claim(bundle, first, request.part or "test") if data.own else None,
+            claimed=_claim(bundle, first, request.part or "test", data, where.data_dir) if data.own else None,
             same=_percent([one == other for one, other in zip(right, now, strict=True)]),
             generated=found.near_ties + found.audited,
             disagreements=found.disagreements,
             metrics=measure_rows(model, loaded, metrics, targets, data.labels, encoded).scores,
         )
-        seen = None if data.own else trained_on(bundle, examples, where.data_dir)
+        seen = trained_on(trained, examples, where.data_dir)
         rows.append(scores if seen is None else _apart(scores, seen, found.scored))
         del plain, predictor, model, loaded  # free this model's memory before the next whole model is loaded
     return rows
@@ -250,12 +268,15 @@ def evaluation(
     return evaluate(model, loaded, examples, encoded, by_generation=by_generation)
 
 
-def _claim(bundle: Bundle | None, first: Bundle | None, part: str) -> float | None:
-    """Return the exact match on `part` that petransfer.json records for an adapter, in %. None if not recorded."""
-    if not bundle or not bundle.spec or not first or not first.spec or not bundle.provenance:
-        return None
-    # The examples are those of the first adapter's task.
-    if (bundle.spec.task.name, bundle.spec.task.split) != (first.spec.task.name, first.spec.task.split):
+def _claim(
+    bundle: Bundle | None, first: Bundle | None, part: str, data: TestData, data_dir: Path | None
+) -> float | None:
+    """Return the exact match on `part` that petransfer.json records for an adapter, in %.
+
+    None if it is not recorded, or if the test rows of the adapter are not known to be `data`, which are the rows of the
+    first adapter's own task.
+    """
+    if not bundle or not bundle.provenance or not first or not has_same_rows(bundle, first, part, data, data_dir):
         return None
     claim = bundle.provenance.get("claims", {}).get(part)
     return float(claim["exact_match"]) if claim else None

@@ -79,7 +79,7 @@ def test_data(
         task = bundle.spec.task
         split = data_of(bundle, data_dir)
         wanted = part or "test"
-        mine = f"{wanted} rows of the adapter's own data"
+        mine = f"{wanted} rows of the data of {label}"
         name = mine if task.name == "lines" else f"{task.name} {task.split}, {wanted}"
         return TestData(name, getattr(split, wanted), split.labels, True)
     if not isinstance(data, str):
@@ -244,12 +244,37 @@ def row_hashes(rows: Iterable[Example]) -> frozenset[bytes]:
     return frozenset(map(row_hash, rows))
 
 
-def trained_on(bundle: Bundle | None, rows: Sequence[Example], data_dir: Path | None) -> tuple[int, ...] | None:
-    """Return the positions, from 0, of the examples that were used in an adapter's training. None if unknown."""
-    if bundle is None or bundle.spec is None:
-        return None
+def trained_on(bundles: Sequence[Bundle], rows: Sequence[Example], data_dir: Path | None) -> tuple[int, ...] | None:
+    """Return the positions, from 0, of the examples that were used in the training of any of these adapters.
+
+    None if unknown, or without adapters.
+    """
+    known: frozenset[bytes] = frozenset()
+    for bundle in bundles:
+        if bundle.spec is None:
+            return None
+        try:
+            known |= row_hashes(data_of(bundle, data_dir).train)
+        except UserError:  # the training data are not on this machine, or have changed
+            return None
+    return tuple(at for at, row in enumerate(rows) if row_hash(row) in known) if bundles else None
+
+
+def has_same_rows(bundle: Bundle, first: Bundle, part: str, data: TestData, data_dir: Path | None) -> bool:
+    """Return whether the `part` rows of an adapter's own task are known to be those of the first adapter's task.
+
+    Args:
+        data: the `part` rows of the first adapter's task.
+    """
+    if bundle.spec is None or first.spec is None:
+        return False
+    task, other = bundle.spec.task, first.spec.task
+    if (task.name, task.split, task.options) == (other.name, other.split, other.options):
+        return True
     try:
-        known = row_hashes(data_of(bundle, data_dir).train)
-    except UserError:  # the training data are not on this machine, or have changed
-        return None
-    return tuple(at for at, row in enumerate(rows) if row_hash(row) in known)
+        if "skip" in (options_of(one).get("bad_rows") for one in (bundle, first)):  # each run leaves out other rows
+            return False
+        mine = getattr(data_of(bundle, data_dir), part)
+    except UserError:  # the data are not on this machine, or have changed
+        return False
+    return sorted(map(row_hash, mine)) == sorted(map(row_hash, data.examples))

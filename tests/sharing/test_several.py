@@ -22,6 +22,7 @@ from petransfer.sharing.base import Base, Where
 from petransfer.sharing.bundle import opened
 from petransfer.sharing.combined_adapters import Combination, put_together
 from petransfer.sharing.info import describe
+from petransfer.sharing.task_data import data_of, row_hashes
 from tests.sharing.conftest import ROWS, call, contents, refused, write
 
 FROZEN = ("--set", "methods=[{name: lora, rank: 4, bits: 32}]")
@@ -256,3 +257,26 @@ def test_info_counts_the_parameters_that_were_trained(method: str, trained: Call
         stored = sum(prod(shape) for _, shape in bundle.tensors.values())
     assert found["parameters"] == result["trained_parameters"]
     assert found["stored parameters"] == stored > found["parameters"]
+
+
+def test_training_rows_of_any_adapter_are_told_apart_among_the_first_one_s_own_test_rows(
+    two: tuple[str, str], trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second adapter was trained on rows that the first adapter holds out, and its record is of other rows."""
+    other = str(trained("nano/english", *FROZEN, "--test", "20"))
+    held_out = {}
+    for one in (two[0], other):
+        with opened(one) as bundle:
+            data = data_of(bundle, None)
+        held_out[one] = (row_hashes(data.test), row_hashes(data.train))
+    seen = len(held_out[other][0] & held_out[two[0]][1])
+    assert 0 < seen < 20
+    capsys.readouterr()
+    assert call("eval", other, two[0], "--weights", "0.5,0.5", "--cpu", "--json") == 0
+    said = capsys.readouterr()
+    first, second, combined = json.loads(said.out)
+    assert [len(row["seen_rows"]) for row in (first, second, combined)] == [0, seen, seen]
+    assert (first["claimed"], second["claimed"]) == (first["exact_match"], None)
+    assert second["exact_match"] == pytest.approx((second["seen"] * seen + second["unseen"] * (20 - seen)) / 20)
+    assert first["task"] == second["task"] == f"test rows of the data of {other}"
+    assert f"{two[0]} was trained on {seen} of these 20 rows" in said.err
