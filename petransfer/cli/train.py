@@ -187,7 +187,7 @@ def train(
         str | None,
         typer.Option(
             rich_help_panel=_DATA,
-            help="Add tokens for characters that the tokenizer lacks. Give the names newline, tab or braces, or the "
+            help="Add tokens for characters that the tokenizer lacks: the names newline, return, tab or braces, or the "
             "characters themselves, separated by commas.",
         ),
     ] = None,

@@ -282,7 +282,7 @@ def with_hashes(part: FamilyPart, seeds: Sequence[int]) -> FamilyPart:
 
 
 # Words for characters that are hard to write in a command.
-_CHARACTERS = {"newline": "\n", "tab": "\t", "braces": "{}"}
+_CHARACTERS = {"newline": "\n", "return": "\r", "tab": "\t", "braces": "{}"}
 
 
 def _characters(names: Sequence[str]) -> tuple[str, ...]:

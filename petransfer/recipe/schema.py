@@ -74,8 +74,8 @@ class ArmPart(Strict):
     tokenizer: another hub id or folder whose tokenizer is used. The embeddings are then random.
     reinit: the random weights: `none`, `embeddings`, `body` (all but the embeddings) or `all`.
     prefix, source_language, target_language: values for this arm, in place of the family's values.
-    added_tokens: characters to add to the tokenizer: `newline`, `tab`, `braces`, or the characters themselves. Known
-        characters are not added.
+    added_tokens: characters to add to the tokenizer: `newline`, `return` (carriage return), `tab`, `braces`, or the
+        characters themselves. Known characters are not added.
     """
 
     checkpoint: str

@@ -64,7 +64,8 @@ class TrainRequest:
         metrics: Metrics in addition to exact match.
         skip_bad_rows: Leave unusable rows out and list them.
         folds: The number of folds of a cross-validation.
-        add_tokens: Characters to add to the tokenizer: `newline`, `tab`, `braces`, or the characters themselves.
+        add_tokens: Characters to add to the tokenizer: `newline`, `return`, `tab`, `braces`, or the characters
+            themselves.
         source_language, target_language: Languages in the tokenizer's own codes, such as `eng_Latn`.
         options: Other options for reading the data, such as `delimiter`.
     """

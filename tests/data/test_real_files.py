@@ -516,3 +516,18 @@ def test_usual_columns_of_other_programs_get_advice_that_works(columns: str, adv
     (elsewhere / "a.csv").write_text(f"{columns}\n" + "".join(f"p{n}," * columns.count(",") + "c\n" for n in range(10)))
     with pytest.raises(UserError, match=re.escape(advice)):
         pairs("a.csv")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_inside_of_quoted_cells_are_the_same_text_in_csv_and_in_json(end: str, elsewhere: Path) -> None:
+    texts = ["blue\r\ntwo", "two\rone", "a\r\n\r\nb", "one\ntwo\r\n", "the\tcat"] * 6
+    rows = [("input", "target"), *((f"red {n}", text) for n, text in enumerate(texts))]
+    if end == "\r":  # such a file has no LF at all, or its LF would be the line end
+        rows = [(one, other.replace("\n", "")) for one, other in rows]
+    quoted = "".join(f'"{one}","{other}"{end}' for one, other in rows)
+    (elsewhere / "a.csv").write_bytes(quoted.encode())
+    (elsewhere / "a.tsv").write_bytes(quoted.replace('","', '"\t"').encode())
+    (elsewhere / "a.jsonl").write_text("".join(json.dumps({"input": i, "target": t}) + "\n" for i, t in rows[1:]))
+    assert pairs("a.csv") == pairs("a.tsv") == pairs("a.jsonl") == rows[1:]
+    assert lines("a.csv").identity() == lines("a.jsonl").identity()
+    assert any("24 targets with carriage returns (CR, shown as ␍)" in note for note in lines("a.csv").notes())

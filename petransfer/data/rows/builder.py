@@ -81,6 +81,8 @@ class RowBuilder:
         self._left_out: Counter[str] = Counter()
         # for each tsv source whose quotes are read as text: the number of its rows with a text in quotes
         self._in_quotes: Counter[str] = Counter()
+        # the number of examples with a carriage return (CR) in the target, as in the line breaks of Windows
+        self._returns = 0
         self._longest = [0, 0]
         self._first: RowTexts | None = None
         # whether the first row of a tsv file without a header looks like column names
@@ -213,6 +215,7 @@ class RowBuilder:
             self._targets[texts.target] += 1
         if len(self._categories) <= CATEGORIES:
             self._categories[texts.category] += 1
+        self._returns += "\r" in texts.target
         self._longest = [max(self._longest[0], len(texts.input)), max(self._longest[1], len(texts.target))]
         self._first = self._first or texts
 
@@ -271,6 +274,11 @@ class RowBuilder:
                     f"warning: {name}: {count(rows, 'row')} with texts in quotes, and the quotes are read as a part of "
                     "the text; --quoting csv reads them as the ends of a cell, as spreadsheets write them"
                 )
+        if self._returns:
+            yield (
+                f"{count(self._returns, 'target')} with carriage returns (CR, shown as ␍), as in the line breaks of "
+                "Windows (CRLF); they are trained as a part of the text"
+            )
         if len(self._targets) == 1 and len(self._parts) > LABELS // ROWS_PER_LABEL:
             (target,) = self._targets
             yield f"warning: all rows have the same target, {visible(target)}; nothing else is learnt"

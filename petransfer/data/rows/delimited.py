@@ -132,7 +132,7 @@ def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
                 taken.append(line)
             if line.problem:
                 broken.append(line)
-            yield line.text + "\n"
+            yield line.text + line.end  # a line end inside of quotes is a part of the cell
 
     reader = csv.reader(texts(), strict=True, delimiter=dialect.delimiter, skipinitialspace=dialect.skips_blanks)
     while True:

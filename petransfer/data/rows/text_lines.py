@@ -38,11 +38,13 @@ class Line:
         number: Number of the line, counted from 1.
         text: The line without its line end. Bytes that are not UTF-8 become replacement characters.
         problem: Why the line is not valid text. None for a good line.
+        end: The line end in the file: LF, CRLF or CR. Empty for a last line without a line end.
     """
 
     number: int
     text: str
     problem: BadRow | None = None
+    end: str = "\n"
 
 
 def read_lines(source: Source) -> Iterator[Line]:
@@ -50,7 +52,8 @@ def read_lines(source: Source) -> Iterator[Line]:
     with open_text(source) as file:
         for number, line in enumerate(file, start=1):
             text = line.rstrip("\r\n") if line[-2:] == "\r\n" else line[:-1] if line[-1:] in "\r\n" else line
-            yield Line(number, text) if text.isascii() else _checked(number, text)
+            end = line[len(text) :]
+            yield Line(number, text, end=end) if text.isascii() else _checked(number, text, end)
 
 
 def first_bytes(source: Source) -> bytes:
@@ -158,7 +161,7 @@ def _encoding(sample: bytes, named: str) -> tuple[str, int]:
     return "utf-8", 0
 
 
-def _checked(number: int, text: str) -> Line:
+def _checked(number: int, text: str, end: str) -> Line:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -168,5 +171,5 @@ def _checked(number: int, text: str) -> Line:
         except UnicodeDecodeError as error:
             advice = "save the file as UTF-8; `petransfer train` also takes --set task.options.encoding=cp1252"
             problem = BadRow(NOT_UTF8, f"at byte {error.start}; {advice}")
-            return Line(number, raw.decode("utf-8", "replace"), problem)
-    return Line(number, text)
+            return Line(number, raw.decode("utf-8", "replace"), problem, end)
+    return Line(number, text, end=end)
