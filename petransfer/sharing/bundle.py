@@ -327,6 +327,6 @@ def without_records(label: str, purpose: str) -> UserError:
     purpose: what the records are needed for, such as `make a card from`.
     """
     return UserError(
-        f"{label} has no petransfer.json, so it has no records of petransfer to {purpose}; share the folder as it is, "
+        f"{label} was not made by petransfer, so there are no records to {purpose}; share the folder as it is, "
         f"such as with `hf upload USER/NAME {label}`"
     )

@@ -228,7 +228,7 @@ def test_what_cannot_be_verified_is_refused(
     assert "was not made by petransfer" in refused(capsys, "adapter", "verify", str(foreign))
     for verb in ("pack", "card"):
         said = refused(capsys, "adapter", verb, str(foreign))
-        assert "has no petransfer.json" in said
+        assert "was not made by petransfer, so there are no records to" in said
         assert "`hf upload USER/NAME foreign.petransfer.zip`" in said
     (here / "pairs.tsv").unlink()
     assert "pairs.tsv" in refused(capsys, "adapter", "verify", str(packed), "--cpu")
