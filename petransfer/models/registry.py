@@ -342,6 +342,8 @@ def checkpoint_spec(checkpoint: str) -> CheckpointSpec:
     if is_embedded(checkpoint):
         return CheckpointSpec(checkpoint, _embedded_sha256(checkpoint))
     local = expanded(checkpoint)
+    if local.is_file():
+        raise _file_in_place_of_folder(local, checkpoint)
     if checkpoint.startswith((".", "/", "~")) or local.is_dir():
         if not local.exists():
             raise UserError(f"there is no folder {local}; put the checkpoint back, or correct its name")
@@ -353,18 +355,20 @@ def checkpoint_spec(checkpoint: str) -> CheckpointSpec:
             )
         return CheckpointSpec(local.resolve().name, _folder_sha256(local), source=str(local.resolve()))
     refuse_address(checkpoint, "the checkpoint")
-    if local.is_file():
-        raise _file_in_place_of_folder(local)
     name, _, revision = checkpoint.partition("@")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise UserError(f"'{checkpoint}' is neither a folder nor a hub id (owner/name or owner/name@revision)")
     return CheckpointSpec(name, revision or "main")
 
 
-def _file_in_place_of_folder(file: Path) -> UserError:
-    """Return the error for a file that was given in place of a checkpoint's folder."""
+def _file_in_place_of_folder(file: Path, name: str) -> UserError:
+    """Return the error for a file that was given in place of a checkpoint's folder. `name`: as the user wrote it."""
+    if advice := advice_for_training(file, name):
+        return UserError(f"{name} is {advice}")
     if (file.parent / "config.json").is_file():
         return UserError(f"{file} is one file of a checkpoint; name the folder {file.parent}")
+    if (file.parent / "adapter_config.json").is_file():
+        return UserError(f"{name} is one file of {advice_for_training(file.parent, str(file.parent))}")
     return UserError(
         f"{file} is a file, and a checkpoint is a folder or a hub id; if it holds your rows, give it after the model: "
         f"`petransfer train MODEL {shlex.quote(str(file))}`"

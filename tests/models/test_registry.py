@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,3 +163,19 @@ def test_every_file_of_a_tokenizer_counts(name: str, tmp_path: Path) -> None:
     assert spec("a b") != spec("b a")
     (tmp_path / "tokenizer.json").write_text("{}")  # it has the content of the other files
     assert spec("a b") == spec("b a")
+
+
+def test_a_bundle_or_a_file_of_an_adapter_is_refused_as_an_adapter_that_must_be_merged_first(tmp_path: Path) -> None:
+    folder, bundle = tmp_path / "adapter", tmp_path / "lines.petransfer.zip"
+    folder.mkdir()
+    with zipfile.ZipFile(bundle, "w") as archive:
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            (folder / name).write_text("{}")
+            archive.write(folder / name, name)
+    for given, named in ((bundle, bundle), (folder, folder), (folder / "adapter_model.safetensors", folder)):
+        with pytest.raises(UserError, match=f"an adapter, .*`petransfer adapter merge {named} merged`"):
+            checkpoint_spec(str(given))
+    rows = tmp_path / "rows.csv"
+    rows.write_text("input,target\n")
+    with pytest.raises(UserError, match=f"if it holds your rows, .*`petransfer train MODEL {rows}`"):
+        checkpoint_spec(str(rows))
