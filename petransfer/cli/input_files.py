@@ -18,8 +18,16 @@ _TABLES = (".csv", ".tsv", ".tab")
 _JSON = (".json", ".jsonl", ".ndjson")
 _HEAD_BYTES, _HEAD_OF_ROWS = 1 << 16, 1 << 13
 _LONGEST_NAME = 40
-# The first bytes of compressed files, Office files, parquet, arrow and PDF files.
-_BINARY = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PAR1", b"ARROW1", b"%PDF-")
+# The first bytes of compressed files.
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip, as Office files are too",
+}
+# The first bytes of parquet, arrow and PDF files.
+_BINARY = (b"PAR1", b"ARROW1", b"%PDF-")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _ADVICE = "write the inputs to a text file, one input per line"
 
@@ -38,9 +46,17 @@ def refuse_other_files(file: Path, specs: Iterable[RunSpec | None]) -> None:
             head = opened.read(_HEAD_BYTES)
     except OSError:  # `input_lines` reports this error
         return
-    if head.startswith(_BINARY) or (b"\0" in head and not _is_utf16(head)):
-        raise UserError(f"{file} is not a text file; {_ADVICE}")
+    refuse_binary(head, str(file))
     _refuse_rows(file, str(file), head.decode("utf-8", "replace").removeprefix("\ufeff"), list(specs))
+
+
+def refuse_binary(head: bytes, name: str) -> None:
+    """Raise UserError if the first bytes are those of compressed or other binary data. `name`: where they are from."""
+    form = next((form for start, form in _COMPRESSED.items() if head.startswith(start)), "")
+    if form:
+        raise UserError(f"{name} is not a text file: it is compressed ({form}); unpack it first, and {_ADVICE}")
+    if head.startswith(_BINARY) or (b"\0" in head and not _is_utf16(head)):
+        raise UserError(f"{name} is not a text file; {_ADVICE}")
 
 
 def without_rows(lines: Iterable[str], specs: Iterable[RunSpec | None]) -> Iterator[str]:

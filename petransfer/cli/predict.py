@@ -45,7 +45,7 @@ def predict(
     ],
     text: Annotated[
         list[str] | None,
-        typer.Argument(help="Inputs. If none is given, the inputs are the lines of --file or of standard input."),
+        typer.Argument(help="Inputs. If none or - is given, the inputs are the lines of --file or of standard input."),
     ] = None,
     file: Annotated[Path | None, typer.Option(help="A file with one input per line.")] = None,
     run: Annotated[
@@ -95,6 +95,10 @@ def predict(
     If petransfer trained the model, each input gets the prefix of its training, and a line break after it if the model
     is decoder-only. Other adapters and models get each input exactly as it is given.
     """
+    if text and len(text) > 1 and "-" in text:  # the usual name of standard input
+        raise UserError("- stands for standard input; give the inputs as arguments or on standard input, not both")
+    if text == ["-"] and file is None:
+        text = None
     if text and file is not None:
         raise UserError(f"--file {file} and {count(len(text), 'input')} as arguments; leave one of them out")
     file = None if file == Path("-") else file  # the usual name of standard input

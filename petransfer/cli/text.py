@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+from petransfer.cli.input_files import refuse_binary
 from petransfer.errors import UserError
 
 _BOM = b"\xef\xbb\xbf"
@@ -35,7 +36,7 @@ def input_lines(file: Path | None) -> Iterator[str]:
     """Yield the lines of a UTF-8 file or of standard input, without line breaks.
 
     Raises:
-        UserError: The file cannot be read, standard input is closed, or a line is not UTF-8 or is longer than
+        UserError: The file cannot be read, standard input is closed, or a line is binary, not UTF-8 or longer than
             `LONGEST_LINE`.
     """
     if file is None:
@@ -121,6 +122,8 @@ def _decoded(lines: BinaryIO, name: str) -> Iterator[str]:
     for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), start=1):
         if len(line) > LONGEST_LINE:
             raise UserError(f"line {number} of {name} has more than {LONGEST_LINE:,} bytes; give one input per line")
+        if number == 1:
+            refuse_binary(line, name)
         start = len(_BOM) if number == 1 and line.startswith(_BOM) else 0
         try:
             text = line[start:].decode("utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import io
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 
 from petransfer.cli import predict, text
 from petransfer.cli.input_files import refuse_other_files, without_rows
+from petransfer.data.rows.source import find_source
 from petransfer.errors import UserError
 from petransfer.evaluation import predictor
 from petransfer.recipe.run_spec import Options, RunSpec
@@ -68,6 +70,33 @@ def test_bytes_that_are_not_utf8(
     assert "standard input is not UTF-8 at line 2, byte 4" in refused(capsys, *ASK)
     argument = b"to \xff run".decode("utf-8", "surrogateescape")
     assert "argument 7 (to ? run) is not UTF-8 at character 4" in refused(capsys, *ASK, "to walk", argument)
+
+
+def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = lines_of(capsys, "to walk", "to run")
+    for arguments in (["-"], ["--file", "-"], []):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"to walk\nto run\n")))
+        assert lines_of(capsys, *arguments) == expected
+    assert "- stands for standard input; give the inputs as arguments or on" in refused(capsys, *ASK, "to walk", "-")
+    assert "leave one of them out" in refused(capsys, *ASK, "-", "--file", "inputs.txt")
+    with pytest.raises(UserError, match=r"- stands for standard input, .*save them in a file first"):
+        find_source("-", None)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(b"to walk\n"), "standard input is not a text file: it is compressed (gzip); unpack it first"),
+        (b"PK\x03\x04\n\x00", "standard input is not a text file: it is compressed (zip"),
+        (b"PAR1\x15\x04\n", "standard input is not a text file; write the inputs to a text file"),
+        (b"to\x00\x01\x00walk\n", "standard input is not a text file; write the inputs to a text file"),
+    ],
+)
+def test_binary_data_on_standard_input(
+    content: bytes, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert said in refused(capsys, *ASK)
 
 
 def test_an_argument_that_a_locale_without_utf8_escaped_is_utf8(capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,7 +210,7 @@ CHAT = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant",
         ("a.json", b'[{"question": "to walk", "id": 5}]', "JSON rows with the keys 'question', 'id'"),
         ("chats", json.dumps(CHAT).encode(), "JSON rows with the key 'messages'"),
         ("a.parquet", b"PAR1\x15\x04\x15\x00", "a.parquet is not a text file"),
-        ("a.csv.gz", b"\x1f\x8b\x08\x00", "a.csv.gz is not a text file"),
+        ("a.csv.gz", b"\x1f\x8b\x08\x00", "a.csv.gz is not a text file: it is compressed (gzip); unpack it"),
         ("a.bin", b"to\x00\x01\x00walk", "a.bin is not a text file"),
     ],
 )

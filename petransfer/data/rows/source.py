@@ -103,6 +103,8 @@ def find_source(
             raise UserError(f"{name} is a pipe or a device, which can be read only once; save its rows in a file first")
         refuse_unreadable(path, name)
         return Source(name, form or _format(path, name), path, "", "", *text)
+    if name == "-":
+        raise UserError("- stands for standard input, and rows are not read from there; save them in a file first")
     if form not in ("", "dataset") or name.startswith((".", "/", "~")) or is_file_name(name):
         where = " or ".join(str(place) for place in dict.fromkeys([folder or Path.cwd(), Path.cwd()]))
         sought = "" if Path(name).is_absolute() or name.startswith("~") else f" in {where}"
