@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,41 @@ def test_files_of_a_folder_with_unlike_columns_are_named_one_by_one() -> None:
     for part, more in (("train", {}), ("test", {"extra": 1})):
         Path(f"folder/{part}.jsonl").write_text("".join(json.dumps(row | more) + "\n" for row in ROWS))
     said = refusal("folder")
-    assert "column" in said
+    assert "unlike columns (train.jsonl has input, target; test.jsonl has input, target, extra)" in said
+    assert "write the same column names into every file" in said
     assert "name its files one by one" in said
     assert pairs("folder/train.jsonl", test="folder/test.jsonl")[0] == ("text 0", "answer 0")
+
+
+@pytest.mark.parametrize("form", ["csv", "csv.gz", "parquet"])
+def test_a_part_without_rows_in_a_folder_is_left_out(form: str) -> None:
+    Path("folder").mkdir()
+    Path("folder/_SUCCESS").touch()
+    kept = [row | {"target": f"part {part}"} for part in (0, 2) for row in ROWS]
+    for part in range(3):
+        rows = kept[:12] if part == 0 else [] if part == 1 else kept[12:]
+        path = Path(f"folder/part-0000{part}-c000.{form}")
+        if form == "parquet":
+            columns = {name: pyarrow.array([row[name] for row in rows], pyarrow.string()) for name in ROWS[0]}
+            pyarrow.parquet.write_table(pyarrow.table(columns), path)
+            continue
+        text = "".join(f"{row['input']},{row['target']}\n" for row in rows)
+        content = f"input,target\n{text}".encode() if rows else b""
+        path.write_bytes(gzip.compress(content) if form == "csv.gz" else content)
+    assert pairs("folder") == [(row["input"], row["target"]) for row in kept]
+
+
+def test_a_folder_whose_files_are_all_empty_has_no_rows() -> None:
+    Path("folder").mkdir()
+    Path("folder/a.csv").touch()
+    assert "folder has no rows: all its files are empty" in refusal("folder")
+
+
+def test_values_of_another_kind_in_a_file_of_a_folder_are_refused_in_one_sentence() -> None:
+    Path("folder").mkdir()
+    for name, target in (("a", 1), ("b", "x")):
+        Path(f"folder/{name}.csv").write_text("input,target\n" + "".join(f"{n},{target}\n" for n in range(9)))
+    said = refusal("folder")
+    assert "cannot load folder (" in said
+    assert "give every file the same columns with values of the same kind" in said
+    assert "name a file, a folder" not in said

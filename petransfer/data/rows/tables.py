@@ -9,6 +9,7 @@ from typing import Any
 
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.hub_network import use_cache_if_unreachable, why_unreachable
+from petransfer.data.rows.folders import ONE_BY_ONE, load_folder
 from petransfer.data.rows.records import Record
 from petransfer.data.rows.source import Source, parallel_advice
 from petransfer.errors import UserError, reason_of
@@ -81,9 +82,12 @@ def open_dataset(source: Source) -> dict[str, Any]:
     try:
         if source.path is not None and any((source.path / file).is_file() for file in _SAVED_BY_DATASETS):
             found = datasets.load_from_disk(str(source.path))
+        elif source.path is not None:
+            found = load_folder(source)
         else:
-            place = str(source.path) if source.path else name
-            found = datasets.load_dataset(place, source.config or None, revision=revision or None)
+            found = datasets.load_dataset(name, source.config or None, revision=revision or None)
+    except UserError:
+        raise
     except Exception as error:  # a loader, the hub or the cache can raise any error
         if unreachable:
             raise UserError(
@@ -91,14 +95,14 @@ def open_dataset(source: Source) -> dict[str, Any]:
                 "network, or name a file or a folder"
             ) from None
         # this error of `datasets` has its reason in its cause
-        generating = "generating the dataset" in str(error) and error.__cause__ is not None
+        generating = isinstance(error, datasets.exceptions.DatasetGenerationError)
         if generating:
-            advice = "name its files one by one: the file of training rows, and others with --dev and --test"
+            advice = f"give every file the same columns with values of the same kind, or {ONE_BY_ONE}"
         elif "Config name is missing" in str(error) or "BuilderConfig" in str(error):
             advice = "pick a configuration with --set task.options.config=NAME"
         else:
             advice = f"{parallel_advice(source.path) if source.path else ''}name a file, a folder or a hub id"
-        reason = reason_of(error.__cause__ if generating else error, 160)
+        reason = reason_of(error.__cause__ or error if generating else error, 160)
         raise UserError(f"`datasets` cannot load {source.name} ({reason}); {advice}") from None
     return dict(found) if isinstance(found, dict) else {"train": found}
 
