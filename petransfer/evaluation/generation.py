@@ -16,6 +16,7 @@ from petransfer.evaluation.text_stream import OnText, TextStream
 from petransfer.models.lengths import VirtualTokens, positions
 from petransfer.models.loading import Loaded
 from petransfer.models.rotary_positions import longest_shared_length
+from petransfer.models.text_part import text_config
 from petransfer.models.wrappers import base_model_of, evaluating
 
 # The largest number of attention weights of one head in a batch: examples x tokens x tokens. Longer inputs therefore
@@ -176,13 +177,14 @@ def virtual_tokens(model: torch.nn.Module) -> VirtualTokens:
 
 def _cache(model: torch.nn.Module, loaded: Loaded) -> dict[str, Any]:
     """Return a cache, as a keyword argument of `generate`, for decoders with more layers than the encoder."""
-    # transformers makes a cache with as many layers as the encoder has, so `generate` fails for a decoder with more
-    # layers. The cache made here gets a new layer when the decoder needs one. With prefix tuning, peft makes the cache.
+    # For T5, transformers makes a cache with as many layers as the encoder has, so `generate` fails for a decoder with
+    # more layers. The cache made here gets a new layer when the decoder needs one. With prefix tuning, peft makes the
+    # cache.
     config = loaded.model.config
     layers = getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", None) or 0
     adapter = getattr(model, "active_peft_config", None)
     prefix = adapter is not None and str(adapter.peft_type.value) == "PREFIX_TUNING"
-    if not loaded.layout.encoder_decoder or layers <= config.num_hidden_layers or prefix:
+    if not loaded.layout.encoder_decoder or prefix or layers <= text_config(config).num_hidden_layers:
         return {}
     return {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
 

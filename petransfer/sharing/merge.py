@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,7 +117,10 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
     at_width = _logits_at_trained_width(bundle, where, trained, count) if trained < 16 else None
     _untie_adapted_head(loaded.model)
     try:
-        whole = model.merge_and_unload(safe_merge=True)
+        with warnings.catch_warnings():
+            # peft compares the head with the encoder's embeddings, which is wrong for T5Gemma; see `_say_whether_tied`
+            warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
+            whole = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
         raise UserError(f"{bundle.label} cannot be merged: {reason_of(error, 160)}; use it beside its base") from error
     _restore_unread_embeddings(whole)
@@ -151,11 +155,18 @@ def _logits_at_trained_width(bundle: Bundle, where: Where, bits: Bits, count: in
     return _logits(adapters.model, adapters.loaded, count)
 
 
+def _ends(model: Any) -> list[Any]:
+    """Return the embeddings that can share their weights with the output head, and the head. None: there is no head."""
+    # T5Gemma's encoder and decoder have different embeddings, and the head shares the decoder's.
+    owner = model.get_decoder() if model.config.model_type == "t5gemma" else model
+    return [owner.get_input_embeddings(), model.get_output_embeddings()]
+
+
 def _untie_adapted_head(base: Any) -> None:
     """Separate an output head that shares its weights with the embeddings, if an adapter changes one of the two."""
     # Without a copy of the weights, merging into the embeddings would also change the output head, and merging into the
     # output head would also change the embeddings.
-    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
+    ends = _ends(base)
     plain = [getattr(end, "base_layer", end) for end in ends]
     adapted = any(end is not inner for end, inner in zip(ends, plain, strict=True))
     if adapted and None not in plain and plain[0].weight is plain[1].weight:
@@ -182,7 +193,7 @@ def _shared_tables(model: Any) -> Iterator[tuple[Any, Any, Any]]:
 
 def _say_whether_tied(model: Any) -> None:
     """Set `tie_word_embeddings` to whether the output head shares the weights of the embeddings."""
-    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    ends = _ends(model)
     config = model.config.get_text_config(decoder=True)
     # T5's configuration stays unchanged: there, this key would also change how the logits are computed.
     if None in ends or hasattr(config, "scale_decoder_outputs"):

@@ -13,12 +13,14 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig
 
-from petransfer.data.encoding import encode_examples
+from petransfer import Adapter
+from petransfer.data.encoding import decode, encode_examples
 from petransfer.data.task import Example
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import score
+from petransfer.evaluation.generation import generations, greedy_config
 from petransfer.memory.step_memory import Demand, simulate
 from petransfer.methods import apply_method, save_method
 from petransfer.models.architecture import configuration
@@ -135,6 +137,38 @@ def test_it_is_loaded_trained_evaluated_saved_and_read_by_peft(
     with torch.no_grad():
         ours, plain = model(**inputs).logits.float(), again(**inputs).logits.float()
     torch.testing.assert_close(ours, plain, rtol=0.02, atol=0.02 if bits == 32 else 0.5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_it_generates_the_tokens_of_plain_transformers(name: str, checkpoint: Callable[[str], Path]) -> None:
+    loaded = load_checkpoint(checkpoint_spec(str(checkpoint(name))), 32)
+    loaded.model.eval()
+    layout = loaded.layout
+    ids = encode_examples(EXAMPLES[:1], "", loaded.tokenizer, layout)[0].input_ids
+    found = generations(loaded.model, loaded, [ids], [6])
+    loaded.model.generation_config = GenerationConfig()
+    given = torch.tensor([ids])
+    config = greedy_config(layout, 6)
+    expected = loaded.model.generate(
+        given, attention_mask=torch.ones_like(given), generation_config=config, use_cache=False
+    )
+    first = 1 if layout.encoder_decoder else len(ids)
+    new = [token for token in expected[0, first:].tolist() if token not in layout.end_ids]
+    assert found[0].text == decode([new], loaded.tokenizer)[0]
+    assert found[0].tokens == len(new)
+
+
+@pytest.mark.parametrize("name", ["t5gemma", "t5gemma2", "qwen2_vl"])
+def test_a_model_of_several_parts_is_merged(name: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """Such as T5Gemma, whose head shares the embeddings of the decoder, while the encoder has others."""
+    loaded = load_checkpoint(checkpoint_spec(str(checkpoint(name))), 32)
+    model = apply_method(loaded, replace(LORA, bits=32), 0)
+    for key, value in model.named_parameters():
+        value.data += 0.02 * ("lora_B" in key)
+    save_method("lora", model, tmp_path / "adapter", name)
+    adapter = Adapter.load(tmp_path / "adapter", checkpoint=str(checkpoint(name)), device="cpu")
+    assert adapter.merge(tmp_path / "merged", bits=32).moved < 1e-3
+    assert Adapter.load(tmp_path / "merged", device="cpu").predict(["jump"]) == adapter.predict(["jump"])
 
 
 @pytest.mark.parametrize("name", SMALL)
