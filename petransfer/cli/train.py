@@ -24,7 +24,6 @@ from petransfer.models.hub_access import refuse_unreachable
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.methods import METHODS
 from petransfer.study.cross_validation import CrossValidation, cross_validation
-from petransfer.study.grid import notes
 from petransfer.study.model_checks import refuse_unusable_files
 from petransfer.study.quick_recipe import TrainRequest
 from petransfer.study.scheduling import Scheduling
@@ -39,6 +38,7 @@ from petransfer.study.train_study import (
     refuse_too_large,
     train_study,
 )
+from petransfer.study.used_rows import notes_of
 from petransfer.training.execution import Execution
 from petransfer.training.tracker_names import check_trackers
 
@@ -274,12 +274,12 @@ def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cp
     grid.folder.check(grid.recipe.name)
     checkpoint = grid.cells[0].spec.checkpoint
     if is_embedded(checkpoint.name) or checkpoint.source:  # a plan downloads nothing
-        refuse_unusable_files(grid)
+        refuse_unusable_files(grid, ("dev",) if folds else ("dev", "test"))
     if as_json:
         about = {"recipe": training.recipe, "rows": rows, "folder": str(grid.folder.path)}
         print(json.dumps(about | estimate_json(grid.cells[0], rows, fit, cpu), indent=1))
         return
-    for line in filter(None, (training.note, *notes(grid.recipe))):
+    for line in filter(None, (training.note, *notes_of(grid))):
         logger.info(line)
     print_text(*describe(training, folds), *estimate_lines(grid.cells[0], rows, fit, cpu))
     print_text(

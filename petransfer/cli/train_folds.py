@@ -13,6 +13,7 @@ from petransfer.api import write_results
 from petransfer.cli.run import run_grid
 from petransfer.cli.terminal_text import print_text
 from petransfer.cli.train_output import fold_runs
+from petransfer.data.rows.builder import FIRST_ROW
 from petransfer.plurals import count
 from petransfer.study import run_study
 from petransfer.study.cross_validation import CrossValidation, FoldScore, as_json
@@ -31,12 +32,11 @@ def _notes_once(begun: bool) -> Iterator[None]:
 
     begun: Whether the first fold was finished before. The first row of the data is then not shown between two folds.
     """
-    known: set[str] = set()
+    known: set[str] = {FIRST_ROW} if begun else set()
 
     def is_new(record: logging.LogRecord) -> bool:
         text = record.getMessage()
-        if begun and text.startswith("first row:"):
-            return False
+        text = FIRST_ROW if text.startswith(FIRST_ROW) else text  # each fold can have another first row
         return not (text in known or known.add(text))  # type: ignore[func-returns-value]
 
     notes = logging.getLogger(run_study.__name__)

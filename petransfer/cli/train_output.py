@@ -23,8 +23,9 @@ from petransfer.report import run_table
 from petransfer.study.cross_validation import CrossValidation
 from petransfer.study.durations import remaining
 from petransfer.study.study import StudyGrid
-from petransfer.study.train_study import TrainStudy, labels_of, new_tokens_of, small_data_note
+from petransfer.study.train_study import TrainStudy, new_tokens_of, small_data_note
 from petransfer.study.train_summary import LEARNT, TrainSummary, summaries
+from petransfer.study.used_rows import labels_of
 from petransfer.training.early_stopping import INFORMATIVE
 from petransfer.visible_text import visible
 

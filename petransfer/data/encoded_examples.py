@@ -25,6 +25,7 @@ from petransfer.data.encoding import (
     input_text,
 )
 from petransfer.data.rows.chat_notes import thoughts_notes
+from petransfer.data.rows.stored_rows import StoredRows
 from petransfer.data.task import PARTS, Example, SplitData
 from petransfer.data.thoughts import tag_counts, tag_notes
 from petransfer.errors import UserError
@@ -136,11 +137,14 @@ def encode_split(
             examples are checked.
     """
     found: dict[str, EncodedPart] = {}
-    bad, calls = BadRows(), BadRows()
+    bad, calls, counted = BadRows(), BadRows(), set[object]()
     for part in parts:
         used = used_in_training if part == "train" and not skip_bad_rows else None
         found[part] = encode_part(getattr(data, part), prefix, tokenizer, layout, too_long, used)
         for position, problem in found[part].bad:
+            if (row := _row_of(data, part, position)) in counted:
+                continue
+            counted.add(row)
             kind = calls if isinstance(problem, UntrainedCall) else bad
             kind.add(data.row_name(part, getattr(data, part)[position].index) if kind.is_new(problem) else "", problem)
     if bad and not skip_bad_rows:
@@ -165,6 +169,12 @@ def encode_split(
     notes += _tools_note(found[parts[0]].examples, tokenizer)
     token_ids = found["train"].token_ids if "train" in found else set()
     return EncodedSplit(replace(data, **kept), encoded, token_ids, notes)
+
+
+def _row_of(data: SplitData, part: str, position: int) -> object:
+    """Return a key of a row. A row that is in several parts has one key, as in the last training of `--folds`."""
+    rows = getattr(data, part)
+    return rows.number(position) if isinstance(rows, StoredRows) else (part, position)
 
 
 def encode_part(

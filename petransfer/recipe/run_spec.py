@@ -130,6 +130,11 @@ class TaskSpec:
         """All options for loading the task on this machine: `options` and `source`."""
         return self.options | self.source
 
+    @property
+    def skips_bad_rows(self) -> bool:
+        """Whether unusable rows are left out."""
+        return self.source.get("bad_rows") == "skip"
+
 
 @dataclass(frozen=True)
 class MethodSpec:

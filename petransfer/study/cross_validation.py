@@ -177,4 +177,5 @@ def _score(number: int, training: TrainStudy) -> FoldScore:
     if result is None:
         raise RunError(f"fold {number} is not finished; run the same command again to resume")
     steps = int(result.get("best_step") or result["steps"])
-    return FoldScore(number, training.rows["dev"], float(result["dev"]["exact_match"]), steps)
+    rows = int(result["dev"]["examples"])
+    return FoldScore(number, rows, float(result["dev"]["exact_match"]), steps)

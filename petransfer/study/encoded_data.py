@@ -20,11 +20,12 @@ from petransfer.models.loading import tokenizer_and_layout
 from petransfer.models.text_part import text_config
 from petransfer.plurals import count
 from petransfer.recipe.methods import METHODS
-from petransfer.recipe.run_spec import Options, RunSpec
+from petransfer.recipe.run_spec import Options, RunSpec, TrainSpec
 from petransfer.training.batches import used_examples
 from petransfer.training.packing import refuse_packing
 
 _log = logging.getLogger(__name__)
+_NO_TRAINING = TrainSpec(steps=1, batch_size=1, learning_rate=1.0)
 
 
 @functools.lru_cache(maxsize=2)
@@ -37,12 +38,23 @@ def task_data(name: str, split: str, options: Options, data_dir: Path | None) ->
 def encoded_task(spec: RunSpec, data_dir: Path | None, scored: tuple[str, ...]) -> tuple[EncodedSplit, Layout]:
     """Read and encode the examples of a run (see `encode_data`). The last result is cached.
 
+    Runs that leave out unusable rows and differ only in their training settings share this result.
+
     Raises:
         UserError: The data cannot be found or used, or early stopping lacks a dev set.
     """
     data = task_data(spec.task.name, spec.task.split, spec.task.arguments, data_dir)
     if spec.train.early_stopping and not data.dev:
         raise UserError("train.early_stopping needs a dev set, and this data has none; give one with --dev")
+    if spec.task.skips_bad_rows:  # then all rows are encoded, and the training settings have no influence
+        refuse_packing(spec, configuration(spec.checkpoint)[0])
+        return _all_encoded(replace(spec, train=_NO_TRAINING, seed=0), data_dir, scored)
+    return encode_data(spec, data, scored)
+
+
+@functools.lru_cache(maxsize=1)
+def _all_encoded(spec: RunSpec, data_dir: Path | None, scored: tuple[str, ...]) -> tuple[EncodedSplit, Layout]:
+    data = task_data(spec.task.name, spec.task.split, spec.task.arguments, data_dir)
     return encode_data(spec, data, scored)
 
 
@@ -77,11 +89,11 @@ def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tupl
             virtual_tokens_of(config, spec.checkpoint.name, spec.method, own_head),
             0 if spec.checkpoint.tokenizer or spec.checkpoint.added_tokens else text_config(config).vocab_size,
         ),
-        skip_bad_rows=source.get("bad_rows") == "skip",
+        skip_bad_rows=spec.task.skips_bad_rows,
         used_in_training=lambda: used_examples(len(data.train), train.batch_size, train.steps, spec.seed),
     )
     if any(metric.of_labels for metric in declared(spec.task.metrics)):
-        labels = encodable(data.labels, tokenizer, layout) if source.get("bad_rows") == "skip" else data.labels
+        labels = encodable(data.labels, tokenizer, layout) if spec.task.skips_bad_rows else data.labels
         encode_targets(labels, tokenizer, layout)
         notes = [*encoded.notes, *untrained_labels_notes(encoded.data)]
         encoded = replace(encoded, data=replace(encoded.data, labels=tuple(labels)), notes=notes)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from petransfer.python_arguments import list_of, place_of, shown_value
 from petransfer.recipe.loading import apply_override, validate
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.schema import ArmPart, FamilyPart, Recipe
-from petransfer.study.grid import resolve, task_of
+from petransfer.study.grid import expand, resolve, task_of
+from petransfer.study.used_rows import used_data
 from petransfer.user_paths import expanded
 
 # By default, training ends when the dev score no longer improves, or after as many steps as EPOCHS epochs have. This
@@ -201,9 +203,10 @@ def recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str
     recipe = resolve(recipe)
     metrics = list(dict.fromkeys([*(recipe.task.metrics or ()), *request.metrics]))
     content["task"] |= {"options": recipe.task.options, "metrics": metrics}
-    _fill(content, recipe, model, request)
+    _fill(content, recipe, model, request, overrides)
     for override in overrides:  # explicit values take precedence over defaults
         apply_override(content, override)
+    _convert_epochs(content)
     return content
 
 
@@ -248,7 +251,7 @@ def _checkpoint(model: str, request: TrainRequest) -> str | dict[str, Any]:
     return {"checkpoint": model, **given} if given else model
 
 
-def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainRequest) -> None:
+def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainRequest, overrides: Sequence[str]) -> None:
     """Set the prefix and the training settings in `content`. Missing values get defaults."""
     from petransfer.models.architecture import configuration  # imports transformers
 
@@ -256,7 +259,7 @@ def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainReq
     config, _ = configuration(spec)
     prefixed = bool(_PREFIXED.fullmatch(model)) or _expects_prefix(config)
     content["task"]["prefix"] = request.prefix if request.prefix is not None else PREFIX if prefixed else ""
-    rows = _rows(recipe)
+    rows = _used_rows(_with(content, overrides))
     batch = request.batch_size or min(BATCH, rows)
     rate = request.learning_rate
     if rate is None:
@@ -307,9 +310,40 @@ def default_rate(method: str, config: Any, nano: bool) -> float:
     return float(f"{NANO * own if nano else hub * others:.3g}")
 
 
+def _with(content: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
+    """Return the recipe of a content with overrides."""
+    changed = copy.deepcopy(dict(content))
+    for override in overrides:
+        apply_override(changed, override)
+    return validate(changed, "the recipe that this command stands for")
+
+
+def _used_rows(recipe: Recipe) -> int:
+    """Return the number of training rows that a run of the recipe uses."""
+    if recipe.task.options.get("bad_rows") != "skip":
+        return _rows(recipe)
+    return len(used_data(expand(recipe)[0].spec, recipe.data_dir).train)
+
+
 def _rows(recipe: Recipe) -> int:
+    """Return the number of training rows, including rows that the tokenizer or `max_length` rejects."""
     task = task_of(recipe)
     return task.train_size(task.splits[0])
+
+
+def _convert_epochs(content: dict[str, Any]) -> None:
+    """Replace `epochs` with the number of steps if the run leaves out training rows that a recipe's epochs include.
+
+    No tokenizer is loaded to find a recipe's run ids, so the epochs of a recipe count all rows.
+    """
+    train = content["train"]
+    epochs, batch_size = train.get("epochs"), train.get("batch_size")
+    if isinstance(epochs, int | float) and isinstance(batch_size, int):
+        recipe = _with(content, ())
+        rows = _used_rows(recipe)
+        if rows != _rows(recipe):
+            del train["epochs"]
+            train["steps"] = math.ceil(epochs * rows / batch_size)
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:

@@ -21,6 +21,7 @@ from petransfer.study.scheduling import GroupRuns, Scheduling
 from petransfer.study.settings import Settings
 from petransfer.study.slow_work import naming_slow_work
 from petransfer.study.study import StudyGrid
+from petransfer.study.used_rows import notes_of
 from petransfer.training.cpu.processor import available_cores
 from petransfer.training.execution import refuse_small_batch
 from petransfer.user_paths import expanded
@@ -133,7 +134,8 @@ def _execute(prepared: PreparedStudy, tick: Callable[[], None], marked: bool) ->
 def _log_notes(grid: StudyGrid, scheduling: Scheduling) -> None:
     if not grid.waiting:
         return
-    for line in notes(grid.recipe):
+    # the nodes of a cluster have tokenizers of their own
+    for line in notes_of(grid) if scheduling.executor == "local" else notes(grid.recipe):
         logger.info(line)
     for line in reasons_not_stacked(cell.spec for cell in grid.waiting) if scheduling.stack_size > 1 else ():
         logger.info(line)

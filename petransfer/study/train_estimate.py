@@ -18,6 +18,7 @@ from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import EarlyStopping, RunSpec, TrainSpec
 from petransfer.study.durations import rough
 from petransfer.study.grid import Cell
+from petransfer.study.used_rows import used_data
 
 if TYPE_CHECKING:
     from petransfer.memory.planner import Fit
@@ -108,7 +109,10 @@ def tokens_of(spec: RunSpec, device: str) -> Tokens:
     Raises:
         UserError: The tokenizer can represent none of the rows.
     """
-    rows = load_task(spec.task.name, None, **spec.task.arguments).load(spec.task.split).train
+    if is_here(spec) and spec.task.skips_bad_rows:
+        rows = used_data(spec, None).train
+    else:
+        rows = load_task(spec.task.name, None, **spec.task.arguments).load(spec.task.split).train
     chosen = [rows[at] for at in range(0, len(rows), -(-len(rows) // SAMPLED_ROWS))]
     source, target = _counted(spec, chosen) if is_here(spec) else _estimated(spec, chosen)
     packed = _packed(source, target, spec.train.batch_size, device) if spec.train.packing else None
@@ -193,7 +197,9 @@ def _measured_step(spec: RunSpec, cpu: bool) -> float:
     stopping = EarlyStopping(every=MEASURED_STEPS)  # evaluates once, after the last step
     batch = min(spec.train.batch_size, MEASURED_BATCH)
     short = replace(spec, train=replace(spec.train, steps=MEASURED_STEPS, batch_size=batch, early_stopping=stopping))
-    settings, ends = Settings(cpu=cpu, force=True), list[float]()
+    # a fold has no test rows
+    settings = Settings(cpu=cpu, force=True, dev_only=bool(spec.task.source.get("fold")))
+    ends = list[float]()
     with tempfile.TemporaryDirectory() as folder:
         base = open_base(short, settings)
         prepared = prepare(short, RunFolder(Path(folder)), base)

@@ -16,12 +16,12 @@ from petransfer.plurals import count
 from petransfer.recipe.loading import validate
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.folders import StudyFolder
-from petransfer.study.grid import task_of
 from petransfer.study.launched_processes import splits_tensors
 from petransfer.study.model_checks import refuse_unusable_models
 from petransfer.study.quick_recipe import TrainRequest, recipe_for, with_absolute_paths
 from petransfer.study.study import StudyGrid, grid_of
 from petransfer.study.train_folder import choose_folder
+from petransfer.study.used_rows import rows_of_parts
 
 if TYPE_CHECKING:
     from petransfer.memory.planner import Fit
@@ -50,6 +50,7 @@ class TrainStudy:
 
     @property
     def rows(self) -> dict[str, int]:
+        """The number of used rows in train, dev and test."""
         return rows_of_parts(self.grid)
 
 
@@ -69,18 +70,6 @@ def train_study(
     found = StudyGrid(grid.recipe, grid.cells, place, grid.cells)
     refuse_unusable_models(found)
     return TrainStudy(content, found, note, out is not None)
-
-
-def rows_of_parts(grid: StudyGrid) -> dict[str, int]:
-    """Return the number of rows in train, dev and test of the user's data."""
-    about: dict[str, Any] = task_of(grid.recipe).about()  # type: ignore[attr-defined]
-    return {part: int(about["sizes"][part]) for part in ("train", "dev", "test")}
-
-
-def labels_of(grid: StudyGrid) -> list[str]:
-    """Return the different targets of the user's data if they are labels. Otherwise an empty list."""
-    about: dict[str, Any] = task_of(grid.recipe).about()  # type: ignore[attr-defined]
-    return list(about["labels"]) if about["closed"] else []
 
 
 def small_data_note(rows: dict[str, int]) -> str:

@@ -38,6 +38,8 @@ from petransfer.plurals import count
 
 _log = logging.getLogger(__name__)
 _OTHER = len(PARTS)
+# The beginning of the note that shows a row.
+FIRST_ROW = "first row:"
 _PART_NAMES = {
     **dict.fromkeys(("train", "training"), 0),
     **dict.fromkeys(("dev", "val", "valid", "validation", "eval"), 1),
@@ -258,8 +260,7 @@ class RowBuilder:
     def _notes(self) -> Iterator[str]:
         yield from dict.fromkeys(self._read_as)
         if self._first:
-            first = readable_input(self._first.input, only_last=True)
-            yield f"first row: input {visible(first)}, target {visible(readable_answer(self._first.target))}"
+            yield first_row_note(self._first.input, self._first.target)
         if self._bad:
             yield self._bad.note()
         if self._left_out:
@@ -303,6 +304,12 @@ class RowBuilder:
         if self._unread_instruction and self._bad.has("the input is empty"):
             return f"; {self._unread_instruction}"
         return _name_another("test") if self._bad.has(HIDDEN_LABEL) else ""
+
+
+def first_row_note(source: str, target: str) -> str:
+    """Return a note that shows the input and the target of a row."""
+    shown = visible(readable_input(source, only_last=True))
+    return f"{FIRST_ROW} input {shown}, target {visible(readable_answer(target))}"
 
 
 def _is_in_quotes(texts: RowTexts) -> bool:

@@ -76,6 +76,10 @@ class StoredRows(Sequence[Example]):
         index, _, source, target, category = self._row(at)
         return Example(index, source, target, category, self._chat)
 
+    def number(self, at: int) -> int:
+        """Return the number of a row among the rows of all parts, counted from 0."""
+        return int(self._positions[at])
+
     def line_of(self, index: int) -> int | None:
         """Return the line of the row with this index. None if there is no such row."""
         found = (row for at in range(len(self)) if (row := self._row(at))[0] == index)

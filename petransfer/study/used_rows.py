@@ -1,0 +1,77 @@
+"""Count the rows that a training uses. `bad_rows: skip` leaves out rows that the tokenizer or `max_length` rejects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from petransfer.data import SplitData
+from petransfer.data.task import PARTS
+from petransfer.recipe.run_spec import RunSpec
+from petransfer.study.grid import notes, task_of
+from petransfer.study.study import StudyGrid
+from petransfer.user_paths import expanded
+
+
+def used_data(spec: RunSpec, data_dir: Path | None) -> SplitData:
+    """Return the rows that a run uses. All rows are encoded; the result is cached.
+
+    Args:
+        data_dir: The `data_dir` of the recipe.
+
+    Raises:
+        UserError: The tokenizer cannot be loaded, or a part has no usable row.
+    """
+    from petransfer.models.hub_access import refuse_unreachable
+    from petransfer.study.encoded_data import encoded_task, task_data  # imports torch
+
+    refuse_unreachable([spec.checkpoint])
+    place = expanded(data_dir).resolve() if data_dir else None
+    data = task_data(spec.task.name, spec.task.split, spec.task.arguments, place)
+    scored = tuple(part for part in ("dev", "test") if len(getattr(data, part)))
+    return encoded_task(spec, place, scored)[0].data
+
+
+def rows_of_parts(grid: StudyGrid) -> dict[str, int]:
+    """Return the number of rows in train, dev and test that the first run of the user's data uses."""
+    if found := _used(grid):
+        return {part: len(getattr(found, part)) for part in PARTS}
+    return _all_rows(grid)
+
+
+def labels_of(grid: StudyGrid) -> list[str]:
+    """Return the different targets of the used rows if they are labels. Otherwise an empty list."""
+    about = _about(grid)
+    if about["closed"] and (found := _used(grid)):
+        return sorted({example.target for part in PARTS for example in getattr(found, part)})
+    return list(about["labels"]) if about["closed"] else []
+
+
+def notes_of(grid: StudyGrid) -> list[str]:
+    """Return remarks on the user's data (see `grid.notes`). The first row is a row that all runs use."""
+    lines = notes(grid.recipe)
+    specs = [cell.spec for cell in grid.cells]
+    alike = specs[0].task.skips_bad_rows and len({(spec.checkpoint, spec.task) for spec in specs}) == 1
+    if not alike or rows_of_parts(grid) == _all_rows(grid):
+        return lines
+    from petransfer.data.rows.builder import FIRST_ROW, first_row_note
+
+    found = _used(grid)
+    assert found
+    first = first_row_note(found.train[0].input, found.train[0].target)
+    return [first if line.startswith(FIRST_ROW) else line for line in lines]
+
+
+def _used(grid: StudyGrid) -> SplitData | None:
+    """Return the used rows of the first run. None if no rows are left out."""
+    spec = grid.cells[0].spec
+    return used_data(spec, grid.recipe.data_dir) if spec.task.skips_bad_rows else None
+
+
+def _all_rows(grid: StudyGrid) -> dict[str, int]:
+    return {part: int(_about(grid)["sizes"][part]) for part in PARTS}
+
+
+def _about(grid: StudyGrid) -> dict[str, Any]:
+    about: dict[str, Any] = task_of(grid.recipe).about()  # type: ignore[attr-defined]
+    return about
