@@ -26,7 +26,7 @@ class MethodPart(Strict):
     rank: rank of LoRA and similar methods.
     alpha: LoRA's alpha. Default: twice the rank.
     dropout: dropout on the inputs of the adapter.
-    targets: the adapted linear layers: `all-linear`, a regular expression, or endings of layer names.
+    targets: the adapted linear layers: `all-linear`, a regular expression for whole names, or endings of layer names.
     layers: numbers of the adapted layers in encoder and decoder, counted from 0. Default: all.
     embeddings: the trained rows of the embeddings: none (`frozen`), rows of new tokens (`new`) or all (`trained`).
     virtual_tokens: number of trained vectors of prompt tuning and prefix tuning.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from transformers import MambaConfig
+from transformers import LlamaConfig, MambaConfig
 
 from petransfer.errors import UserError
 from petransfer.memory.step_memory import meta_model
@@ -27,3 +27,29 @@ def test_layers_that_peft_refuses_are_left_out_by_the_option_in_the_message() ->
     assert found is not None
     method = MethodSpec("lora", rank=4, targets=tuple(found[1].split(", ")))
     apply_method(meta_model(config, "mamba", method, False), method, 0)
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ("q_proj", {"q_proj"}),
+        ("self_attn.q_proj", {"q_proj"}),
+        ("q_proj, v_proj", {"q_proj", "v_proj"}),
+        (r".*\.(q|k)_proj", {"q_proj", "k_proj"}),
+        ("model.layers.0.self_attn.._proj", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+    ],
+)
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_a_text_that_names_layers_is_a_list_and_a_pattern_stays_a_pattern(
+    method: str, targets: str, expected: set[str]
+) -> None:
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    asked = MethodSpec(method, rank=4, targets=targets)
+    model = apply_method(meta_model(config, "llama", asked, False), asked, 0)
+    trained = {
+        name.split(".lora_")[0].split(".ia3_")[0] for name, value in model.named_parameters() if value.requires_grad
+    }
+    assert {name.rpartition(".")[2] for name in trained} == expected

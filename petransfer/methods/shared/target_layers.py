@@ -10,6 +10,9 @@ from petransfer.models.loading import Loaded
 from petransfer.models.text_part import has_other_inputs, is_router, text_linear_layers
 from petransfer.recipe.run_spec import MethodSpec
 
+# One or several names of layers in one text, separated by commas or spaces.
+_NAMES = re.compile(r"[\w.]+([ ,]+[\w.]+)*")
+
 
 def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | None = None) -> str | list[str]:
     """Return the layers that a method is applied to, as a value for peft's `target_modules`.
@@ -24,7 +27,7 @@ def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | N
     Raises:
         UserError: `layers` has a number that the model lacks, or `targets` matches no layer.
     """
-    asked = method.targets if isinstance(method.targets, str) else list(method.targets)
+    asked = _names_or_pattern(loaded, method.targets)
     if asked == "all-linear" and default is not None:
         asked = list(default)
     # layers for images or audio, and routers of experts, are never adapted
@@ -46,6 +49,16 @@ def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | N
     if not chosen:
         raise UserError(f"targets: {asked!r} names no linear layer in layers {', '.join(map(str, method.layers))}")
     return chosen
+
+
+def _names_or_pattern(loaded: Loaded, targets: str | tuple[str, ...]) -> str | list[str]:
+    """Return `targets` as a list of layer names or a pattern. A text such as `q_proj` or `q, v` is a list of names."""
+    if not isinstance(targets, str):
+        return list(targets)
+    is_pattern = any(re.fullmatch(targets, name) for name, _ in loaded.model.named_modules())
+    if targets == "all-linear" or is_pattern or not _NAMES.fullmatch(targets):
+        return targets
+    return targets.replace(",", " ").split()
 
 
 def _layer_number(name: str) -> int | None:
