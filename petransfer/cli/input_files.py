@@ -13,7 +13,7 @@ from petransfer.data.templates import fields_of
 from petransfer.errors import UserError
 from petransfer.recipe.run_spec import RunSpec
 
-_COLUMNS = ("input", "target", "prompt", "completion", "messages", "conversations")
+_COLUMNS = ("input", "target", "prompt", "completion", "messages", "conversations", "contents")
 _TABLES = (".csv", ".tsv", ".tab")
 _JSON = (".json", ".jsonl", ".ndjson")
 _HEAD_BYTES, _HEAD_OF_ROWS = 1 << 16, 1 << 13

@@ -157,7 +157,8 @@ def test_first_lines_that_are_no_column_names_get_advice() -> None:
     Path("c.csv").write_text("red dog,blue cat\n" * 12)
     assert "if its first line is a row, write a line with the names input,target above it" in refusal("c.csv")
     Path("d.csv").write_text("# made by a tool\ninput,target\n" + "a,b\n" * 12)
-    assert "delete the lines above the line with the column names" in refusal("d.csv")
+    said = "line 2 has the column names: delete the lines above it, for example with `tail -n +2 d.csv > new.csv`"
+    assert said in refusal("d.csv")
     Path("e.csv").write_text("input,target\n" + "a, b,c\n" * 12)
     assert "found 3; put texts with commas in quotes" in refusal("e.csv")
 
@@ -210,3 +211,83 @@ def test_values_of_another_kind_in_a_file_of_a_folder_are_refused_in_one_sentenc
     assert "cannot load folder (" in said
     assert "give every file the same columns with values of the same kind" in said
     assert "name a file, a folder" not in said
+
+
+@pytest.mark.parametrize("title", ["Export of 3 May 2026\n\n", "Export, of 3 May\n", "Export,\n", '"Export"\nby A\n'])
+@pytest.mark.parametrize("names", ["input,target", "Frage,Antwort"])
+def test_lines_above_the_column_names_are_to_be_deleted_and_never_trained(title: str, names: str) -> None:
+    rows = [(f"i {n}", f"t {n}") for n in range(12)]
+    for form, sign in (("csv", ","), ("tsv", "\t")):
+        body = "".join(f"{line}\n" for line in (names, *map(",".join, rows)))
+        Path(f"a.{form}").write_text((title + body).replace(",", sign))
+        if form == "tsv" and names != "input,target":
+            continue  # lines of a tsv file without a header are rows, and the first one is shown
+        said = refusal(f"a.{form}")
+        if form == "csv" and names != "input,target" and title.startswith("Export, of"):
+            assert "if it is a title, delete it" in said  # two texts can also be column names
+            continue
+        assert "delete the lines above" in said
+        above = title.count("\n")
+        Path(f"new.{form}").write_text("".join(Path(f"a.{form}").read_text().splitlines(True)[above:]))
+        assert f"line {above + 1} " in said or form == "tsv"
+        options = {} if names == "input,target" else {"input": "Frage", "target": "Antwort"}
+        assert pairs(f"new.{form}", **options) == rows
+        assert "delete the lines above" in refusal(f"a.{form}", bad_rows="skip")
+    Path("b.tsv").write_text("Export\nquestion\tanswer\n" + "a\tb\n" * 12)
+    assert "b.tsv:2: this line looks like the column names" in refusal("b.tsv", bad_rows="skip")
+    Path("c.tsv").write_text("input\ttarget\nbad\nenglish\tgerman\n" + "".join(f"i {n}\tt {n}\n" for n in range(12)))
+    assert pairs("c.tsv", bad_rows="skip")[0] == ("english", "german")
+
+
+GEMINI = {
+    "contents": [
+        {"role": "user", "parts": [{"text": "Hi"}]},
+        {"role": "model", "parts": [{"text": "Hel"}, {"text": "lo"}]},
+    ]
+}
+BEDROCK = {
+    "messages": [{"role": role, "content": [{"text": text}]} for role, text in (("user", "Hi"), ("assistant", "Hello"))]
+}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        GEMINI | {"systemInstruction": {"role": "system", "parts": [{"text": "Be brief"}]}},
+        GEMINI | {"system_instruction": {"parts": [{"text": "Be brief"}]}},
+        BEDROCK | {"schemaVersion": "1", "system": [{"text": "Be brief"}]},
+    ],
+)
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_chats_of_tuning_services_are_read(row: dict[str, Any], form: str) -> None:
+    rows = [json.loads(json.dumps(row).replace('"Hi"', f'"Hi {n}"')) for n in range(12)]
+    if form == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "a.parquet")
+    else:
+        Path("a.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    task = lines(f"a.{form}")
+    example = every(task)[0]
+    system = {"role": "system", "content": "Be brief"}
+    assert json.loads(example.input) == [system, {"role": "user", "content": "Hi 0"}]
+    assert example.target == "Hello"
+    assert not any("not read: 'system" in note for note in task.notes())
+
+
+def test_what_tuning_services_write_otherwise_gets_advice_that_works() -> None:
+    def write(*rows: dict[str, Any]) -> None:
+        Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write(*({"input_text": f"i {n}", "output_text": f"t {n}"} for n in range(12)))
+    assert "use --input-column input_text --target-column output_text" in refusal("a.jsonl")
+    write(*({"custom_id": str(n), "response": {"body": {"choices": []}}, "error": None} for n in range(12)))
+    assert "answers of a batch without their requests" in refusal("a.jsonl")
+    write(*({"custom_id": str(n), "body": {"model": "a", **BEDROCK}} for n in range(12)))
+    assert "--set task.options.messages=body.messages" in refusal("a.jsonl")
+    write(*({"prompt": f"\n\nHuman: {n}?\n\nAssistant:", "completion": f" {n}"} for n in range(12)))
+    assert any(
+        "turns of 'Human:' and 'Assistant:' and are trained as plain text" in n for n in lines("a.jsonl").notes()
+    )
+    write(*({"system": [{"image": "x"}], **BEDROCK} for n in range(12)))
+    assert "the system is neither a text nor a list of texts" in refusal("a.jsonl")
+    write(*({"contents": f"a text {n}", "label": "a"} for n in range(12)))
+    assert "has no columns 'input' and 'target' (it has: contents, label)" in refusal("a.jsonl")

@@ -54,6 +54,8 @@ COUNTED, CATEGORIES = 5000, 1000
 _MISSING = ("NaN", "nan", "<NA>", "NaT", "#N/A", "#NA", "#VALUE!", "#REF!", "#DIV/0!", "#NAME?", "#NUM!", "#NULL!")
 
 
+# A chat as text, in the older form of Anthropic.
+_TURNS = re.compile(r"\s*Human:.*\n\s*Assistant:\s*", re.DOTALL)
 # Column names of many tables, by which a header is recognised in a file that seems to have none.
 _USUAL_NAMES = frozenset(
     ("text", "texts", "sentence", "source", "src", "question", "query", "prompt", "instruction", "review", "document",
@@ -154,6 +156,7 @@ class RowBuilder:
         self._unread_instruction = self._unread_instruction or unread_instruction(columns)
         is_plain = quotes_are_text(self._options, source)
         index = rows = 0
+        has_title = False  # whether the first line is no row, in a file whose first line is not the column names
         for record in read_records(self._options, source, columns):
             rows += 1
             if rows % 1_000_000 == 0:
@@ -163,8 +166,10 @@ class RowBuilder:
             except BadRow as problem:
                 bad.add(f"{source.name}:{record.line}", problem)
                 self._with_bad.setdefault(source.name)
+                has_title = has_title or record.line == 1
                 index += 1
                 continue
+            is_first_row = self._first is None
             for code, hashed, texts in found:
                 if code != _OTHER:
                     writer.add(index, record.line, texts.input, texts.target, texts.category)
@@ -176,15 +181,23 @@ class RowBuilder:
                 self._chats.extend(whole for code, _, _ in found if code != _OTHER)
             if is_plain and not again:
                 self._in_quotes[source.name] += any(_is_in_quotes(texts) for _, _, texts in found)
-            if part == "train" and record.line == 1 and source.format == "tsv":
-                self._names_first = {
-                    text.strip().lower() for _, _, each in found for text in (each.input, each.target)
-                } <= _USUAL_NAMES
+            if part == "train" and source.format == "tsv" and (record.line == 1 or (has_title and is_first_row)):
+                self._check_names(source, record.line, found)
             self._hidden[part] += _is_hidden(record.values, columns)
         self._rows[source.name] += 0 if again else rows
         self._read_as += () if again else columns.notes.lines(source.name, columns.system)
         if part != "train" and rows and self._hidden[part] == rows:
             raise UserError(f"{source.name}: {HIDDEN_LABEL} in every {part} row{_name_another(part)}")
+
+    def _check_names(self, source: Source, line: int, found: Sequence[tuple[int, int, RowTexts]]) -> None:
+        """Check whether the first row that can be used looks like column names."""
+        texts = {text.strip().lower() for _, _, each in found for text in (each.input, each.target)}
+        self._names_first = texts <= _USUAL_NAMES
+        if self._names_first and line > 1:
+            raise UserError(
+                f"{source.name}:{line}: this line looks like the column names, below lines that are no rows; delete "
+                "the lines above it"
+            )
 
     def _columns(self, part: str, source: Source) -> ColumnChoice:
         try:
@@ -261,6 +274,12 @@ class RowBuilder:
         yield from dict.fromkeys(self._read_as)
         if self._first:
             yield first_row_note(self._first.input, self._first.target)
+            if _TURNS.fullmatch(self._first.input):
+                yield (
+                    "the inputs have turns of 'Human:' and 'Assistant:' and are trained as plain text; to train them "
+                    'as chats, write rows as in {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", '
+                    '"content": "Hello"}]}'
+                )
         if self._bad:
             yield self._bad.note()
         if self._left_out:

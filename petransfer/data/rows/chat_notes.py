@@ -10,7 +10,7 @@ from typing import Any
 from petransfer.data.bad_rows import BadRow
 from petransfer.plurals import count
 
-SYSTEM_COLUMNS = ("system", "system_prompt")
+SYSTEM_COLUMNS = ("system", "system_prompt", "systemInstruction", "system_instruction")
 TOOL_COLUMNS = ("tools", "functions")
 # Fields that say whether an answer is a target, and the value that means no. Chat datasets use all of these names.
 _NOT_TRAINED = {

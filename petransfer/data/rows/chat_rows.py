@@ -8,11 +8,13 @@ from typing import Any
 
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.rows.chat_notes import THOUGHTS, ChatNotes, is_trained, read_tools
+from petransfer.data.rows.records import MESSAGE_KEYS, as_text
 
 ROLES = ("system", "user", "assistant", "tool")
 COLUMNS = ("messages", "conversations")
-# The keys for role and content, and further names of the roles, that chat datasets use.
-_KEYS = (("role", "content"), ("from", "value"))
+# A further column, of Gemini, that is read as chats only if it holds messages, because it is also a name of texts.
+GEMINI_COLUMN = "contents"
+# Further names of the roles that chat datasets use.
 _OTHER_NAMES = {
     "human": "user",
     **dict.fromkeys(("gpt", "chatgpt", "model", "ai", "bot"), "assistant"),
@@ -183,8 +185,8 @@ def readable_input(text: str, only_last: bool = False) -> str:
 def _message(value: Any) -> Message:
     if not isinstance(value, Mapping):
         raise BadRow("a message is no object with role and content")
-    # some datasets name the keys `from` and `value`
-    role_key, content_key = next((keys for keys in _KEYS if keys[0] in value), _KEYS[0])
+    named = [keys for keys in MESSAGE_KEYS if keys[0] in value]
+    role_key, content_key = next((keys for keys in named if keys[1] in value), [*named, MESSAGE_KEYS[0]][0])
     role = str(value.get(role_key)).strip().lower()
     role = _OTHER_NAMES.get(role, role)
     content = value.get(content_key)
@@ -244,12 +246,33 @@ def _with_read_argument(call: Mapping[str, Any]) -> dict[str, Any]:
     return {**call, "function": read} if "function" in call else read
 
 
+def system_text(value: Any, column: str) -> str:
+    """Return the text of a system prompt: a text, a list of texts, or an object with such a list as `parts`.
+
+    Raises:
+        BadRow: The value has another form.
+    """
+    if isinstance(value, Mapping):
+        value = value.get("parts", value)
+    if not isinstance(value, list | Mapping):
+        return "" if value is None else as_text(value, column)
+    try:
+        return _content(value)
+    except BadRow:
+        raise BadRow(f"the {column} is neither a text nor a list of texts") from None
+
+
+def _is_text(part: Any) -> bool:
+    """Return whether a part of a message is a text, as in `{"type": "text", "text": "Hi"}` or `{"text": "Hi"}`."""
+    return isinstance(part, Mapping) and (part.get("type") == "text" or part.keys() == {"text"})
+
+
 def _content(value: Any) -> str:
     """Return the text of a message. The texts of several parts are joined."""
     if value is None:
         return ""
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in value):
+    if isinstance(value, list) and all(map(_is_text, value)):
         return "".join(str(part.get("text") or "") for part in value)
     raise BadRow("the content of a message is not text")

@@ -12,9 +12,9 @@ from typing import Any
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.rows.chat_notes import SYSTEM_COLUMNS, TOOL_COLUMNS, ChatNotes, chat_columns_note, without_nulls
 from petransfer.data.rows.chat_rows import COLUMNS as CHAT_COLUMNS
-from petransfer.data.rows.chat_rows import chat_turns
+from petransfer.data.rows.chat_rows import GEMINI_COLUMN, chat_turns, system_text
 from petransfer.data.rows.content_check import refuse_other_content
-from petransfer.data.rows.delimited import detect, unusual
+from petransfer.data.rows.delimited import detect, title_advice, unusual
 from petransfer.data.rows.options import RowOptions
 from petransfer.data.rows.reading import column_names, read
 from petransfer.data.rows.records import (
@@ -119,10 +119,8 @@ class ColumnChoice:
         system = value_of(values, self.system) if self.system and has_value(values, self.system) else None
         tools = value_of(values, self.tools) if self.tools and has_value(values, self.tools) else None
         if self.has_all_keys:
-            chat, completion, tools = (without_nulls(each) for each in (chat, completion, tools))
-        yield from chat_turns(
-            chat, self.notes, "" if system is None else as_text(system, self.system), tools, completion, self.is_plain
-        )
+            chat, completion, system, tools = (without_nulls(each) for each in (chat, completion, system, tools))
+        yield from chat_turns(chat, self.notes, system_text(system, self.system), tools, completion, self.is_plain)
 
 
 def has_value(values: Mapping[str, Any], column: str) -> bool:
@@ -145,6 +143,9 @@ def choose_columns(options: RowOptions, source: Source) -> ColumnChoice:
     # without options and without `input` and `target`: first a column with chats, then `prompt` and `completion`
     if not options.columns_are_named and not any(has_column(names, name) for name in ("input", "target")):
         chats = [name for name in CHAT_COLUMNS if name in names]
+        if not chats and GEMINI_COLUMN in names:
+            first = next(read_records(options, source, ColumnChoice((GEMINI_COLUMN,))), None)
+            chats = [GEMINI_COLUMN] * (first is not None and is_messages(first.values.get(GEMINI_COLUMN)))
         if chats:
             return _chat_columns(options, source, names, category, chats[0])
         if "prompt" in names and "completion" in names:
@@ -154,7 +155,8 @@ def choose_columns(options: RowOptions, source: Source) -> ColumnChoice:
                 return _chat_columns(options, source, names, category, "prompt", completion="completion")
             return replace(texts, others=_others(names, texts))
     if names and any(not has_column(names, name) for name in required):
-        raise missing_column(source.name, required, names, _chat_advice(options, source, names))
+        advice = title_advice(source, required) or _chat_advice(options, source, names)
+        raise missing_column(source.name, required, names, advice)
     if options.messages:
         return _chat_columns(options, source, names, category, options.messages, split)
     inputs = fields_of(options.template, options.input)
@@ -185,8 +187,10 @@ def _chat_advice(options: RowOptions, source: Source, names: Sequence[str]) -> s
     if chats:
         return f"to train the chats in '{chats[0]}', use --set task.options.messages={chats[0]}"
     if source.format == "csv" and any(" " in name.strip() for name in names[:2]) and 1 < len(names) <= 3:
-        above = "if its first line is a row, write a line with the names input,target above it"
-        return f"{above}; else name the columns with --input-column COLUMN --target-column COLUMN"
+        return (
+            "if its first line is a row, write a line with the names input,target above it; if it is a title, delete "
+            "it; else name the columns with --input-column COLUMN --target-column COLUMN"
+        )
     return ""
 
 
@@ -199,7 +203,8 @@ def _chat_columns(
     split: str = "",
     completion: str = "",
 ) -> ColumnChoice:
-    system = next((name for name in SYSTEM_COLUMNS if name in names), "")
+    # the system prompt of Gemini is an object with a list `parts`
+    system = next((name for name in SYSTEM_COLUMNS if name in names or f"{name}.parts" in names), "")
     tools = next((name for name in TOOL_COLUMNS if name in names), "")
     known = {category, messages, split, completion, system, tools}
     return ColumnChoice(
@@ -210,7 +215,9 @@ def _chat_columns(
         completion=completion,
         system=system,
         tools=tools,
-        others=tuple(name for name in names if name not in known and not has_column([name], messages)),
+        others=tuple(
+            name for name in names if not {name, name.partition(".")[0]} & known and not has_column([name], messages)
+        ),
         chat=True,
         has_all_keys=source.format in ("parquet", "arrow", "dataset"),
         is_plain=options.chat == "plain",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import re
+import shlex
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.rows.records import Record, Required, has_column
-from petransfer.data.rows.source import Source
+from petransfer.data.rows.source import COMPRESSED, Source
 from petransfer.data.rows.text_lines import Line, read_lines
 from petransfer.errors import UserError
 
@@ -23,6 +25,8 @@ POSITIONAL = ("input", "target", "category")
 LINES_PER_ROW = 10_000
 # A first line that names the delimiter. Excel reads such a line, and some programs write it.
 _SEPARATOR = re.compile(r'"?sep=([,;|\t:])"?[,;|\t:]*', re.IGNORECASE)
+# The first lines of a file, among which the column names are sought.
+_LINES_OF_TITLE = 30
 _BY_PLACE = f"expected 2 or {len(POSITIONAL)} tab-separated columns ({', '.join(POSITIONAL)})"
 
 
@@ -66,6 +70,28 @@ def detect(source: Source, required: Required, named: bool) -> Dialect:
     return Dialect(delimiter, quoted, None if by_place else tuple(cells), skips_blanks)
 
 
+def title_advice(source: Source, required: Required) -> str:
+    """Return the advice for a csv or tsv file with a title above the line with the column names. '' for other files."""
+    if source.format not in ("csv", "tsv"):
+        return ""
+    lines = [line for line in itertools.islice(_table_lines(source), _LINES_OF_TITLE) if line.text.strip()]
+    named = first = 0
+    for delimiter in ",;\t|":
+        rows = [[cell.strip() for cell in _split(line.text, delimiter, True)] for line in lines]
+        found = (at for at, row in enumerate(rows) if all(has_column(row, name) for name in required))
+        named = named or next(found, 0)
+        # other names: below lines with one text at most, and above lines with the same number of columns
+        start = next((at for at, row in enumerate(rows) if sum(map(bool, row)) > 1), 0)
+        first = first or (start if len(rows) > start + 2 and len({len(row) for row in rows[start:]}) == 1 else 0)
+    if not named and not first:
+        return ""
+    number = lines[named or first].number
+    advice = f"line {number} {'has' if named else 'looks like'} the column names: delete the lines above it"
+    if source.name.lower().endswith(COMPRESSED):
+        return advice
+    return f"{advice}, for example with `tail -n +{number} {shlex.quote(source.name)} > new.{source.format}`"
+
+
 def unusual(source: Source, dialect: Dialect) -> list[str]:
     """Return notes for the user about unusual delimiters or quotes of a file."""
     usual_delimiter, usual_quoting = (",", True) if source.format == "csv" else ("\t", False)
@@ -85,7 +111,8 @@ def read_delimited(source: Source, dialect: Dialect) -> Iterator[Record]:
     """Yield the rows of a file in order. Blank lines are skipped.
 
     Raises:
-        UserError: Two columns have the same name, or a quote is not closed within `LINES_PER_ROW` lines.
+        UserError: Two columns have the same name, the column names are below other lines, or a quote is not closed
+            within `LINES_PER_ROW` lines.
     """
     columns = dialect.columns
     header_read = columns is None
@@ -95,6 +122,11 @@ def read_delimited(source: Source, dialect: Dialect) -> Iterator[Record]:
             _refuse_twins(source, line, cells or [])
         elif cells is None:
             yield Record(line, {}, problem)
+        elif dialect.columns is None and line <= _LINES_OF_TITLE and tuple(cells) == POSITIONAL[: max(2, len(cells))]:
+            raise UserError(
+                f"{source.name}: line {line} has the column names: delete the lines above it, or this line if they are "
+                "rows"
+            )
         elif tuple(cell.removeprefix("\ufeff") for cell in cells) == columns:
             yield Record(line, {}, BadRow("the column names again, as in a file that was joined from several"))
         elif columns is None and not 2 <= len(cells) <= len(POSITIONAL):

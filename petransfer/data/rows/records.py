@@ -101,8 +101,6 @@ def missing_column(name: str, required: Required, found: Sequence[str], advice: 
     problem = f"{name} has no column{'s' if len(missing) > 1 else ''} {columns} (it has: {exist})"
     if advice:
         return MissingColumn(problem, advice)
-    if len(found) == 1 and str(found[0]).startswith("#"):
-        return MissingColumn(problem, "delete the lines above the line with the column names")
     if len(found) == 1 and len(required) > 1:
         return MissingColumn(
             problem,
@@ -136,6 +134,13 @@ def _advice_for_usual(names: set[str]) -> str:
             else "--set task.options.messages=chosen"
         )
         return f"there is no preference training; train on the chosen answers with {options}"
+    if "custom_id" in names and any(name.startswith("response.") for name in names):
+        return (
+            "these rows are the answers of a batch without their requests; write rows with both, joined by custom_id, "
+            'as in {"input": REQUEST, "target": ANSWER}'
+        )
+    if {"input_text", "output_text"} <= names:
+        return "use --input-column input_text --target-column output_text"
     if {"role", "content"} <= names:
         return (
             "each row is one message, and a row must be a whole chat, as in "
@@ -179,10 +184,14 @@ def _in_shell(name: str) -> str:
 _WRITTEN = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal)
 
 
+# The keys for role and content in chat datasets: usually, of ShareGPT, and of Gemini.
+MESSAGE_KEYS = (("role", "content"), ("from", "value"), ("role", "parts"))
+
+
 def is_messages(value: Any) -> bool:
     """Return whether a value is a list of messages, each with a role."""
     first = value[0] if isinstance(value, list) and value else None
-    return isinstance(first, Mapping) and any(keys <= first.keys() for keys in ({"role", "content"}, {"from", "value"}))
+    return isinstance(first, Mapping) and any(first.keys() >= set(keys) for keys in MESSAGE_KEYS)
 
 
 def _shown(name: str) -> str:
