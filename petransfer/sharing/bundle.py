@@ -31,6 +31,7 @@ from petransfer.sharing.bundle_files import (
     wrong_name,
 )
 from petransfer.sharing.bundle_zip import read_zip
+from petransfer.sharing.forms_of_others import other_form
 from petransfer.sharing.hub import fetch
 from petransfer.sharing.provenance_checks import check_recipe, check_result, spec_in, spec_of_run
 from petransfer.sharing.run_folders import has_model, run_folder
@@ -263,14 +264,15 @@ def _refuse_other_file(path: Path) -> None:
     """Raise UserError for a file that is no bundle but has the name of another kind of file."""
     if zipfile.is_zipfile(path):
         return
+    beside = [CONFIG] if (path.parent / CONFIG).is_file() else []
+    if known := other_form([path.name, *beside]):
+        raise UserError(f"{path} is no adapter that peft reads: {known}")
     if path.suffix in {".safetensors", ".bin", ".json"} and any(
         (path.parent / name).is_file() for name in (CONFIG, "config.json")
     ):
         raise UserError(f"{path} is one file of an adapter or a model; name the folder {path.parent}")
     if (around := training_around(path)) is not None:
         raise UserError(f"{path} is one file of a training; name the training's folder, {around}")
-    if path.suffix == ".gguf":
-        raise UserError(f"{path} is a GGUF file, which llama.cpp runs; name the adapter or the model it was made from")
     if is_file_name(path.name) and path.suffix != ".zip":
         raise UserError(
             f"{path} is a file of rows, not an adapter; give it with --data to `eval`, or with --file to `predict`"
@@ -285,6 +287,9 @@ def nothing_found(label: str) -> UserError:
     if inner:
         names = ", ".join(dict.fromkeys(inner[-5:]))
         return UserError(f"{label} holds no adapter or model; name a folder inside it that holds one: {names}")
+    known = other_form(path.name for path in folder.iterdir()) if folder.is_dir() else None
+    if known:
+        return UserError(f"{label} holds no adapter that peft reads: {known}")
     return UserError(
         f"{label} holds no finished adapter or model; name the folder of a training, {trainings_in(folder)}; or a file "
         "that `petransfer adapter pack` wrote, a checkpoint such as nano/english, or owner/name on the hub"
@@ -296,7 +301,8 @@ def _refuse_incomplete(files: Mapping[str, Path], label: str) -> None:
         raise nothing_found(label)
     if WEIGHTS not in files:
         inner = files[CONFIG].parent
-        raise UserError(f"{label} is refused: {without_weights((path.name for path in inner.iterdir()), inner)}")
+        names = [path.name for path in inner.iterdir()]
+        raise UserError(f"{label} is refused: {other_form(names) or without_weights(names, inner)}")
 
 
 def _regular(path: Path) -> Path:

@@ -116,3 +116,39 @@ def test_weight_files_with_other_names_are_named(monkeypatch: pytest.MonkeyPatch
     assert said is not None
     assert "None" not in said
     assert "in training: model.safetensors; now: part-1.safetensors" in said
+
+
+FORMS = {
+    "adapters.safetensors": "mlx_lm.fuse",
+    "0000100_adapters.safetensors": "mlx_lm.fuse",
+    "adapter_0.pt": "torchtune",
+    "pytorch_adapter.bin": "merge_adapter",
+    "pytorch_lora_weights.safetensors": "image model",
+    "pytorch_model_fsdp_0": "FULL_STATE_DICT",
+    "zero_to_fp32.py": "stage3_gather_16bit_weights_on_model_save",
+    "lora.gguf": "llama.cpp",
+    "adapter_model.safetensors": "no adapter_config.json",
+}
+
+
+@pytest.mark.parametrize("config", [False, True])
+@pytest.mark.parametrize("name", FORMS)
+def test_an_adapter_in_the_form_of_another_program_is_named_with_a_way(name: str, config: bool, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    if config and name != "adapter_model.safetensors":
+        (tmp_path / "adapter_config.json").write_text('{"r": 8}')
+    for place in (tmp_path, tmp_path / name):
+        with pytest.raises(UserError) as error, opened_source(str(place)):
+            pass
+        assert FORMS[name] in str(error.value)
+        assert str(place) in str(error.value)
+
+
+def test_the_weights_of_a_whole_adapter_lead_to_its_folder(tmp_path: Path) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes(b"{}")
+    with (
+        pytest.raises(UserError, match=f"name the folder {tmp_path}"),
+        opened_source(str(tmp_path / "adapter_model.safetensors")),
+    ):
+        pass
