@@ -237,7 +237,7 @@ def train(
         training = found.folds[0] if found else train_study(model, data, request, sets or [], out, card is not None)
     grid = training.grid
     if not plan:  # at once, because the prediction of the memory takes time
-        refuse_unreachable(cell.spec.checkpoint for cell in grid.cells)
+        refuse_unreachable((cell.spec.checkpoint for cell in grid.cells), with_weights=True)
     fit = (memory_of if plan else memory_if_predictable)(grid, card, checkpointing)
     if plan and fit:
         with naming_slow_work("counting tokens, and estimating time and memory"):

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
+from petransfer.data.hub_network import use_cache_if_unreachable
 from petransfer.errors import UserError, reason_of, shortened
 from petransfer.models.added_tokens import add_tokens
+from petransfer.models.hub_cache import VOCABULARIES, has_one_of, incomplete_copy, missing_file
 from petransfer.models.languages import with_languages
 from petransfer.models.registry import NANO, checkpoint_spec, embedded_folder, is_embedded
 from petransfer.models.support import separate_vocabularies
@@ -32,11 +34,6 @@ _OF_WRONG_FILES = (
 )  # fmt: skip
 # Attention functions that every machine has. None: transformers chooses one.
 _ATTENTION = (None, "eager", "sdpa")
-# Files of which a tokenizer has at least one. Tokenizers of bytes have none of them, but name their class.
-VOCABULARIES = (
-    "tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "vocab.json",
-    "vocab.txt", "tekken.json",
-)  # fmt: skip
 
 
 def location(checkpoint: CheckpointSpec) -> str:
@@ -156,30 +153,38 @@ def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
     except OSError:
         raise
     except Exception as error:  # the tokenizers library raises Exception itself for a damaged file
-        if Path(place).is_dir() and not _has_one_of(Path(place), VOCABULARIES):
-            raise _no_tokenizer(place) from error
-        raise UserError(
-            f"the tokenizer of {place} cannot be loaded ({reason_of(error, 200)}); save it again with the tokenizer's "
-            "save_pretrained"
-        ) from error
+        if not has_one_of(place, asked, VOCABULARIES):
+            raise _no_tokenizer(place, asked) from error
+        raise _damaged_tokenizer(place, asked, error) from error
     if getattr(tokenizer, "separate_vocabs", False):
         raise separate_vocabularies(place)
     own = type(tokenizer).vocab_files_names.values()
-    if own and Path(place).is_dir() and not _has_one_of(Path(place), (*own, *VOCABULARIES)):
-        raise _no_tokenizer(place)  # transformers has made an empty one
+    if own and not has_one_of(place, asked, (*own, *VOCABULARIES)):
+        raise _no_tokenizer(place, asked)  # transformers has made an empty one
     add_tokens(tokenizer, checkpoint.added_tokens)
     return with_languages(tokenizer, place, checkpoint.source_language, checkpoint.target_language)
 
 
-def _has_one_of(folder: Path, names: Iterable[str]) -> bool:
-    return any((folder / name).is_file() for name in names)
+def _no_tokenizer(place: str, asked: str | None) -> UserError:
+    if Path(place).is_dir():
+        return UserError(
+            f"{place} holds no tokenizer; copy tokenizer.json and tokenizer_config.json of the checkpoint into it, or "
+            "save its tokenizer there with save_pretrained"
+        )
+    revision = asked or "main"
+    if not use_cache_if_unreachable():
+        return incomplete_copy(place, revision, missing_file(place, revision) or VOCABULARIES[0])
+    return UserError(f"{place} has no tokenizer on the hub; use a checkpoint that has one")
 
 
-def _no_tokenizer(place: str) -> UserError:
-    return UserError(
-        f"{place} holds no tokenizer; copy tokenizer.json and tokenizer_config.json of the checkpoint into it, or save "
-        "its tokenizer there with save_pretrained"
-    )
+def _damaged_tokenizer(place: str, asked: str | None, error: Exception) -> UserError:
+    problem = f"the tokenizer of {place} cannot be loaded ({reason_of(error, 200)})"
+    if Path(place).is_dir():
+        return UserError(f"{problem}; save it again with the tokenizer's save_pretrained")
+    revision = asked or "main"
+    if (missing := missing_file(place, revision)) and not use_cache_if_unreachable():
+        return incomplete_copy(place, revision, missing)
+    return UserError(f"{problem}; download it again with `hf download {place} --force-download`, or use another one")
 
 
 def tokenizer_file(checkpoint: CheckpointSpec, name: str) -> Path | None:
@@ -251,6 +256,9 @@ def _not_found(checkpoint: CheckpointSpec, error: Exception) -> UserError:
         if not Path(checkpoint.source).exists():
             return UserError(f"there is no folder {checkpoint.source}; put the checkpoint back, or correct its name")
         return UserError(f"{checkpoint.source} cannot be loaded ({first}); name a folder that save_pretrained wrote")
+    asked = revision(checkpoint) or "main"
+    if (missing := missing_file(checkpoint.name, asked, checkpoint)) and not use_cache_if_unreachable():
+        return incomplete_copy(checkpoint.name, asked, missing)
     hint = (
         "without a network, download it elsewhere and name its folder, or use nano/english, which ships with petransfer"
     )

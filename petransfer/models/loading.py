@@ -106,7 +106,7 @@ def load(
     name = place_of(checkpoint, "checkpoint")
     place = device_of(device) or ("cuda" if torch.cuda.is_available() else "cpu")
     found = checkpoint_spec(name)
-    refuse_unreachable([found])
+    refuse_unreachable([found], with_weights=True)
     with without_progress_bars():
         loaded = load_checkpoint(found, bits, device=place, keep_wide=names_of(keep_wide, "keep_wide"))
     return loaded.model.eval(), loaded.tokenizer

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.errors import UserError
-from petransfer.models.checkpoint_files import VOCABULARIES, generation_config, load_tokenizer, one_line_errors
+from petransfer.models.checkpoint_files import generation_config, load_tokenizer, one_line_errors
 from petransfer.models.hashes import tokenizer_sha256
+from petransfer.models.hub_cache import VOCABULARIES
 from petransfer.models.loading import Loaded
 from petransfer.models.special_tokens import layout_of
 from petransfer.sharing.base import Base

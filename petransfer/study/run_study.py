@@ -88,7 +88,7 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
     if settings.cpu and scheduling.executor == "local" and not settings.force:
         refuse_too_large_for_cpu([cell.spec for cell in grid.waiting], grid.options_for)
     if scheduling.executor == "local":  # the nodes of a cluster have networks and caches of their own
-        refuse_unreachable(cell.spec.checkpoint for cell in grid.waiting)
+        refuse_unreachable((cell.spec.checkpoint for cell in grid.waiting), with_weights=True)
         with naming_slow_work("checking every row with the model's tokenizer"):
             refuse_unusable_files(grid, settings.scored_parts)
     check_matched_sizes([cell.spec for cell in grid.waiting], grid.recipe.data_dir)

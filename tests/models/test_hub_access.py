@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from petransfer.data import hub_network, load_task
 from petransfer.errors import UserError
 from petransfer.models import hub_access
 from petransfer.models.architecture import configuration
+from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 
 
@@ -75,6 +77,91 @@ def test_what_is_on_the_disk_asks_for_no_network(unreachable: list[Any], tiny_t5
     hub_access.refuse_unreachable([checkpoint_spec("nano/english"), checkpoint_spec(str(tiny_t5))])
     configuration(checkpoint_spec(str(tiny_t5)))
     assert not unreachable
+
+
+def _copy_in_cache(base: Path, cache: Path, lost: str = "", absent: tuple[str, ...] = ()) -> Path:
+    """Write a copy of `base` as `me/tiny` into a hub cache. `lost` is a link to a file that does not exist."""
+    repository = cache / "models--me--tiny"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    (repository / "refs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    for path in base.iterdir():
+        if path.name not in absent:
+            (snapshot / path.name).symlink_to(cache / "none" if path.name == lost else path)
+    return repository
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.tsv").write_text("".join(f"walk {n}\twalk\n" for n in range(20)))
+    return tmp_path / "cache"
+
+
+def _is_incomplete(error: str, name: str) -> bool:
+    parts = (
+        "copy of me/tiny in the local cache",
+        "incomplete",
+        f"{name} is missing",
+        "download it again",
+        "hf download",
+    )
+    return all(part in error for part in parts) and "save_pretrained" not in error
+
+
+@pytest.mark.parametrize(
+    ("name", "is_link"),
+    [
+        ("model.safetensors", True),
+        ("model.safetensors", False),
+        ("tokenizer.json", True),
+        ("tokenizer.json", False),
+        ("tokenizer_config.json", True),
+        ("config.json", False),
+    ],
+)
+def test_an_incomplete_copy_in_the_cache_is_refused_before_anything_is_written(
+    name: str, is_link: bool, unreachable: list[Any], tiny_t5: Path, cache: Path
+) -> None:
+    _copy_in_cache(tiny_t5, cache, name if is_link else "", () if is_link else (name,))
+    with pytest.raises(UserError) as error:
+        petransfer.train("me/tiny", "rows.tsv", steps=1, cpu=True)
+    assert _is_incomplete(str(error.value), name)
+    assert not Path("results").exists()
+    with pytest.raises(UserError) as error:
+        load_checkpoint(checkpoint_spec("me/tiny"), 32)
+    assert _is_incomplete(str(error.value), name)
+
+
+def test_a_missing_part_of_the_weights_is_named(unreachable: list[Any], tiny_t5: Path, cache: Path) -> None:
+    repository = _copy_in_cache(tiny_t5, cache, absent=("model.safetensors",))
+    parts = {f"part {n}": f"model-0000{n}-of-00002.safetensors" for n in (1, 2)}
+    (snapshot,) = (repository / "snapshots").iterdir()
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    (snapshot / parts["part 1"]).write_text("")
+    with pytest.raises(UserError) as error:
+        hub_access.refuse_unreachable([checkpoint_spec("me/tiny")], with_weights=True)
+    assert _is_incomplete(str(error.value), parts["part 2"])
+
+
+def test_a_copy_without_the_name_of_its_commit_is_incomplete(
+    unreachable: list[Any], tiny_t5: Path, cache: Path
+) -> None:
+    reference = _copy_in_cache(tiny_t5, cache) / "refs" / "main"
+    hub_access.refuse_unreachable([checkpoint_spec("me/tiny")], with_weights=True)
+    with pytest.raises(UserError, match="is not in the local cache"):
+        hub_access.refuse_unreachable([checkpoint_spec("me/tiny@v2")])
+    reference.unlink()
+    with pytest.raises(UserError) as error:
+        hub_access.refuse_unreachable([checkpoint_spec("me/tiny")])
+    assert _is_incomplete(str(error.value), "refs/main")
+
+
+def test_a_configuration_needs_no_weights(unreachable: list[Any], tiny_t5: Path, cache: Path) -> None:
+    _copy_in_cache(tiny_t5, cache, lost="model.safetensors")
+    assert configuration(checkpoint_spec("me/tiny"))[0].d_model == 32
 
 
 def test_a_dataset_of_the_hub_is_refused_at_once(unreachable: list[Any]) -> None:
