@@ -74,6 +74,8 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of the study, such
     for line in filter(None, lines):
         print_text(line)
     files = (*FILES, "sweep.json") if found.swept else FILES
+    if note := grid.weights_note:
+        print_text(note, file=sys.stderr)
     print_text(f"written to {study}: {', '.join(name for name in files if (study / name).exists())}", file=sys.stderr)
 
 

@@ -180,6 +180,7 @@ def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Schedu
     started = time.monotonic()
     for damage in grid.damaged.values():
         logger.warning(f"damaged: {damage}; run it again with `{grid.repair_command}`")
+    _log_line(grid.weights_note)
     done_before = len(grid.selected) - len(grid.waiting) - len(grid.damaged)
     if settings.by_generation and done_before:
         again = f"`petransfer eval {grid.folder.path}/runs/RUN --by-generation`"
@@ -341,9 +342,11 @@ def status(
         lines = [f"{count(len(pretrained), 'run')}: {sum(row.status == 'done' for row in pretrained)} done"]
         shown, table = pretraining.as_json(pretrained), pretraining.terminal_table(pretrained, recipe.name)
     else:
-        cells = grid_of(recipe, study).cells
-        rows, swept = tables.rows_of(cells, folder), sweep.groups_of(cells, folder)
+        grid = grid_of(recipe, study)
+        rows, swept = tables.rows_of(grid.cells, folder), sweep.groups_of(grid.cells, folder)
         lines = [tables.counts([row.status for row in rows]), sweep.standing(folder), *failure_lines(rows)]
+        lines += [f"to repeat only the damaged runs: `{grid.repair_command}`"] if grid.damaged else []
+        lines.append(grid.weights_note)
         shown, table = tables.as_json(rows), tables.terminal_table(rows, _title(study, recipe.name), tables.ROWS)
     if as_json:
         print(json.dumps({"study": recipe.name, "runs": shown, "sweep": swept}, indent=1))

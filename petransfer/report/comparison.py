@@ -22,6 +22,7 @@ from petransfer.recipe.metrics import EXACT_MATCH
 from petransfer.recipe.schema import Recipe
 from petransfer.report.run_groups import points
 from petransfer.report.tables import Table, markdown, markdown_text, table_of_text, write_page
+from petransfer.study.deleted_weights import run_command
 from petransfer.study.train_folder import unlike
 
 
@@ -79,7 +80,10 @@ def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
     """
     cells, same = _cells(first, second)
     if not cells and not same:
-        raise UserError(f"{names[0]} and {names[1]} have no arm and split in common that both have runs of")
+        raise UserError(
+            f"{names[0]} and {names[1]} have no arm and split in common that both have finished runs of"
+            f"{_damaged_note(first) or _damaged_note(second)}"
+        )
     effects, same_effects, one_sided = _effects(first, second)
     families = (first.recipe.family_name, second.recipe.family_name)
     margin = min(first.recipe.margin, second.recipe.margin)
@@ -111,6 +115,13 @@ def differences(first: Recipe, second: Recipe) -> list[str]:
     for content in (one, other):
         content["seeds"], content["arms"] = _value(content["seeds"]), _value(content["arms"])
     return [f"{key}: {_unlike_values(old, new)}" for key, old, new in unlike(one, other)]
+
+
+def _damaged_note(runs: Runs) -> str:
+    """Return which run of a study is damaged, and how to repeat the damaged runs. Empty if none is damaged."""
+    found = [damage for cell in runs.cells if (damage := runs.folder.run(cell.run_id).damage())]
+    command = f"`{run_command(runs.folder.path)} --repair`"
+    return f"; {count(len(found), 'damaged run')} ({found[0]}); repeat with {command}" if found else ""
 
 
 def _unlike_values(old: Any, new: Any) -> str:

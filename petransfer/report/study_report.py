@@ -56,8 +56,11 @@ def write_report(grid: StudyGrid) -> StudyReport:
         logger.warning(f"left out, because it is damaged: {damage}; run it again with `{grid.repair_command}`")
     any_done = any(row.status == "done" for row in rows)
     if not any_done and not swept:
-        kept = folder.path / "recipe.yaml"
-        raise UserError(f"no run of {folder.path} is finished; run them with `petransfer run --recipe {kept}`")
+        if grid.damaged:
+            raise UserError(
+                f"all finished runs of {folder.path} are damaged; repeat only these runs with `{grid.repair_command}`"
+            )
+        raise UserError(f"no run of {folder.path} is finished; run them with `{grid.run_command}`")
     effects = update_effects(recipe, cells, folder, anew=True) if any_done else {"effects": []}
     unswept_note = sweep.unswept_note(cells, swept)
     if any_done:

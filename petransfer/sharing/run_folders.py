@@ -8,6 +8,7 @@ from pathlib import Path
 
 from petransfer.errors import UserError, shortened
 from petransfer.recipe.run_spec import RunSpec, without_local_fields
+from petransfer.study.deleted_weights import has_no_weights, note_on_weights
 
 _log = logging.getLogger(__name__)
 
@@ -28,17 +29,29 @@ def run_folder(folder: Path, run: str | None = None) -> Path:
     if not (folder / "runs").is_dir() or _is_of_another_program(folder):
         if run is not None:
             raise UserError(f"--run {run}: {folder} is not a study's folder; leave --run out")
+        _refuse_without_weights([folder])
         return folder
-    saved = _without_copies([path for path in sorted((folder / "runs").iterdir()) if _is_finished(path)])
+    paths = sorted((folder / "runs").iterdir())
+    saved = _without_copies([path for path in paths if _is_finished(path) and not has_no_weights(path)])
     found = [path for path in saved if path.name == run] or [path for path in saved if path.name.startswith(run or "")]
     if len(found) == 1:
         return found[0]
+    if not found:
+        _refuse_without_weights([path for path in paths if path.name.startswith(run or "")])
     if not saved:
         raise UserError(f"{folder} holds no finished run; `petransfer status {folder}` shows the progress of its runs")
     which = "finished runs" if run is None else f"finished runs whose id begins with {run}"
     listed = ", ".join(_descriptions((found or saved)[:LISTED]))
     more = f", and {len(found or saved) - LISTED} more" if len(found or saved) > LISTED else ""
     raise UserError(f"{folder} holds {len(found)} {which}; pick one with --run ID: {listed}{more}")
+
+
+def _refuse_without_weights(runs: list[Path]) -> None:
+    """Raise UserError if the weights of finished runs among `runs` were deleted."""
+    lost = [path.absolute().name for path in runs if has_no_weights(path)]
+    if lost:
+        study = runs[0].parent.parent if runs[0].parent.name == "runs" else runs[0].absolute().parent.parent
+        raise UserError(note_on_weights(study, lost))
 
 
 def _without_copies(saved: list[Path]) -> list[Path]:

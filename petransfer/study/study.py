@@ -6,7 +6,6 @@ import functools
 import json
 import logging
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from petransfer.recipe.loading import apply_override, load_either, load_with_dro
 from petransfer.recipe.method_part import method_of
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.recipe.schema import Recipe
+from petransfer.study.deleted_weights import has_no_weights, note_on_weights, run_command
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell, refuse_twin_arms, resolve
 from petransfer.study.recorded_bases import cells_of, changed_bases
@@ -72,10 +72,20 @@ class StudyGrid:
         return damaged
 
     @property
+    def weights_note(self) -> str:
+        """A sentence about the finished selected runs whose weights were deleted. Empty if there are none."""
+        runs = [cell.run_id for cell in self.selected if has_no_weights(self.folder.run(cell.run_id).path)]
+        return note_on_weights(self.folder.path, runs)
+
+    @property
     def repair_command(self) -> str:
         """The command that repeats the damaged runs."""
-        recipe, folder = (shlex.quote(str(path)) for path in (self.folder.path / "recipe.yaml", self.folder.path))
-        return f"petransfer run --recipe {recipe} --out {folder} --repair"
+        return f"{self.run_command} --repair"
+
+    @property
+    def run_command(self) -> str:
+        """The command that executes the unfinished runs in this folder."""
+        return run_command(self.folder.path)
 
     @property
     def dropped_line(self) -> str:

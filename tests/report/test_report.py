@@ -302,3 +302,45 @@ def test_what_is_no_finished_study_is_refused(
     StudyFolder(tmp_path / "empty").open(load_recipe("smoke", [], {}))
     assert _report(tmp_path / "empty", monkeypatch) == 2
     assert "no run of" in capsys.readouterr().err
+
+
+def test_deleted_files_of_finished_runs_are_named_with_the_way_to_get_only_them_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(
+        arms=["english"], methods=METHODS[:1], seeds=[0, 1], effects=[], task={"name": "scan", "splits": ["right"]}
+    )
+    cells, folder = make(tmp_path / "made", recipe)
+    paths = [folder.run(cell.run_id).path for cell in cells]
+    for path in paths:
+        (path / "adapter").mkdir()
+        (path / "adapter" / "adapter_model.safetensors").touch()
+    again = f"petransfer run --recipe {folder.path / 'recipe.yaml'} --out {folder.path}"
+
+    def said(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
+        with pytest.raises(SystemExit):
+            main()
+        return " ".join("".join(capsys.readouterr()).split())
+
+    name = str(folder.path)
+    assert "without trained weights" not in said("status", name) + said("report", name)
+    (paths[0] / "adapter" / "adapter_model.safetensors").unlink()
+    shutil.rmtree(paths[1] / "adapter")
+    lost = "2 finished runs without trained weights: "
+    for verb in ("status", "report", "run", "predict"):
+        more = {"predict": ["walk"], "run": ["--repair", "--cpu"]}.get(verb, [])
+        line = said(verb, name, *more)
+        assert lost in line, verb
+        assert f"run `{again}`, which does not repeat other finished runs" in line, verb
+    assert "1 finished run without" in said("predict", name, "walk", "--run", paths[0].name)
+    assert f"delete the folder {paths[1]} and" in said("predict", str(paths[1]), "walk")
+    for path in paths:
+        (path / "examples.parquet").unlink()
+    for arguments in (("status", name), ("report", name), ("report", "compare", name, name)):
+        line = said(*arguments)
+        assert f"`{again} --repair`" in line
+        assert "examples.parquet is missing" in line
+    for path in paths:
+        (path / "DONE").unlink()
+    assert f"run them with `{again}`" in said("report", name)
