@@ -19,10 +19,11 @@ COMPUTED_TABLES = "SinusoidalPositionalEmbedding"
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with all weights trainable, except computed position tables and image or audio parts."""
-    from petransfer.models.text_part import is_text
+    """Return the model with all weights trainable, except computed position tables and parts for images or audio."""
+    from petransfer.models.text_part import text_filter
 
     model: torch.nn.Module = loaded.model.requires_grad_(True)
+    is_text = text_filter(model)
     for name, value in model.named_parameters():
         value.requires_grad_(is_text(name))
     for module in model.modules():

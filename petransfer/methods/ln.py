@@ -19,8 +19,9 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
     from peft import LNTuningConfig
 
     from petransfer.methods.shared.attach import attach_adapter, task_type
-    from petransfer.models.text_part import is_text
+    from petransfer.models.text_part import text_filter
 
+    is_text = text_filter(loaded.model)
     # the class names of norm layers contain "norm"; peft's own list has only a few architectures, and not T5
     names = [
         name

@@ -20,6 +20,10 @@ from petransfer.models.config_values import refuse_wrong_values
 # because the adapters would then be wrong for everyone who loads them with plain transformers and peft.
 COMPUTED_WRONGLY = {"umt5": "transformers scales umT5's logits as if its head were tied to its embeddings; use mT5"}
 
+# Models with images whose text part alone, as transformers' class for text loads it, cannot be saved and loaded again:
+# transformers has no such class for the type of the text part.
+_TEXT_PART_CANNOT_BE_LOADED = frozenset({"mllama"})
+
 
 def supported_class(config: Any, name: str) -> Any:
     """Return the transformers auto class that loads a checkpoint for text-to-text training.
@@ -47,7 +51,7 @@ def supported_class(config: Any, name: str) -> Any:
     # BERT-like models can be built as decoders, but their checkpoints were trained to attend in both directions.
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise _encoder_only(name, kind)
-    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in _TEXT_PART_CANNOT_BE_LOADED:
         return AutoModelForCausalLM
     if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and not getattr(config, "is_encoder_decoder", False):
         return AutoModelForImageTextToText

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ import torch
 _OTHER_INPUTS = re.compile(
     r"(^|\.)(vision|visual|image|img|audio|speech|video|mm_|multi_?modal|connector|embed_(vision|audio)|eoi_embedding)"
 )
+# The ending of the class name of layers that are skipped if there is no image.
+_SKIPPED_WITHOUT_IMAGES = "MllamaCrossAttentionDecoderLayer"
 
 
 def text_config(config: Any) -> Any:
@@ -28,6 +31,17 @@ def is_text(name: str) -> bool:
     return _OTHER_INPUTS.search(name) is None
 
 
+def text_filter(model: torch.nn.Module) -> Callable[[str], bool]:
+    """Return a function that says whether a name in this model belongs to a part that processes text.
+
+    Llama 3.2 Vision skips the layers with cross-attention to images if there is no image.
+    """
+    skipped = tuple(
+        f"{name}." for name, module in model.named_modules() if type(module).__name__.endswith(_SKIPPED_WITHOUT_IMAGES)
+    )
+    return lambda name: is_text(name) and not f"{name}.".startswith(skipped)
+
+
 def has_other_inputs(model: torch.nn.Module) -> bool:
     """Return whether a model has modules for images, audio or video."""
     return any(not is_text(name) for name, _ in model.named_modules())
@@ -37,11 +51,11 @@ def text_linear_layers(model: Any) -> list[str]:
     """Return the names of all linear layers that process text, except the output head and routers of experts."""
     from transformers.pytorch_utils import Conv1D
 
-    head = model.get_output_embeddings()
+    head, is_used = model.get_output_embeddings(), text_filter(model)
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head and is_text(name)
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head and is_used(name)
         if not is_router(module)
     ]
 

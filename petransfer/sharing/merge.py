@@ -135,7 +135,7 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
         loaded.tokenizer.save_pretrained(partial)
         if loaded.tokenizer is of_base:  # an adapter's own tokenizer is saved as it is
             copy_sentencepiece_files(base.checkpoint, partial)
-        saved = _read(partial, loaded, width)
+        saved = _read(partial, target, loaded, width)
         _refuse_changed(_change(held, _logits(saved, loaded, count)), "writing and reading it")
         merged = _measured(bundle, saved, loaded, width, count, before, at_width, where)
         _write_provenance(partial, bundle, merged)
@@ -218,9 +218,16 @@ def _rounded(model: Any, dtype: torch.dtype) -> Any:
     return model
 
 
-def _read(folder: Path, loaded: Loaded, bits: Bits) -> torch.nn.Module:
-    auto = supported_class(loaded.model.config, str(folder))
-    model: torch.nn.Module = load_complete(auto, str(folder), dtype=DTYPES[bits])
+def _read(partial: Path, target: Path, loaded: Loaded, bits: Bits) -> torch.nn.Module:
+    """Load the merged model from its temporary folder `partial`, which becomes `target`."""
+    try:
+        auto = supported_class(loaded.model.config, str(target))
+        model: torch.nn.Module = load_complete(auto, str(partial), dtype=DTYPES[bits])
+    except UserError as error:
+        reason = str(error).partition("; ")[0].replace(str(partial), str(target))
+        raise RunError(
+            f"the merged model cannot be loaded again, so it was not saved: {reason}; use the adapter beside its base"
+        ) from error
     return model.to(loaded.model.device).eval()
 
 

@@ -60,8 +60,9 @@ def _fingerprint(value: torch.Tensor) -> tuple[float, float]:
 
 def _message(problem: str, names: list[str], total: int) -> str:
     return (
-        f"{len(names)} of {total} trained tensors {problem} in the first {STEPS} steps, {names[0]} among them; leave "
-        "such layers out with --set 'methods.0.targets=[LAYER, ...]', or choose another method"
+        f"{len(names)} of {total} trained tensors {problem} in the first {STEPS} steps, {names[0]} among them; choose "
+        "another method, or leave such layers out if the method has layers to choose (LoRA and its variants, IA3, OFT, "
+        "VeRA): --set 'methods.0.targets=[LAYER, ...]' or --set 'methods.0.layers=[NUMBER, ...]'"
     )
 
 

@@ -64,6 +64,15 @@ SMALL: dict[str, tuple[str, dict[str, Any], str]] = {
         "text_config": GROUPED | {"rope_parameters": MROPE},
         "vision_config": {"depth": 1, "embed_dim": 16, "hidden_size": 64, "num_heads": 2, "patch_size": 14},
     }, "Qwen2-VL, text only"),
+    "mllama": ("mllama", {
+        "text_config": GROUPED | {"num_hidden_layers": 2, "cross_attention_layers": [1]},
+        "vision_config": {
+            "hidden_size": 16, "num_hidden_layers": 1, "num_global_layers": 1, "attention_heads": 2,
+            "intermediate_size": 32, "vision_output_dim": 32, "image_size": 28, "patch_size": 14, "max_num_tiles": 1,
+            "intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1]],
+        },
+        "image_token_index": 4,
+    }, "Llama 3.2 Vision, text only"),
     "t5gemma": ("t5gemma", {"encoder": GEMMA, "decoder": GEMMA}, "T5Gemma"),
     "t5gemma2": ("t5gemma2", {
         "encoder": {"text_config": GEMMA, "vision_config": VISION, **IMAGES}, "decoder": GEMMA,
@@ -83,7 +92,7 @@ TOKENIZERS = {
         ("gemma", "gemma2", "gemma3", "gemma3-multimodal", "t5gemma", "t5gemma2", "mistral", "phi3"), "gemma"
     ),
     **dict.fromkeys(("qwen2", "qwen3", "qwen2_vl"), "qwen"),
-    **dict.fromkeys(("llama", "smollm3"), "llama3"),
+    **dict.fromkeys(("llama", "smollm3", "mllama"), "llama3"),
     **dict.fromkeys(("gpt2", "phi", "starcoder2", "gpt_neox"), "gpt2"),
     **dict.fromkeys(("bart", "opt", "bloom"), "bart"),
     **{name: name for name in ("byt5", "marian", "mbart", "nllb", "pegasus")},

@@ -18,7 +18,7 @@ from transformers import AutoConfig, GenerationConfig
 from petransfer import Adapter
 from petransfer.data.encoding import decode, encode_examples
 from petransfer.data.task import Example
-from petransfer.errors import UserError
+from petransfer.errors import RunError, UserError
 from petransfer.evaluation.exact_match import score
 from petransfer.evaluation.generation import generations, greedy_config
 from petransfer.memory.step_memory import Demand, simulate
@@ -158,7 +158,7 @@ def test_it_generates_the_tokens_of_plain_transformers(name: str, checkpoint: Ca
     assert found[0].tokens == len(new)
 
 
-@pytest.mark.parametrize("name", ["t5gemma", "t5gemma2", "qwen2_vl"])
+@pytest.mark.parametrize("name", ["t5gemma", "t5gemma2", "qwen2_vl", "mllama"])
 def test_a_model_of_several_parts_is_merged(name: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     """Such as T5Gemma, whose head shares the embeddings of the decoder, while the encoder has others."""
     loaded = load_checkpoint(checkpoint_spec(str(checkpoint(name))), 32)
@@ -169,6 +169,21 @@ def test_a_model_of_several_parts_is_merged(name: str, checkpoint: Callable[[str
     adapter = Adapter.load(tmp_path / "adapter", checkpoint=str(checkpoint(name)), device="cpu")
     assert adapter.merge(tmp_path / "merged", bits=32).moved < 1e-3
     assert Adapter.load(tmp_path / "merged", device="cpu").predict(["jump"]) == adapter.predict(["jump"])
+
+
+def test_a_merged_model_that_cannot_be_loaded_is_named_by_the_folder_asked_for(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_auto: object, folder: str, **_options: object) -> None:
+        raise UserError(f"the weights of {folder} lack a tensor; get the checkpoint again")
+
+    model = apply_method(load_checkpoint(checkpoint_spec(str(checkpoint("gpt2"))), 32), replace(LORA, bits=32), 0)
+    save_method("lora", model, tmp_path / "adapter", "gpt2")
+    adapter = Adapter.load(tmp_path / "adapter", checkpoint=str(checkpoint("gpt2")), device="cpu")
+    monkeypatch.setattr("petransfer.sharing.merge.load_complete", fail)
+    with pytest.raises(RunError, match=f"the weights of {tmp_path / 'merged'} lack a tensor; use the adapter"):
+        adapter.merge(tmp_path / "merged", bits=32)
+    assert not (tmp_path / "merged").exists()
 
 
 @pytest.mark.parametrize("name", SMALL)
