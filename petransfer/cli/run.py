@@ -180,7 +180,7 @@ def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Schedu
     started = time.monotonic()
     for damage in grid.damaged.values():
         logger.warning(f"damaged: {damage}; run it again with `{grid.repair_command}`")
-    _log_line(grid.weights_note)
+    _log_line(grid.weights_advice)
     done_before = len(grid.selected) - len(grid.waiting) - len(grid.damaged)
     if settings.by_generation and done_before:
         again = f"`petransfer eval {grid.folder.path}/runs/RUN --by-generation`"

@@ -40,6 +40,17 @@ def note_on_weights(study: Path, runs: Sequence[str]) -> str:
     return f"{missing}. To get the weights back, {delete} and {again}"
 
 
+def short_note_on_weights(runs: int) -> str:
+    """Return a note on this number of finished runs without weights. Empty for 0."""
+    # people share studies without weights on purpose, so there is no advice to delete anything
+    if not runs:
+        return ""
+    verb = "has" if runs == 1 else "have"
+    return (
+        f"{count(runs, 'finished run')} {verb} no trained weights: the scores are kept, but `predict` needs the weights"
+    )
+
+
 def run_command(study: Path) -> str:
     """Return the command that executes the unfinished runs of a study in its own folder."""
     recipe, out = (shlex.quote(str(path)) for path in (study / "recipe.yaml", study))

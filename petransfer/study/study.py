@@ -18,7 +18,7 @@ from petransfer.recipe.loading import apply_override, load_either, load_with_dro
 from petransfer.recipe.method_part import method_of
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.recipe.schema import Recipe
-from petransfer.study.deleted_weights import has_no_weights, note_on_weights, run_command
+from petransfer.study.deleted_weights import has_no_weights, note_on_weights, run_command, short_note_on_weights
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell, refuse_twin_arms, resolve
 from petransfer.study.recorded_bases import cells_of, changed_bases
@@ -73,9 +73,17 @@ class StudyGrid:
 
     @property
     def weights_note(self) -> str:
-        """A sentence about the finished selected runs whose weights were deleted. Empty if there are none."""
-        runs = [cell.run_id for cell in self.selected if has_no_weights(self.folder.run(cell.run_id).path)]
-        return note_on_weights(self.folder.path, runs)
+        """A note on the finished selected runs whose weights were deleted. Empty if there are none."""
+        return short_note_on_weights(len(self._without_weights))
+
+    @property
+    def weights_advice(self) -> str:
+        """The note with the way to get the weights back."""
+        return note_on_weights(self.folder.path, self._without_weights)
+
+    @property
+    def _without_weights(self) -> list[str]:
+        return [cell.run_id for cell in self.selected if has_no_weights(self.folder.run(cell.run_id).path)]
 
     @property
     def repair_command(self) -> str:
