@@ -51,7 +51,7 @@ def refuse_other_files(file: Path, specs: Iterable[RunSpec | None]) -> None:
 
 
 def refuse_binary(head: bytes, name: str) -> None:
-    """Raise UserError if the first bytes are those of compressed or other binary data. `name`: where they are from."""
+    """Raise UserError if data are not text, because they are compressed or binary. `name` names the data's source."""
     form = next((form for start, form in _COMPRESSED.items() if head.startswith(start)), "")
     if form:
         raise UserError(f"{name} is not a text file: it is compressed ({form}); unpack it first, and {_ADVICE}")
@@ -106,7 +106,7 @@ def _is_utf16(head: bytes) -> bool:
 
 
 def _columns(spec: RunSpec | None) -> list[str]:
-    """Return the column names by which a table is recognised: the usual names, and those of the training data."""
+    """Return column names that show that a line is the head of a table: the usual ones and the training data's."""
     if spec is None:
         return list(_COLUMNS)
     named = {**spec.task.options, **spec.task.source}

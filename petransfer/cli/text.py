@@ -104,7 +104,7 @@ def _batches_in(read: queue.Queue[_Item | BaseException | None], most: int) -> I
 
 
 def _standard_input() -> BinaryIO:
-    """Return standard input as a file of its own.
+    """Return a new file object for standard input.
 
     A thread that waits for `sys.stdin.buffer` would hold its lock, and Python could not end.
     """

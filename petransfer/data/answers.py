@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +14,7 @@ from petransfer.data.chat import by_template, prompt_of
 from petransfer.data.layout import Layout, special_tokens
 from petransfer.data.rows.chat_notes import THOUGHTS
 from petransfer.data.rows.chat_rows import is_whole_message
+from petransfer.data.rows.stored_rows import StoredRows
 from petransfer.data.task import Example
 
 
@@ -21,36 +22,15 @@ class UntrainedCall(BadRow):
     """Why an answer that calls tools cannot be a target. Its example is left out."""
 
 
-class TextAnswers(Sequence[Example]):
-    """Examples on disk whose answers are written as text at each access (see `text_answer_or_same`)."""
-
-    def __init__(self, examples: Any, tokenizer: PreTrainedTokenizerBase, layout: Layout) -> None:
-        self._examples, self._tokenizer, self._layout = examples, tokenizer, layout
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    @overload
-    def __getitem__(self, at: int) -> Example: ...
-    @overload
-    def __getitem__(self, at: slice) -> tuple[Example, ...]: ...
-    def __getitem__(self, at: int | slice) -> Example | tuple[Example, ...]:
-        if isinstance(at, slice):
-            return tuple(self[one] for one in range(*at.indices(len(self))))
-        return text_answer_or_same(self._examples[at], self._tokenizer, self._layout)
-
-    def without(self, positions: Sequence[int]) -> TextAnswers:
-        """Return a copy without the examples at these positions."""
-        return TextAnswers(self._examples.without(positions), self._tokenizer, self._layout)
-
-
 def text_answers(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, layout: Layout) -> Sequence[Example]:
     """Return the examples with their answers as text. Other examples stay as they are."""
     if not examples or examples[0].chat != "template":
         return examples
-    if hasattr(examples, "without"):
-        return TextAnswers(examples, tokenizer, layout)
-    return tuple(text_answer_or_same(example, tokenizer, layout) for example in examples)
+
+    def change(example: Example) -> Example:
+        return text_answer_or_same(example, tokenizer, layout)
+
+    return examples.changed_by(change) if isinstance(examples, StoredRows) else tuple(map(change, examples))
 
 
 def text_answer(example: Example, tokenizer: PreTrainedTokenizerBase, layout: Layout) -> Example:
@@ -114,9 +94,8 @@ def without(examples: Sequence[Example], positions: Sequence[int]) -> Sequence[E
     """Return the examples without those at these positions."""
     if not positions:
         return examples
-    if hasattr(examples, "without"):  # the examples stay on disk
-        rows: Sequence[Example] = examples.without(positions)
-        return rows
+    if isinstance(examples, StoredRows):
+        return examples.without(positions)
     left_out = set(positions)
     return tuple(example for at, example in enumerate(examples) if at not in left_out)
 

@@ -22,7 +22,9 @@ def without_doubled_tag(prompt: str, target: str) -> str:
 
 
 def tag_counts(prompt: str, targets: Iterable[str]) -> Counter[str]:
-    """Count the answers that begin with a tag of `prompt` (key: the tag), and those that do not close it (its end).
+    """Count the answers that repeat the opening tag at the end of `prompt`, and the answers that lack its closing tag.
+
+    The keys of the result are the two tags, such as `<think>` and `</think>`.
 
     Args:
         prompt: Any prompt that the chat template wrote. If no opening tag is at its end, nothing is counted.

@@ -96,7 +96,7 @@ def use_default_outputs(config: Any) -> None:
 
 
 def runs_differently(config: Any) -> bool:
-    """Return whether a configuration asks for an attention function of its own, or for gradient checkpointing."""
+    """Return whether a configuration chooses an attention function, or turns gradient checkpointing on."""
     return any(
         part._attn_implementation not in _ATTENTION or getattr(part, "gradient_checkpointing", False)
         for part in _parts(config)

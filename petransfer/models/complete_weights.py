@@ -39,7 +39,7 @@ from petransfer.unreadable_files import refuse_unreadable
 
 _log = logging.getLogger(__name__)
 _READABLE = {".safetensors", ".bin"}
-# Ends of the names of tensors that only quantised weights have, such as those of bitsandbytes, GPTQ, AWQ and fp8.
+# Only quantised weights have tensors whose names end like this: those of bitsandbytes, GPTQ, AWQ and fp8.
 _OF_QUANTIZED = re.compile(
     r"\.(SCB|absmax|weight_format|quant_map|quant_state\.\S+|qweight|qzeros|weight_scale(_inv)?|weight_packed)$"
 )

@@ -75,7 +75,7 @@ def _repository(name: str) -> Path:
 
 
 def _snapshot(name: str, revision: str) -> Path | None:
-    """Return the folder of a revision in the cache. None if there is none."""
+    """Return the folder with a revision's files in the cache. None if the revision is not in the cache."""
     repository = _repository(name)
     reference = repository / "refs" / revision
     commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision

@@ -171,7 +171,7 @@ class RequestBatches:
 
 
 def before_stop(text: str, stop: Iterable[str]) -> str | None:
-    """Return the part of a text before the first stop text in it. None if there is none."""
+    """Return the part of a text before its first stop text. None if it contains no stop text."""
     places = [place for one in stop if (place := text.find(one)) >= 0]
     return text[: min(places)] if places else None
 

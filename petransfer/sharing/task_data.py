@@ -261,7 +261,7 @@ def trained_on(bundles: Sequence[Bundle], rows: Sequence[Example], data_dir: Pat
 
 
 def has_same_rows(bundle: Bundle, first: Bundle, part: str, data: TestData, data_dir: Path | None) -> bool:
-    """Return whether the `part` rows of an adapter's own task are known to be those of the first adapter's task.
+    """Return whether the tasks of two adapters certainly have the same rows in `part` (train, dev or test).
 
     Args:
         data: the `part` rows of the first adapter's task.

@@ -31,7 +31,7 @@ def leaves_out_rows(bundle: Bundle | None) -> bool:
 def usable_rows(
     examples: Sequence[Example], bundle: Bundle, model: torch.nn.Module, loaded: Loaded
 ) -> Sequence[Example]:
-    """Return the examples of an adapter's own task with answers as text, without those that its run left out.
+    """Return the examples of an adapter's own task that its run used. Answers that call tools are written as text.
 
     Args:
         examples: one part of the data that the adapter was trained on.

@@ -21,7 +21,7 @@ def has_no_weights(run: Path) -> bool:
 
 
 def note_on_weights(study: Path, runs: Sequence[str]) -> str:
-    """Return what is missing from finished runs without weights, and how to get it back. Empty without such runs.
+    """Return a text that says which weights were deleted, and how to get them back. Empty if no run lacks them.
 
     Args:
         study: the study's folder.

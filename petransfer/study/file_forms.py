@@ -19,7 +19,7 @@ def wrong_part(form: type[BaseModel], content: Any) -> str:
     """Find the first value that does not have the expected form.
 
     Returns:
-        The key of the value and the problem, such as `groups.0.arm: Field required`. Empty if there is none.
+        The key of the value and the problem, such as `groups.0.arm: Field required`. Empty without a problem.
     """
     try:
         form.model_validate(content)

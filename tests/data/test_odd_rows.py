@@ -94,7 +94,7 @@ def test_columns_of_a_test_file_are_named_like_those_of_training() -> None:
     Path("b.csv").write_text("question,answer\na,b\n")
     said = refusal("a.jsonl", test="b.csv")
     assert "b.csv has no columns 'input' and 'target'" in said
-    assert "write its columns like those of the training data, a.jsonl" in said
+    assert "give it the column names of the training data, a.jsonl" in said
     assert "--input-column" not in said
 
 

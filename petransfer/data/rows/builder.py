@@ -205,7 +205,7 @@ class RowBuilder:
         except MissingColumn as error:
             if part == "train":
                 raise
-            like = f"write its columns like those of the training data, {self._options.train}"
+            like = f"give it the column names of the training data, {self._options.train}"
             raise MissingColumn(error.problem, like) from None
 
     def _examples(self, part: str, record: Record, columns: ColumnChoice) -> Iterator[tuple[int, int, RowTexts]]:

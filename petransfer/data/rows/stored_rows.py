@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -54,13 +54,18 @@ class RowWriter:
 class StoredRows(Sequence[Example]):
     """The rows of one part in a file on disk."""
 
-    def __init__(self, path: Path, positions: Any, chat: str = "") -> None:
-        """Open the Arrow file. `positions` is a numpy array with the part's rows, counted from 0."""
+    def __init__(
+        self, path: Path, positions: Any, chat: str = "", change: Callable[[Example], Example] | None = None
+    ) -> None:
+        """Open the Arrow file. `positions` is a numpy array with the part's rows, counted from 0.
+
+        `change` is applied to each example when it is read.
+        """
         import pyarrow
 
         # the file is not memory-mapped, because mapped pages that were read would count as memory of the process
         self._reader = pyarrow.ipc.open_file(pyarrow.OSFile(str(path), "rb"))
-        self._path, self._positions, self._chat = path, positions, chat
+        self._path, self._positions, self._chat, self._change = path, positions, chat, change
         self._held: tuple[int, list[list[Any]]] | None = None
 
     def __len__(self) -> int:
@@ -74,7 +79,8 @@ class StoredRows(Sequence[Example]):
         if isinstance(at, slice):
             return tuple(self[one] for one in range(*at.indices(len(self))))
         index, _, source, target, category = self._row(at)
-        return Example(index, source, target, category, self._chat)
+        example = Example(index, source, target, category, self._chat)
+        return self._change(example) if self._change else example
 
     def number(self, at: int) -> int:
         """Return the number of a row among the rows of all parts, counted from 0."""
@@ -89,7 +95,12 @@ class StoredRows(Sequence[Example]):
         """Return a copy without the rows at these positions."""
         import numpy as np
 
-        return StoredRows(self._path, np.delete(self._positions, np.asarray(positions, dtype=np.int64)), self._chat)
+        kept = np.delete(self._positions, np.asarray(positions, dtype=np.int64))
+        return StoredRows(self._path, kept, self._chat, self._change)
+
+    def changed_by(self, change: Callable[[Example], Example]) -> StoredRows:
+        """Return a copy that applies a function to each example when it is read."""
+        return StoredRows(self._path, self._positions, self._chat, change)
 
     def _row(self, at: int) -> list[Any]:
         batch, offset = divmod(int(self._positions[at]), ROWS_PER_BATCH)
