@@ -9,6 +9,14 @@ from petransfer.errors import UserError
 
 _HUB = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(datasets/)?([\w.-]+/[\w.-]+)(?:/.*)?")
 
+# As the hub allows them: no part begins or ends with a hyphen or a dot.
+_HUB_NAME = re.compile(r"(?!.*(?:--|\.\.))(?:\b[\w.-]+\b/)?\b[\w.-]{1,96}\b(?<!\.git)")
+
+
+def is_hub_name(name: str) -> bool:
+    """Return whether a name has the form `name` or `owner/name` of a repository on the hub."""
+    return bool(_HUB_NAME.fullmatch(name))
+
 
 def refuse_address(name: str, what: str) -> None:
     """Raise UserError if a name is an address of the internet, such as one copied from a browser.
@@ -27,8 +35,10 @@ def expanded(path: str | Path) -> Path:
     """Return a path in which a `~` or `~name` at the beginning is replaced by that user's home folder.
 
     Raises:
-        UserError: there is no such user, or the user has no home folder.
+        UserError: there is no such user, the user has no home folder, or the path is `-`.
     """
+    if str(path) == "-":
+        raise UserError("- stands for standard input or output, which is not used here; name a file or a folder")
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -19,9 +19,9 @@ from petransfer import __version__
 from petransfer.cli.lazy_verbs import Verbs
 from petransfer.cli.log_output import show_log
 from petransfer.cli.terminal_text import print_text
+from petransfer.cli.usage_errors import usage_error
 from petransfer.cli.utf8 import start_again_in_utf8, utf8_arguments
 from petransfer.errors import RunError, UserError
-from petransfer.similar_names import similar_name
 from petransfer.study.launched_processes import this_place
 
 # Errors about folders that are read-only, full or wrong. A one-line message explains them better than a traceback.
@@ -38,9 +38,6 @@ SHARED = ("run", "sweep", "train")
 
 # Options of every verb, which users can write at any position.
 _ANYWHERE = ("--debug", "--verbose", "--quiet")
-
-# En dash, em dash and other signs that look like the hyphens of an option.
-_LONG_DASHES = tuple("\u2010\u2011\u2012\u2013\u2014\u2015\u2212")
 
 # The base class of the exceptions for wrong options and arguments. Typer exports only this subclass of it.
 _ClickError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -132,28 +129,6 @@ def _file_error(error: OSError) -> str:
     return ""
 
 
-def _usage_error(error: Any) -> str:
-    """Return the message on wrong options or arguments as one line. '' after a command that only prints its help."""
-    if type(error).__name__ == "NoArgsIsHelpError":
-        return ""
-    context = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoSuchOption" and context is not None:
-        options = [name for parameter in context.command.params for name in parameter.opts if name.startswith("-")]
-        near = similar_name(error.option_name, options, 0.6)
-        if near is None and "--set" in options:
-            from petransfer.recipe.loading import inner_key  # takes 50 ms
-
-            place = inner_key(error.option_name)
-            near = f"--set {place}=VALUE" if place else None
-        error.possibilities = [near] if near else []
-    said = " ".join(error.format_message().split()).rstrip(".")
-    dashed = next((argument for argument in sys.argv[1:] if argument.startswith(_LONG_DASHES)), None)
-    if dashed is not None:
-        said += f"; {dashed} begins with a long dash, such as text editors write: options begin with -- (two hyphens)"
-    see = "" if context is None else f"see `{context.command_path} --help`"
-    return f"error: {said} {see}" if said.endswith("?") else f"error: {said}; {see}".rstrip("; ")
-
-
 def call(application: typer.Typer, arguments: list[str]) -> None:
     """Run a Typer application. An error is printed as one line and ends the process.
 
@@ -177,7 +152,7 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
             traceback.print_exc()
         _end(2 if isinstance(error, UserError) else 1, f"error: {error}")
     except _ClickError as error:  # an unknown option, a missing argument, a value of a wrong type
-        _end(error.exit_code, _usage_error(error))
+        _end(error.exit_code, usage_error(error))
     except BrokenPipeError:  # the reader of the output has ended, as in `petransfer ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

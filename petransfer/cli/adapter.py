@@ -13,6 +13,7 @@ import typer
 
 from petransfer.atomic_files import creating, write_text
 from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
+from petransfer.cli.lazy_verbs import path_or_dash
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError, unknown
 from petransfer.sharing.bundle import Bundle, checked, opened, without_records
@@ -103,8 +104,9 @@ def card(
     out: Annotated[
         Path | None,
         typer.Option(
+            callback=path_or_dash,
             help="Output file; '-' prints the card. Default: README.md in the adapter's folder. If SOURCE is not a "
-            "folder, the default is to print the card."
+            "folder, the default is to print the card.",
         ),
     ] = None,
 ) -> None:

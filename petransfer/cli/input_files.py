@@ -6,7 +6,7 @@ import codecs
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from petransfer.data.templates import fields_of
@@ -169,7 +169,16 @@ def _other_columns(text: str) -> list[str]:
 
 def is_existing_file(text: str) -> bool:
     """Return whether a text is the name of a file on this machine."""
+    return _is(text, Path.is_file)
+
+
+def is_folder(text: str) -> bool:
+    """Return whether a text is the name of a folder on this machine."""
+    return _is(text, Path.is_dir)
+
+
+def _is(text: str, kind: Callable[[Path], bool]) -> bool:
     try:
-        return Path(text).is_file()
+        return kind(Path(text))
     except (OSError, ValueError):  # such as a text that is longer than a file's name can be
         return False

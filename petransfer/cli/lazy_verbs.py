@@ -107,3 +107,8 @@ def _adjust_parameters(command: Any) -> None:
 
 def _in_home(context: Any, parameter: Any, value: Any) -> Any:
     return expanded(value) if isinstance(value, Path) else value
+
+
+def path_or_dash(value: Path | None) -> Path | None:
+    """Expand `~` in a path that can also be `-`, for standard input or output. For `callback` of an option."""
+    return value if value in (None, Path("-")) else expanded(value)

@@ -13,7 +13,8 @@ import typer
 
 from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
 from petransfer.cli.evaluate import combination_of
-from petransfer.cli.input_files import is_existing_file, refuse_other_files, without_rows
+from petransfer.cli.input_files import is_existing_file, is_folder, refuse_other_files, without_rows
+from petransfer.cli.lazy_verbs import path_or_dash
 from petransfer.cli.terminal_text import for_output, print_text
 from petransfer.cli.text import arriving, input_lines, is_pipe, one_line
 from petransfer.errors import UserError
@@ -47,7 +48,7 @@ def predict(
         list[str] | None,
         typer.Argument(help="Inputs. If none or - is given, the inputs are the lines of --file or of standard input."),
     ] = None,
-    file: Annotated[Path | None, typer.Option(help="A file with one input per line.")] = None,
+    file: Annotated[Path | None, typer.Option(callback=path_or_dash, help="A file with one input per line.")] = None,
     run: Annotated[
         str | None, typer.Option(help="Id of the run to use, if ADAPTER is a study with several runs.")
     ] = None,
@@ -123,9 +124,13 @@ def predict(
         if file is not None and file.is_file():  # all unusable lines are named before the first text is printed
             lines = _checked(lines, each)
         _generate(arrived or iter(lambda: list(islice(lines, at_once)), []), each, max_new_tokens, as_json)
-    if text and len(text) == 1 and is_existing_file(text[0]):
-        hint = f"{text[0]} was taken as the text of an input; to read inputs from this file, write --file {text[0]}"
-        print_text(hint, file=sys.stderr)
+    for one in text or ():
+        if len(text or ()) == 1 and is_existing_file(one):
+            hint = f"{one} was taken as the text of an input; to read inputs from this file, write --file {one}"
+            print_text(hint, file=sys.stderr)
+        elif "/" in one and is_folder(one):
+            hint = f"{one} was taken as the text of an input; to predict with this adapter too, write --with {one}"
+            print_text(hint, file=sys.stderr)
 
 
 def _with_places(texts: Iterable[str], name: str) -> Iterator[_Line]:

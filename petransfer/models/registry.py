@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from petransfer.recipe.run_spec import CheckpointSpec, Reinit
 from petransfer.recipe.schema import ArmPart, FamilyPart
 from petransfer.recipe.values import Strict
 from petransfer.recipe.yaml_text import LOADER
-from petransfer.user_paths import expanded, refuse_address
+from petransfer.user_paths import expanded, is_hub_name, refuse_address
 
 NANO = Path(str(resources.files("petransfer.models"))) / "nano"
 
@@ -356,7 +355,7 @@ def checkpoint_spec(checkpoint: str) -> CheckpointSpec:
         return CheckpointSpec(local.resolve().name, _folder_sha256(local), source=str(local.resolve()))
     refuse_address(checkpoint, "the checkpoint")
     name, _, revision = checkpoint.partition("@")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    if not is_hub_name(name):
         raise UserError(f"'{checkpoint}' is neither a folder nor a hub id (owner/name or owner/name@revision)")
     return CheckpointSpec(name, revision or "main")
 

@@ -36,10 +36,9 @@ from petransfer.sharing.hub import fetch
 from petransfer.sharing.provenance_checks import check_recipe, check_result, spec_in, spec_of_run
 from petransfer.sharing.run_folders import has_model, run_folder
 from petransfer.sharing.safe_reading import Tensors, card_data, read_header, read_json, read_text, read_yaml
-from petransfer.user_paths import expanded, refuse_address, training_around, trainings_in
+from petransfer.user_paths import expanded, is_hub_name, refuse_address, training_around, trainings_in
 
 _HEX = re.compile(r"[0-9a-f]{64}")
-_HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,9 @@ def opened(source: str, run: str | None = None) -> Iterator[Bundle]:
 
 def is_hub_id(source: str) -> bool:
     """Return whether a text has the form `owner/name[@revision]`."""
-    return bool(_HUB.fullmatch(source)) and not source.endswith(".zip")
+    name, _, revision = source.partition("@")
+    known = "/" in name and is_hub_name(name) and not source.endswith(".zip")
+    return known and re.fullmatch(r"[\w./-]*", revision) is not None
 
 
 def of_folder(folder: Path, label: str | None = None, commit: str | None = None) -> Bundle:

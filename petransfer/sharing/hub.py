@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 from petransfer.errors import UserError, reason_of
 from petransfer.sharing.bundle_files import CONFIG, LIMITS, PROVENANCE, TOKENIZER_FILES, WEIGHTS, without_weights
 from petransfer.sharing.forms_of_others import other_form
+from petransfer.user_paths import is_hub_name
 
 # The time limit in seconds for a connection to the hub.
 SECONDS = 3.0
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PROXIES = ("https_proxy", "http_proxy", "all_proxy")
 
 
@@ -52,7 +52,7 @@ def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message:
         UserError: the name is not valid, the hub cannot be reached or refuses the upload, or an existing repository has
             another visibility.
     """
-    if not _ID.fullmatch(name):
+    if "/" not in name or not is_hub_name(name):
         raise UserError(f"'{name}' is not a valid repository id; write user/name")
     with _plain_errors(f"{name} was not pushed"):
         from huggingface_hub import CommitOperationAdd, HfApi

@@ -54,6 +54,10 @@ def test_ctrl_c_while_the_libraries_are_imported(
         (["adapter", "merge"], ("Missing argument", "`petransfer adapter merge --help`")),
         (["train", "x", "y", "\u2013-cpu"], ("\u2013-cpu begins with a long dash", "(two hyphens)")),
         (["train", "x", "y", "—steps", "3"], ("—steps begins with a long dash",)),
+        (["report", "a", "b"], ("was also given b; `petransfer report compare A B` compares",)),
+        (["status", "a", "b"], ("status takes STUDY, and was also given b; call it once for each",)),
+        (["doctor", "a"], ("takes no arguments, and was also given a; leave it out",)),
+        (["train", "x", "a.csv", "b c.csv"], ("MODEL DATA", "`mkdir joined; cp a.csv b c.csv joined`")),
         (["train", "x", "y", "--steps", "many"], ("--steps", "valid integer", "`petransfer train --help`")),
     ],
 )
@@ -67,6 +71,24 @@ def test_a_wrong_option_is_one_line(
     for part in parts:
         assert part in error
     assert "petransfer" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "x", "y", "--out", "-"], "- stands for standard input or output, which is not used here; name a"),
+        (["status", "-"], "- stands for standard input or output"),
+        (["run", "--recipe", "-"], "- stands for standard input or output"),
+        (["fit", "-"], "- stands for standard input or output"),
+        (["fit", "a--b"], "'a--b' is neither a folder nor a hub id"),
+        (["predict", ".a/b", "x"], ".a/b holds no finished adapter or model"),
+    ],
+)
+def test_a_name_that_cannot_be_one(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert said in refused(monkeypatch, capsys, *arguments)
 
 
 def test_help_and_version_end_well(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

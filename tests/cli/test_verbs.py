@@ -48,7 +48,8 @@ def test_help_imports_no_verb_and_nothing_that_takes_long_to_import() -> None:
         "print(sorted(name for name in sys.modules if name in slow or name.startswith('petransfer.cli.')))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    cheap = [f"petransfer.cli.{name}" for name in ("examples", "lazy_verbs", "log_output", "terminal_text", "utf8")]
+    names = ("examples", "lazy_verbs", "log_output", "terminal_text", "usage_errors", "utf8")
+    cheap = [f"petransfer.cli.{name}" for name in names]
     assert done.stdout.splitlines()[-1] == str(cheap)
     shown = " ".join(done.stdout.replace("│", " ").split())
     assert all(" ".join(summary(verb).split()[:4]) in shown for verb in VERBS)

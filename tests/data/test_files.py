@@ -370,3 +370,23 @@ def test_files_of_no_known_format_get_advice_that_can_be_followed(
     assert said in line
     if name != "train.en":
         assert ("paste" in line) == (name == ".")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("data/*.csv", r"data/\*.csv stands for 2 files; .*`mkdir joined; cp data/\*.csv joined`"),
+        ("data/a*.csv", r"stands for 1 file; name it: data/a b.csv"),
+        ("data/*.tsv", r"no file matches data/\*.tsv; correct the name"),
+        ("data/a b.csv, data/c.csv", r"names 2 files; .*`mkdir joined; cp 'data/a b.csv' data/c.csv joined`"),
+        ("data/a b.csv,none.csv", r"no file data/a b.csv,none.csv in"),
+    ],
+)
+def test_names_of_several_files(name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    for file in ("a b.csv", "c.csv", "d[1].jsonl"):
+        Path("data", file).write_text("input,target\na,b\n")
+    with pytest.raises(UserError, match=said):
+        find_source(name, None)
+    assert find_source("data/d[1].jsonl", None).format == "jsonl"

@@ -79,6 +79,7 @@ def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         assert lines_of(capsys, *arguments) == expected
     assert "- stands for standard input; give the inputs as arguments or on" in refused(capsys, *ASK, "to walk", "-")
     assert "leave one of them out" in refused(capsys, *ASK, "-", "--file", "inputs.txt")
+    assert "- stands for standard input or output" in refused(capsys, "predict", "-", "to walk")
     with pytest.raises(UserError, match=r"- stands for standard input, .*save them in a file first"):
         find_source("-", None)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import glob
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
 from petransfer.errors import UserError
+from petransfer.plurals import count
 from petransfer.unreadable_files import refuse_unreadable
-from petransfer.user_paths import expanded, refuse_address
+from petransfer.user_paths import expanded, is_hub_name, refuse_address
 
 FORMATS = ("tsv", "csv", "jsonl", "parquet", "arrow", "dataset")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst")
@@ -93,6 +95,8 @@ def find_source(
         text: Encoding, delimiter and quoting of a text file. An empty value is detected from the file.
     """
     refuse_address(name, "the file")
+    if name == "-":
+        raise UserError("- stands for standard input, and rows are not read from there; save them in a file first")
     places = [folder / name, expanded(name)] if folder else [expanded(name)]
     path = next((place for place in places if place.exists()), None)
     if path is not None and path.is_dir():
@@ -103,9 +107,13 @@ def find_source(
             raise UserError(f"{name} is a pipe or a device, which can be read only once; save its rows in a file first")
         refuse_unreadable(path, name)
         return Source(name, form or _format(path, name), path, "", "", *text)
-    if name == "-":
-        raise UserError("- stands for standard input, and rows are not read from there; save them in a file first")
-    if form not in ("", "dataset") or name.startswith((".", "/", "~")) or is_file_name(name):
+    if (
+        form not in ("", "dataset")
+        or name.startswith((".", "/", "~"))
+        or is_file_name(name)
+        or not is_hub_name(name.partition("@")[0])
+    ):
+        _refuse_several(name, folder)
         where = " or ".join(str(place) for place in dict.fromkeys([folder or Path.cwd(), Path.cwd()]))
         sought = "" if Path(name).is_absolute() or name.startswith("~") else f" in {where}"
         raise UserError(
@@ -113,6 +121,27 @@ def find_source(
             "on the hub"
         )
     return Source(name, "dataset", None, split, config)
+
+
+def joining_advice(files: Sequence[str]) -> str:
+    """Return how to use the rows of several files, for a message. The names can be patterns such as `data/*.csv`."""
+    names = " ".join(name if glob.has_magic(name) else quote(name) for name in files)
+    return (
+        f"rows are read from one file or one folder: `mkdir joined; cp {names} joined` makes the folder joined of them"
+    )
+
+
+def _refuse_several(name: str, folder: Path | None) -> None:
+    """Raise UserError if a name stands for several files: a pattern such as `data/*.csv`, or `a.csv,b.csv`."""
+    parts = [part.strip() for part in name.split(",")]
+    if glob.has_magic(name):
+        found = glob.glob(name, root_dir=folder) or glob.glob(str(expanded(name)))
+        if not found:
+            raise UserError(f"no file matches {name}; correct the name")
+        advice = joining_advice([name]) if len(found) > 1 else f"name it: {found[0]}"
+        raise UserError(f"{name} stands for {count(len(found), 'file')}; {advice}")
+    if len(parts) > 1 and all(expanded(part).is_file() for part in parts):
+        raise UserError(f"{name} names {len(parts)} files; {joining_advice(parts)}")
 
 
 def shown_path(name: str) -> str:
