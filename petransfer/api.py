@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petransfer.errors import RunError, UserError
-from petransfer.models.thread_turns import one_training
+from petransfer.models.thread_turns import import_transformers, one_training
 from petransfer.plurals import count
 from petransfer.python_arguments import list_of, names_of, place_of
 from petransfer.study.run_study import check_processes, execute_study, prepare_study
@@ -163,6 +163,7 @@ class Study:
             UserError: A run cannot be executed with these arguments.
             RunError: Runs failed or were interrupted. The other runs are finished, and calling `run` again resumes.
         """
+        import_transformers()
         execution = Execution(micro_batch, threads, save_every, self.grid.log_every, False, gradient_checkpointing)
         trackers = check_trackers(names_of(log_with, "log_with"))
         settings = Settings(
@@ -275,6 +276,7 @@ def train(
         >>> len(adapter.predict(["to walk"], max_new_tokens=4))
         1
     """
+    import_transformers()
     from petransfer.memory.cards import this_card
     from petransfer.sharing.adapter import Adapter
     from petransfer.study.cross_validation import cross_validation

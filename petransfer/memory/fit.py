@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from petransfer.errors import UserError, unknown
 from petransfer.memory.cards import SMALLEST, card_bytes
 from petransfer.models.registry import checkpoint_spec
+from petransfer.models.thread_turns import import_transformers
 from petransfer.python_arguments import place_of
 from petransfer.recipe.method_part import MethodPart, method_of
 from petransfer.recipe.methods import METHODS
@@ -89,6 +90,7 @@ def fit(
     if limit is not None and limit < SMALLEST:
         raise UserError(f"card is {limit} bytes; write a size such as '{limit}GB', or a name such as 'RTX 3060'")
 
+    import_transformers()
     from petransfer.memory.planner import plan
     from petransfer.memory.step_memory import Demand
     from petransfer.models.quiet_libraries import silence_libraries

@@ -6,6 +6,7 @@ Without turns, a model that is loaded or trained in one thread changes the numbe
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import threading
@@ -17,6 +18,7 @@ _log = logging.getLogger(__name__)
 class _Turns:
     """The locks of a process.
 
+    importing: held while a name of petransfer's API, or transformers, is imported.
     training: held during a whole training.
     state: held by the thread that uses PyTorch's common state.
     entrance: held by the thread that waits for `state`, so that a training cannot take `state` again before it.
@@ -24,7 +26,7 @@ class _Turns:
     """
 
     def __init__(self) -> None:
-        self.training = threading.RLock()
+        self.importing, self.training = threading.RLock(), threading.RLock()
         self.state, self.entrance = threading.Lock(), threading.Lock()
         self.owner: int | None = None
 
@@ -49,6 +51,23 @@ def _renew() -> None:
 
 if hasattr(os, "register_at_fork"):  # a new process must not wait for the threads of its parent
     os.register_at_fork(after_in_child=_renew)
+
+
+@contextlib.contextmanager
+def one_import() -> Iterator[None]:
+    """Import in one thread at a time.
+
+    While one thread imports transformers for the first time, `from transformers import AutoConfig` in another thread
+    fails, because transformers replaces its module at the end of its import.
+    """
+    with _turns.importing:
+        yield
+
+
+def import_transformers() -> None:
+    """Import transformers in one thread at a time, before functions that import modules which need it."""
+    with one_import():
+        importlib.import_module("transformers")
 
 
 @contextlib.contextmanager

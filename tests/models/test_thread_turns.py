@@ -41,6 +41,25 @@ def test_trainings_run_one_after_another(
     assert "another thread of this process is training a model" in caplog.text
 
 
+def test_first_imports_in_several_threads_run_one_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library such as transformers replaces its module at the end of its import, which other threads then lack."""
+    (tmp_path / "slow_library.py").write_text(
+        "import sys, time, types\ntime.sleep(0.2)\nreal = types.ModuleType(__name__)\nreal.name = 1\n"
+        "sys.modules[__name__] = real\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("first", "second"):
+        (tmp_path / f"{name}_user.py").write_text(f"from slow_library import name as {name}\n")
+        monkeypatch.setitem(pt._PUBLIC, name, f"{name}_user")
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda name: getattr(pt, name), ["first", "second"]))
+    assert found == [1, 1]
+    for name in ("first", "second"):
+        delattr(pt, name)
+
+
 def test_other_threads_load_models_between_two_steps_of_a_training() -> None:
     with ThreadPoolExecutor(1) as threads, one_thread():
         loading = threads.submit(pt.load, "nano/english", 32, device="cpu")
