@@ -387,12 +387,6 @@ def test_labels_that_look_alike_are_warned_about(elsewhere: Path) -> None:
     assert r"the targets 'nein' (20 rows) and '\u200bnein' (20 rows) look alike" in notes
 
 
-def test_categories_that_differ_in_case_or_blanks_are_refused(elsewhere: Path) -> None:
-    write_tsv(elsewhere / "a.tsv", [(str(n), "x", ("Noun", "noun ")[n % 2]) for n in range(20)])
-    with pytest.raises(UserError, match=r"'Noun' \(10 rows\) and 'noun␣' \(10 rows\) differ in case or blanks alone"):
-        load("a.tsv")
-
-
 def test_shared_inputs_are_counted(elsewhere: Path) -> None:
     write_tsv(elsewhere / "train.tsv", ROWS[:20])
     write_tsv(elsewhere / "test.tsv", ROWS[17:27])

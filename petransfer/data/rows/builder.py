@@ -16,8 +16,10 @@ from typing import Any
 from petransfer.data.bad_rows import BadRow, BadRows, visible
 from petransfer.data.rows.chat_rows import is_whole_message, readable_answer, readable_input
 from petransfer.data.rows.columns import (
+    USUAL_CATEGORY,
     ColumnChoice,
     RowTexts,
+    UnusableCategories,
     choose_columns,
     has_value,
     quotes_are_text,
@@ -65,10 +67,10 @@ _USUAL_NAMES = frozenset(
 
 
 class RowBuilder:
-    """Reads the rows of all parts, writes them to disk, and summarises them."""
+    """Reads the rows of all parts, writes them to disk, and summarises them. `note` is a first note for the user."""
 
-    def __init__(self, options: RowOptions, folder: Path) -> None:
-        self._options, self._folder = options, folder
+    def __init__(self, options: RowOptions, folder: Path, note: str = "") -> None:
+        self._options, self._folder, self._note = options, folder, note
         # for each row: the number of its part, and an 8-byte hash of the text by which rows are grouped
         self._parts, self._hashes = array("B"), array("Q")
         # for each row: hashes of the input and the target; for each example of a chat: a hash of the whole chat
@@ -261,17 +263,20 @@ class RowBuilder:
                 )
 
     def _check_categories(self) -> None:
+        is_usual = self._options.category == USUAL_CATEGORY
         if len(self._categories) > CATEGORIES:
+            if is_usual:
+                raise UnusableCategories(f"it has more than {CATEGORIES:,} different values")
             raise UserError(
                 f"the column '{self._options.category}' has more than {CATEGORIES:,} categories; name another with "
                 "--set task.options.category=COLUMN"
             )
         for names in _alike(self._categories):
-            found = _shown_apart(names, self._categories)
-            raise UserError(f"the categories {found} {_difference(names)}; write them alike")
+            found = f"the categories {_shown_apart(names, self._categories)} {_difference(names)}"
+            raise UnusableCategories(found) if is_usual else UserError(f"{found}; write them alike")
 
     def _notes(self) -> Iterator[str]:
-        yield from dict.fromkeys(self._read_as)
+        yield from filter(None, dict.fromkeys([self._note, *self._read_as]))
         if self._first:
             yield first_row_note(self._first.input, self._first.target)
             if _TURNS.fullmatch(self._first.input):

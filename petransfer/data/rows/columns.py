@@ -30,8 +30,15 @@ from petransfer.data.rows.records import (
 from petransfer.data.rows.source import Source
 from petransfer.data.rows.text_lines import first_bytes, is_utf8
 from petransfer.data.templates import fields_of, render
+from petransfer.errors import UserError
 
 NO_CATEGORY = "(none)"
+# The column that groups rows if the user names no other column.
+USUAL_CATEGORY = "category"
+
+
+class UnusableCategories(UserError):
+    """The error for a column `category`, which the user did not name, whose values cannot be categories."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +104,7 @@ class ColumnChoice:
         category = NO_CATEGORY if self.category and has_column(values, self.category) else "all"
         given = value_of(values, self.category) if self.category and has_value(values, self.category) else None
         if given is not None and not (isinstance(given, float) and math.isnan(given)):
-            category = as_text(given, "category")
-            category = category if category.strip() else NO_CATEGORY
+            category = self._category(given)
         if self.messages:
             for prompt, answer, first in self._turns(values):
                 yield RowTexts(prompt, answer, category, first)
@@ -112,6 +118,15 @@ class ColumnChoice:
                 raise BadRow(f"the {name} is empty")
         prompt = json.dumps([{"role": "user", "content": source}], ensure_ascii=False) if self.chat else source
         yield RowTexts(prompt, target.strip() if self.chat else target, category, source)
+
+    def _category(self, given: Any) -> str:
+        try:
+            text = as_text(given, "category", self.category)
+        except BadRow as problem:
+            if self.category == USUAL_CATEGORY:
+                raise UnusableCategories(str(problem)) from None
+            raise
+        return text if text.strip() else NO_CATEGORY
 
     def _turns(self, values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         """Yield (prompt, answer, first message of the user) for each answer in a row's chat."""
@@ -137,9 +152,9 @@ def choose_columns(options: RowOptions, source: Source) -> ColumnChoice:
     required = required_columns(options)
     names = column_names(source, required, options.columns_are_named)
     if names is None:  # a tsv file without a header
-        return ColumnChoice(("input",), category="category", chat=options.chat != "auto")
+        return ColumnChoice(("input",), category=options.category, chat=options.chat != "auto")
     split = options.split_column
-    category = options.category if has_column(names, options.category) else ""
+    category = options.category if options.category and has_column(names, options.category) else ""
     # without options and without `input` and `target`: first a column with chats, then `prompt` and `completion`
     if not options.columns_are_named and not any(has_column(names, name) for name in ("input", "target")):
         chats = [name for name in CHAT_COLUMNS if name in names]
@@ -232,7 +247,7 @@ def required_columns(options: RowOptions) -> Required:
         option = "template" if options.template else "input_column"
         required = dict.fromkeys(fields_of(options.template, options.input), option)
         required[options.target] = "target_column"
-    required |= {options.category: "category"} if options.category != "category" else {}
+    required |= {options.category: "category"} if options.category not in (USUAL_CATEGORY, "") else {}
     if options.split_column:
         required.setdefault(options.split_column, "split_column")
     return required

@@ -30,7 +30,8 @@ class RowOptions:
             Empty: the dataset's own split, or else a tenth of the training rows (at most 200 for dev and 1,000 for
             test).
         input, target, category: Names of columns. `translation.en` is the key `en` inside the column `translation`. A
-            tsv file without a header has these columns in this order; the category can be missing.
+            tsv file without a header has these columns in this order; the category can be missing. Rows are not grouped
+            by the column `category` if it is read as a text, or if its values cannot be categories.
         input_column, target_column: Other names for the options `input` and `target`.
         template: Text with columns in braces that makes the input, such as `"summarize: {document}"`.
         messages: Column with chat messages. Columns named `messages` or `conversations` need no option.
@@ -104,7 +105,10 @@ class RowOptions:
             object.__setattr__(self, f"{key}_column", "")
         if self.template and self.input != "input":
             raise UserError("lines has both an input column and a template; leave one of them out")
-        roles = [*fields_of(self.template, self.input), self.target, self.category]
+        texts = [*fields_of(self.template, self.input), self.target]
+        if self.category == "category" and "category" in texts:  # the column is asked for as a text
+            object.__setattr__(self, "category", "")
+        roles = [*texts, *filter(None, [self.category])]
         twice = next((role for role in roles if roles.count(role) > 1), None)
         if twice:
             raise UserError(f"lines takes the column '{twice}' for two things; input, target and category must differ")
@@ -112,7 +116,7 @@ class RowOptions:
     @property
     def columns_are_named(self) -> bool:
         """Whether the user set any option that names a column."""
-        defaults = (self.input, self.target, self.category) == ("input", "target", "category")
+        defaults = (self.input, self.target) == ("input", "target") and self.category in ("category", "")
         return bool(self.template or self.messages or self.split_column) or not defaults
 
 

@@ -7,13 +7,14 @@ import hashlib
 import json
 import secrets
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from petransfer.atomic_files import replace_folder
 from petransfer.data.benchmark_files import cache_advice, cache_dir
 from petransfer.data.rows.builder import RowBuilder
+from petransfer.data.rows.columns import UnusableCategories
 from petransfer.data.rows.options import RowOptions
 from petransfer.data.rows.source import Source, find_source
 from petransfer.data.rows.stored_rows import StoredRows
@@ -170,7 +171,11 @@ def _make(
     partial = folder.with_name(f".{asked}.{secrets.token_hex(8)}.part")
     try:
         partial.mkdir(parents=True)
-        about = RowBuilder(options, partial).build(sources, cuts)
+        try:
+            about = RowBuilder(options, partial).build(sources, cuts)
+        except UnusableCategories as why:
+            note = f"warning: rows are not grouped by the column 'category': {why}"
+            about = RowBuilder(replace(options, category=""), partial, note).build(sources, cuts)
         for part, source in sources.items():
             if source.state() != states[part]:
                 raise UserError(f"{source.name} changed while it was read; wait until it is written, then start again")
