@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from petransfer.errors import UserError
 from petransfer.plurals import count
 
 _REASONS_SHOWN = 5
@@ -20,6 +21,10 @@ class BadRow(ValueError):
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason} ({detail})" if detail else reason)
         self.reason, self.detail = reason, detail
+
+
+class UnusableRows(UserError):
+    """The error for files with rows that cannot be used, before a tokenizer has seen the other rows."""
 
 
 class BadRows:

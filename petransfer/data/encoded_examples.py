@@ -108,12 +108,14 @@ class EncodedSplit:
         parts: Token ids of these examples, by part.
         token_ids: All token ids in the checked training examples; see `encode_split`.
         notes: Messages for the user about skipped rows and about lost characters of inputs.
+        bad: The skipped rows.
     """
 
     data: SplitData
     parts: dict[str, Sequence[Encoded]]
     token_ids: set[int]
     notes: list[str]
+    bad: BadRows
 
 
 def encode_split(
@@ -168,7 +170,7 @@ def encode_split(
     notes += tag_notes(sum((part.tags for part in found.values()), Counter()), total)
     notes += _tools_note(found[parts[0]].examples, tokenizer)
     token_ids = found["train"].token_ids if "train" in found else set()
-    return EncodedSplit(replace(data, **kept), encoded, token_ids, notes)
+    return EncodedSplit(replace(data, **kept), encoded, token_ids, notes, bad)
 
 
 def _row_of(data: SplitData, part: str, position: int) -> object:

@@ -6,12 +6,13 @@ import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from petransfer.data.bad_rows import UnusableRows
 from petransfer.errors import UserError, unknown
 from petransfer.models.registry import CONTROLS, checkpoint_spec, is_embedded
 from petransfer.python_arguments import list_of, place_of, shown_value
@@ -19,7 +20,7 @@ from petransfer.recipe.loading import apply_override, validate
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.schema import ArmPart, FamilyPart, Recipe
 from petransfer.study.grid import expand, resolve, task_of
-from petransfer.study.used_rows import used_data
+from petransfer.study.used_rows import refused_by_tokenizer, used_data
 from petransfer.user_paths import expanded
 
 # By default, training ends when the dev score no longer improves, or after as many steps as EPOCHS epochs have. This
@@ -177,8 +178,21 @@ def recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str
         on_card: Whether there is a GPU.
 
     Raises:
-        UserError: The model or the data cannot be found or read, or the request is not valid.
+        UserError: The model or the data cannot be found or read, or the request is not valid. If there are rows that
+            cannot be read, the message also counts the rows that the tokenizer refuses.
     """
+    try:
+        return _recipe_for(model, data, request, overrides, on_card)
+    except UnusableRows as error:
+        try:
+            rest = _recipe_for(model, data, replace(request, skip_bad_rows=True), overrides, on_card)
+            more = refused_by_tokenizer(expand(_with(rest, ()))[0].spec, None)
+        except UserError:  # the user has to correct the first error before anything else can be found
+            more = ""
+        raise UserError(f"{error}. Of the other rows, {more}" if more else str(error)) from None
+
+
+def _recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str], on_card: bool) -> dict[str, Any]:
     spec = checkpoint_spec(model)
     arm = _word(model.partition("@")[0].rstrip("/").split("/")[-1])
     arm = f"my-{arm}" if arm in CONTROLS else arm

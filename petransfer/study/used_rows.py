@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from petransfer.data import SplitData
 from petransfer.data.task import PARTS
@@ -11,6 +11,9 @@ from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.grid import notes, task_of
 from petransfer.study.study import StudyGrid
 from petransfer.user_paths import expanded
+
+if TYPE_CHECKING:
+    from petransfer.data.encoded_examples import EncodedSplit
 
 
 def used_data(spec: RunSpec, data_dir: Path | None) -> SplitData:
@@ -22,6 +25,16 @@ def used_data(spec: RunSpec, data_dir: Path | None) -> SplitData:
     Raises:
         UserError: The tokenizer cannot be loaded, or a part has no usable row.
     """
+    return _encoded(spec, data_dir).data
+
+
+def refused_by_tokenizer(spec: RunSpec, data_dir: Path | None) -> str:
+    """Return the problems of the rows that a run leaves out because of its tokenizer or `max_length`. Can be empty."""
+    bad = _encoded(spec, data_dir).bad
+    return f"{bad.count:,} cannot be encoded: {bad.summary()}" if bad else ""
+
+
+def _encoded(spec: RunSpec, data_dir: Path | None) -> EncodedSplit:
     from petransfer.models.hub_access import refuse_unreachable
     from petransfer.study.encoded_data import encoded_task, task_data  # imports torch
 
@@ -29,7 +42,7 @@ def used_data(spec: RunSpec, data_dir: Path | None) -> SplitData:
     place = expanded(data_dir).resolve() if data_dir else None
     data = task_data(spec.task.name, spec.task.split, spec.task.arguments, place)
     scored = tuple(part for part in ("dev", "test") if len(getattr(data, part)))
-    return encoded_task(spec, place, scored)[0].data
+    return encoded_task(spec, place, scored)[0]
 
 
 def rows_of_parts(grid: StudyGrid) -> dict[str, int]:

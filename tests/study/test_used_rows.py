@@ -9,6 +9,7 @@ import pytest
 
 import petransfer as pt
 from petransfer.cli.train_output import describe
+from petransfer.errors import UserError
 from petransfer.study import encoded_data
 from petransfer.study.quick_recipe import TrainRequest
 from petransfer.study.train_estimate import tokens_of
@@ -65,6 +66,18 @@ def test_rows_over_the_limit_are_not_counted(tiny_t5: Path, rows: Path) -> None:
     assert training.rows["train"] == USED
     assert training.grid.cells[0].spec.train.steps == 6
     assert max(tokens_of(training.grid.cells[0].spec, "cpu").longest) <= 20
+
+
+def test_one_error_counts_the_rows_of_all_checks(tiny_t5: Path, rows: Path) -> None:
+    with rows.open("a") as file:
+        file.write("walk again\t\n")
+    request = TrainRequest(dev="dev.tsv", test="test.tsv")
+    with pytest.raises(UserError) as error:
+        train_study(str(tiny_t5), "train.tsv", request, [], Path("out"), False)
+    read, _, encoded = str(error.value).partition(". Of the other rows, ")
+    assert read.startswith("1 of 17 rows of train.tsv cannot be used: train.tsv:17: the target is empty")
+    assert encoded.startswith("14 cannot be encoded: train.tsv:1: ")
+    assert not Path("out").exists()
 
 
 def test_the_rows_are_encoded_once(tiny_t5: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from petransfer.data.bad_rows import BadRow, BadRows, visible
+from petransfer.data.bad_rows import BadRow, BadRows, UnusableRows, visible
 from petransfer.data.rows.chat_rows import is_whole_message, readable_answer, readable_input
 from petransfer.data.rows.columns import (
     USUAL_CATEGORY,
@@ -115,7 +115,7 @@ class RowBuilder:
                     self._read(part, sources[part], writer, again)
         if self._bad and self._options.bad_rows == "refuse":
             rows = sum(self._rows[name] for name in self._with_bad)
-            raise UserError(self._bad.refusal(rows, " and ".join(self._with_bad)) + self._more_advice())
+            raise UnusableRows(self._bad.refusal(rows, " and ".join(self._with_bad)) + self._more_advice())
         self._group_by_chats(cuts)
         codes = self._codes(cuts)
         sizes = self._write_positions(codes)
