@@ -76,3 +76,73 @@ def test_a_column_category_of_lists_is_left_out(elsewhere: Path) -> None:
     found, notes = read(write("a.jsonl", rows))
     assert found == PAIRS
     assert "not grouped by the column 'category': the category is a list" in notes
+
+
+def test_column_names_can_have_line_breaks(elsewhere: Path) -> None:
+    head = '"Zeit\nstempel","Frage\r\n(deutsch)","Ant\nwort"\n'
+    body = "".join(f"2020,{a},{b}\n" for a, b in PAIRS)
+    for name, tab, text in (("a.csv", ",", head), ("b.tsv", "\t", head)):
+        file = write(name, (text + body + text).replace(",", tab))
+        rows, notes = read(file, input="Frage (deutsch)", target="Ant wort", bad_rows="skip")
+        assert rows == PAIRS
+        assert "1 bad row left out" in notes
+        assert "the column names again" in notes
+        assert "not read: 'Zeit stempel'" in notes
+    with pytest.raises(UserError, match=r"it has: Zeit stempel, Frage \(deutsch\), Ant wort"):
+        read("a.csv")
+    inches = write(
+        "inches.tsv", 'input\ttarget in 5"\n' + "".join(f"{a}\t{b}\n" for a, b in PAIRS)
+    )  # no quotes of cells
+    assert read(inches, target='target in 5"')[0] == PAIRS
+
+
+def test_empty_cells_at_the_end_of_rows_are_no_columns(elsewhere: Path) -> None:
+    body = "".join(f"{a},{b},{',' * (n % 3)}\n" for n, (a, b) in enumerate(PAIRS))
+    for name, tab in (("a.csv", ","), ("b.tsv", "\t")):
+        assert read(write(name, f"input,target\n{body}".replace(",", tab)))[0] == PAIRS
+    with pytest.raises(UserError, match=r"a\.csv:2: expected 2 columns \(input, target\), found 3"):
+        read(write("a.csv", "input,target\na,b,c\n"))
+
+
+def test_empty_cells_that_excel_leaves_out_are_empty(elsewhere: Path) -> None:
+    body = "".join(f"{a},{b}{',x,y' if n < 16 else ''}\n" for n, (a, b) in enumerate(PAIRS))
+    file = write("a.csv", f"input,target,comment,category\n{body}")
+    rows, notes = read(file)
+    assert rows == PAIRS
+    assert categories(file) == {"y", "(none)"}
+    assert "warning: a.csv: 14 rows with fewer cells than the header" in notes
+    assert "a.csv:18 has no cell for 'comment', 'category'" in notes
+    with pytest.raises(UserError, match=r"a\.csv:18: expected 4 columns"):
+        read(file, input="comment")  # a text that is trained must be there
+    with pytest.raises(UserError, match=r"a\.tsv:18: expected 4 columns"):  # there, the row can be a part of a row
+        read(write("a.tsv", Path(file).read_text().replace(",", "\t")))
+
+
+def test_lines_in_quotes_as_a_whole_are_read(elsewhere: Path) -> None:
+    for name, head in (("a.csv", '"input,target"'), ("b.csv", '"input,""target"""')):
+        file = write(name, f"{head}\r\n" + "".join(f'"{a},""{b}, twice"""\r\n' for a, b in PAIRS))
+        rows, notes = read(file)
+        assert rows == [(a, f"{b}, twice") for a, b in PAIRS]
+        assert "each line is in quotes as a whole" in notes
+
+
+def test_other_quotes_than_those_of_csv_get_an_advice_that_works(elsewhere: Path) -> None:
+    file = write("a.csv", "input,target\n" + "".join(f'"{a} \\"now\\", or",{b}\n' for a, b in PAIRS))
+    with pytest.raises(UserError, match=r"a\.csv:2: not csv \(a quote in a cell is written as \\\".*pandas") as error:
+        read(file)
+    command = str(error.value).partition("in Python: ")[2].partition("), and")[0]
+    exec(f"import pandas\n{command}")
+    assert read("new.csv")[0] == [(f'{a} "now", or', b) for a, b in PAIRS]
+    parts = write("b.tsv", "input\ttarget\n" + "".join(f'{a}\t"{b}\nand more"\n' for a, b in PAIRS))
+    with pytest.raises(UserError, match=r"b\.tsv:3: expected 2 columns .*--quoting csv"):
+        read(parts)
+    assert read(parts, quoting="csv")[0] == [(a, f"{b}\nand more") for a, b in PAIRS]
+
+
+def test_byte_order_marks_at_the_beginning_of_lines_are_no_text(elsewhere: Path) -> None:
+    marks = ["\ufeff" if n in (0, 15) else "" for n in range(30)]
+    body = "".join(f"{mark}{a}\t{b}\n" for mark, (a, b) in zip(marks, PAIRS, strict=True))
+    assert read(write("a.tsv", body))[0] == PAIRS
+    assert read(write("b.csv", "\ufeff\ufeffinput,target\n" + body.replace("\t", ",")))[0] == PAIRS
+    objects = "".join(f'\ufeff{{"input": "{a}", "target": "{b}"}}\n' for a, b in PAIRS)
+    assert read(write("c.jsonl", objects))[0] == PAIRS

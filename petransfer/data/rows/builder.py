@@ -31,6 +31,7 @@ from petransfer.data.rows.folds import fold_codes, scored_positions
 from petransfer.data.rows.held_out import MOST_DEV, overlaps, partition, several_targets
 from petransfer.data.rows.options import RowOptions
 from petransfer.data.rows.records import MissingColumn, Record, as_text, look, value_of
+from petransfer.data.rows.short_rows import ShortRows
 from petransfer.data.rows.source import Source
 from petransfer.data.rows.stored_rows import RowWriter
 from petransfer.data.rows.tables import HIDDEN_LABEL
@@ -157,7 +158,7 @@ class RowBuilder:
         self._read_as += reading_notes(self._options, source, columns)
         self._unread_instruction = self._unread_instruction or unread_instruction(columns)
         is_plain = quotes_are_text(self._options, source)
-        index = rows = 0
+        index, rows, short = 0, 0, ShortRows()
         has_title = False  # whether the first line is no row, in a file whose first line is not the column names
         for record in read_records(self._options, source, columns):
             rows += 1
@@ -171,6 +172,7 @@ class RowBuilder:
                 has_title = has_title or record.line == 1
                 index += 1
                 continue
+            short.add(record, source.name)
             is_first_row = self._first is None
             for code, hashed, texts in found:
                 if code != _OTHER:
@@ -187,7 +189,7 @@ class RowBuilder:
                 self._check_names(source, record.line, found)
             self._hidden[part] += _is_hidden(record.values, columns)
         self._rows[source.name] += 0 if again else rows
-        self._read_as += () if again else columns.notes.lines(source.name, columns.system)
+        self._read_as += () if again else [*columns.notes.lines(source.name, columns.system), *short.notes(source.name)]
         if part != "train" and rows and self._hidden[part] == rows:
             raise UserError(f"{source.name}: {HIDDEN_LABEL} in every {part} row{_name_another(part)}")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import re
 import shlex
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from petransfer.data.bad_rows import BadRow
@@ -25,6 +26,7 @@ POSITIONAL = ("input", "target", "category")
 LINES_PER_ROW = 10_000
 # A first line that names the delimiter. Excel reads such a line, and some programs write it.
 _SEPARATOR = re.compile(r'"?sep=([,;|\t:])"?[,;|\t:]*', re.IGNORECASE)
+_LINE_BREAKS = re.compile(r"\s*[\r\n]\s*")
 # The first lines of a file, among which the column names are sought.
 _LINES_OF_TITLE = 30
 _BY_PLACE = f"expected 2 or {len(POSITIONAL)} tab-separated columns ({', '.join(POSITIONAL)})"
@@ -39,34 +41,41 @@ class Dialect:
         quoted: Whether quotes enclose cells, as in csv. If False, a quote is an ordinary character.
         columns: Names in the first row. None: no header; the columns are `POSITIONAL`, in this order.
         skips_blanks: Whether blanks between a delimiter and a cell are left out, as in `"input", "target"`.
+        lines_quoted: Whether each line as a whole is in quotes, as in `"input,target"`.
     """
 
     delimiter: str
     quoted: bool
     columns: tuple[str, ...] | None
     skips_blanks: bool = False
+    lines_quoted: bool = False
 
 
 def detect(source: Source, required: Required, named: bool) -> Dialect:
-    """Detect the delimiter, the quotes and the column names of a file from its first line with text.
+    """Detect the delimiter, the quotes and the column names of a file from its first row.
 
     Args:
         required: Columns that the file must have. The delimiter that gives these columns is chosen.
         named: Whether the user named any column. If False, a tsv file can lack a header.
     """
-    first = next((line.text for line in _table_lines(source) if line.text.strip()), "")
+    line, whole = _first_row(source)
     csv_like = source.format == "csv"
     named_delimiter = source.delimiter or _named_in_file(source)
-    order = ",;\t|" if csv_like else "\t,;|"
+    order: Sequence[str] = [_character(named_delimiter)] if named_delimiter else ",;\t|" if csv_like else "\t,;|"
     found: list[tuple[str, bool, list[str]]] = []
-    for delimiter in [_character(named_delimiter)] if named_delimiter else order:
-        quoted = _is_quoted(first, delimiter, csv_like, source.quoting)
-        found.append((delimiter, quoted, _split(first, delimiter, quoted)))
+    for delimiter in order:
+        quoted = _is_quoted(whole, delimiter, csv_like, source.quoting)
+        found.append((delimiter, quoted, _names(_split(whole if quoted else line, delimiter, quoted))))
     fitting = [each for each in found if all(has_column(each[2], name) for name in required)]
     several = [each for each in found if len(each[2]) > 1] if csv_like else []
+    if not fitting and not several and found[0][1] and len(found[0][2]) == 1:
+        for delimiter in order:
+            names = _names(_split(found[0][2][0], delimiter, True))
+            if all(has_column(names, name) for name in required):
+                return Dialect(delimiter, True, tuple(names), lines_quoted=True)
     delimiter, quoted, cells = [*fitting, *several, found[0]][0]
     by_place = not csv_like and not named and not any(name in cells for name in required)
-    skips_blanks = quoted and _has_blanks(first, delimiter)
+    skips_blanks = quoted and _has_blanks(line, delimiter)
     return Dialect(delimiter, quoted, None if by_place else tuple(cells), skips_blanks)
 
 
@@ -102,13 +111,19 @@ def unusual(source: Source, dialect: Dialect) -> list[str]:
     if dialect.quoted != usual_quoting:
         how = "quotes enclose cells" if dialect.quoted else "quotes are read as text"
         found.append(f"{source.name}: {how}; --quoting {'none' if dialect.quoted else 'csv'} reads them otherwise")
+    if dialect.lines_quoted:
+        found.append(f"{source.name}: each line is in quotes as a whole; they are taken off")
     if dialect.skips_blanks:
         found.append(f"{source.name}: blanks before cells are left out, because the header has them before quotes")
     return found
 
 
-def read_delimited(source: Source, dialect: Dialect) -> Iterator[Record]:
+def read_delimited(source: Source, dialect: Dialect, needed: Sequence[str] = ()) -> Iterator[Record]:
     """Yield the rows of a file in order. Blank lines are skipped.
+
+    Args:
+        needed: Columns that every row must have. Other columns at the end of a row of a csv file can be missing,
+            because Excel leaves out the delimiters of empty last cells.
 
     Raises:
         UserError: Two columns have the same name, the column names are below other lines, or a quote is not closed
@@ -116,6 +131,7 @@ def read_delimited(source: Source, dialect: Dialect) -> Iterator[Record]:
     """
     columns = dialect.columns
     header_read = columns is None
+    fewest = max((columns.index(name) + 1 for name in needed if columns and name in columns), default=0)
     for line, cells, problem in _quoted_rows(source, dialect) if dialect.quoted else _plain_rows(source, dialect):
         if not header_read:
             header_read = True
@@ -127,19 +143,44 @@ def read_delimited(source: Source, dialect: Dialect) -> Iterator[Record]:
                 f"{source.name}: line {line} has the column names: delete the lines above it, or this line if they are "
                 "rows"
             )
-        elif tuple(cell.removeprefix("\ufeff") for cell in cells) == columns:
-            yield Record(line, {}, BadRow("the column names again, as in a file that was joined from several"))
-        elif columns is None and not 2 <= len(cells) <= len(POSITIONAL):
-            yield Record(line, {}, BadRow(f"{_BY_PLACE}, found {len(cells)}"))
         else:
-            columns = columns if columns is not None else POSITIONAL[: len(cells)]
-            if len(cells) != len(columns):
-                shown = ", ".join(columns[:10])
-                has_commas = len(cells) > len(columns) and dialect.delimiter == ","
-                more = "; put texts with commas in quotes" if has_commas else ""
-                yield Record(line, {}, BadRow(f"expected {len(columns)} columns ({shown}), found {len(cells)}{more}"))
-            else:
-                yield Record(line, dict(zip(columns, cells, strict=True)))
+            kept = _without_empty_ends(cells, len(columns or POSITIONAL))
+            if columns is None and 2 <= len(kept) <= len(POSITIONAL):
+                columns = POSITIONAL[: len(kept)]
+            yield _record(line, kept, columns, fewest, source, dialect)
+
+
+def _record(
+    line: int, cells: list[str], columns: tuple[str, ...] | None, fewest: int, source: Source, dialect: Dialect
+) -> Record:
+    """Return one row. fewest: The number of cells that it must have, if quotes enclose cells. 0: all."""
+    if columns is None:
+        return Record(line, {}, BadRow(f"{_BY_PLACE}, found {len(cells)}{_quoting_advice(cells, source, dialect)}"))
+    if dialect.columns is not None and all(map(_is_name, cells, columns)) and len(cells) == len(columns):
+        return Record(line, {}, BadRow("the column names again, as in a file that was joined from several"))
+    if dialect.quoted and fewest and fewest <= len(cells) < len(columns):
+        missing = columns[len(cells) :]
+        return Record(line, dict(zip(columns, [*cells, *("" for _ in missing)], strict=True)), left_out=missing)
+    if len(cells) != len(columns):
+        has_commas = len(cells) > len(columns) and dialect.delimiter == ","
+        more = "; put texts with commas in quotes" if has_commas else _quoting_advice(cells, source, dialect)
+        shown = ", ".join(columns[:10])
+        return Record(line, {}, BadRow(f"expected {len(columns)} columns ({shown}), found {len(cells)}{more}"))
+    return Record(line, dict(zip(columns, cells, strict=True)))
+
+
+def _without_empty_ends(cells: list[str], most: int) -> list[str]:
+    """Return the cells of a row without empty cells at the end that are more than `most`."""
+    count = len(cells)
+    while count > most and not cells[count - 1].strip():
+        count -= 1
+    return cells[:count]
+
+
+def _quoting_advice(cells: Sequence[str], source: Source, dialect: Dialect) -> str:
+    """Return an advice for a line of a tsv file that seems to be a part of a cell in quotes. '' for other lines."""
+    is_part = not dialect.quoted and not source.quoting and sum(cell.count('"') for cell in cells) % 2
+    return "; if quotes enclose cells with line breaks, use --quoting csv" if is_part else ""
 
 
 _Row = tuple[int, list[str] | None, BadRow | None]
@@ -181,11 +222,7 @@ def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
                     f"{source.name}:{start}: a quote that opens in this row is not closed within {LINES_PER_ROW:,} "
                     "lines; close it, double it where it is text, or use --set task.options.quoting=none"
                 ) from None
-            mixed = "new-line character" in str(error)
-            why = (
-                "a carriage return (CR) inside a line; save the file with one kind of line end" if mixed else str(error)
-            )
-            yield start, None, BadRow("not csv", why)
+            yield start, None, BadRow("not csv", _csv_fault(str(error), taken, source))
             # An unclosed quote makes the csv module read all following lines as one row. So reading continues with the
             # second line of the invalid row.
             again.extendleft(reversed(taken[1:]))
@@ -196,7 +233,41 @@ def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
         if broken:
             yield broken[0].number, None, broken[0].problem
         elif cells:
-            yield taken[0].number, cells, None
+            in_quotes = dialect.lines_quoted and len(cells) == 1
+            yield taken[0].number, _split(cells[0], dialect.delimiter, True) if in_quotes else cells, None
+
+
+def _csv_fault(error: str, lines: Sequence[Line], source: Source) -> str:
+    """Return why lines are not csv, and what to do. error: The message of the csv module."""
+    if "new-line character" in error:
+        return "a carriage return (CR) inside a line; save the file with one kind of line end"
+    if any('\\"' in line.text for line in lines[:1]):
+        return (
+            f'a quote in a cell is written as \\", and csv has "" there; convert the file in Python: '
+            f"pandas.read_csv({source.name!r}, escapechar='\\\\').to_csv('new.csv', index=False)"
+        )
+    return error
+
+
+def _first_row(source: Source) -> tuple[str, str]:
+    """Return the first line with text, and the whole row if a cell in quotes has line breaks."""
+    lines = (line for line in _table_lines(source) if line.text.strip())
+    first = next(lines, Line(1, ""))
+    text = first.text
+    for end, line in itertools.pairwise(itertools.chain([first], itertools.islice(lines, _LINES_OF_TITLE))):
+        if text.count('"') % 2 == 0:
+            break
+        text += end.end + line.text
+    return first.text, text if text.count('"') % 2 == 0 else first.text
+
+
+def _names(cells: Sequence[str]) -> list[str]:
+    """Return column names without line breaks, which the cells of a header in a spreadsheet can have."""
+    return [_LINE_BREAKS.sub(" ", cell) for cell in cells]
+
+
+def _is_name(cell: str, name: str) -> bool:
+    return cell == name or _LINE_BREAKS.sub(" ", cell) == name
 
 
 def _named_in_file(source: Source) -> str:
@@ -242,7 +313,8 @@ def _split(first: str, delimiter: str, quoted: bool) -> list[str]:
         return first.split(delimiter)
     try:
         skips_blanks = _has_blanks(first, delimiter)
-        return next(csv.reader([first], delimiter=delimiter, skipinitialspace=skips_blanks), [])
+        lines = io.StringIO(first, newline="")  # a cell can have line breaks
+        return next(csv.reader(lines, delimiter=delimiter, skipinitialspace=skips_blanks), [])
     except csv.Error:
         return first.split(delimiter)
 

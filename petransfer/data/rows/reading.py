@@ -45,7 +45,9 @@ def read(source: Source, required: Required, named: bool, wanted: Sequence[str])
     """
     match source.format:
         case "tsv" | "csv":
-            return delimited.read_delimited(source, delimited.detect(source, required, named))
+            dialect = delimited.detect(source, required, named)
+            needed = [name for name in wanted if name in required] or wanted
+            return delimited.read_delimited(source, dialect, needed)
         case "jsonl":
             return read_json(source)
         case "parquet":

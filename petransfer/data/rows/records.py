@@ -23,11 +23,13 @@ class Record:
         line: Line where the row begins, or number of the row in a file without lines. Counted from 1.
         values: Value of each column.
         problem: Why the row could not be read. None for a good row.
+        left_out: Columns for which the row has no cell. Their value is the empty text.
     """
 
     line: int
     values: Mapping[str, Any]
     problem: BadRow | None = None
+    left_out: tuple[str, ...] = ()
 
 
 # The columns that the data must have, each with the task option that sets it.

@@ -22,7 +22,7 @@ from petransfer.data.rows.tables import open_dataset
 from petransfer.data.task import PARTS, SplitData, row_name
 from petransfer.errors import UserError
 
-_LAYOUT = 14  # increase it when the format or the content of a store changes; older stores are then not used
+_LAYOUT = 15  # increase it when the format or the content of a store changes; older stores are then not used
 _SPLITS_OF_PART = {"dev": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 

@@ -50,7 +50,9 @@ class Line:
 def read_lines(source: Source) -> Iterator[Line]:
     """Yield the lines of the source's file, including blank lines."""
     with open_text(source) as file:
-        for number, line in enumerate(file, start=1):
+        # a file that was joined from several has their byte order marks at the beginning of lines
+        lines = (line if line.isascii() else line.removeprefix("\ufeff") for line in file)
+        for number, line in enumerate(lines, start=1):
             text = line.rstrip("\r\n") if line[-2:] == "\r\n" else line[:-1] if line[-1:] in "\r\n" else line
             end = line[len(text) :]
             yield Line(number, text, end=end) if text.isascii() else _checked(number, text, end)
