@@ -63,10 +63,11 @@ def _check_token_rows(bundle: Bundle, count: int) -> None:
 
 
 def resize_vocabulary(bundle: Bundle, base: Any) -> None:
-    """Give the base as many embeddings as an adapter brings, if the adapter replaces all rows of embeddings and head.
+    """Give the base as many embeddings as an adapter brings, if the adapter replaces all rows of embeddings or head.
 
-    Programs save such an adapter after they added tokens to the tokenizer. An adapter that petransfer trained is left
-    to the checks of its base.
+    Programs save such an adapter after they added tokens to the tokenizer. If they saved only one of the two tables,
+    the new rows of the other table get the mean of its rows. An adapter that petransfer trained is left to the checks
+    of its base.
     """
     if bundle.spec is not None:
         return
@@ -80,10 +81,15 @@ def resize_vocabulary(bundle: Bundle, base: Any) -> None:
         return
     tied = ends[0].weight is ends[1].weight and not bundle.config.get("modules_to_save")
     replaced = {id(weight) for name, weight in places.items() if name in bundle.tensors}
-    if tied or replaced >= {id(end.weight) for end in ends}:
-        base.resize_token_embeddings(shape[0], mean_resizing=False)
-        sizes = (f"{now:,}", f"{shape[0]:,}")
-        _log.info("the base of %s is resized in memory from %s to %s embeddings, as in training", bundle.label, *sizes)
+    missing = [] if tied else [at for at, end in enumerate(ends) if id(end.weight) not in replaced]
+    base.resize_token_embeddings(shape[0], mean_resizing=False)
+    sizes = (f"{now:,}", f"{shape[0]:,}")
+    _log.info("the base of %s is resized in memory from %s to %s embeddings, as in training", bundle.label, *sizes)
+    for at in missing if shape[0] > now else ():
+        weight = (base.get_input_embeddings(), base.get_output_embeddings())[at].weight.data
+        weight[now:] = weight[:now].mean(dim=0)
+        what = ("embeddings", "output head")[at]
+        _log.warning("%s lacks the rows of the %s for its added tokens; they get the mean row", bundle.label, what)
 
 
 def brings_embeddings(bundle: Bundle, base: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import EvaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -102,17 +102,21 @@ def test_an_adapter_of_plain_peft_is_used_and_merged(form: str, base: Path, tmp_
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("modules", [[], ["embed_tokens", "lm_head"]], ids=["resized", "resized and trained"])
+@pytest.mark.parametrize(
+    ("modules", "missing"),
+    [([], ""), (["embed_tokens", "lm_head"], ""), (["embed_tokens"], "lm_head"), ([], "embed_tokens")],
+    ids=["resized", "resized and trained", "embeddings alone", "head alone"],
+)
 @pytest.mark.parametrize("more", [3, -5])
 def test_the_base_of_an_adapter_with_another_vocabulary_is_resized(
-    more: int, modules: list[str], base: Path, tmp_path: Path
+    more: int, modules: list[str], missing: str, base: Path, tmp_path: Path
 ) -> None:
-    """Such as TRL, axolotl and LLaMA-Factory save it after they added tokens."""
+    """Such as TRL, axolotl and LLaMA-Factory save it after they added tokens, some with one of the two tables."""
     torch.manual_seed(0)
     tokenizer, wide = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base)
     if more > 0:
         tokenizer.add_tokens([f"<{at}>" for at in range(more)])
-    rows = len(tokenizer) + min(more, 0)
+    old, rows = wide.config.vocab_size, len(tokenizer) + min(more, 0)
     wide.resize_token_embeddings(rows, mean_resizing=False)
     config = LoraConfig(
         task_type="CAUSAL_LM", r=4, init_lora_weights=False, target_modules=["q_proj"], modules_to_save=modules or None
@@ -122,6 +126,12 @@ def test_the_base_of_an_adapter_with_another_vocabulary_is_resized(
         if "modules_to_save" in name:
             value.data += 0.02 * torch.randn(value.shape)
     made.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    if missing and not made.config.tie_word_embeddings:
+        save_file({name: value for name, value in tensors.items() if missing not in name}, file)
+        table = wide.lm_head.weight.data if missing == "lm_head" else wide.model.embed_tokens.weight.data
+        table[old:] = table[:old].mean(dim=0)
     if more > 0:
         tokenizer.save_pretrained(tmp_path / "adapter")
     ids = torch.tensor([[5, 6, 7, 8, rows - 1]])
