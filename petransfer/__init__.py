@@ -6,6 +6,7 @@ Each name of the public API is imported at its first use. Importing petransfer t
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from petransfer.models.thread_turns import one_import
@@ -55,6 +56,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'petransfer' has no attribute '{name}'")
     with one_import():
         value = getattr(importlib.import_module(_PUBLIC[name]), name)
+        if inspect.isfunction(value):  # the command line calls the same functions, and its messages name options
+            from petransfer.python_arguments import naming_arguments
+
+            value = naming_arguments()(value)
     globals()[name] = value
     return value
 

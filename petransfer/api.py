@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from petransfer.errors import RunError, UserError
 from petransfer.models.thread_turns import import_transformers, one_training
 from petransfer.plurals import count
-from petransfer.python_arguments import list_of, names_of, place_of
+from petransfer.python_arguments import list_of, names_of, naming_arguments, place_of
 from petransfer.study.run_study import check_processes, execute_study, prepare_study
 from petransfer.study.scheduling import Scheduling
 from petransfer.study.settings import Settings
@@ -54,6 +54,7 @@ class Study:
         PosixPath('results/two-seeds/report.html')
     """
 
+    @naming_arguments()
     def __init__(
         self,
         recipe: str | Path | Mapping[str, Any],
@@ -92,6 +93,7 @@ class Study:
         runs, waiting = len(self.grid.selected), len(self.grid.waiting)
         return f"Study({self.grid.recipe.name!r}, {count(runs, 'run')}, {runs - waiting} done, {self.folder})"
 
+    @naming_arguments()
     def plan(self) -> DataFrame:
         """List the runs of the grid. Nothing is loaded or downloaded.
 
@@ -116,6 +118,7 @@ class Study:
         ]
         return DataFrame(rows)
 
+    @naming_arguments()
     @one_training()
     def run(
         self,
@@ -199,6 +202,7 @@ class Study:
 
         return DataFrame(run_table.as_json(run_table.rows_of(self.grid.selected, self.grid.folder)))
 
+    @naming_arguments()
     def effects(self) -> DataFrame:
         """Estimate the effects that the recipe requests, from the finished runs.
 
@@ -214,6 +218,7 @@ class Study:
         grid = self.grid
         return DataFrame(update_effects(grid.recipe, grid.cells, grid.folder)["effects"])
 
+    @naming_arguments()
     def report(self) -> Path:
         """Write report.html, table.csv, table.md, table.tex, plots/ and effects.json into the study's folder.
 

@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from petransfer.errors import UserError, shortened
+from petransfer.errors import RunError, UserError, shortened
 from petransfer.plurals import count
 
 _SHOWN = 40
+# A command in backticks, or an option of the command line. Options of other programs are written with underscores.
+_COMMAND_OR_OPTION = re.compile(r"`[^`]*`|(?<![\w-])--([a-z]+(?:-[a-z]+)*)(?![\w-])")
+# Options whose argument in Python has another name. The name of any other option is the argument's, with hyphens.
+_ARGUMENTS = {
+    "batch": "batch_size",
+    "checkpointing": "gradient_checkpointing",
+    "lr": "learning_rate",
+    "metric": "metrics",
+    "micro-batch-size": "micro_batch",
+    "no-evaluate": "evaluate=False",
+    "set": "overrides",
+}
+
+
+@contextlib.contextmanager
+def naming_arguments() -> Iterator[None]:
+    """Let the errors of a public function name its arguments, such as 'out', and not options such as --out."""
+    try:
+        yield
+    except (UserError, RunError) as error:
+        error.args = (_COMMAND_OR_OPTION.sub(_argument, str(error)), *error.args[1:])
+        raise
+
+
+def _argument(found: re.Match[str]) -> str:
+    option = found[1]
+    return f"'{_ARGUMENTS.get(option, option.replace('-', '_'))}'" if option else found[0]
 
 
 def place_of(value: Any, what: str) -> str:

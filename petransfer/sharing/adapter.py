@@ -16,7 +16,7 @@ from petransfer.errors import UserError
 from petransfer.evaluation.cut_texts import CutTexts
 from petransfer.evaluation.predictor import Predictor
 from petransfer.models.thread_turns import one_thread
-from petransfer.python_arguments import device_of, names_of, place_of, text_pairs, texts_of
+from petransfer.python_arguments import device_of, names_of, naming_arguments, place_of, text_pairs, texts_of
 from petransfer.recipe.run_spec import Bits
 from petransfer.sharing import hub
 from petransfer.sharing.base import Where
@@ -59,6 +59,7 @@ class Adapter:
         self._source, self._where = source, where
 
     @classmethod
+    @naming_arguments()
     def load(
         cls,
         place: str | Path,
@@ -125,6 +126,7 @@ class Adapter:
         ((_, _, predictor),) = put_together([self._source.adapter()], self._where).each()
         return predictor
 
+    @naming_arguments()
     def predict(self, texts: Iterable[str], max_new_tokens: int = 512, *, chat: bool = False) -> list[str]:
         """Generate a text greedily for each input.
 
@@ -156,6 +158,7 @@ class Adapter:
             logger.warning(note)
         return [one.text for one in found]
 
+    @naming_arguments()
     def evaluate(
         self,
         data: str | Path | Pairs | Sequence[Mapping[str, str]] | DataFrame | None = None,
@@ -189,6 +192,7 @@ class Adapter:
             (scores,) = side_by_side([self._source], self._where, request)
         return scores
 
+    @naming_arguments()
     def push(
         self,
         repo: str,
@@ -216,6 +220,7 @@ class Adapter:
         files = contents(self._source.adapter(), Wishes(licence, tuple(language), tuple(tags)))
         return hub.push(repo, files, public, message)
 
+    @naming_arguments()
     def merge(self, folder: str | Path, *, bits: Bits | None = None, separate_head: bool = False) -> Merged:
         """Merge the adapter into its base's weights and save the model to a new folder.
 
@@ -233,6 +238,7 @@ class Adapter:
         """
         return merge(self._source.adapter(), expanded(folder), self._where, bits, separate_head)
 
+    @naming_arguments()
     def verify(self, *, evaluate: bool = True, plain: bool = False, bits: Bits | None = None) -> list[Check]:
         """Check the files, base, tokenizer, bits and scores against petransfer.json.
 

@@ -12,6 +12,7 @@ import pytest
 
 import petransfer as pt
 from petransfer.errors import UserError
+from petransfer.python_arguments import naming_arguments
 from petransfer.study.quick_recipe import TrainRequest, train_request
 
 PAIRS = [("to walk", "gehen"), ("to run", "rennen")]
@@ -66,7 +67,12 @@ REFUSED: dict[str, tuple[Callable[[pt.Adapter], Any], str]] = {
     "train: dev": (lambda one: pt.train("nano/english", "x.csv", dev=pd.DataFrame(ROWS)), "dev is a DataFrame"),
     "train: other name": (lambda one: pt.train("nano/english", "x.csv", lora_r=4), "'lora_r': did you mean 'rank'"),
     "train: short name": (lambda one: pt.train("nano/english", "x.csv", lr=1), "'lr': did you mean 'learning_rate'"),
-    "train: epochs": (lambda one: pt.train("nano/english", "x.csv", epochs="0"), "--epochs 0: give a number above 0"),
+    "train: epochs": (lambda one: pt.train("nano/english", "x.csv", epochs="0"), "'epochs' 0: give a number above 0"),
+    "train: limits": (lambda one: pt.train("nano/english", "x.csv", max_steps=4, steps=4), "^'max_steps' limits"),
+    "Study: shard": (lambda one: pt.Study("smoke", shard="9/8"), "^'shard' 9/8: parts are counted"),
+    "Study: stack": (lambda one: pt.Study("smoke").run(stack="many"), "^'stack' many: write a whole number"),
+    "fit: bits": (lambda one: pt.fit("nano/english", method="full", bits=4), "take 'bits' 16 or 32, or 'method' lora"),
+    "Adapter.evaluate: part": (lambda one: one.evaluate("x.csv"), "(?!.*--)no file x.csv"),
     "Study: recipe": (lambda one: pt.Study(None), "recipe is None .*path or a name"),
     "Study: tracker": (lambda one: pt.Study("smoke").run(log_with="tensorbord"), "'tensorbord': did you mean"),
     "exact_match: order": (lambda one: pt.exact_match([], one, ["a"], ["b"]), r"exact_match\(model, tokenizer, inputs"),
@@ -87,6 +93,13 @@ def test_other_arguments_are_refused_in_one_line(ask: Any, message: str, adapter
     with pytest.raises(UserError, match=message) as refused:
         ask(adapter)
     assert "\n" not in str(refused.value)
+
+
+def test_a_command_in_a_message_keeps_its_options() -> None:
+    with pytest.raises(UserError) as refused, naming_arguments():
+        raise UserError("x-- of --lr or --use_fsdp (--micro-batch-size); run `petransfer run --recipe x`")
+    said = "x-- of 'learning_rate' or --use_fsdp ('micro_batch'); run `petransfer run --recipe x`"
+    assert str(refused.value) == said
 
 
 def test_settings_keep_their_values() -> None:
