@@ -95,11 +95,11 @@ def imported(verb: str) -> TyperCommand | TyperGroup:
 
 
 def _adjust_parameters(command: Any) -> None:
-    """Hide the type `<bool>` of options without a value in the help, and expand `~` in all paths.
+    """Hide the type `<bool>` of options without a value in the help, add `-h`, and expand `~` in all paths.
 
     A shell expands `--out ~/x`, but not `--out=~/x`.
     """
-    for parameter in command.get_params(typer.Context(command)):
+    for parameter in command.get_params(typer.Context(command, help_option_names=["-h", "--help"])):
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""
         parameter.callback = parameter.callback or _in_home

@@ -265,7 +265,7 @@ def plan(
     """List the runs of a recipe with their optimiser steps and progress, and predict their memory. Loads no model."""
     scheduling = Scheduling(stack=stack)
     study = grid_from_options(opt.recipe_name(recipe, recipe_option), sets, family, seeds, arms, out, data_dir, shard)
-    study.folder.check(study.recipe.name)
+    study.folder.check(study.recipe.name, to_write=False)
     rows = tables.rows_of(study.selected, study.folder)
     room = card_bytes(card) if card is not None else this_card()
     for row in () if as_json else rows:  # print the runs first, because the prediction of the memory takes time

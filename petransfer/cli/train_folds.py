@@ -12,7 +12,7 @@ from dataclasses import replace
 from petransfer.api import write_results
 from petransfer.cli.run import run_grid
 from petransfer.cli.terminal_text import print_text
-from petransfer.cli.train_output import fold_runs
+from petransfer.cli.train_output import fold_runs, new_out
 from petransfer.data.rows.builder import FIRST_ROW
 from petransfer.plurals import count
 from petransfer.study import run_study
@@ -58,8 +58,7 @@ def _advice(found: CrossValidation, scores: Sequence[FoldScore]) -> str:
         return memorised_line(statistics.mean(losses), mean, "the folds")
     first = found.folds[0]
     tries = settings_to_try(first.grid.cells[0], first.rows["train"])
-    again = f", with a new --out, because {found.folder} holds this training" if found.out_given else ""
-    return f"the scores of the folds are low; try {', or '.join(tries)}{again}"
+    return f"the scores of the folds are low; try {', or '.join(tries)}"
 
 
 def train_folds(
@@ -83,6 +82,8 @@ def train_folds(
         scores = found.run(run, show)
         if advice := _advice(found, scores):
             show(advice)
+            if found.out_given:
+                show(new_out(found.folder))
         last = found.last_training(scores)
         show(f"final training: on all {count(last.rows['train'], 'row')}")
         run_grid(last.grid, fold_runs(last.grid, "all rows"), settings, Scheduling(), machine)

@@ -172,9 +172,10 @@ def print_summaries(training: TrainStudy) -> None:
     found = summaries(training.grid)
     for one in found:
         head = f"seed {one.cell.seed}: " if len(found) > 1 else ""
-        advice = f"{one.advice}{_in_new_folder(training)}" if one.advice else ""
-        lines = (one.stopped, one.scores) if one.trained_on_all else (one.scores, one.stopped, one.saved, advice)
+        lines = (one.stopped, one.scores) if one.trained_on_all else (one.scores, one.stopped, one.saved, one.advice)
         print_text(*(f"{head}{line}" for line in lines if line))
+    if training.out_given and any(one.advice for one in found):
+        print_text(new_out(training.grid.folder.path))
     if not found:
         return
     print_text(*run_table.weight_lines(run_table.rows_of(training.grid.cells, training.grid.folder)))
@@ -183,9 +184,9 @@ def print_summaries(training: TrainStudy) -> None:
     print_text(*next_commands(found[0], training))
 
 
-def _in_new_folder(training: TrainStudy) -> str:
-    """Return the end of an advice on other settings: a given --out takes no training with other settings."""
-    return f", with a new --out, because {training.grid.folder.path} holds this training" if training.out_given else ""
+def new_out(folder: Path) -> str:
+    """Return a line after advice on other settings: a given --out takes no training with other settings."""
+    return f"for such a training, use a new --out, because {folder} holds this one"
 
 
 def samples_table(summary: TrainSummary) -> Table:

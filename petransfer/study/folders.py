@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import math
 import os
 import platform
@@ -24,6 +25,8 @@ from petransfer.recipe.schema import Recipe
 from petransfer.recipe.yaml_text import parse_yaml
 from petransfer.study.file_forms import ResultForm, wrong_part
 from petransfer.unreadable_files import refuse_unreadable, unreadable
+
+_log = logging.getLogger(__name__)
 
 Status = Literal["done", "failed", "running", "interrupted", "waiting", "damaged"]
 
@@ -259,8 +262,11 @@ class StudyFolder:
         kept = self.path / "recipe.yaml"
         return kept.read_text(encoding="utf-8") if kept.is_file() else ""
 
-    def check(self, name: str) -> None:
+    def check(self, name: str, to_write: bool = True) -> None:
         """Check that a recipe of this name can use the folder. Nothing is left on the disk.
+
+        Args:
+            to_write: Whether to refuse an existing study on a read-only disk, instead of a warning.
 
         Raises:
             UserError: The folder cannot be written to, holds other files, or belongs to a recipe of another name.
@@ -271,7 +277,9 @@ class StudyFolder:
             with tempfile.TemporaryFile(dir=place):  # this file is deleted at once
                 pass
         except OSError as error:
-            raise cannot_write(self.path, error) from None
+            if to_write or not (self.path / "recipe.yaml").is_file():
+                raise cannot_write(self.path, error) from None
+            _log.warning("%s", cannot_write(self.path, error))
 
     def _refuse_in_use(self, name: str) -> None:
         """Raise UserError if the folder holds other files or a study of another name."""

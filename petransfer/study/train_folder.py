@@ -51,7 +51,7 @@ def differences(folder: Path, recipe: Recipe) -> list[str]:
     found = [
         f"other rows of {Path(str(recipe.task.options.get('train'))).name}"
         if key == "task.options.sha256"  # the hash of the rows
-        else f"{key.removeprefix('methods.0.')}={_short(old)} (you asked for {_short(new)})"
+        else _difference(key.removeprefix("methods.0."), old, new)
         for key, old, new in unlike(theirs, ours)
     ]
     if not set(other.seeds) <= set(recipe.seeds):
@@ -77,5 +77,10 @@ def unlike(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]
         yield place, old, new
 
 
+def _difference(key: str, old: Any, new: Any) -> str:
+    had = f"no {key}" if old is None else f"{key}={_short(old)}"
+    return f"{had} (you asked for {'none' if new is None else _short(new)})"
+
+
 def _short(value: Any) -> str:
-    return shortened("not set" if value is None else str(value), 60)
+    return shortened(str(value), 60)

@@ -116,7 +116,9 @@ def _written_whole(target: Path) -> Iterator[Path]:
     except Exception as error:  # safetensors raises an error of its own class if the disk is full
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
-        raise RunError(f"cannot save the state in {folder}: {reason}; the last good state is kept") from error
+        earlier = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+        kept = "the last good state is kept" if earlier else "no earlier state was saved"
+        raise RunError(f"cannot save the state in {folder}: {reason}; {kept}") from error
 
 
 def save_best(folder: Path, model: torch.nn.Module, step: int, *, writes: bool = True) -> None:

@@ -92,7 +92,14 @@ def test_a_name_that_cannot_be_one(
 
 
 def test_help_and_version_end_well(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--help"], ["train", "--help"], ["--version"]):
+    for arguments in (
+        ["--help"],
+        ["train", "--help"],
+        ["-h"],
+        ["train", "-h"],
+        ["report", "compare", "-h"],
+        ["--version"],
+    ):
         assert call(monkeypatch, *arguments) == 0
         assert capsys.readouterr().err == ""
     assert call(monkeypatch) == 2

@@ -220,6 +220,9 @@ def test_a_full_disk_while_saving_leaves_the_last_good_state(
     monkeypatch.setattr(state, "save_file", full)
     with pytest.raises(RunError, match="No space left on device; the last good state is kept"):
         _run(spec, tmp_path / "cut")
+    calls["n"] = 5  # the first state
+    with pytest.raises(RunError, match="No space left on device; no earlier state was saved"):
+        _run(spec, tmp_path / "first")
     states = list((tmp_path / "cut" / "state").iterdir())
     assert [folder.name for folder in states] == ["step-000000002"]
     monkeypatch.setattr(state, "save_file", real)

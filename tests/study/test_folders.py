@@ -21,6 +21,7 @@ from petransfer.recipe.loading import load_recipe
 from petransfer.study.folders import RunFolder, StudyFolder
 from petransfer.study.grid import expand
 from petransfer.study.study import StudyGrid, load_grid
+from petransfer.study.train_folder import differences
 from petransfer.study.worker_losses import note_failure
 
 
@@ -79,6 +80,33 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path, monkeypa
     monkeypatch.setattr("petransfer.study.folders.write_text", denied)
     with pytest.raises(UserError, match=r"cannot be written to \(Permission denied\).*--out"):
         StudyFolder(tmp_path).open(load_recipe("smoke"))
+
+
+def test_a_study_on_a_read_only_disk_can_be_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read_only(**_: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    study = StudyFolder(tmp_path)
+    study.open(load_recipe("smoke"))
+    monkeypatch.setattr("petransfer.study.folders.tempfile.TemporaryFile", read_only)
+    with pytest.raises(UserError, match=r"cannot be written to \(Read-only file system\).*--out"):
+        study.check("smoke")
+    with pytest.raises(UserError, match="cannot be written to"):
+        StudyFolder(tmp_path / "new").check("smoke", to_write=False)
+    study.check("smoke", to_write=False)
+    assert "cannot be written to (Read-only file system)" in caplog.text
+
+
+def test_settings_of_which_one_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, recipe = StudyFolder(tmp_path), load_recipe("smoke")
+    study.open(load_recipe("smoke", ["train.steps=null", "train.epochs=2"]))
+    monkeypatch.setattr(StudyFolder, "names", lambda self: {"a"})
+    monkeypatch.setattr(RunFolder, "status", lambda self: "done")
+    found = differences(tmp_path, recipe)
+    assert "no train.steps (you asked for 12)" in found
+    assert "train.epochs=2.0 (you asked for none)" in found
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -111,9 +111,9 @@ def test_an_advice_names_a_new_folder_if_out_was_given(
     for out in (None, tmp_path / "out"):
         study = train_study("nano/english", "rows.tsv", TrainRequest(), [], out, False)
         one = TrainSummary(study.grid.cells[0], RunFolder(tmp_path), 5.0, 4.0, 2000, 650, "max_steps", "", ())
-        monkeypatch.setattr(train_output, "summaries", lambda grid, one=one: [one])
+        monkeypatch.setattr(train_output, "summaries", lambda grid, one=one: [one, one])
         capsys.readouterr()
         train_output.print_summaries(study)
         said = capsys.readouterr().out
-        assert ("with a new --out" in said) == (out is not None)
+        assert (said.count("use a new --out, because") == 1) == (out is not None)
         assert "adapter push" not in said, "the model has not learnt its task"
