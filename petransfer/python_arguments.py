@@ -53,6 +53,17 @@ def place_of(value: Any, what: str) -> str:
     """
     if isinstance(value, str | Path):
         return str(value)
+    advice = ""
+    if hasattr(value, "save_to_disk"):  # of `datasets`; JSON would have numbers in place of the names of class labels
+        advice = f"write it to a folder, such as {what}.save_to_disk('rows')"
+    elif hasattr(value, "write_parquet"):  # a table of polars
+        advice = f"write it to a file, such as {what}.write_parquet('rows.parquet')"
+    elif isinstance(value, Mapping) or (isinstance(value, list) and value and isinstance(value[0], Mapping)):
+        advice = (
+            f"write it to a file, such as pandas.DataFrame({what}).to_json('rows.jsonl', orient='records', lines=True)"
+        )
+    if advice:
+        raise UserError(f"{what} is a {type(value).__name__}, and this needs a file or a name; {advice}")
     if hasattr(value, "to_json"):  # a table of pandas
         advice = f"write it to a file, such as {what}.to_json('rows.jsonl', orient='records', lines=True)"
         raise UserError(f"{what} is a {type(value).__name__}, and this needs a file or a name; {advice}")

@@ -25,7 +25,7 @@ from petransfer.models.registry import is_embedded
 from petransfer.recipe.methods import METHODS
 from petransfer.study.cross_validation import CrossValidation, cross_validation
 from petransfer.study.model_checks import refuse_unusable_files
-from petransfer.study.quick_recipe import TrainRequest
+from petransfer.study.quick_recipe import TrainRequest, split_tokens
 from petransfer.study.scheduling import Scheduling
 from petransfer.study.settings import Settings
 from petransfer.study.slow_work import naming_slow_work
@@ -229,7 +229,7 @@ def train(
     request = TrainRequest(
         method, rank, bits, steps, epochs, max_steps, early_stopping, max_minutes, learning_rate, batch_size,
         packing, max_length, prefix, tuple(parse_seeds(seeds)), dev, test, input_column, target_column, template,
-        split_names(metric), skip_bad_rows, tuple((add_tokens or "").split(",")) if add_tokens else (),
+        split_names(metric), skip_bad_rows, split_tokens(add_tokens or ""),
         source_language, target_language, folds, {"quoting": quoting},
     )  # fmt: skip
     with naming_slow_work(f"reading the rows of {data}"):

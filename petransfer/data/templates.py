@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from petransfer.data.bad_rows import BadRow
-from petransfer.data.rows.records import as_text, value_of
+from petransfer.data.rows.records import as_text, is_missing, value_of
 from petransfer.errors import UserError
 
 
@@ -32,7 +32,7 @@ def fields_of(template: str, column: str = "input") -> tuple[str, ...]:
     if formatted:
         raise UserError(
             f"the template {template!r} formats {formatted!r}; write only the column's name in braces, and braces that "
-            "are text as {{ and }}"
+            "are text as {{ and }}; rename a column whose name has a colon, an exclamation mark or braces"
         )
     if not found or not all(found):
         raise UserError(f"the template {template!r} names no column; write columns in braces: {{document}}")
@@ -64,7 +64,10 @@ def render_text(template: str, text: str, place: str = "the input") -> str:
     with contextlib.suppress(ValueError, RecursionError):
         values = json.loads(text)
     try:
-        found = {column: as_text(value_of(values, column), column) for column in columns}
+        given = {column: value_of(values, column) for column in columns}
+        if not all(map(is_missing, given.values())):  # as in the rows of training
+            given = {column: "" if is_missing(value) else value for column, value in given.items()}
+        found = {column: as_text(value, column) for column, value in given.items()}
     except BadRow as problem:
         raise UserError(f"{place} ({text[:40]!r}) cannot be used: {problem}") from None
     except (TypeError, KeyError):

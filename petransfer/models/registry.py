@@ -284,9 +284,18 @@ def with_hashes(part: FamilyPart, seeds: Sequence[int]) -> FamilyPart:
 _CHARACTERS = {"newline": "\n", "return": "\r", "tab": "\t", "braces": "{}"}
 
 
-def _characters(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the characters in `names`. A word such as `newline` stands for its character."""
-    return tuple(dict.fromkeys(sign for name in names for sign in _CHARACTERS.get(name, name)))
+def added_characters(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the characters in `names`. A word such as `newline` stands for its character.
+
+    Raises:
+        UserError: A name is an unknown word.
+    """
+    words = [name.strip().lower() for name in names]
+    for word in words:
+        if len(word) > 1 and word.isascii() and word.isalpha() and word not in _CHARACTERS:
+            raise unknown("name of an added token", word, [key for key in _CHARACTERS if key.isalpha()])
+    found = (_CHARACTERS.get(word, name) for word, name in zip(words, names, strict=True))
+    return tuple(dict.fromkeys(sign for signs in found for sign in signs))
 
 
 def _own(where: str, entry: ArmPart, seed: int) -> CheckpointSpec:
@@ -301,7 +310,7 @@ def _own(where: str, entry: ArmPart, seed: int) -> CheckpointSpec:
         if spec.source or is_embedded(spec.name) or "@" in entry.checkpoint:
             raise UserError(f"{where}: a revision belongs to a hub id that has none yet, not to {entry.checkpoint}")
         spec = replace(spec, weights=entry.revision)
-    spec = replace(spec, added_tokens=_characters(entry.added_tokens))
+    spec = replace(spec, added_tokens=added_characters(entry.added_tokens))
     if entry.tokenizer is None:
         return replace(spec, reinit=entry.reinit)
     if entry.reinit == "body":

@@ -161,13 +161,24 @@ def _readable(name: str, value: Any) -> Any:
     Raises:
         UserError: The value is a table, or one seed without a list.
     """
-    if name in ("metrics", "add_tokens") and isinstance(value, str):
+    if name == "add_tokens" and isinstance(value, str):
+        return split_tokens(value)
+    if name == "metrics" and isinstance(value, str):
         return (value,)
     if name == "seeds":
         return tuple(list_of(value, name))
     if name in ("dev", "test") and not isinstance(value, str | int | float | None):
         return place_of(value, name)
     return value
+
+
+def split_tokens(text: str) -> tuple[str, ...]:
+    """Return the tokens in a text, which are separated by commas. A comma alone is a token.
+
+    >>> split_tokens("newline,tab")
+    ('newline', 'tab')
+    """
+    return tuple(token for token in text.split(",") if token) or tuple(text[:1])
 
 
 def recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str], on_card: bool) -> dict[str, Any]:

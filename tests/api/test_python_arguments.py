@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pandas as pd
 import pytest
 
 import petransfer as pt
+from petransfer.data import load_task
 from petransfer.errors import UserError
 from petransfer.python_arguments import naming_arguments
 from petransfer.study.quick_recipe import TrainRequest, train_request
@@ -42,6 +44,23 @@ def test_a_column_of_a_table_is_predicted_like_a_list(adapter: pt.Adapter) -> No
         assert pt.exact_match(model, tokenizer, *columns) == 0
 
 
+def labelled() -> datasets.Dataset:
+    return datasets.Dataset.from_dict(
+        {"input": ["a", "b"], "target": [0, 1]},
+        features=datasets.Features(
+            {"input": datasets.Value("string"), "target": datasets.ClassLabel(names=["no", "yes"])}
+        ),
+    )
+
+
+def test_the_advice_for_a_dataset_keeps_the_names_of_labels(tmp_path: Path) -> None:
+    labelled().save_to_disk(str(tmp_path / "rows"))
+    data = load_task(
+        "lines", None, train=str(tmp_path / "rows"), dev=str(tmp_path / "rows"), test=str(tmp_path / "rows")
+    )
+    assert [row.target for row in data.load("held-out").test] == ["no", "yes"]
+
+
 NAN = float("nan")
 REFUSED: dict[str, tuple[Callable[[pt.Adapter], Any], str]] = {
     "evaluate: other keys": (lambda one: one.evaluate([{"in": "a", "target": "b"}]), "row 1 has no 'input'"),
@@ -64,6 +83,10 @@ REFUSED: dict[str, tuple[Callable[[pt.Adapter], Any], str]] = {
     "train: overrides": (lambda one: pt.train("nano/english", "x.csv", overrides="a=b"), "give a dict"),
     "train: seeds": (lambda one: pt.train("nano/english", "x.csv", seeds=1), r"seeds is 1 .*\[1\]"),
     "train: pairs": (lambda one: pt.train("nano/english", PAIRS), "data has 2 rows.*DataFrame.*to_json"),
+    "train: rows": (lambda one: pt.train("nano/english", ROWS), r"a list.*pandas\.DataFrame\(data\)\.to_json"),
+    "train: columns": (lambda one: pt.train("nano/english", {"input": ["a"]}), r"a dict.*DataFrame\(data\)\.to_json"),
+    "train: dataset": (lambda one: pt.train("nano/english", labelled()), r"a Dataset.*data\.save_to_disk\('rows'\)"),
+    "train: test": (lambda one: pt.train("nano/english", "x.csv", test=labelled()), r"test\.save_to_disk\('rows'\)"),
     "train: dev": (lambda one: pt.train("nano/english", "x.csv", dev=pd.DataFrame(ROWS)), "dev is a DataFrame"),
     "train: other name": (lambda one: pt.train("nano/english", "x.csv", lora_r=4), "'lora_r': did you mean 'rank'"),
     "train: short name": (lambda one: pt.train("nano/english", "x.csv", lr=1), "'lr': did you mean 'learning_rate'"),

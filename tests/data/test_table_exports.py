@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 
 from petransfer.data import LinesTask, load_task
@@ -146,3 +148,57 @@ def test_byte_order_marks_at_the_beginning_of_lines_are_no_text(elsewhere: Path)
     assert read(write("b.csv", "\ufeff\ufeffinput,target\n" + body.replace("\t", ",")))[0] == PAIRS
     objects = "".join(f'\ufeff{{"input": "{a}", "target": "{b}"}}\n' for a, b in PAIRS)
     assert read(write("c.jsonl", objects))[0] == PAIRS
+
+
+def test_a_missing_value_is_empty_in_a_template_with_several_columns(elsewhere: Path) -> None:
+    rows = [
+        {"ask": a, "more": None if n % 3 == 0 else "now", "target": b} if n % 3 < 2 else {"ask": a, "target": b}
+        for n, (a, b) in enumerate(PAIRS)
+    ]
+    write("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    pandas.DataFrame(rows).to_parquet("a.parquet")
+    pandas.DataFrame(rows).to_csv("a.csv", index=False)
+    expected = [(f"{a}: {'now' if n % 3 == 1 else ''}", b) for n, (a, b) in enumerate(PAIRS)]
+    for name in ("a.jsonl", "a.parquet", "a.csv"):
+        found, notes = read(name, template="{ask}: {more}")
+        assert found == expected
+        assert ("20 rows without a value in the column 'more'" in notes) == (name != "a.csv")
+    for row in ('{"ask": null, "more": null, "target": "b"}', '{"target": "b"}'):
+        write("b.jsonl", f"{json.dumps(rows[1])}\n{row}\n")
+        with pytest.raises(UserError, match=r"1 of 2 rows .*b\.jsonl:2: (the ask is missing|no key 'ask')"):
+            read("b.jsonl", template="{ask}: {more}")
+        with pytest.raises(UserError, match=r"b\.jsonl:2: (the ask is missing|no key 'ask')"):
+            read("b.jsonl", template="{ask}")  # a single column must have a value
+
+
+def test_texts_for_missing_values_are_named(elsewhere: Path) -> None:
+    words = ["None", "NA", "null", "\\N"]
+    body = "".join(f"{a},{words[n] if n < 4 else b}\n" for n, (a, b) in enumerate(PAIRS)) + "nan,x\nnan,y\n"
+    notes = read(write("a.csv", f"input,target\n{body}"))[1]
+    for word in words:
+        assert f"'{word}' (1 row)" in notes
+    assert "some inputs are texts that programs write for a missing value or an error: 'nan' (2 rows)" in notes
+
+
+def test_messages_name_the_cause(elsewhere: Path) -> None:
+    file = write("a.csv", "input,target\n" + "".join(f"{a},{b}\n" for a, b in PAIRS))
+    with pytest.raises(UserError, match=r"no train rows.*dev and test take all of them: hold out fewer"):
+        read(file, dev=0.5, test=0.5)
+    Path("b.csv").write_bytes(("input,target\n" + "".join(f"犬{a},{b}猫\n" for a, b in PAIRS)).encode("shift_jis"))
+    with pytest.raises(UserError, match=r"not UTF-8.*encoding=cp1252 for western Europe \(others: .*shift_jis"):
+        read("b.csv")
+    assert read("b.csv", encoding="shift_jis")[0] == [(f"犬{a}", f"{b}猫") for a, b in PAIRS]
+    with pytest.raises(UserError, match="rename a column whose name has a colon"):
+        read(file, template="{Frage: 1}")
+
+
+def test_texts_inside_of_lists_are_named(elsewhere: Path) -> None:
+    rows = [{"id": n, "data": {"text": a}, "notes": [{"result": [{"value": [b]}]}]} for n, (a, b) in enumerate(PAIRS)]
+    write("a.json", json.dumps(rows))
+    with pytest.raises(UserError, match=r"by its place, such as notes\.0\.result\.0\.value\.0$"):
+        read("a.json")
+    assert read("a.json", input="data.text", target="notes.0.result.0.value.0")[0] == PAIRS
+    questions = [{"question": a, "id": b, "answers": [{"text": b}]} for a, b in PAIRS]
+    write("b c.json", json.dumps({"data": [{"title": "x", "paragraphs": [{"context": "c", "qas": questions}]}]}))
+    with pytest.raises(UserError, match=r"write one row per question with `jq -c .* 'b c\.json' > rows\.jsonl`"):
+        read("b c.json")

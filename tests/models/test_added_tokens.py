@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration, T5Tokenizer
 
+from petransfer.errors import UserError
 from petransfer.models.added_tokens import add_tokens
 from petransfer.models.loading import load_checkpoint
-from petransfer.models.registry import checkpoint_spec
+from petransfer.models.registry import added_characters, checkpoint_spec
 from petransfer.recipe.run_spec import CheckpointSpec
+from petransfer.study.quick_recipe import split_tokens, train_request
 from tests.cli.calls import call
 
 ADDED = ("\n", "\t", "{", "}", "<")
@@ -97,3 +99,12 @@ def test_more_than_the_model_has_rows_for_are_refused(base: Path) -> None:
     spec = CheckpointSpec(**{**vars(checkpoint_spec(str(base))), "added_tokens": tuple("<>[]{}ABCDEF")})
     with pytest.raises(Exception, match="has embedding rows for 8 added tokens, and 12 are asked for; add fewer"):
         load_checkpoint(spec, 32)
+
+
+def test_names_of_added_tokens_can_have_blanks_and_capitals() -> None:
+    assert split_tokens("newline, Tab,é") == ("newline", " Tab", "é")
+    assert split_tokens(",") == (",",)
+    assert train_request({"add_tokens": "newline,tab"}).add_tokens == ("newline", "tab")
+    assert added_characters(["newline", " Tab", "é", "{}", " "]) == ("\n", "\t", "é", "{", "}", " ")
+    with pytest.raises(UserError, match=r"unknown name of an added token 'newlines'.*newline"):
+        added_characters(["newlines"])

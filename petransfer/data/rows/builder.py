@@ -6,14 +6,14 @@ import hashlib
 import json
 import logging
 import re
-import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from petransfer.data.bad_rows import BadRow, BadRows, UnusableRows, visible
+from petransfer.data.rows.alike_names import alike_names, difference_of, number_or_look, shown_apart
 from petransfer.data.rows.chat_rows import is_whole_message, readable_answer, readable_input
 from petransfer.data.rows.columns import (
     USUAL_CATEGORY,
@@ -30,7 +30,7 @@ from petransfer.data.rows.columns import (
 from petransfer.data.rows.folds import fold_codes, scored_positions
 from petransfer.data.rows.held_out import MOST_DEV, overlaps, partition, several_targets
 from petransfer.data.rows.options import RowOptions
-from petransfer.data.rows.records import MissingColumn, Record, as_text, look, value_of
+from petransfer.data.rows.records import MissingColumn, Record, as_text, value_of
 from petransfer.data.rows.short_rows import ShortRows
 from petransfer.data.rows.source import Source
 from petransfer.data.rows.stored_rows import RowWriter
@@ -53,8 +53,11 @@ _PART_NAMES = {
 LABELS, ROWS_PER_LABEL = 50, 5
 # Different targets are counted up to COUNTED. More different categories than CATEGORIES are an error.
 COUNTED, CATEGORIES = 5000, 1000
-# Texts of pandas and of spreadsheets for missing values and for errors of formulas.
-_MISSING = ("NaN", "nan", "<NA>", "NaT", "#N/A", "#NA", "#VALUE!", "#REF!", "#DIV/0!", "#NAME?", "#NUM!", "#NULL!")
+# Texts of Python, pandas, R, databases and spreadsheets for missing values and for errors of formulas.
+_MISSING = (
+    "NaN", "nan", "<NA>", "NaT", "None", "NA", "null", "NULL", "\\N", "#N/A", "#NA", "#VALUE!", "#REF!", "#DIV/0!",
+    "#NAME?", "#NUM!", "#NULL!",
+)  # fmt: skip
 
 
 # A chat as text, in the older form of Anthropic.
@@ -79,6 +82,8 @@ class RowBuilder:
         self._digest = hashlib.sha256()
         self._targets: Counter[str] = Counter()
         self._categories: Counter[str] = Counter()
+        # the number of inputs that are a text for a missing value
+        self._named_missing: Counter[str] = Counter()
         self._bad = BadRows()
         # by name of a source: the number of its rows, and whether one of them cannot be used
         self._rows: Counter[str] = Counter()
@@ -189,7 +194,9 @@ class RowBuilder:
                 self._check_names(source, record.line, found)
             self._hidden[part] += _is_hidden(record.values, columns)
         self._rows[source.name] += 0 if again else rows
-        self._read_as += () if again else [*columns.notes.lines(source.name, columns.system), *short.notes(source.name)]
+        if not again:
+            self._read_as += columns.notes.lines(source.name, columns.system)
+            self._read_as += [*short.notes(source.name), *columns.missing_notes(source.name)]
         if part != "train" and rows and self._hidden[part] == rows:
             raise UserError(f"{source.name}: {HIDDEN_LABEL} in every {part} row{_name_another(part)}")
 
@@ -234,6 +241,8 @@ class RowBuilder:
             self._targets[texts.target] += 1
         if len(self._categories) <= CATEGORIES:
             self._categories[texts.category] += 1
+        if texts.input in _MISSING:
+            self._named_missing[texts.input] += 1
         self._returns += "\r" in texts.target
         self._longest = [max(self._longest[0], len(texts.input)), max(self._longest[1], len(texts.target))]
         self._first = self._first or texts
@@ -259,9 +268,11 @@ class RowBuilder:
                     raise UserError(f"{name} has no rows; name a file with rows")
                 alike = total > 2 and len(set(self._hashes)) < 3
                 why = ", and rows with the same input stay in one part" if alike else ""
+                advice = "give more rows, or name files"
+                if part == "train" and total > 2 and not alike:
+                    advice = "dev and test take all of them: hold out fewer rows, as with --dev 0.1 --test 0.1"
                 raise UserError(
-                    f"{name} leaves no {part} rows (of {total} in all{why}); give more rows, or name files"
-                    f"{left_out}{self._more_advice()}"
+                    f"{name} leaves no {part} rows (of {total} in all{why}); {advice}{left_out}{self._more_advice()}"
                 )
 
     def _check_categories(self) -> None:
@@ -273,8 +284,8 @@ class RowBuilder:
                 f"the column '{self._options.category}' has more than {CATEGORIES:,} categories; name another with "
                 "--set task.options.category=COLUMN"
             )
-        for names in _alike(self._categories):
-            found = f"the categories {_shown_apart(names, self._categories)} {_difference(names)}"
+        for names in alike_names(self._categories):
+            found = f"the categories {shown_apart(names, self._categories)} {difference_of(names)}"
             raise UnusableCategories(found) if is_usual else UserError(f"{found}; write them alike")
 
     def _notes(self) -> Iterator[str]:
@@ -313,16 +324,18 @@ class RowBuilder:
             named = f"--input-column {self._first.input} --target-column {self._first.target}"
             yield f"warning: the first line is read as a row; if it has the column names, use {named}"
         yield from self._missing_values()
-        for names in _alike(self._targets, _number_or_look) if len(self._targets) <= 2 * LABELS else ():
-            found = _shown_apart(names, self._targets)
-            yield f"warning: the targets {found} {_difference(names)}; is one of them a typing error?"
+        for names in alike_names(self._targets, number_or_look) if len(self._targets) <= 2 * LABELS else ():
+            found = shown_apart(names, self._targets)
+            yield f"warning: the targets {found} {difference_of(names)}; is one of them a typing error?"
 
     def _missing_values(self) -> Iterator[str]:
-        found = {name: self._targets[name] for name in _MISSING if self._targets[name]}
-        if found:
+        for kind, counts in (("inputs", self._named_missing), ("targets", self._targets)):
+            found = {name: counts[name] for name in _MISSING if counts[name]}
+            if not found:
+                continue
             shown = ", ".join(f"{visible(name)} ({count(number, 'row')})" for name, number in found.items())
             yield (
-                f"warning: some targets are texts that programs write for a missing value or an error: {shown}; remove "
+                f"warning: some {kind} are texts that programs write for a missing value or an error: {shown}; remove "
                 "these rows if nothing of that kind should be learnt"
             )
 
@@ -350,37 +363,6 @@ def _is_hidden(values: Mapping[str, Any], columns: ColumnChoice) -> bool:
     """Return whether a row's target is -1, the hidden label of some public test sets."""
     target = value_of(values, columns.target) if columns.target and has_value(values, columns.target) else None
     return not isinstance(target, bool | str) and target == -1
-
-
-def _number_or_look(name: str) -> str:
-    """Return a whole number without `.0`, and what the eye sees of any other text."""
-    return name.partition(".")[0] if re.fullmatch(r"-?\d+\.0+", name) else look(name)
-
-
-def _alike(counts: Mapping[str, int], key: Callable[[str], str] = look) -> list[list[str]]:
-    """Return the groups of names with the same key. Default: they look the same, or differ only in case or blanks."""
-    groups: dict[str, list[str]] = {}
-    for name in sorted(counts):
-        groups.setdefault(key(name), []).append(name)
-    return [names for names in groups.values() if len(names) > 1]
-
-
-def _shown_apart(names: Sequence[str], counts: Mapping[str, int]) -> str:
-    """Return the names with their numbers of rows. Names that look the same are shown with escapes."""
-    shown = [visible(name) for name in names]
-    if len({unicodedata.normalize("NFKC", text) for text in shown}) < len(names):
-        shown = [visible(name).encode("ascii", "backslashreplace").decode() for name in names]
-    rows = [count(counts[name], "row") for name in names]
-    return " and ".join(f"{text} ({number})" for text, number in zip(shown, rows, strict=True))
-
-
-def _difference(names: Sequence[str]) -> str:
-    """Return in what the names of a group from `_alike` differ."""
-    if len({look(name) for name in names}) > 1:
-        return "are the same number"
-    if len({" ".join(name.split()).casefold() for name in names}) == 1:
-        return "differ in case or blanks alone"
-    return "look alike, and differ in invisible characters or in how characters are encoded"
 
 
 def _hash(texts: RowTexts, seed: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,13 +24,16 @@ from petransfer.data.rows.records import (
     has_column,
     instruction_template,
     is_messages,
+    is_missing,
     missing_column,
+    place_in_list,
     value_of,
 )
 from petransfer.data.rows.source import Source
 from petransfer.data.rows.text_lines import first_bytes, is_utf8
 from petransfer.data.templates import fields_of, render
 from petransfer.errors import UserError
+from petransfer.plurals import count
 
 NO_CATEGORY = "(none)"
 # The column that groups rows if the user names no other column.
@@ -74,6 +77,7 @@ class ColumnChoice:
         has_all_keys: Whether the format gives every message the keys of all messages.
         is_plain: Whether chats are written as plain text, without the chat template.
         notes: Collects what the user should know about the chats.
+        missing: Counts the missing values of each column in a template with several columns.
     """
 
     inputs: tuple[str, ...]
@@ -90,6 +94,7 @@ class ColumnChoice:
     has_all_keys: bool = False
     is_plain: bool = False
     notes: ChatNotes = field(default_factory=ChatNotes, compare=False)
+    missing: Counter[str] = field(default_factory=Counter, compare=False)
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -103,21 +108,40 @@ class ColumnChoice:
         # the rows contains it.
         category = NO_CATEGORY if self.category and has_column(values, self.category) else "all"
         given = value_of(values, self.category) if self.category and has_value(values, self.category) else None
-        if given is not None and not (isinstance(given, float) and math.isnan(given)):
+        if not is_missing(given):
             category = self._category(given)
         if self.messages:
             for prompt, answer, first in self._turns(values):
                 yield RowTexts(prompt, answer, category, first)
             return
-        source_name = "" if self.template else "input"
-        texts = {name: as_text(_present(values, name), source_name or name, name) for name in self.inputs}
-        source = render(self.template, texts) if self.template else texts[self.inputs[0]]
+        source = self._source(values)
         target = as_text(_present(values, self.target), "target", self.target)
         for name, text in (("input", source), ("target", target)):
             if not text.strip():
                 raise BadRow(f"the {name} is empty")
         prompt = json.dumps([{"role": "user", "content": source}], ensure_ascii=False) if self.chat else source
         yield RowTexts(prompt, target.strip() if self.chat else target, category, source)
+
+    def _source(self, values: Mapping[str, Any]) -> str:
+        """Return the input of a row. In a template with several columns, a missing value is the empty text."""
+        if not self.template:
+            return as_text(_present(values, self.inputs[0]), "input", self.inputs[0])
+        given = {name: value_of(values, name) if has_value(values, name) else None for name in self.inputs}
+        missing = [name for name, value in given.items() if is_missing(value)]
+        if len(missing) == len(given):
+            _present(values, missing[0])  # raises an error if the row has no such key
+        else:
+            self.missing.update(missing)
+            given |= dict.fromkeys(missing, "")
+        return render(self.template, {name: as_text(value, name, name) for name, value in given.items()})
+
+    def missing_notes(self, name: str) -> list[str]:
+        """Return a note for each column of the template that lacks values. `name` is the name of the source."""
+        return [
+            f"warning: {name}: {count(rows, 'row')} without a value in the column '{column}', which is empty in the "
+            "template's text"
+            for column, rows in self.missing.items()
+        ]
 
     def _category(self, given: Any) -> str:
         try:
@@ -170,8 +194,9 @@ def choose_columns(options: RowOptions, source: Source) -> ColumnChoice:
                 return _chat_columns(options, source, names, category, "prompt", completion="completion")
             return replace(texts, others=_others(names, texts))
     if names and any(not has_column(names, name) for name in required):
-        advice = title_advice(source, required) or _chat_advice(options, source, names)
-        raise missing_column(source.name, required, names, advice)
+        values = _first_values(options, source, names)
+        advice = title_advice(source, required) or _chat_advice(source, names, values)
+        raise missing_column(source.name, required, names, advice, place_in_list(values))
     if options.messages:
         return _chat_columns(options, source, names, category, options.messages, split)
     inputs = fields_of(options.template, options.input)
@@ -189,13 +214,17 @@ def _others(names: Sequence[str], columns: ColumnChoice) -> tuple[str, ...]:
     )
 
 
-def _chat_advice(options: RowOptions, source: Source, names: Sequence[str]) -> str:
-    """Return how to read the columns of a source as chats. Empty if no column holds messages."""
+def _first_values(options: RowOptions, source: Source, names: Sequence[str]) -> Mapping[str, Any]:
+    """Return the values of the first row. Empty if it cannot be read."""
     try:
         record = next(read_records(options, source, ColumnChoice(tuple(names))), None)
     except Exception:  # a column that is not needed, such as one of images, can raise any error
-        return ""
-    values = record.values if record else {}
+        return {}
+    return record.values if record else {}
+
+
+def _chat_advice(source: Source, names: Sequence[str], values: Mapping[str, Any]) -> str:
+    """Return how to read the columns of a source as chats. Empty if no column holds messages."""
     chats = [name for name in names if has_value(values, name) and is_messages(value_of(values, name))]
     if {"prompt", "chosen"} <= set(chats):
         return "to train the answers in 'chosen', rename this column to 'completion'"

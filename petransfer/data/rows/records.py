@@ -7,7 +7,8 @@ import decimal
 import math
 import shlex
 import unicodedata
-from collections.abc import Container, Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,13 @@ class Record:
 # The columns that the data must have, each with the task option that sets it.
 Required = Mapping[str, str]
 _FLAGS = {"input_column": "--input-column", "target_column": "--target-column", "template": "--template"}
+
+
+_PARAGRAPHS = (
+    "the rows seem to be paragraphs with questions, as in SQuAD; write one row per question with `jq -c '.data[]."
+    "paragraphs[] | .context as $c | .qas[] | {{context: $c, question, answer: .answers[0].text}}' {name} > "
+    "rows.jsonl`, and use --template '{{context}} {{question}}' --target-column answer"
+)
 
 
 class MissingColumn(UserError):
@@ -91,11 +99,14 @@ def dotted_names(values: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def missing_column(name: str, required: Required, found: Sequence[str], advice: str = "") -> UserError:
+def missing_column(
+    name: str, required: Required, found: Sequence[str], advice: str = "", in_list: str = ""
+) -> UserError:
     """Return the error for missing columns. The message lists all of them, and the existing columns.
 
     Args:
         advice: What to do. Empty: to name other columns.
+        in_list: Name of a text inside of a list, as an example. Empty: no column has lists.
     """
     missing = {column: option for column, option in required.items() if not has_column(found, column)}
     exist = ", ".join(_shown(str(each)[:30]) for each in list(found)[:20]) or "no columns"
@@ -103,6 +114,8 @@ def missing_column(name: str, required: Required, found: Sequence[str], advice: 
     problem = f"{name} has no column{'s' if len(missing) > 1 else ''} {columns} (it has: {exist})"
     if advice:
         return MissingColumn(problem, advice)
+    if "paragraphs" in found:
+        return MissingColumn(problem, _PARAGRAPHS.format(name=shlex.quote(name)))
     if len(found) == 1 and len(required) > 1:
         return MissingColumn(
             problem,
@@ -117,7 +130,21 @@ def missing_column(name: str, required: Required, found: Sequence[str], advice: 
     flags = " ".join(f"{_FLAGS[option]} {value}" for option, value in values.items() if option in _FLAGS)
     sets = " ".join(f"--set task.options.{option}={value}" for option, value in values.items())
     has_flags = all(option in _FLAGS for option in values)
-    return MissingColumn(problem, f"name yours with {f'{flags}, or ' if has_flags else ''}{sets}")
+    inside = f"; a text inside of a list is named by its place, such as {in_list}" if in_list else ""
+    return MissingColumn(problem, f"name yours with {f'{flags}, or ' if has_flags else ''}{sets}{inside}")
+
+
+def place_in_list(values: Mapping[str, Any]) -> str:
+    """Return the name of the first text that is inside of a list, such as `answers.0.text`. '' without such a text."""
+    return next((name for name in _text_places(values) if any(part.isdigit() for part in name.split("."))), "")
+
+
+def _text_places(value: Any) -> Iterator[str]:
+    pairs = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in pairs:
+        if isinstance(inner, str):
+            yield str(key)
+        yield from (f"{key}.{name}" for name in _text_places(inner))
 
 
 def _advice_for_usual(names: set[str]) -> str:
@@ -183,7 +210,7 @@ def _in_shell(name: str) -> str:
     return f"$'{''.join(signs)}'"
 
 
-_WRITTEN = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal)
+_WRITTEN = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID)
 
 
 # The keys for role and content in chat datasets: usually, of ShareGPT, and of Gemini.
@@ -200,6 +227,11 @@ def _shown(name: str) -> str:
     return name if name == name.strip() else f"'{name}'"
 
 
+def is_missing(value: Any) -> bool:
+    """Return whether a value is None or NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def as_text(value: Any, name: str, column: str = "") -> str:
     """Return a value as text. Numbers and booleans are written as in JSON, dates and times as in ISO 8601.
 
@@ -212,7 +244,7 @@ def as_text(value: Any, name: str, column: str = "") -> str:
     """
     if isinstance(value, str):
         return value
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if is_missing(value):
         raise BadRow(f"the {name} is missing" if value is None else f"the {name} is missing (NaN)")
     if isinstance(value, float) and math.isinf(value):
         raise BadRow(f"the {name} is infinite, which no JSON number is; write it as text")

@@ -171,7 +171,10 @@ def _checked(number: int, text: str, end: str) -> Line:
         try:
             raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            advice = "save the file as UTF-8; `petransfer train` also takes --set task.options.encoding=cp1252"
+            advice = (
+                "save the file as UTF-8; `petransfer train` also takes the name of its encoding, as in --set "
+                "task.options.encoding=cp1252 for western Europe (others: cp1251, shift_jis, gb18030, big5, cp949)"
+            )
             problem = BadRow(NOT_UTF8, f"at byte {error.start}; {advice}")
             return Line(number, raw.decode("utf-8", "replace"), problem, end)
     return Line(number, text, end=end)

@@ -1,0 +1,42 @@
+"""Find names, such as labels and categories, that look the same or differ in case or blanks alone."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+
+from petransfer.data.bad_rows import visible
+from petransfer.data.rows.records import look
+from petransfer.plurals import count
+
+
+def number_or_look(name: str) -> str:
+    """Return a whole number without `.0`, and what the eye sees of any other text."""
+    return name.partition(".")[0] if re.fullmatch(r"-?\d+\.0+", name) else look(name)
+
+
+def alike_names(counts: Mapping[str, int], key: Callable[[str], str] = look) -> list[list[str]]:
+    """Return the groups of names with the same key. Default: they look the same, or differ only in case or blanks."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(counts):
+        groups.setdefault(key(name), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def shown_apart(names: Sequence[str], counts: Mapping[str, int]) -> str:
+    """Return the names with their numbers of rows. Names that look the same are shown with escapes."""
+    shown = [visible(name) for name in names]
+    if len({unicodedata.normalize("NFKC", text) for text in shown}) < len(names):
+        shown = [visible(name).encode("ascii", "backslashreplace").decode() for name in names]
+    rows = [count(counts[name], "row") for name in names]
+    return " and ".join(f"{text} ({number})" for text, number in zip(shown, rows, strict=True))
+
+
+def difference_of(names: Sequence[str]) -> str:
+    """Return in what the names of a group from `alike_names` differ."""
+    if len({look(name) for name in names}) > 1:
+        return "are the same number"
+    if len({" ".join(name.split()).casefold() for name in names}) == 1:
+        return "differ in case or blanks alone"
+    return "look alike, and differ in invisible characters or in how characters are encoded"
