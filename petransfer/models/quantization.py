@@ -191,8 +191,9 @@ def inventory(model: torch.nn.Module, keep_wide: Sequence[str] = ()) -> Inventor
     seen: set[int] = set()
     scales_of = _scales(model)
     head = _head(model)
+    adapter = _of_adapters(model)
     for name, value in model.named_parameters():
-        if "lora_" in name or "trainable_tokens" in name:
+        if id(value) in adapter:
             continue
         size = value.numel() * value.element_size()
         dtype = "nf4" if getattr(value, "quant_state", None) is not None else str(value.dtype).removeprefix("torch.")
@@ -223,6 +224,23 @@ def _scales(model: torch.nn.Module) -> dict[int, list[torch.Tensor]]:
             # bitsandbytes moves the scales from the weight to the layer at the first forward pass
             found[id(weight)] = [module.state.SCB if weight.SCB is None else weight.SCB]
     return found
+
+
+def _of_adapters(model: torch.nn.Module) -> set[int]:
+    """Return the `id` of each adapter parameter of a peft model, and of each trained parameter of its base."""
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    found = []
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            parts = (getattr(module, name, None) for name in module.adapter_layer_names)
+            found += [value for part in parts if isinstance(part, torch.nn.Module) for value in part.parameters()]
+    if isinstance(model, PeftModel):
+        found += [value for part in getattr(model, "prompt_encoder", {}).values() for value in part.parameters()]
+        found += [value for value in model.parameters() if value.requires_grad]
+    return {id(value) for value in found}
 
 
 def _head(model: torch.nn.Module) -> torch.Tensor | None:

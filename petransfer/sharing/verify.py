@@ -212,12 +212,17 @@ def _base(bundle: Bundle, base: Base, loaded: Loaded) -> Iterator[Check]:
     yield Check("tokenizer", same, f"the tokenizer of {name} {how}")
     if "chat template" in changed_parts:
         yield Check("chat template", False, f"the chat template of {name} changed since training; restore it")
-    yield _width(kept.get("bytes"), base, loaded, spec.method.bits)
+    yield _width(kept.get("bytes"), base, loaded, bundle)
 
 
-def _width(kept: dict[str, int] | None, base: Base, loaded: Loaded, trained: int) -> Check:
-    share = _shares(inventory(loaded.model).bytes)
-    if base.bits != trained or (kept is not None and _shares(kept).keys() != share.keys()):
+def _width(kept: dict[str, int] | None, base: Base, loaded: Loaded, bundle: Bundle) -> Check:
+    assert bundle.spec is not None
+    held, trained = inventory(loaded.model).bytes, bundle.spec.method.bits
+    if kept and "float32" not in held and kept.get("float32", 0) <= bundle.weights.stat().st_size:
+        # earlier versions counted the tensors of some methods, which are in fp32, as the base's
+        kept = {dtype: size for dtype, size in kept.items() if dtype != "float32"}
+    share = _shares(held)
+    if base.bits != trained or (kept is not None and kept.keys() != held.keys()):
         was = f" ({_in_words(_shares(kept))})" if kept else ""
         line = f"the base is at {base.bits} bits ({_in_words(share)}); the adapter was trained on one at {trained}{was}"
         return Check("bits", False, line)

@@ -23,6 +23,7 @@ from petransfer.evaluation.label_scoring import _scores
 from petransfer.memory.step_memory import Demand, simulate
 from petransfer.methods import apply_method, save_method
 from petransfer.models.loading import Loaded, load_checkpoint
+from petransfer.models.quantization import inventory
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.methods import METHODS, Method
 from petransfer.recipe.run_spec import MethodSpec, RunSpec, TrainSpec
@@ -149,6 +150,20 @@ def test_a_method_trains_what_fit_foresees_and_plain_peft_gives_its_logits(
     theirs = logits(plain, loaded)[:, -ours.shape[1] :]
     assert (ours - theirs).abs().max() < 1e-5 < (ours - untrained).abs().max()
     assert str(base) not in (tmp_path / "adapter_config.json").read_text()
+
+
+@pytest.mark.parametrize("base", ["tiny_t5", "tiny_gpt2"], indirect=True)
+def test_the_recorded_bytes_are_those_of_the_base(base: Path, tiny_gpt2: Path) -> None:
+    spec = checkpoint_spec(str(base))
+    for bits in (16, 8):
+        alone = inventory(load_checkpoint(spec, bits).model)  # type: ignore[arg-type]
+        for name, method in SMALL.items():
+            # peft has no OFT for GPT-2's layers
+            if bits not in METHODS.lookup(name).unsupported_bits and (name, base) != ("oft", tiny_gpt2):
+                model = apply_method(load_checkpoint(spec, bits), replace(method, bits=bits), 0)  # type: ignore[arg-type]
+                found = inventory(model)
+                assert found.bytes.keys() == alone.bytes.keys(), name
+                assert found.parameters <= alone.parameters, name  # some methods train biases or norms of the base
 
 
 @pytest.mark.parametrize("base", ["tiny_t5", "tiny_gpt2", "tiny_llama"], indirect=True)

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
@@ -15,6 +16,8 @@ import torch
 from safetensors.torch import load, save
 
 from petransfer.models.registry import NANO
+from petransfer.sharing import verify
+from petransfer.sharing.bundle import of_folder
 from tests.sharing.conftest import call, contents, listed, refused, sealed, write
 
 WEIGHTS = "adapter_model.safetensors"
@@ -252,3 +255,16 @@ def test_a_readme_that_is_no_card_is_said_to_be_none(
     (line,) = failures(capsys, "mine", "--no-evaluate").values()
     assert "the card is another adapter's" in line
     assert "petransfer adapter card mine" in line
+
+
+def test_bytes_that_earlier_versions_recorded_with_an_adapter_s_own_are_accepted(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = of_folder(run / "adapter")
+    base = SimpleNamespace(bits=bundle.spec.method.bits)
+    loaded = SimpleNamespace(model=None)
+    monkeypatch.setattr(verify, "inventory", lambda model: SimpleNamespace(bytes={"bfloat16": 1_000_000}))
+    for own, passes in ((400, True), (900_000, False)):
+        kept = {"bfloat16": 1_000_000, "float32": own}
+        assert verify._width(kept, base, loaded, bundle).passed is passes
+    assert not verify._width({"nf4": 1_000_000, "float32": 400}, base, loaded, bundle).passed
