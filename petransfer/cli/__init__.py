@@ -5,9 +5,7 @@ torch is imported only by the verbs (subcommands) that need it.
 
 from __future__ import annotations
 
-import codecs
 import errno
-import io
 import os
 import sys
 from typing import Any, NoReturn
@@ -20,7 +18,7 @@ from petransfer.cli.lazy_verbs import Verbs
 from petransfer.cli.log_output import show_log
 from petransfer.cli.terminal_text import print_text
 from petransfer.cli.usage_errors import usage_error
-from petransfer.cli.utf8 import start_again_in_utf8, utf8_arguments
+from petransfer.cli.utf8 import lost_characters_note, start_again_in_utf8, utf8_arguments, write_any_text
 from petransfer.errors import RunError, UserError
 from petransfer.study.launched_processes import this_place
 
@@ -101,21 +99,6 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - it stays open until the process ends
 
 
-def _print_on_any_terminal() -> None:
-    """Make stdout and stderr replace characters that their encoding lacks."""
-
-    def plain(error: UnicodeError) -> tuple[str, int]:
-        if not isinstance(error, UnicodeEncodeError):
-            raise error
-        text = error.object[error.start : error.end].replace("\u2212", "-")
-        return text.encode("ascii", "replace").decode(), error.end
-
-    codecs.register_error("petransfer", plain)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="petransfer")
-
-
 def _file_error(error: OSError) -> str:
     """Return the message on a folder or file that cannot be used. '' for other errors."""
     if isinstance(error, FileNotFoundError) and not _current_folder_exists():
@@ -135,7 +118,7 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
     The exit code is 2 for a user's mistake, 1 for a failed run, 130 after Ctrl-C.
     """
     debug = "--debug" in arguments
-    _print_on_any_terminal()
+    write_any_text()
     leads = this_place().leads
     show_log(verbose="--verbose" in arguments, quiet=not leads or "--quiet" in arguments)
     if not leads:
@@ -163,6 +146,8 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
         _end(2, f"error: {said}")
     except (KeyboardInterrupt, typer.Abort):
         _end(130, "stopped")
+    finally:
+        print_text(*lost_characters_note(), file=sys.stderr)
 
 
 def _end(code: int, said: str) -> NoReturn:

@@ -1,12 +1,56 @@
-"""Read the arguments of the command line as UTF-8, whatever the locale is."""
+"""Read the arguments of the command line as UTF-8, and write texts that the output's encoding lacks."""
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from petransfer.errors import UserError, shortened
+from petransfer.plurals import count
+
+# characters that the encoding of stdout lacks and that were written as ?
+_lost: list[str] = []
+
+
+def write_any_text() -> None:
+    """Make stdout and stderr write `?` for each character that their encoding lacks.
+
+    On Windows, files and pipes get UTF-8, unless the user chose another encoding.
+    """
+    _lost.clear()
+    for name in ("stdout", "stderr"):
+        codecs.register_error(f"petransfer_{name}", _for_stdout if name == "stdout" else _replaced)
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            is_free = sys.platform == "win32" and not stream.isatty() and "PYTHONIOENCODING" not in os.environ
+            stream.reconfigure(encoding="utf-8" if is_free else None, errors=f"petransfer_{name}")
+
+
+def lost_characters_note() -> list[str]:
+    """Return a note about the characters that stdout could not write. Empty if there are none."""
+    if not _lost:
+        return []
+    of, encoding = ("It is" if len(_lost) == 1 else "They are"), sys.stdout.encoding
+    return [
+        f"the encoding {encoding} of the output lacks {count(len(_lost), 'character')}. {of} written as ?. Set "
+        "PYTHONIOENCODING=utf-8 for the true text"
+    ]
+
+
+def _for_stdout(error: UnicodeError) -> tuple[str, int]:
+    found = _replaced(error)
+    _lost.extend("?" * found[0].count("?"))
+    return found
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].replace("\u2212", "-")
+    return text.encode("ascii", "replace").decode(), error.end
 
 
 def start_again_in_utf8() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from petransfer.cli.utf8 import lost_characters_note, write_any_text
 from tests.cli.calls import call, refused
 
 PLAIN = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
@@ -50,3 +51,37 @@ def test_json_keeps_every_letter_where_the_output_is_ascii(monkeypatch: pytest.M
     assert call(monkeypatch, *arguments) == 0
     written.flush()
     assert json.loads(written.buffer.getvalue())["input"] == "é größe 😀"  # type: ignore[attr-defined]
+
+
+def test_characters_that_the_output_cannot_write_are_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", written)
+    write_any_text()
+    print("größe 👍 红狗 \u2212")
+    written.flush()
+    assert written.buffer.getvalue().decode("cp1252").split() == ["größe", "?", "??", "-"]  # type: ignore[attr-defined]
+    (note,) = lost_characters_note()
+    assert all(part in note for part in ("cp1252", "3 characters", "PYTHONIOENCODING=utf-8"))
+    write_any_text()
+    assert not lost_characters_note()
+
+
+@pytest.mark.parametrize(
+    ("platform", "chosen", "encoding"),
+    [
+        ("win32", "", "utf-8"),
+        ("win32", "cp1252", "cp1252"),
+        ("linux", "", "cp1252"),
+    ],
+)
+def test_files_get_utf8_on_windows(platform: str, chosen: str, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", written)
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.delenv("PYTHONIOENCODING", raising=False)
+    if chosen:
+        monkeypatch.setenv("PYTHONIOENCODING", chosen)
+    write_any_text()
+    assert written.encoding == encoding

@@ -89,7 +89,7 @@ def test_what_is_wrong_is_marked(target: str, generated: str, found: str) -> Non
 
 
 def test_a_terminal_without_a_minus_sign_prints_a_hyphen() -> None:
-    code = "from petransfer.cli import _print_on_any_terminal; _print_on_any_terminal(); print('\\u22121.0 \\u00e9')"
+    code = "from petransfer.cli.utf8 import write_any_text; write_any_text(); print('\\u22121.0 \\u00e9')"
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
     assert found.stdout == b"-1.0 ?" + os.linesep.encode()
