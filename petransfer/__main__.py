@@ -7,6 +7,9 @@ import sys
 
 def main() -> None:
     """Run the command line."""
+    if sys.flags.optimize > 1:  # transformers reads docstrings, as the help of the commands does
+        print("error: Python runs without docstrings (-OO or PYTHONOPTIMIZE=2); unset PYTHONOPTIMIZE", file=sys.stderr)
+        sys.exit(2)
     try:
         from petransfer.cli import main as command_line  # takes a second, in which Ctrl-C must not end in a traceback
         from petransfer.cli.log_output import keep_from_other_handlers

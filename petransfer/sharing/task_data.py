@@ -247,7 +247,7 @@ def row_hashes(rows: Iterable[Example]) -> frozenset[bytes]:
 def trained_on(bundles: Sequence[Bundle], rows: Sequence[Example], data_dir: Path | None) -> tuple[int, ...] | None:
     """Return the positions, from 0, of the examples that were used in the training of any of these adapters.
 
-    None if unknown, or without adapters.
+    None if unknown (a warning is logged), or without adapters.
     """
     known: frozenset[bytes] = frozenset()
     for bundle in bundles:
@@ -255,7 +255,12 @@ def trained_on(bundles: Sequence[Bundle], rows: Sequence[Example], data_dir: Pat
             return None
         try:
             known |= row_hashes(data_of(bundle, data_dir).train)
-        except UserError:  # the training data are not on this machine, or have changed
+        except UserError:
+            _log.warning(
+                "%s: its training data are not here, or have changed, so it is not known which of these rows it was "
+                "trained on; --data-dir names the folder that holds them",
+                bundle.label,
+            )
             return None
     return tuple(at for at, row in enumerate(rows) if row_hash(row) in known) if bundles else None
 

@@ -12,6 +12,7 @@ import platform
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -307,7 +308,9 @@ class StudyFolder:
     def locked(self) -> Iterator[None]:
         """Lock the study's recipe, table and effects. Waits for other processes."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with _lock(self.path / ".lock", -1):
+        with _lock(self.path / ".lock", -1) as lock:
+            if type(lock).__name__ == "SoftFileLock":
+                _note_soft_locks(self.path)
             yield
 
     def names(self) -> set[str]:
@@ -334,20 +337,30 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 
 
 @contextlib.contextmanager
-def _lock(path: Path, timeout: float) -> Iterator[bool]:
-    """Lock a file and yield whether that succeeded. timeout: seconds; -1: no limit."""
+def _lock(path: Path, timeout: float) -> Iterator[Any]:
+    """Lock a file and yield the lock, or None if that failed. timeout: seconds; -1: no limit."""
     import filelock  # imported here because it takes 40 ms, and `plan` and `--help` do not need it
 
+    warnings.filterwarnings("ignore", message="flock not supported")  # `locked` says so once
     lock = filelock.FileLock(path, timeout=timeout, thread_local=False, poll_interval=0.05)
     try:
         lock.acquire()
     except filelock.Timeout:
-        yield False
+        yield None
         return
     try:
-        yield True
+        yield lock
     finally:
         lock.release()
+
+
+@functools.cache
+def _note_soft_locks(folder: Path) -> None:
+    _log.warning(
+        "the file system of %s has no locks, so a lock is a file that exists; after a crash of the machine, delete the "
+        "files .lock and .claim of a study that seems to be in use",
+        folder,
+    )
 
 
 def _this_process(number: int) -> str:

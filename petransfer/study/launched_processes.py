@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from petransfer.errors import UserError
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec
+
+_log = logging.getLogger(__name__)
 
 # Environment variables that `accelerate launch`, torchrun and the common MPIs set. The first one that is set is used.
 _INDEX = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
@@ -55,6 +58,11 @@ def refuse_launch(specs: Iterable[RunSpec]) -> None:
             )
     if _told("PARALLELISM_CONFIG"):
         raise UserError("Accelerate's parallelism_config is not supported; leave it out, FSDP splits among all")
+    if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and not this_place().shared:
+        _log.warning(
+            "Accelerate started only one process, as it always does with --cpu; `accelerate launch --multi_gpu` starts "
+            "several, on a CPU too"
+        )
     if not splits_tensors():
         return
     version = os.environ.get("FSDP_VERSION", "1")

@@ -31,6 +31,12 @@ def test_a_deleted_current_folder_is_named(tmp_path: Path) -> None:
     assert done.stderr == "error: the current folder was deleted; change to another folder\n"
 
 
+def test_python_without_docstrings_is_one_line(tmp_path: Path) -> None:
+    done = _in_shell("PYTHONOPTIMIZE=2 petransfer --version", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "unset PYTHONOPTIMIZE" in done.stderr
+
+
 def test_ctrl_c_while_the_libraries_are_imported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

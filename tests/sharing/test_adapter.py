@@ -91,7 +91,7 @@ def test_merging_is_measured_against_the_width_that_was_trained_at(trained: Call
 
 
 def test_rows_that_were_trained_on_are_counted_and_scored_apart(
-    run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, place: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "more.tsv").write_text((here / "pairs.tsv").read_text() + "to sing 9\tsingen\n", encoding="utf-8")
     scores = petransfer.Adapter.load(run, device="cpu").evaluate("more.tsv")
@@ -111,6 +111,12 @@ def test_rows_that_were_trained_on_are_counted_and_scored_apart(
         held_out = petransfer.Adapter.load(run, device="cpu").evaluate("more.tsv", part=part)
         assert (held_out.examples, held_out.seen_rows) == (sizes[part], ())
         assert held_out.exact_match == pytest.approx(result[part]["exact_match"])
+    (place / "pairs.tsv").rename(place / "moved.tsv")
+    capsys.readouterr()
+    assert call("eval", str(run), "--data", "more.tsv", "--cpu") == 0
+    said = capsys.readouterr().err
+    assert said.count("its training data are not here, or have changed, so it is not known which of these rows") == 1
+    (place / "moved.tsv").rename(place / "pairs.tsv")
 
 
 def test_pairs_have_no_parts_and_parts_are_dev_and_test(here: Path) -> None:

@@ -82,6 +82,24 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path, monkeypa
         StudyFolder(tmp_path).open(load_recipe("smoke"))
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_file_system_without_locks_is_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing(*_: int) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    study = StudyFolder(tmp_path / "study")
+    for _ in range(2):
+        study.open(load_recipe("smoke"))
+        with study.run("abc").claim() as held:
+            assert held
+    assert [record.message.partition(",")[0] for record in caplog.records] == [
+        f"the file system of {tmp_path / 'study'} has no locks"
+    ]
+
+
 def test_a_study_on_a_read_only_disk_can_be_planned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -64,6 +64,19 @@ def test_a_verb_that_is_not_shared_is_the_first_process_s_alone(
     assert "pretrain does not share a run among processes" in capsys.readouterr().err
 
 
+def test_a_launcher_that_starts_one_process_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    refuse_launch([])
+    assert not caplog.text
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # only if several processes were asked for
+    refuse_launch([])
+    assert "Accelerate started only one process" in caplog.text
+    assert "--multi_gpu" in caplog.text
+
+
 @pytest.mark.parametrize(("name", "said"), [("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")])
 def test_engines_are_refused_before_anything_is_begun(
     name: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
