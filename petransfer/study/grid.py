@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -115,7 +116,23 @@ def resolve(recipe: Recipe) -> Recipe:
 def notes(recipe: Recipe) -> list[str]:
     """Return remarks on the user's own data, one sentence each. Empty for a benchmark."""
     task = task_of(recipe)
-    return task.notes() if isinstance(task, LinesTask) else []
+    if not isinstance(task, LinesTask):
+        return []
+    given = recipe.task.prefix
+    prefixes = list(given.values()) if isinstance(given, Mapping) else [given or ""]
+    texts = [*(("prefix", prefix) for prefix in prefixes), ("template", task.template)]
+    return [*task.notes(), *filter(None, (_escape_note(what, text) for what, text in texts))]
+
+
+def _escape_note(what: str, text: str) -> str:
+    r"""Return a warning about \n or \t as two characters, which a shell does not replace. '' without them."""
+    if not (found := re.search(r"\\[nt]", text)):
+        return ""
+    sign = "a line break" if found[0] == r"\n" else "a tab"
+    return (
+        f"warning: the {what} has {found[0]} as two characters, a backslash and a letter; for {sign}, write it into "
+        f"the text itself, or in bash write $'...{found[0]}...'"
+    )
 
 
 def _data(recipe: Recipe, task: Task) -> TaskSpec:

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pandas
 import pytest
 
 from petransfer.data import LinesTask, load_task
 from petransfer.errors import UserError
+from petransfer.recipe.loading import validate
+from petransfer.study.grid import notes
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -202,3 +205,68 @@ def test_texts_inside_of_lists_are_named(elsewhere: Path) -> None:
     write("b c.json", json.dumps({"data": [{"title": "x", "paragraphs": [{"context": "c", "qas": questions}]}]}))
     with pytest.raises(UserError, match=r"write one row per question with `jq -c .* 'b c\.json' > rows\.jsonl`"):
         read("b c.json")
+
+
+def test_advice_for_objects_lists_and_chats_can_be_followed(elsewhere: Path) -> None:
+    for value, advice in (
+        (
+            {"color": "red"},
+            "--target-column target.color.*; to use the whole object, write it as text, such as json.dumps",
+        ),
+        (["x", "y"], "'target.0' names its first item; to use all, join them"),
+    ):
+        write("a.jsonl", "".join(json.dumps({"input": a, "target": value}) + "\n" for a, _ in PAIRS))
+        with pytest.raises(UserError, match=advice):
+            read("a.jsonl")
+    asked, answered = ([{"role": role, "content": "x"}] for role in ("user", "assistant"))
+    write(
+        "b.jsonl", "".join(json.dumps({"in": {"messages": asked}, "out": {"messages": answered}}) + "\n" for _ in PAIRS)
+    )
+    with pytest.raises(
+        UserError, match=r"the messages in 'in\.messages' have no answer .*columns prompt and completion"
+    ):
+        read("b.jsonl")
+    write("c.jsonl", json.dumps({"messages": [{"type": "human", "data": {"content": "x"}}]}) + "\n")
+    with pytest.raises(UserError, match=r"a message has no role \(it has: type, data\)"):
+        read("c.jsonl")
+    write("d.jsonl", json.dumps({"chosen": "Human: x Assistant: y", "rejected": "z"}) + "\n")
+    with pytest.raises(UserError, match=r"split each text in 'chosen' before its last answer"):
+        read("d.jsonl")
+
+
+def test_class_labels_in_lists_and_objects_are_names(elsewhere: Path) -> None:
+    label = datasets.ClassLabel(names=["no", "yes"])
+    text, number = (datasets.Value(kind) for kind in ("string", "int64"))
+    kinds = {"input": text, "labels": datasets.List(label), "meta": {"kind": label, "n": number}}
+    columns = {
+        "input": [a for a, _ in PAIRS],
+        "labels": [[n % 2, 0] for n in range(30)],
+        "meta": [{"kind": n % 2, "n": n} for n in range(30)],
+    }
+    data = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+    data.save_to_disk("saved")
+    data.to_parquet("a.parquet")
+    for name in ("saved", "a.parquet"):
+        for target in ("labels.0", "meta.kind"):
+            assert read(name, target=target)[0] == [(a, ("no", "yes")[n % 2]) for n, (a, _) in enumerate(PAIRS)]
+        assert read(name, target="meta.n")[0][7] == ("say 7", "7")
+
+
+def test_a_backslash_and_n_in_a_template_is_named(elsewhere: Path) -> None:
+    file = write("a.csv", "ask,target\n" + "".join(f"{a},{b}\n" for a, b in PAIRS))
+    for options, part, expected in (
+        ({"template": "{ask}\\nA:"}, None, "the template has \\n as two characters"),
+        ({"template": "{ask}\nA:"}, None, ""),
+        ({"input": "ask"}, "say:\\t", "the prefix has \\t as two characters"),
+    ):
+        content = {
+            "name": "x",
+            "task": {"name": "lines", "options": {"train": file, **options}, **({"prefix": part} if part else {})},
+            "family": "nano",
+            "arms": ["english"],
+            "methods": [{"name": "lora"}],
+            "seeds": [0],
+            "train": {"steps": 1, "batch_size": 1, "learning_rate": 0.1},
+        }
+        found = "\n".join(notes(validate(content, "x")))
+        assert (expected in found) if expected else ("two characters" not in found)

@@ -198,6 +198,9 @@ def _message(value: Any) -> Message:
         others["tool_calls"] = _calls(others.pop("function_call"))  # the older name of OpenAI
     if role == "assistant" and others.get("tool_calls"):
         others["tool_calls"] = _with_read_arguments(others["tool_calls"])
+    if role_key not in value:
+        has = ", ".join(map(str, list(value)[:6]))
+        raise BadRow(f"a message has no role (it has: {has}); write its keys as role and content")
     if role not in ROLES:
         raise BadRow(f"unknown role '{role[:20]}' in a message (known: {', '.join(ROLES)})")
     text = _content(content)

@@ -12,7 +12,7 @@ from typing import Any
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.rows.chat_notes import SYSTEM_COLUMNS, TOOL_COLUMNS, ChatNotes, chat_columns_note, without_nulls
 from petransfer.data.rows.chat_rows import COLUMNS as CHAT_COLUMNS
-from petransfer.data.rows.chat_rows import GEMINI_COLUMN, chat_turns, system_text
+from petransfer.data.rows.chat_rows import GEMINI_COLUMN, chat_turns, read_messages, system_text
 from petransfer.data.rows.content_check import refuse_other_content
 from petransfer.data.rows.delimited import detect, title_advice, unusual
 from petransfer.data.rows.options import RowOptions
@@ -228,6 +228,12 @@ def _chat_advice(source: Source, names: Sequence[str], values: Mapping[str, Any]
     chats = [name for name in names if has_value(values, name) and is_messages(value_of(values, name))]
     if {"prompt", "chosen"} <= set(chats):
         return "to train the answers in 'chosen', rename this column to 'completion'"
+    if chats and not _has_answer(value_of(values, chats[0])):
+        return (
+            f"the messages in '{chats[0]}' have no answer of the assistant; write it as their last message, or write "
+            "the messages before the answer and the answer into the columns prompt and completion, as in "
+            '{"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Hello"}]}'
+        )
     if chats:
         return f"to train the chats in '{chats[0]}', use --set task.options.messages={chats[0]}"
     if source.format == "csv" and any(" " in name.strip() for name in names[:2]) and 1 < len(names) <= 3:
@@ -236,6 +242,13 @@ def _chat_advice(source: Source, names: Sequence[str], values: Mapping[str, Any]
             "it; else name the columns with --input-column COLUMN --target-column COLUMN"
         )
     return ""
+
+
+def _has_answer(value: Any) -> bool:
+    try:
+        return any(message["role"] == "assistant" for message in read_messages(value))
+    except BadRow:  # training names the fault
+        return True
 
 
 def _chat_columns(

@@ -130,8 +130,10 @@ def missing_column(
     flags = " ".join(f"{_FLAGS[option]} {value}" for option, value in values.items() if option in _FLAGS)
     sets = " ".join(f"--set task.options.{option}={value}" for option, value in values.items())
     has_flags = all(option in _FLAGS for option in values)
+    objects = any(name.startswith(f"{column}.") for column in missing for name in map(str, found))
+    whole = f"; {_WHOLE}" if objects and "template" not in values else ""
     inside = f"; a text inside of a list is named by its place, such as {in_list}" if in_list else ""
-    return MissingColumn(problem, f"name yours with {f'{flags}, or ' if has_flags else ''}{sets}{inside}")
+    return MissingColumn(problem, f"name yours with {f'{flags}, or ' if has_flags else ''}{sets}{whole}{inside}")
 
 
 def place_in_list(values: Mapping[str, Any]) -> str:
@@ -157,12 +159,13 @@ def _advice_for_usual(names: set[str]) -> str:
             f"task.options.template='{template}' --set task.options.target_column={answer}"
         )
     if {"chosen", "rejected"} <= names:
-        options = (
-            "--input-column prompt --target-column chosen"
-            if "prompt" in names
-            else "--set task.options.messages=chosen"
-        )
-        return f"there is no preference training; train on the chosen answers with {options}"
+        options = "train on the chosen answers with --input-column prompt --target-column chosen"
+        if "prompt" not in names:
+            options = (
+                "train on the chosen answers with --set task.options.messages=chosen if they are JSON lists of "
+                "messages; else split each text in 'chosen' before its last answer into input and target"
+            )
+        return f"there is no preference training; {options}"
     if "custom_id" in names and any(name.startswith("response.") for name in names):
         return (
             "these rows are the answers of a batch without their requests; write rows with both, joined by custom_id, "
@@ -232,6 +235,9 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+_WHOLE = "to use the whole object, write it as text, such as json.dumps makes it"
+
+
 def as_text(value: Any, name: str, column: str = "") -> str:
     """Return a value as text. Numbers and booleans are written as in JSON, dates and times as in ISO 8601.
 
@@ -265,7 +271,9 @@ def as_text(value: Any, name: str, column: str = "") -> str:
             f"the {name} is a list of messages; to train chats, use --set task.options.messages={column} alone"
         )
     if isinstance(value, list) and value:
-        raise BadRow(f"the {name} is a list, not text; '{column}.0' names its first item")
+        raise BadRow(
+            f"the {name} is a list, not text; '{column}.0' names its first item; to use all, join them to one text"
+        )
     if isinstance(value, Mapping) and value:
-        raise BadRow(f"the {name} is an object, not text; '{column}.{next(iter(value))}' names a value in it")
+        raise BadRow(f"the {name} is an object, not text; '{column}.{next(iter(value))}' names a value in it; {_WHOLE}")
     raise BadRow(f"the {name} is a {type(value).__name__}, not text")

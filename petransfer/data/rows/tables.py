@@ -64,7 +64,7 @@ def read_dataset(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
     part = _split(source)
     wanted = _tops(part.column_names, columns)
     kinds = {field.name: field.type for field in part.features.arrow_schema}
-    names = {name: feature.names for name, feature in part.features.items() if hasattr(feature, "int2str")}
+    names = {name: _label_names(feature) for name, feature in part.features.to_dict().items()}
     batches = part.select_columns(wanted).iter(_BATCH)
     rows = (zip(batch, row, strict=True) for batch in batches for row in zip(*batch.values(), strict=True))
     yield from _numbered(({name: _short(value, kinds[name]) for name, value in row} for row in rows), names)
@@ -115,9 +115,37 @@ def _split(source: Source) -> Any:
     return part.with_format(None) if hasattr(part, "with_format") else part  # else its values can be tensors
 
 
-def _label(value: Any, names: list[str] | None) -> Any:
-    """Return the name of a class label. Other values are returned unchanged."""
-    if not names or not isinstance(value, int):
+class _Items(list[Any]):
+    """The names of the labels in a list, as its only item."""
+
+
+def _label_names(feature: Any) -> Any:
+    """Return the names of a feature's class labels: a list, `_Items` for a list of labels, or a dict by key.
+
+    Args:
+        feature: A feature in the form in which the library `datasets` saves it. None is returned if it has no labels.
+    """
+    if isinstance(feature, list):
+        return _Items([names]) if feature and (names := _label_names(feature[0])) else None
+    if not isinstance(feature, dict):
+        return None
+    if feature.get("_type") == "ClassLabel":
+        return list(feature["names"])
+    if isinstance(feature.get("_type"), str):
+        return _label_names([feature.get("feature")])
+    return {key: names for key, inner in feature.items() if (names := _label_names(inner))} or None
+
+
+def _label(value: Any, names: Any) -> Any:
+    """Return the name of a class label, also inside of a list or a dict. Other values are returned unchanged.
+
+    names: The result of `_label_names`.
+    """
+    if isinstance(names, _Items):
+        return [_label(each, names[0]) for each in value] if isinstance(value, list) else value
+    if isinstance(names, dict) and isinstance(value, dict):
+        return {key: _label(each, names.get(key)) for key, each in value.items()}
+    if not isinstance(names, list) or not isinstance(value, int):
         return value
     if not 0 <= value < len(names):
         # public competitions write -1 in place of the labels of their test sets
@@ -212,16 +240,16 @@ def _tops(names: list[str], columns: tuple[str, ...]) -> list[str]:
     return [name for name in names if any(column == name or column.startswith(f"{name}.") for column in columns)]
 
 
-def _class_labels(schema: Any) -> dict[str, list[str]]:
+def _class_labels(schema: Any) -> dict[str, Any]:
     """Return the names of the class labels of each column, which the library `datasets` writes into a file's schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: list(one["names"]) for name, one in features.items() if one.get("_type") == "ClassLabel"}
+        return {name: _label_names(feature) for name, feature in features.items()}
     except (KeyError, ValueError, TypeError, AttributeError):  # no such entry, or one of another program
         return {}
 
 
-def _numbered(rows: Iterator[dict[str, Any]], labels: dict[str, list[str]]) -> Iterator[Record]:
+def _numbered(rows: Iterator[dict[str, Any]], labels: dict[str, Any]) -> Iterator[Record]:
     """Yield numbered rows in which class labels are names, not numbers. labels: the names by column."""
     for number, row in enumerate(rows, start=1):
         try:
