@@ -37,14 +37,14 @@ _OF_MODEL = {"config.json", "generation_config.json", "pretraining.json"}
 
 
 def base_record(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return the entry of spec.json that describes a run's local base. Empty for any other base.
+    """Return the entry of spec.json that describes a run's local base or local tokenizer. Empty for any others.
 
     Args:
         tokenizer: The tokenizer that `load_tokenizer` returns for the base.
     """
-    if not spec.checkpoint.source:
+    if not spec.checkpoint.source and not spec.checkpoint.tokenizer_source:
         return {}
-    files = _file_hashes(Path(spec.checkpoint.source))
+    files = _file_hashes(Path(spec.checkpoint.source)) if spec.checkpoint.source else {}
     tokens = _tokenizer_content(tokenizer, with_template=spec.task.options.get("chat") == "template")
     return {BASE_RECORD: {"files": files, "tokenizer": tokens}}
 
@@ -59,14 +59,18 @@ def changed_files(checkpoint: CheckpointSpec, record: Mapping[str, Any]) -> list
     of_model = [name for name in changed if name in _OF_MODEL or Path(name).suffix in _OF_WEIGHTS]
     if of_model or not changed:
         return of_model
+    return [] if has_recorded_tokenizer(checkpoint, record) else changed
+
+
+def has_recorded_tokenizer(checkpoint: CheckpointSpec, record: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint's tokenizer is the one in a record of spec.json."""
     from petransfer.models.checkpoint_files import load_tokenizer  # imported here because it imports torch
 
     try:
         tokenizer = _tokenizer_content(load_tokenizer(checkpoint), with_template=True)
-        same = all(tokenizer.get(name) == value for name, value in record["tokenizer"].items())
     except (UserError, OSError):  # the tokenizer was damaged since
-        same = False
-    return [] if same else changed
+        return False
+    return all(tokenizer.get(name) == value for name, value in record["tokenizer"].items())
 
 
 def _file_hashes(folder: Path) -> dict[str, str]:

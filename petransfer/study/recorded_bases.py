@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from petransfer.models.base_record import BASE_RECORD, changed_files
+from petransfer.models.base_record import BASE_RECORD, changed_files, has_recorded_tokenizer
 from petransfer.models.registry import SEED
 from petransfer.recipe.run_spec import CheckpointSpec
 from petransfer.recipe.schema import ArmPart, FamilyPart, Recipe
@@ -29,7 +29,7 @@ def cells_of(recipe: Recipe, folder: StudyFolder) -> tuple[Recipe, list[Cell]]:
         UserError: The recipe contains an unknown name, or a base is gone and no run records it.
     """
     recipe = _with_recorded_bases(recipe, folder)
-    return recipe, _with_bases_saved_again(expand(recipe), folder)
+    return recipe, _with_tokenizers_saved_again(_with_bases_saved_again(expand(recipe), folder), folder)
 
 
 def changed_bases(cells: Sequence[Cell], folder: StudyFolder) -> dict[str, str]:
@@ -62,6 +62,36 @@ def _with_hash(cell: Cell, hashes: Mapping[tuple[str, str], str]) -> Cell:
     checkpoint = cell.spec.checkpoint
     weights = hashes.get((checkpoint.name, checkpoint.weights), checkpoint.weights)
     return replace(cell, spec=replace(cell.spec, checkpoint=replace(checkpoint, weights=weights)))
+
+
+def _with_tokenizers_saved_again(cells: list[Cell], folder: StudyFolder) -> list[Cell]:
+    """Return the runs with the recorded name of each local tokenizer that has the recorded content and another hash."""
+    names = folder.names()
+    asked = {
+        cell.spec.checkpoint.tokenizer: cell.spec.checkpoint
+        for cell in cells
+        if cell.spec.checkpoint.tokenizer_source and names and cell.run_id not in names
+    }
+    records = {str(spec["checkpoint"].get("tokenizer")): _record(spec) for spec in _specs(folder)} if asked else {}
+    found = {
+        new: old
+        for new, checkpoint in asked.items()
+        for old, record in records.items()
+        if new not in records and _folder_of(old) == _folder_of(str(new))
+        if record and has_recorded_tokenizer(checkpoint, record)
+    }
+    return [_with_tokenizer(cell, found) for cell in cells]
+
+
+def _with_tokenizer(cell: Cell, names: Mapping[str | None, str]) -> Cell:
+    checkpoint = cell.spec.checkpoint
+    tokenizer = names.get(checkpoint.tokenizer, checkpoint.tokenizer)
+    return replace(cell, spec=replace(cell.spec, checkpoint=replace(checkpoint, tokenizer=tokenizer)))
+
+
+def _folder_of(tokenizer: str) -> str:
+    """Return the name of a local tokenizer's folder. tokenizer: the folder's name, @ and a hash of the files."""
+    return tokenizer.rpartition("@")[0]
 
 
 def _unrecorded(

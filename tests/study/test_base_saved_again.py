@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from petransfer.atomic_files import write_text
 from petransfer.errors import UserError
 from petransfer.models.base_record import BASE_RECORD, base_record
+from petransfer.models.checkpoint_files import load_tokenizer
 from petransfer.recipe.loading import recipe_yaml, validate
 from petransfer.recipe.schema import Recipe
 from petransfer.sharing.run_folders import run_folder
@@ -50,7 +51,7 @@ def recipe_for(base: Path) -> Recipe:
 def begin(recipe: Recipe, study: Path, recorded: bool = True) -> Cell:
     """Write the files of an interrupted run."""
     (cell,) = grid_of(recipe, study).cells
-    tokenizer = AutoTokenizer.from_pretrained(cell.spec.checkpoint.source)
+    tokenizer = load_tokenizer(cell.spec.checkpoint)
     record = base_record(cell.spec, tokenizer) if recorded else {}
     folder = study / "runs" / cell.run_id
     folder.mkdir(parents=True)
@@ -137,6 +138,23 @@ def test_another_folder_of_the_same_name_is_another_base(
     shutil.rmtree(base)  # the folder was moved, and its tokenizer was saved again
     content |= {"arms": ["two"], "family": {"name": "mine", "arms": {"two": str(other)}}}
     assert [cell.run_id for cell in grid_of(validate(content, "here"), study).cells] == [begun.run_id]
+
+
+def test_the_tokenizer_of_an_arm_saved_again_keeps_its_runs(base: Path, tmp_path: Path) -> None:
+    tokens, study = shutil.copytree(base, tmp_path / "tokens"), tmp_path / "study"
+    content = recipe_for(base).model_dump()
+    ids = []
+    bases = (("own", str(base), "<|im_end|>"), ("nano", "nano/english", "<|end|>"))  # a folder, or shipped
+    for name, arm, other in bases:
+        content["family"]["arms"]["base"] = {"checkpoint": arm, "tokenizer": str(tokens), "reinit": "all"}
+        recipe = validate(content, "here")
+        begun = begin(recipe, study / name)
+        resave(tokens)
+        edit("tokenizer_config.json", indent=7)(tokens)
+        ids.append((begun.run_id, [cell.run_id for cell in grid_of(recipe, study / name).cells]))
+        edit("tokenizer_config.json", unk_token=other)(tokens)
+        assert [cell.run_id for cell in grid_of(recipe, study / name).cells] != [begun.run_id]
+    assert [found for _, found in ids] == [[begun] for begun, _ in ids]
 
 
 def test_runs_of_older_versions_are_named(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
