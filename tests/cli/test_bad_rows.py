@@ -91,6 +91,9 @@ def test_bad_rows_are_left_out_and_listed(monkeypatch: pytest.MonkeyPatch, capsy
         (["nano/english", "a.tsv", "--dev", "nan"], "dev of lines is nan: give a share"),
         (["nano/english", "a.tsv", "--dev", "inf"], "dev of lines is inf: give a share"),
         (["nano/english", "a.tsv", "--dev", "1e9"], "leaves no train rows"),
+        (["nano/english", "a.tsv", "--dev", "0.6", "--test", "0.6"], "hold out fewer rows, as with --dev 0.1"),
+        (["nano/english", "a.tsv", "--dev", "1.0"], "dev of lines is 1.0, which can mean one row or all rows"),
+        (["nano/english", "a.tsv", "--test", "1e0"], "give 1 for one row, a share below 1"),
         (
             ["nano/english", "a.tsv", "--template", "{input:>999999999}"],
             "formats 'input'; write only the column's name",
