@@ -27,7 +27,7 @@ FLOORS = (
     {"models"},
     {"data"},
     {"recipe"},
-    {"registries", "json_lines", "user_paths", "unreadable_files"},
+    {"registries", "json_lines", "user_paths", "wrong_paths", "unreadable_files"},
     {"python_arguments"},
     {"errors", "atomic_files", "plurals", "visible_text"},
     {"similar_names"},

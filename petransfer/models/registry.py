@@ -22,6 +22,7 @@ from petransfer.recipe.schema import ArmPart, FamilyPart
 from petransfer.recipe.values import Strict
 from petransfer.recipe.yaml_text import LOADER
 from petransfer.user_paths import expanded, is_hub_name, refuse_address
+from petransfer.wrong_paths import cache_advice, weight_file_advice
 
 NANO = Path(str(resources.files("petransfer.models"))) / "nano"
 
@@ -356,7 +357,7 @@ def checkpoint_spec(checkpoint: str) -> CheckpointSpec:
         if not local.exists():
             raise UserError(f"there is no folder {local}; put the checkpoint back, or correct its name")
         if not (local / "config.json").is_file():
-            if advice := advice_for_training(local, checkpoint):
+            if advice := advice_for_training(local, checkpoint) or cache_advice(local):
                 raise UserError(f"{checkpoint} is {advice}")
             raise UserError(
                 f"{local} is no checkpoint: it has no config.json; name a folder that save_pretrained wrote"
@@ -377,6 +378,8 @@ def _file_in_place_of_folder(file: Path, name: str) -> UserError:
         return UserError(f"{file} is one file of a checkpoint; name the folder {file.parent}")
     if (file.parent / "adapter_config.json").is_file():
         return UserError(f"{name} is one file of {advice_for_training(file.parent, str(file.parent))}")
+    if advice := weight_file_advice(file):
+        return UserError(f"{name} is {advice}")
     return UserError(
         f"{file} is a file, and a checkpoint is a folder or a hub id; if it holds your rows, give it after the model: "
         f"`petransfer train MODEL {shlex.quote(str(file))}`"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -17,7 +16,7 @@ from petransfer.recipe.effect_requests import without_impossible_effects
 from petransfer.recipe.method_part import UNKNOWN_KEY, MethodPart
 from petransfer.recipe.paths_beside import with_paths_beside
 from petransfer.recipe.pretraining import CorpusPart, NoisePart, PretrainRecipe, PretrainTrainPart
-from petransfer.recipe.right_forms import right_form
+from petransfer.recipe.right_forms import right_form, type_of_yaml
 from petransfer.recipe.schema import EffectPart, FamilyPart, Recipe, TaskPart, TrainPart
 from petransfer.recipe.yaml_text import DEEPEST, parse_yaml
 from petransfer.similar_names import name_here, similar_name
@@ -276,8 +275,11 @@ def _message(error: ValidationError, content: dict[str, Any], model: type[BaseMo
         return f"unknown key '{'.'.join(place)}': {hint}"
     given = first.get("input")
     shown = "" if isinstance(given, dict) or first["type"] == "missing" else f" (it is {_shown(given)})"
-    if isinstance(given, datetime.date):
-        shown = f" (YAML reads {given} as a date; write it in quotes: '{given}')"
+    if (first["type"] == "string_type" or place[:2] == ["task", "options"]) and (read_as := type_of_yaml(given)):
+        shown = f" ({read_as})"
+    if first["loc"][-1:] == ("[key]",):
+        outer = [str(part) for part in first["loc"][:-2] if str(part) in place]
+        return f"{'.'.join(outer)}: a key must be a text{shown}"
     what = right_form(place, first) or first["msg"].removeprefix("Value error, ").replace(
         "Input should", "the value should"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -63,6 +64,18 @@ def right_form(place: Sequence[str], mistake: Mapping[str, Any]) -> str:
         is_plain = isinstance(given, int | float) and not isinstance(given, bool) and abs(given) < 1e18
         return f"give a text in quotes: {key}: '{given}'" if is_plain else f"give one text, such as {key}: '...'"
     return ""
+
+
+def type_of_yaml(given: Any) -> str:
+    """Return how YAML reads a text without quotes that is not of its type text, and the right form. '' for a text."""
+    if isinstance(given, bool):
+        texts, example = ("yes, on and true", "yes") if given else ("no, off and false", "no")
+        return f"YAML reads {texts} without quotes as {str(given).lower()}; put a text in quotes, such as '{example}'"
+    if isinstance(given, datetime.date):
+        return f"YAML reads {given} as a date; put it in quotes: '{given}'"
+    if isinstance(given, int | float) and abs(given) < 1e18:  # Python refuses to print numbers of thousands of digits
+        return f"YAML reads {given} as a number; put it in quotes: '{given}'"
+    return "YAML reads null, ~ and nothing as no value; put a text in quotes: 'null'" if given is None else ""
 
 
 def _form(key: str, given: Any, is_list: bool) -> str:

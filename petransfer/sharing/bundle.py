@@ -37,6 +37,7 @@ from petransfer.sharing.provenance_checks import check_recipe, check_result, spe
 from petransfer.sharing.run_folders import has_model, run_folder
 from petransfer.sharing.safe_reading import Tensors, card_data, read_header, read_json, read_text, read_yaml
 from petransfer.user_paths import expanded, is_hub_name, refuse_address, training_around, trainings_in
+from petransfer.wrong_paths import cache_advice, weight_file_advice
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -274,6 +275,8 @@ def _refuse_other_file(path: Path) -> None:
         raise UserError(f"{path} is one file of an adapter or a model; name the folder {path.parent}")
     if (around := training_around(path)) is not None:
         raise UserError(f"{path} is one file of a training; name the training's folder, {around}")
+    if advice := weight_file_advice(path):
+        raise UserError(f"{path} is {advice}")
     if is_file_name(path.name) and path.suffix != ".zip":
         raise UserError(
             f"{path} is a file of rows, not an adapter; give it with --data to `eval`, or with --file to `predict`"
@@ -283,6 +286,8 @@ def _refuse_other_file(path: Path) -> None:
 def nothing_found(label: str) -> UserError:
     """Return the error for a place where there is neither an adapter nor a model."""
     folder = expanded(label)
+    if folder.is_dir() and (advice := cache_advice(folder)):
+        return UserError(f"{label} is {advice}")
     # a program's output folder has the adapter or model of each saved step in a folder of its own
     inner = [path.parent.name for name in (CONFIG, "config.json") for path in sorted(folder.glob(f"*/{name}"))]
     if inner:

@@ -62,8 +62,34 @@ def test_the_file_then_set_then_options(recipe: str) -> None:
 def test_a_date_in_a_file_is_named_with_the_way_out(recipe: str) -> None:
     path = Path(recipe)
     path.write_text(path.read_text().replace("name: mine", "name: 2026-01-05"))
-    with pytest.raises(UserError, match=r"name: .*date; write it in quotes: '2026-01-05'"):
+    with pytest.raises(UserError, match=r"name: .*date; put it in quotes: '2026-01-05'"):
         load_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "quoted"),
+    [
+        ("arms: [english]", "arms: [no]", "arms.0: give a text", "'no'"),
+        ("arms: [english]", "arms: [2024]", "arms.0: give a text", "'2024'"),
+        ("arms: [english]", "arms: [1.5]", "arms.0: give a text", "'1.5'"),
+        ("name: mine", "name: On", "name: ", "'yes'"),
+        ("name: mine", "name: 2026-01-05", "name: ", "'2026-01-05'"),
+        ("name: mine", "name: mine\nfamily: {name: m, arms: {no: a/b}}", "family.arms: a key must be a text", "'no'"),
+        ("name: mine", "name: mine\nfamily: {name: m, arms: {7: a/b}}", "family.arms: a key must be a text", "'7'"),
+        ("name: mine", "name: mine\nfamily: {name: m, arms: {~: a/b}}", "family.arms: a key must be a text", "'null'"),
+        ("name: mine", "name: mine\nfamily: {name: m, arms: {de: off}}", "family.arms.de: ", "'no'"),
+    ],
+)
+def test_a_text_that_yaml_reads_as_another_type_is_to_be_put_in_quotes(
+    recipe: str, old: str, new: str, place: str, quoted: str
+) -> None:
+    path = Path(recipe)
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UserError) as refused:
+        load_recipe(recipe)
+    assert place in str(refused.value)
+    assert "in quotes" in str(refused.value)
+    assert quoted in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -431,7 +457,7 @@ def test_data_beside_the_recipe_give_the_same_runs(tmp_path: Path, monkeypatch: 
         ("seeds=3", "such as seeds: [0, 1, 2] (it is 3)"),
         ("seeds=[a]", "seeds.0: give a whole number, as in seeds: [0, 1, 2] (it is 'a')"),
         ("arms=english", "such as arms: [english, scratch]"),
-        ("arms=[5]", "arms.0: give a text, as in arms: [english, scratch] (it is 5)"),
+        ("arms=[5]", "arms.0: give a text, as in arms: [english, scratch] (YAML reads 5 as a number"),
         ("effects=english-scratch", "such as effects: [english-scratch]"),
         ("train=5", "such as train: {steps: 2000, learning_rate: 1.0e-3}"),
         ("train.steps=12,000", "without signs between its digits: steps: 12000 (it is '12,000')"),

@@ -141,9 +141,9 @@ def _share(value: str | float, part: str) -> str | float:
             return value
     if isinstance(value, bool) or not (0 < number < 1 or (1 <= number < math.inf and number == int(number))):
         raise UserError(f"{part} of lines is {value!s:.40}: give a share such as 0.1, a number of rows, or a file")
-    if number == 1 and not re.fullmatch(r" *\d+ *", str(value)):  # such as 1.0, which can also mean the share of all rows
+    if number == 1 and not re.fullmatch(r" *\d+ *", str(value)):  # such as 1.0
         raise UserError(
-            f"{part} of lines is {value!s:.40}, which can mean one row or all rows: give 1 for one row, a share below 1 "
-            "such as 0.1, or a file"
+            f"{part} of lines is {value!s:.40}, which can mean one row or all rows: give 1 for one row, a share below "
+            "1 such as 0.1, or a file"
         )
     return number if number < 1 else int(number)

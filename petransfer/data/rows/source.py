@@ -13,6 +13,7 @@ from petransfer.errors import UserError
 from petransfer.plurals import count
 from petransfer.unreadable_files import refuse_unreadable
 from petransfer.user_paths import expanded, is_hub_name, refuse_address
+from petransfer.wrong_paths import weight_file_advice
 
 FORMATS = ("tsv", "csv", "jsonl", "parquet", "arrow", "dataset")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst")
@@ -186,6 +187,8 @@ def _format(path: Path, name: str) -> str:
             raise UserError(f"{name} cannot be read as a zip file ({error})") from None
     if suffix in _UNSUPPORTED:
         raise UserError(f"{name} is {_UNSUPPORTED[suffix]}; supported are {SUPPORTED}")
+    if suffix not in _SUFFIXES and (advice := weight_file_advice(path)) and not parallel_advice(path):
+        raise UserError(f"{name} has no rows: it is {advice.partition(';')[0]}; name a file with rows after the model")
     if suffix not in _SUFFIXES:
         named = f"'{suffix}' is no known format" if suffix else "the name has no ending that tells the format"
         formats = ", ".join(FORMATS[:-1])
