@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from petransfer.data.rows.text_lines import decoded, encoding_of
 from petransfer.data.templates import fields_of
 from petransfer.errors import UserError
 from petransfer.recipe.run_spec import RunSpec
@@ -28,7 +28,6 @@ _COMPRESSED = {
 }
 # The first bytes of parquet, arrow and PDF files.
 _BINARY = (b"PAR1", b"ARROW1", b"%PDF-")
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _ADVICE = "write the inputs to a text file, one input per line"
 
 
@@ -47,7 +46,7 @@ def refuse_other_files(file: Path, specs: Iterable[RunSpec | None]) -> None:
     except OSError:  # `input_lines` reports this error
         return
     refuse_binary(head, str(file))
-    _refuse_rows(file, str(file), head.decode("utf-8", "replace").removeprefix("\ufeff"), list(specs))
+    _refuse_rows(file, str(file), decoded(head), list(specs))
 
 
 def refuse_binary(head: bytes, name: str) -> None:
@@ -55,7 +54,7 @@ def refuse_binary(head: bytes, name: str) -> None:
     form = next((form for start, form in _COMPRESSED.items() if head.startswith(start)), "")
     if form:
         raise UserError(f"{name} is not a text file: it is compressed ({form}); unpack it first, and {_ADVICE}")
-    if head.startswith(_BINARY) or (b"\0" in head and not _is_utf16(head)):
+    if head.startswith(_BINARY) or (b"\0" in head and not _is_wide_text(head)):
         raise UserError(f"{name} is not a text file; {_ADVICE}")
 
 
@@ -99,10 +98,11 @@ def _are_inputs(text: str, spec: RunSpec | None) -> bool:
     return isinstance(row, dict) and {field.split(".")[0] for field in fields} <= {key.split(".")[0] for key in row}
 
 
-def _is_utf16(head: bytes) -> bool:
-    # without a byte order mark: nearly every second byte of English text is zero
-    even, odd = head[0:1000:2].count(0), head[1:1000:2].count(0)
-    return head.startswith(_UTF16) or (min(even, odd) == 0 and max(even, odd) * 4 > min(len(head), 1000))
+def _is_wide_text(head: bytes) -> bool:
+    """Return whether data with zero bytes are UTF-16 or UTF-32."""
+    encoding, mark = encoding_of(head)
+    # without a byte order mark: no more than every second byte of English text is zero
+    return encoding != "utf-8" and (mark > 0 or 0 in (head[0:1000:2].count(0), head[1:1000:2].count(0)))
 
 
 def _columns(spec: RunSpec | None) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
+import itertools
 import os
 import queue
 import stat
@@ -14,9 +16,9 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from petransfer.cli.input_files import refuse_binary
+from petransfer.data.rows.text_lines import encoding_of
 from petransfer.errors import UserError
 
-_BOM = b"\xef\xbb\xbf"
 # Seconds without any input after which the user is told that petransfer waits for inputs.
 PATIENCE = 5.0
 _Item = TypeVar("_Item")
@@ -33,11 +35,11 @@ LONGEST_LINE = 16_000_000
 
 
 def input_lines(file: Path | None) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file or of standard input, without line breaks.
+    """Yield the lines of a file or of standard input, without line breaks. UTF-8, UTF-16 and UTF-32 are detected.
 
     Raises:
-        UserError: The file cannot be read, standard input is closed, or a line is binary, not UTF-8 or longer than
-            `LONGEST_LINE`.
+        UserError: The file cannot be read, standard input is closed, or a line is binary, in another encoding or longer
+            than `LONGEST_LINE`.
     """
     if file is None:
         if sys.stdin is None:
@@ -119,15 +121,31 @@ def _standard_input() -> BinaryIO:
 
 
 def _decoded(lines: BinaryIO, name: str) -> Iterator[str]:
-    for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), start=1):
-        if len(line) > LONGEST_LINE:
-            raise UserError(f"line {number} of {name} has more than {LONGEST_LINE:,} bytes; give one input per line")
-        if number == 1:
-            refuse_binary(line, name)
-        start = len(_BOM) if number == 1 and line.startswith(_BOM) else 0
+    """Yield the lines of a binary file as text."""
+    parts = iter(lambda: lines.readline(LONGEST_LINE + 1), b"")  # a part ends with a byte of the value 10
+    first = next(parts, b"")
+    _refuse_long(first, name, 1)
+    refuse_binary(first, name)
+    encoding, mark = encoding_of(first)
+    # in UTF-16 and UTF-32, a byte of the value 10 can be a part of another character, and zero bytes can follow it
+    following = {"utf-16-le": 1, "utf-32-le": 3}.get(encoding, 0)
+    decode = codecs.getincrementaldecoder(encoding)().decode
+    number, begun = 1, ""
+    for part in itertools.chain([first[mark:]] if first else [], parts, [b""]):
         try:
-            text = line[start:].decode("utf-8")
+            begun += decode(part + (lines.read(following) if part.endswith(b"\n") else b""), final=not part)
         except UnicodeDecodeError as error:
-            where = f"line {number}, byte {error.start + start + 1}"
-            raise UserError(f"{name} is not UTF-8 at {where}; save it as UTF-8") from None
-        yield text.removesuffix("\n").removesuffix("\r")
+            # in UTF-8, a part is a line
+            where = f"line {number}, byte {error.start + (mark if number == 1 else 0) + 1}"
+            found = encoding.upper().removesuffix("-LE").removesuffix("-BE")
+            raise UserError(f"{name} is not {found} at {where}; save it as UTF-8") from None
+        _refuse_long(part, name, number)
+        _refuse_long(begun, name, number)
+        if begun.endswith("\n") or (begun and not part):
+            yield begun.removesuffix("\n").removesuffix("\r")
+            number, begun = number + 1, ""
+
+
+def _refuse_long(line: bytes | str, name: str, number: int) -> None:
+    if len(line) > LONGEST_LINE:
+        raise UserError(f"line {number} of {name} has more than {LONGEST_LINE:,} bytes; give one input per line")

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 import petransfer.cli
 from petransfer.cli import main
 from petransfer.cli.adapter import _wishes
+from petransfer.cli.input_files import refuse_other_files
 from petransfer.cli.text import input_lines
 from petransfer.cli.train_output import _argument
 from petransfer.data.encoding import Layout, encode_targets
@@ -316,6 +317,28 @@ def test_predict_on_a_folder_that_is_no_run(refused_at_once: Refused, elsewhere:
     for folder in ("runs", "none"):
         error = refused_at_once("predict", folder, "jump twice")
         assert f"{folder} holds no finished adapter or model; name the folder of a training, such as" in error
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_inputs_are_read_in_the_encodings_of_data(elsewhere: Path, encoding: str, end: str) -> None:
+    lines = ["walk twice", "", "größer \u010a\u0a0a\u2028 \U0001f44d", "  jump\u0085", "last"]
+    for last in ("", end):
+        text = end.join(lines) + last
+        if encoding in ("utf-32", "utf-32-be"):
+            text = "\ufeff" * (encoding == "utf-32-be") + text
+        (elsewhere / "inputs.txt").write_bytes(text.encode(encoding))
+        assert list(input_lines(elsewhere / "inputs.txt")) == lines
+        refuse_other_files(elsewhere / "inputs.txt", [None])
+
+
+def test_a_table_in_utf_16_is_no_file_of_inputs(elsewhere: Path) -> None:
+    (elsewhere / "t.csv").write_bytes("input,target\na,b\n".encode("utf-16"))
+    with pytest.raises(UserError, match="holds a table with the columns 'input', 'target'"):
+        refuse_other_files(elsewhere / "t.csv", [None])
+    (elsewhere / "cut.txt").write_bytes("walk\njump".encode("utf-16")[:-1])
+    with pytest.raises(UserError, match=r"cut\.txt is not UTF-16 at line 2"):
+        list(input_lines(elsewhere / "cut.txt"))
 
 
 def test_predict_reads_no_other_encoding(elsewhere: Path) -> None:

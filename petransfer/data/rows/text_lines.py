@@ -70,7 +70,7 @@ def first_bytes(source: Source) -> bytes:
 
 def decoded(sample: bytes) -> str:
     """Return the first bytes of a file as text, in the encoding that is detected."""
-    encoding, mark = _encoding(sample, "")
+    encoding, mark = encoding_of(sample)
     return sample[mark:].decode(encoding, "replace")
 
 
@@ -92,7 +92,7 @@ def open_text(source: Source) -> Iterator[IO[str]]:
     try:
         with _open_bytes(source.path, source.name) as file:
             sample = file.read(_SAMPLE_BYTES)
-        encoding, mark = _encoding(sample, source.encoding)
+        encoding, mark = encoding_of(sample, source.encoding)
         beginning = sample.decode(encoding, "replace")
         end = "\r" if "\r" in beginning and "\n" not in beginning else "\n"
         with _open_bytes(source.path, source.name) as file:
@@ -144,8 +144,16 @@ def _open_bytes(path: Path, name: str) -> Iterator[IO[bytes]]:
             yield plain
 
 
-def _encoding(sample: bytes, named: str) -> tuple[str, int]:
-    """Return the encoding of a file, and the length of its byte order mark in bytes."""
+def encoding_of(sample: bytes, named: str = "") -> tuple[str, int]:
+    """Return the encoding of a file, and the length of its byte order mark in bytes.
+
+    Args:
+        sample: The first bytes of the file.
+        named: The encoding that the user named. Empty: UTF-8, UTF-16 and UTF-32 are detected.
+
+    Raises:
+        UserError: Python knows no encoding of this name.
+    """
     mark, marked = next((pair for pair in _BYTE_ORDER_MARKS if sample.startswith(pair[0])), (b"", ""))
     if named:
         try:
