@@ -270,3 +270,17 @@ def test_a_backslash_and_n_in_a_template_is_named(elsewhere: Path) -> None:
         }
         found = "\n".join(notes(validate(content, "x")))
         assert (expected in found) if expected else ("two characters" not in found)
+
+
+def test_columns_that_are_not_read_can_have_the_same_name(elsewhere: Path) -> None:
+    file = write("a.csv", "input,note,target,note\n" + "".join(f"{a},x,{b},y\n" for a, b in PAIRS))
+    assert read(file)[0] == PAIRS
+    for options in ({"input": "note"}, {"template": "{input} {note}"}, {"category": "note"}):
+        with pytest.raises(UserError, match=r"a\.csv:1: two columns are named 'note'"):
+            read(file, **options)
+
+
+def test_the_names_of_a_table_with_an_index_are_no_title(elsewhere: Path) -> None:
+    file = write("a.csv", ",0\n" + "".join(f"{a},{b}\n" for a, b in PAIRS))
+    with pytest.raises(UserError, match=r"has no columns 'input' and 'target' \(it has: , 0\); name yours"):
+        read(file)

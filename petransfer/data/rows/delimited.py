@@ -90,7 +90,8 @@ def title_advice(source: Source, required: Required) -> str:
         found = (at for at, row in enumerate(rows) if all(has_column(row, name) for name in required))
         named = named or next(found, 0)
         # other names: below lines with one text at most, and above lines with the same number of columns
-        start = next((at for at, row in enumerate(rows) if sum(map(bool, row)) > 1), 0)
+        # the names of a table with an index column begin with an empty cell
+        start = next((at for at, row in enumerate(rows) if sum(map(bool, row)) > 1 or (not row[0] and any(row))), 0)
         first = first or (start if len(rows) > start + 2 and len({len(row) for row in rows[start:]}) == 1 else 0)
     if not named and not first:
         return ""
@@ -118,16 +119,19 @@ def unusual(source: Source, dialect: Dialect) -> list[str]:
     return found
 
 
-def read_delimited(source: Source, dialect: Dialect, needed: Sequence[str] = ()) -> Iterator[Record]:
+def read_delimited(
+    source: Source, dialect: Dialect, needed: Sequence[str] = (), wanted: Sequence[str] = ()
+) -> Iterator[Record]:
     """Yield the rows of a file in order. Blank lines are skipped.
 
     Args:
         needed: Columns that every row must have. Other columns at the end of a row of a csv file can be missing,
             because Excel leaves out the delimiters of empty last cells.
+        wanted: All columns that are used.
 
     Raises:
-        UserError: Two columns have the same name, the column names are below other lines, or a quote is not closed
-            within `LINES_PER_ROW` lines.
+        UserError: Two of the used columns have the same name, the column names are below other lines, or a quote is not
+            closed within `LINES_PER_ROW` lines.
     """
     columns = dialect.columns
     header_read = columns is None
@@ -135,7 +139,7 @@ def read_delimited(source: Source, dialect: Dialect, needed: Sequence[str] = ())
     for line, cells, problem in _quoted_rows(source, dialect) if dialect.quoted else _plain_rows(source, dialect):
         if not header_read:
             header_read = True
-            _refuse_twins(source, line, cells or [])
+            _refuse_twins(source, line, [name for name in _names(cells or []) if name in wanted])
         elif cells is None:
             yield Record(line, {}, problem)
         elif dialect.columns is None and line <= _LINES_OF_TITLE and tuple(cells) == POSITIONAL[: max(2, len(cells))]:

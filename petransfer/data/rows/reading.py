@@ -47,7 +47,7 @@ def read(source: Source, required: Required, named: bool, wanted: Sequence[str])
         case "tsv" | "csv":
             dialect = delimited.detect(source, required, named)
             needed = [name for name in wanted if name in required] or wanted
-            return delimited.read_delimited(source, dialect, needed)
+            return delimited.read_delimited(source, dialect, needed, wanted)
         case "jsonl":
             return read_json(source)
         case "parquet":
