@@ -21,7 +21,7 @@ from petransfer.cli.terminal_text import print_text
 from petransfer.effects.study_effects import demand
 from petransfer.memory.advice import as_options
 from petransfer.memory.cards import card_bytes, this_card
-from petransfer.memory.study_memory import PredictedRun, predict_memory
+from petransfer.memory.study_memory import PredictedRun, predict_memory, refuse_unusable_targets
 from petransfer.plurals import count
 from petransfer.pretraining import run_table as pretraining
 from petransfer.pretraining.grid import expand_pretraining
@@ -266,6 +266,7 @@ def plan(
     scheduling = Scheduling(stack=stack)
     study = grid_from_options(opt.recipe_name(recipe, recipe_option), sets, family, seeds, arms, out, data_dir, shard)
     study.folder.check(study.recipe.name, to_write=False)
+    refuse_unusable_targets(cell.spec for cell in study.waiting)
     rows = tables.rows_of(study.selected, study.folder)
     room = card_bytes(card) if card is not None else this_card()
     for row in () if as_json else rows:  # print the runs first, because the prediction of the memory takes time

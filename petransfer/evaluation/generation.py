@@ -23,7 +23,7 @@ from petransfer.models.wrappers import base_model_of, evaluating
 # get smaller batches.
 ATTENTION = 2**24
 # Models whose texts depend in transformers on the other inputs of the batch, or on its padding.
-_ALONE = frozenset({"paligemma", "recurrent_gemma", "rwkv"})
+_ALONE = frozenset({"paligemma", "recurrent_gemma", "rwkv", "xlstm"})
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ class CpuKernels(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if name == "scaled_dot_product_attention":
-            return _attention_on_cpu(*args, **(kwargs or {}))
+        if replaced := _ON_A_CPU.get(name):
+            return replaced(*args, **(kwargs or {}))
         # Stacked training replaces torch's dropout by a function that calls torch's. It must not be called twice.
         return (_TORCH_DROPOUT if name == "dropout" else func)(*args, **(kwargs or {}))
 
@@ -124,4 +124,27 @@ class _Attention(torch.autograd.Function):
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), of_mask
 
 
-_ON_A_CARD: dict[str, Any] = {"dropout": _dropout, "scaled_dot_product_attention": _attention}
+def _grouped_product(
+    rows: torch.Tensor, weights: torch.Tensor, *, offs: torch.Tensor | None = None, **_: Any
+) -> torch.Tensor:
+    """Simulate the product of each row with the weights of its expert, which PyTorch lacks for fp32 on meta tensors."""
+    result: torch.Tensor = _GroupedProduct.apply(rows, weights)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _GroupedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Any, weights: Any) -> Any:
+        ctx.save_for_backward(rows, weights)
+        return rows.new_empty(rows.shape[0], weights.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        kept = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
+        return tuple(torch.empty_like(value) if needed else None for value, needed in kept)
+
+
+_ON_A_CARD: dict[str, Any] = {
+    "dropout": _dropout, "scaled_dot_product_attention": _attention, "_grouped_mm": _grouped_product
+}  # fmt: skip
+_ON_A_CPU: dict[str, Any] = {"scaled_dot_product_attention": _attention_on_cpu, "_grouped_mm": _grouped_product}

@@ -21,12 +21,14 @@ from petransfer.memory.advice import Unpredictable
 from petransfer.memory.device_kernels import CardKernels, CpuKernels, multiply_8bit_as_on_cpu
 from petransfer.memory.tensor_tracker import Tracker
 from petransfer.methods import apply_method, virtual_tokens, weights_bits
+from petransfer.methods.shared.attach import refuse_untrained
 from petransfer.models.checkpoint_files import wrong_configuration
 from petransfer.models.control_arms import randomly_initialized
 from petransfer.models.lengths import VirtualTokens
 from petransfer.models.loading import DTYPES, Loaded
 from petransfer.models.quantization import inventory, quantization_config, refuse_poorly_quantized, require_bitsandbytes
 from petransfer.models.support import supported_class
+from petransfer.models.text_part import text_linear_layers
 from petransfer.models.wrappers import base_model_of
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import Bits, MethodSpec, Optimizer
@@ -132,7 +134,8 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens:
         new_tokens: Tokens whose embeddings are trained with `embeddings: new`.
 
     Raises:
-        UserError: The architecture cannot generate text or cannot be trained with these settings.
+        UserError: The architecture cannot generate text or cannot be trained with these settings, for example because
+            an adapted layer gets no gradient.
         Unpredictable: An operation of the architecture needs the values of tensors.
     """
     # full fine-tuning at 16 bits is predicted as at 32 bits: its weights are in fp32, and its activations count as fp32
@@ -149,6 +152,7 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens:
 
 def _simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens: tuple[int, ...]) -> Memory:
     loaded = meta_model(config, name, demand.method, own_head, new_tokens)
+    layers = text_linear_layers(loaded.model)
     if demand.device == "cpu" and weights_bits(demand.method) == 8:
         multiply_8bit_as_on_cpu(loaded.model)
     weights = inventory(loaded.model).bytes
@@ -163,11 +167,14 @@ def _simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens
     moments = _held_moments(trained, demand)
     for moment in moments:
         tracker.count(moment, "optimizer")
-    _count_gradients(tracker, trained, demand.accumulates)
+    reached = _count_gradients(tracker, trained, demand.accumulates)
     tracker.add("workspace", demand.workspaces)
     kernels = CardKernels() if demand.device == "cuda" else CpuKernels()
     with tracker, kernels:
         _run_pass(loaded, models, phase, meta_batch(demand, loaded.layout), torch.device(demand.device))
+    if demand.members == 1:
+        lost = [name for name, value in trained_tensors(models[0]).items() if id(value) not in reached]
+        refuse_untrained(config.model_type, layers, demand.method, lost)
     tracker.add("workspace", _update_workspace(trained, demand))
     at = tracker.peak
     return Memory(
@@ -182,14 +189,25 @@ def _simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens
     )
 
 
-def _count_gradients(tracker: Tracker, trained: Sequence[torch.nn.Parameter], accumulates: bool) -> None:
-    """Add the memory of the gradients. `accumulates`: also of the gradients of earlier passes."""
+def _count_gradients(tracker: Tracker, trained: Sequence[torch.nn.Parameter], accumulates: bool) -> set[int]:
+    """Add the memory of the gradients, also of earlier passes if `accumulates` is set.
+
+    Returns:
+        A set to which the backward pass adds the `id` of each tensor that gets a gradient.
+    """
+    reached: set[int] = set()
+
+    def reach(value: Any) -> None:
+        reached.add(id(value))
+        tracker.retag(value.grad, "gradients")
+
     for value in trained:
         if accumulates:
             value.grad = torch.empty_like(value, device="meta")
             tracker.count(value.grad, "gradients")
         hook: Any = value.register_post_accumulate_grad_hook
-        hook(lambda held: tracker.retag(held.grad, "gradients"))
+        hook(reach)
+    return reached
 
 
 def _with_method(loaded: Loaded, demand: Demand) -> list[torch.nn.Module]:

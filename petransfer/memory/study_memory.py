@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from petransfer.data import load_task
 from petransfer.errors import UserError
-from petransfer.memory.advice import TURNED_ON, OptionNames, suggestion
+from petransfer.memory.advice import TURNED_ON, OptionNames, Unpredictable, suggestion
 from petransfer.memory.cards import GB, gigabytes, host_bytes
 from petransfer.models.registry import is_embedded
 from petransfer.plurals import count
@@ -47,12 +47,14 @@ class PredictedRun:
         spec: One of these runs.
         fit: The prediction. None: the prediction failed.
         problem: Why the prediction failed, or ''.
+        refused: Whether it failed because the method cannot train this checkpoint.
     """
 
     name: str
     spec: RunSpec
     fit: Fit | None
     problem: str = ""
+    refused: bool = False
 
     def line(self, options: OptionNames) -> str:
         """Return the prediction as one line of text. `options` are the option names of the called command."""
@@ -119,11 +121,14 @@ def _predicted(
         demand = replace(demand_of(spec, checkpointing, device, config), members=members)
         return PredictedRun(name, spec, plan(config, spec.checkpoint, demand, own_head, limit))
     except UserError as error:
-        return PredictedRun(name, spec, None, str(error))
+        return PredictedRun(name, spec, None, str(error), not isinstance(error, Unpredictable))
 
 
-def refuse_too_large_for_cpu(specs: Sequence[RunSpec], options: Callable[[RunSpec], OptionNames]) -> None:
+def refuse_too_large_for_cpu(specs: Sequence[RunSpec], options: Callable[[RunSpec], OptionNames]) -> list[PredictedRun]:
     """Refuse runs that do not fit this machine's memory with a micro-batch of one example.
+
+    Returns:
+        The predictions.
 
     Args:
         options: Function from a run to the option names with which the called command changes the run's settings.
@@ -131,9 +136,29 @@ def refuse_too_large_for_cpu(specs: Sequence[RunSpec], options: Callable[[RunSpe
     Raises:
         UserError: A run does not fit.
     """
-    for found in predict_memory(specs, host_bytes(), device="cpu"):
+    predicted = predict_memory(specs, host_bytes(), device="cpu")
+    for found in predicted:
         if found.fit is not None and not found.fit.fits:
             raise UserError(f"{found.line(options(found.spec))}; --force tries all the same")
+    return predicted
+
+
+def refuse_unusable_targets(specs: Iterable[RunSpec]) -> None:
+    """Refuse runs whose `targets` or `layers` the method cannot train. Nothing is downloaded.
+
+    Raises:
+        UserError: Such as: no layer has the name, or a text does not pass through the layer.
+    """
+    found = {(spec.checkpoint, spec.method): spec for spec in specs if _chooses_layers(spec.method)}
+    for spec in found.values():
+        if is_embedded(spec.checkpoint.name) or Path(spec.checkpoint.source or spec.checkpoint.name).is_dir():
+            predicted = _predicted(spec, host_bytes(), False, 1, "cpu")
+            if predicted.refused:
+                raise UserError(predicted.problem)
+
+
+def _chooses_layers(method: MethodSpec) -> bool:
+    return method.targets != "all-linear" or bool(method.layers)
 
 
 def _architecture(spec: RunSpec) -> tuple[Any, bool]:
@@ -161,7 +186,7 @@ def needs_checkpointing(spec: RunSpec, card: int) -> bool:
 
 def _surely_fits(spec: RunSpec, card: int, members: int) -> bool:
     """Return whether a run surely fits. Then the planner, which imports torch, is not needed."""
-    if not is_embedded(spec.checkpoint.name) or sum(_longest(spec)) > USUAL_CHARACTERS:
+    if not is_embedded(spec.checkpoint.name) or _chooses_layers(spec.method) or sum(_longest(spec)) > USUAL_CHARACTERS:
         return False
     return members == 1 or (card >= ROOMY and members <= MOST_STACKED and spec.train.batch_size <= USUAL_BATCH)
 

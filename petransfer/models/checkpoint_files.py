@@ -29,7 +29,7 @@ from petransfer.recipe.run_spec import CheckpointSpec
 
 # What the code of an architecture raises for wrong values in its files.
 _OF_WRONG_FILES = (
-    ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError, AssertionError, ImportError,
+    ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError, AssertionError,
     StrictDataclassError,
 )  # fmt: skip
 # Attention functions that every machine has. None: transformers chooses one.
@@ -111,9 +111,15 @@ def _parts(config: Any) -> list[Any]:
 
 def wrong_configuration(place: str, error: Exception) -> UserError:
     """Return the error for a config.json that transformers cannot read, or from which it cannot build the model."""
+    if isinstance(error, ImportError):
+        return _missing_package(place, error)
     return UserError(
         f"config.json of {place} is wrong ({_reason_in_configuration(error)}); correct it, or get the checkpoint again"
     )
+
+
+def _missing_package(place: str, error: ImportError) -> UserError:
+    return UserError(f"{place} needs a package that is not installed: {shortened(reason_of(error), 200)}")
 
 
 def _has_configuration(place: str, asked: str | None) -> bool:
@@ -147,9 +153,7 @@ def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
             place, revision=asked, trust_remote_code=False
         )
     except ImportError as error:
-        raise UserError(
-            f"the tokenizer of {place} needs a package that is not installed: {reason_of(error, 200)}"
-        ) from error
+        raise _missing_package(f"the tokenizer of {place}", error) from error
     except OSError:
         raise
     except Exception as error:  # the tokenizers library raises Exception itself for a damaged file
@@ -242,6 +246,8 @@ def one_line_errors(checkpoint: CheckpointSpec) -> Iterator[None]:
         if isinstance(error, OSError):
             raise _not_found(checkpoint, error) from error
         raise UserError(f"the weights in {name} are damaged ({error}); get the checkpoint again") from error
+    except ImportError as error:
+        raise _missing_package(name, error) from error
     except _OF_WRONG_FILES as error:
         raise _not_found(checkpoint, error) from error
 

@@ -31,32 +31,40 @@ def refuse_wrong_values(config: Any, name: str) -> None:
             raise UserError(f"config.json of {name} says {problem}; correct it, or get the checkpoint again")
 
 
+def _value(part: Any, key: str) -> Any:
+    """Return a value of a configuration. None: it has none, or its layers have different ones, as in Gemma 4."""
+    try:
+        return getattr(part, key, None)
+    except RuntimeError:  # transformers' error for a value that differs between layers
+        return None
+
+
 def _wrong_values(part: Any) -> Iterator[str]:
     for key in _SIZES:
-        value = getattr(part, key, None)
+        value = _value(part, key)
         if isinstance(value, int | float | str) and not (isinstance(value, int) and value >= 1):
             yield f"{key}={value!r:.40}; it must be a whole number above 0"
     for key in _ACTIVATIONS:
-        value = getattr(part, key, None)
+        value = _value(part, key)
         if isinstance(value, str) and value not in ACT2FN:
             yield f"{key}={value!r:.40}, which transformers does not have"
     for key in _EPSILONS:
-        value = getattr(part, key, None)
+        value = _value(part, key)
         if isinstance(value, int | float) and not value >= 0:
             yield f"{key}={value!r}; it must not be negative"
 
 
 def _wrong_heads(part: Any) -> Iterator[str]:
     """Yield numbers of attention heads that do not fit each other."""
-    heads, pairs = getattr(part, "num_attention_heads", None), getattr(part, "num_key_value_heads", None)
+    heads, pairs = _value(part, "num_attention_heads"), _value(part, "num_key_value_heads")
     if isinstance(heads, int) and isinstance(pairs, int) and heads % pairs:
         yield f"num_attention_heads={heads} and num_key_value_heads={pairs}; the second must divide the first"
 
 
 def _wrong_buckets(part: Any) -> Iterator[str]:
     """Yield a wrong limit of T5's relative positions."""
-    buckets = getattr(part, "relative_attention_num_buckets", None)
-    furthest = getattr(part, "relative_attention_max_distance", None)
+    buckets = _value(part, "relative_attention_num_buckets")
+    furthest = _value(part, "relative_attention_max_distance")
     if not isinstance(buckets, int) or not isinstance(furthest, int):
         return
     # The first half of the buckets are exact distances, the other half grow with the logarithm of the distance. The

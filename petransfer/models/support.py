@@ -22,7 +22,10 @@ COMPUTED_WRONGLY = {"umt5": "transformers scales umT5's logits as if its head we
 
 # Models with images whose text part alone, as transformers' class for text loads it, cannot be saved and loaded again:
 # transformers has no such class for the type of the text part.
-_TEXT_PART_CANNOT_BE_LOADED = frozenset({"mllama"})
+_TEXT_PART_CANNOT_BE_LOADED = frozenset({"emu3", "mllama"})
+
+# Architectures for sound or images whose text decoder transformers also loads as a decoder-only model.
+_NOT_FOR_TEXT = frozenset({"git", "moshi", "musicgen", "musicgen_melody", "trocr", "whisper"})
 
 
 def supported_class(config: Any, name: str) -> Any:
@@ -31,8 +34,8 @@ def supported_class(config: Any, name: str) -> Any:
     Models that also read images are supported for text only.
 
     Raises:
-        UserError: The model is encoder-only or of an unknown kind, transformers computes it wrongly, its weights are
-            already quantised, it has two vocabularies, or its configuration has wrong values.
+        UserError: The model is encoder-only, for sound or images, or of an unknown kind, transformers computes it
+            wrongly, its weights are already quantised, it has two vocabularies, or its configuration has wrong values.
     """
     kind = config.model_type
     refuse_wrong_values(config, name)
@@ -41,6 +44,11 @@ def supported_class(config: Any, name: str) -> Any:
     if kind in COMPUTED_WRONGLY:
         raise UserError(f"{name} is not supported: {COMPUTED_WRONGLY[kind]}")
     refuse_already_quantized(config, name)
+    if kind in _NOT_FOR_TEXT:
+        raise UserError(
+            f"{name} ({kind}) reads or writes sound or images, not texts alone; use an encoder-decoder or decoder-only "
+            "checkpoint for text"
+        )
     architectures = " ".join(getattr(config, "architectures", None) or [])
     if "EncoderModel" in architectures:
         raise _encoder_only(name, architectures)

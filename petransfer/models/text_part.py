@@ -10,8 +10,13 @@ import torch
 
 # Parts of module and parameter names in transformers that indicate images, audio or video.
 _OTHER_INPUTS = re.compile(
-    r"(^|\.)(vision|visual|image|img|audio|speech|video|mm_|multi_?modal|connector|embed_(vision|audio)|eoi_embedding)"
+    r"(^|\.)(vision|visual|image|img|audio|speech|video|mm_|multi_?modal|connector|vqmodel|embed_(vision|audio)|eoi_embedding)"
 )
+# Linear layers of LED that are used only where a program marks tokens for global attention.
+_GLOBAL_ATTENTION = re.compile(r"(^|\.)(query|key|value)_global(\.|$)")
+# Linear layers of Jamba and other state space models, and of Gemma 3n, whose weights are read without calling the
+# layer, so that an adapter has no effect. Doge's layer `dt_proj` selects tokens and gets no gradient.
+_READ_AS_WEIGHTS = ("dt_proj", "altup.correction_coefs")
 # The ending of the class name of layers that are skipped if there is no image.
 _SKIPPED_WITHOUT_IMAGES = "MllamaCrossAttentionDecoderLayer"
 
@@ -28,7 +33,7 @@ def vocabulary_size(config: Any) -> int:
 
 def is_text(name: str) -> bool:
     """Return whether a name belongs to a module or parameter that processes text."""
-    return _OTHER_INPUTS.search(name) is None
+    return _OTHER_INPUTS.search(name) is None and _GLOBAL_ATTENTION.search(name) is None
 
 
 def text_filter(model: torch.nn.Module) -> Callable[[str], bool]:
@@ -43,20 +48,29 @@ def text_filter(model: torch.nn.Module) -> Callable[[str], bool]:
 
 
 def has_other_inputs(model: torch.nn.Module) -> bool:
-    """Return whether a model has modules for images, audio or video."""
+    """Return whether a model has modules for images, audio or video, or others that a text does not pass through."""
     return any(not is_text(name) for name, _ in model.named_modules())
 
 
-def text_linear_layers(model: Any) -> list[str]:
-    """Return the names of all linear layers that process text, except the output head and routers of experts."""
+def linear_layers(model: Any) -> dict[str, torch.nn.Module]:
+    """Return all linear layers of a model by name, except the output head."""
     from transformers.pytorch_utils import Conv1D
 
-    head, is_used = model.get_output_embeddings(), text_filter(model)
+    head = model.get_output_embeddings()
+    found = model.named_modules()
+    return {name: one for name, one in found if isinstance(one, torch.nn.Linear | Conv1D) and one is not head}
+
+
+def text_linear_layers(model: Any) -> list[str]:
+    """Return the names of the linear layers that a text passes through, except the output head.
+
+    Routers of experts, and layers whose weights are read without calling the layer, are left out.
+    """
+    is_used = text_filter(model)
     return [
         name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head and is_used(name)
-        if not is_router(module)
+        for name, layer in linear_layers(model).items()
+        if is_used(name) and not is_router(layer) and not name.endswith(_READ_AS_WEIGHTS)
     ]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from petransfer.errors import UserError, refuse_moved
 from petransfer.memory.cards import this_card
-from petransfer.memory.study_memory import check_matched_sizes, predict_memory, refuse_too_large_for_cpu
+from petransfer.memory.study_memory import PredictedRun, check_matched_sizes, predict_memory, refuse_too_large_for_cpu
 from petransfer.models.hub_access import refuse_unreachable
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.stacking import reasons_not_stacked
@@ -81,16 +81,20 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
     group = scheduling.grouping(checkpointing, lambda: card) if alone else None
     if scheduling.executor == "local":
         refuse_unusable_models(grid)
+    predicted: list[PredictedRun] = []
     if card and not settings.force and not splits_tensors():
         # Only stacks of a size that the user gave are checked. Stacks of `auto` are made small enough to fit.
         stacks = group(grid.waiting) if group and scheduling.stack_size else ()
-        _refuse_what_does_not_fit(grid, checkpointing, card, stacks)
-    if settings.cpu and scheduling.executor == "local" and not settings.force:
-        refuse_too_large_for_cpu([cell.spec for cell in grid.waiting], grid.options_for)
+        predicted = _refuse_what_does_not_fit(grid, checkpointing, card, stacks)
+    if not card and scheduling.executor == "local" and not settings.force:
+        predicted = refuse_too_large_for_cpu([cell.spec for cell in grid.waiting], grid.options_for)
     if scheduling.executor == "local":  # the nodes of a cluster have networks and caches of their own
         refuse_unreachable((cell.spec.checkpoint for cell in grid.waiting), with_weights=True)
         with naming_slow_work("checking every row with the model's tokenizer"):
             refuse_unusable_files(grid, settings.scored_parts)
+    for found in predicted:
+        if found.refused:
+            raise UserError(found.problem)
     check_matched_sizes([cell.spec for cell in grid.waiting], grid.recipe.data_dir)
     _log_notes(grid, scheduling)  # not before the checks: a refusal prints only its error
     return PreparedStudy(grid, settings, scheduling, group, _connect(grid, scheduling))
@@ -143,14 +147,16 @@ def _log_notes(grid: StudyGrid, scheduling: Scheduling) -> None:
 
 def _refuse_what_does_not_fit(
     grid: StudyGrid, checkpointing: bool, card: int, stacks: Sequence[Sequence[Cell]]
-) -> None:
-    """Raise UserError if a run does not fit the GPU. Log the runs with gradient checkpointing."""
-    for place in predict_memory([cell.spec for cell in grid.waiting], card, checkpointing, stack_sizes(stacks)):
+) -> list[PredictedRun]:
+    """Raise UserError if a run does not fit the GPU. Log the runs with gradient checkpointing. Return all."""
+    predicted = predict_memory([cell.spec for cell in grid.waiting], card, checkpointing, stack_sizes(stacks))
+    for place in predicted:
         line = place.line(grid.options_for(place.spec))
         if place.fit and not place.fit.fits:
             raise UserError(f"{line}; --force tries all the same")
         if place.fit and place.fit.turned_on:
             logger.info(line)
+    return predicted
 
 
 def stack_sizes(stacks: Sequence[Sequence[Cell]]) -> dict[str, int]:

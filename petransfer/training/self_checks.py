@@ -14,6 +14,8 @@ from petransfer.training.state import trained_tensors
 # Two steps are needed: in the first step LoRA's B is still zero, so the gradient of A is zero too. The third step is
 # there in case one step changes nothing.
 STEPS = 3
+# Part of the names of an expert's tensors.
+_EXPERT = ".experts."
 
 
 class SelfChecks:
@@ -24,6 +26,8 @@ class SelfChecks:
         if not self._parameters:
             raise RunError("nothing is trained: the method left no tensor with requires_grad")
         self._processes = processes or SingleProcess(torch.device("cpu"))
+        # the first steps can have no token for an expert that is chosen by a router
+        self._parameters = {name: value for name, value in self._parameters.items() if _EXPERT not in name}
         self._start = {name: _fingerprint(value) for name, value in self._parameters.items()}
         self._without_gradient = set(self._parameters)
 

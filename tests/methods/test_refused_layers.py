@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import LlamaConfig, MambaConfig
+from transformers import AutoConfig, BartConfig, LlamaConfig, MambaConfig, MixtralConfig
 
+from petransfer.api import Study
 from petransfer.errors import UserError
-from petransfer.memory.step_memory import meta_model
+from petransfer.memory.step_memory import Demand, meta_model, simulate
 from petransfer.methods import apply_method
 from petransfer.recipe.run_spec import MethodSpec
 
@@ -53,3 +56,69 @@ def test_a_text_that_names_layers_is_a_list_and_a_pattern_stays_a_pattern(
         name.split(".lora_")[0].split(".ia3_")[0] for name, value in model.named_parameters() if value.requires_grad
     }
     assert {name.rpartition(".")[2] for name in trained} == expected
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "pad_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
+ALTUP = {
+    "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "head_dim": 8, "laurel_rank": 4,
+    "activation_sparsity_pattern": None, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 64, "altup_num_inputs": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("jamba", {"num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2}),
+        ("doge", {"num_hidden_layers": 1}),
+        ("gemma3n_text", ALTUP),
+    ],
+)
+def test_layers_without_gradients_are_left_out_of_all_linear(kind: str, fields: dict[str, Any]) -> None:
+    """Such as layers whose weights are read without calling them: `simulate` refuses adapters on these."""
+    config = AutoConfig.for_model(kind, **SMALL | fields)
+    assert (
+        simulate(config, kind, Demand(MethodSpec("lora", rank=4, bits=32), 1, 4, 4, "cpu"), False).trained_parameters
+        > 0
+    )
+
+
+def test_layers_for_global_attention_are_left_out() -> None:
+    config = AutoConfig.for_model(
+        "led", vocab_size=64, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32,
+        encoder_attention_heads=2, decoder_attention_heads=2, attention_window=[8], decoder_start_token_id=0,
+    )  # fmt: skip
+    for method in (MethodSpec("lora", rank=4, bits=32), MethodSpec("full", bits=32)):
+        model = apply_method(meta_model(config, "led", method, False), method, 0)
+        trained = {name for name, value in model.named_parameters() if value.requires_grad}
+        assert trained
+        assert not any("_global" in name for name in trained)
+
+
+@pytest.mark.parametrize("bits", [32, 16])
+def test_the_memory_of_joined_experts_is_predicted(bits: Any) -> None:
+    config = MixtralConfig(**SMALL, num_hidden_layers=1, num_local_experts=4)
+    for method in (MethodSpec("lora", rank=4, bits=bits), MethodSpec("full", bits=bits)):
+        for device in ("cpu", "cuda"):
+            assert simulate(config, "mixtral", Demand(method, 2, 8, 8, device), True).trained_parameters > 0  # type: ignore[arg-type]
+
+
+def test_a_layer_that_texts_do_not_pass_through_is_refused_by_the_memory_check() -> None:
+    config = BartConfig(
+        vocab_size=64, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32,
+        encoder_attention_heads=2, decoder_attention_heads=2,
+    )  # fmt: skip
+    method = MethodSpec("lora", rank=4, bits=32, targets=("shared", "q_proj"))
+    with pytest.raises(UserError, match=r"^LoRA cannot be put on .*'shared' would get no gradient.*targets=\[fc1, "):
+        simulate(config, "bart", Demand(method, 1, 4, 4, "cpu"), False)
+
+
+def test_targets_that_no_layer_has_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    method = {"name": "lora", "rank": 4, "targets": ["q_proj"]}
+    study = Study("smoke", arms=["english"], methods=[method], effects=[], out=tmp_path / "out")
+    with pytest.raises(UserError, match=r"^LoRA cannot be put on the layers q_proj of this model \(t5\)"):
+        study.run(cpu=True)
+    assert not (tmp_path / "out").exists()

@@ -57,6 +57,10 @@ SMALL: dict[str, tuple[str, dict[str, Any], str]] = {
     "gpt_neox": ("gpt_neox", USUAL | {"max_position_embeddings": 128}, "GPT-NeoX, Pythia"),
     "smollm3": ("smollm3", GROUPED, "SmolLM3"),
     "gemma3": ("gemma3_text", GEMMA, "Gemma 3 (270M, 1B)"),
+    "gemma4": ("gemma4_text", GROUPED | {
+        "head_dim": 16, "layer_types": ["full_attention"], "per_layer_config": {"0": {"head_dim": 32}},
+        "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0,
+    }, "Gemma 4, text only"),
     "gemma3-multimodal": (
         "gemma3", {"text_config": GEMMA, "vision_config": VISION, **IMAGES}, "Gemma 3 (4B and larger), text only",
     ),
@@ -82,6 +86,7 @@ SMALL: dict[str, tuple[str, dict[str, Any], str]] = {
 REFUSED = {
     "umt5": ("umt5", GATED, "umT5", "scales"),
     "bert": ("bert", USUAL | {"architectures": ["BertModel"]}, "BERT, ProtT5 encoders and other encoders", "encoder"),
+    "whisper": ("whisper", {"d_model": 32}, "Whisper and other models for sound", "sound"),
     "modernbert": ("modernbert", USUAL, "ModernBERT", "encoder"),
     "encoder-decoder": ("encoder-decoder", {"encoder": BERT, "decoder": BERT}, "pairs of BERT models", "use a T5"),
 }
@@ -89,7 +94,7 @@ REFUSED = {
 TOKENIZERS = {
     **dict.fromkeys(("t5", "t5-v1.1", "mt5", "longt5"), "t5"),
     **dict.fromkeys(
-        ("gemma", "gemma2", "gemma3", "gemma3-multimodal", "t5gemma", "t5gemma2", "mistral", "phi3"), "gemma"
+        ("gemma", "gemma2", "gemma3", "gemma4", "gemma3-multimodal", "t5gemma", "t5gemma2", "mistral", "phi3"), "gemma"
     ),
     **dict.fromkeys(("qwen2", "qwen3", "qwen2_vl"), "qwen"),
     **dict.fromkeys(("llama", "smollm3", "mllama"), "llama3"),

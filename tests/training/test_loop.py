@@ -65,6 +65,18 @@ def test_rms_scaling_gives_each_tensor_a_rate_and_a_decay_of_its_own_size() -> N
     assert bias["scale"] == pytest.approx(1e-3)
 
 
+def test_an_expert_without_a_token_in_the_first_steps_is_no_error() -> None:
+    experts = torch.nn.ModuleDict({"expert_0": torch.nn.Linear(2, 2), "expert_1": torch.nn.Linear(2, 2)})
+    model = torch.nn.ModuleDict({"mlp": torch.nn.ModuleDict({"experts": experts}), "used": torch.nn.Linear(2, 2)})
+    checks = SelfChecks(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(3):
+        model["used"](experts["expert_1"](torch.ones(1, 2))).sum().backward()
+        checks.before_update(step)
+        optimizer.step()
+        checks.after_step(step)
+
+
 def test_a_tensor_without_a_gradient_is_an_error() -> None:
     model = torch.nn.ModuleDict({"used": torch.nn.Linear(2, 2), "unused": torch.nn.Linear(2, 2)})
     checks = SelfChecks(model)

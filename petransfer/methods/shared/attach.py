@@ -28,6 +28,9 @@ NO_LAYER = "dummy-target-modules"
 # Layers of Mamba-like models whose weights are read without calling the layer, so that an adapter has no effect.
 _READ_AS_WEIGHTS = ("dt_proj", "x_proj")
 
+# The part of a trained tensor's name that follows the name of its layer.
+_OWN_TENSOR = re.compile(r"\.(?:lora_|ia3_|oft_|vera_|modules_to_save|original_module|weight$|bias$)")
+
 
 def task_type(loaded: Loaded) -> str:
     """Return peft's task type: `SEQ_2_SEQ_LM` for an encoder-decoder, `CAUSAL_LM` for a decoder-only model."""
@@ -74,6 +77,23 @@ def _leave_out_experts(config: PeftConfig, model: torch.nn.Module) -> None:
 def _log_untrained_experts(kind: str) -> None:
     """Log once per process that a mixture of experts of type `kind` is trained without its experts."""
     _log.info("the experts of this model (%s) are not trained, only its other layers; --method full trains them", kind)
+
+
+def refuse_untrained(kind: str, layers: Sequence[str], method: MethodSpec, tensors: Sequence[str]) -> None:
+    """Raise UserError if a training step gives no gradient to some of the trained tensors.
+
+    Args:
+        kind: The model's type.
+        layers: The names of its linear layers that a text passes through.
+        tensors: The names of the trained tensors without a gradient.
+    """
+    if not tensors:
+        return
+    names = {_OWN_TENSOR.split(name)[0].rpartition(".")[2] for name in tensors}
+    found = ", ".join(f"'{name}'" for name in sorted(names))
+    raise _refused(
+        kind, layers, method, f"{found} would get no gradient, because texts do not pass through these layers"
+    )
 
 
 def _refused(kind: str, layers: Sequence[str], method: MethodSpec, reason: str) -> UserError:

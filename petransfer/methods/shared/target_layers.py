@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from petransfer.errors import UserError
 from petransfer.models.loading import Loaded
-from petransfer.models.text_part import has_other_inputs, is_router, text_linear_layers
+from petransfer.models.text_part import has_other_inputs, linear_layers, text_linear_layers
 from petransfer.recipe.run_spec import MethodSpec
 
 # One or several names of layers in one text, separated by commas or spaces.
@@ -30,11 +30,10 @@ def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | N
     asked = _names_or_pattern(loaded, method.targets)
     if asked == "all-linear" and default is not None:
         asked = list(default)
-    # layers for images or audio, and routers of experts, are never adapted
-    some_are_left = has_other_inputs(loaded.model) or any(map(is_router, loaded.model.modules()))
-    if not method.layers and not some_are_left:
-        return asked
+    # layers for images or audio, routers of experts, and layers whose weights are read directly are never adapted
     linear = text_linear_layers(loaded.model)
+    if not method.layers and not has_other_inputs(loaded.model) and len(linear) == len(linear_layers(loaded.model)):
+        return asked
     if not method.layers:
         chosen = [name for name in linear if _matches(name, asked)]
         if not chosen:
