@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,11 @@ from petransfer.recipe.run_spec import CheckpointSpec
 _OF_WRONG_FILES = (
     ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError, AssertionError,
     StrictDataclassError,
+)  # fmt: skip
+# Files of tokenizers with text.
+_OF_TOKENIZERS = (
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json", "vocab.json",
+    "chat_template.jinja",
 )  # fmt: skip
 # Attention functions that every machine has. None: transformers chooses one.
 _ATTENTION = (None, "eager", "sdpa")
@@ -93,6 +98,8 @@ def use_default_outputs(config: Any) -> None:
         if getattr(part, "output_attentions", False):
             part.output_attentions = False
         part.output_hidden_states = False
+        if not hasattr(type(part), "sliding_window") and getattr(part, "sliding_window", None):
+            part.sliding_window = None  # transformers would cut the cache of attention that has no window
 
 
 def runs_differently(config: Any) -> bool:
@@ -182,13 +189,30 @@ def _no_tokenizer(place: str, asked: str | None) -> UserError:
 
 
 def _damaged_tokenizer(place: str, asked: str | None, error: Exception) -> UserError:
-    problem = f"the tokenizer of {place} cannot be loaded ({reason_of(error, 200)})"
+    reason = _wrong_file(place, _OF_TOKENIZERS) or reason_of(error, 200)
+    problem = f"the tokenizer of {place} cannot be loaded ({reason})"
     if Path(place).is_dir():
         return UserError(f"{problem}; save it again with the tokenizer's save_pretrained")
     revision = asked or "main"
     if (missing := missing_file(place, revision)) and not use_cache_if_unreachable():
         return incomplete_copy(place, revision, missing)
     return UserError(f"{problem}; download it again with `hf download {place} --force-download`, or use another one")
+
+
+def _wrong_file(place: str, names: Sequence[str]) -> str | None:
+    """Return which of the files in a folder is not UTF-8, or is not the JSON object that its name promises."""
+    for path in (Path(place, name) for name in names):
+        try:
+            text = path.read_text(encoding="utf-8")
+            if path.suffix == ".json" and not isinstance(json.loads(text), dict):
+                return f"{path.name} is not a JSON object"
+        except UnicodeDecodeError:
+            return f"{path.name} is not UTF-8"
+        except ValueError as error:
+            return f"{path.name} is not JSON ({reason_of(error, 80)})"
+        except OSError:
+            continue
+    return None
 
 
 def tokenizer_file(checkpoint: CheckpointSpec, name: str) -> Path | None:
@@ -211,10 +235,21 @@ def _tokenizer_location(checkpoint: CheckpointSpec) -> tuple[str, str | None]:
 
 
 def generation_config(checkpoint: CheckpointSpec) -> Any:
-    """Return a checkpoint's generation configuration. None if there is none."""
-    with contextlib.suppress(OSError, ValueError, TypeError, StrictDataclassError):
-        return GenerationConfig.from_pretrained(location(checkpoint), revision=revision(checkpoint))
-    return None
+    """Return a checkpoint's generation configuration. None if there is none.
+
+    Raises:
+        UserError: generation_config.json has values with which transformers does not load the model either.
+    """
+    place = location(checkpoint)
+    try:
+        return GenerationConfig.from_pretrained(place, revision=revision(checkpoint))
+    except OSError:  # also of a file that is not JSON, which transformers passes over
+        return None
+    except _OF_WRONG_FILES as error:
+        raise UserError(
+            f"generation_config.json of {place} is wrong ({reason_of(error, 200)}); correct it, or get the checkpoint "
+            "again"
+        ) from error
 
 
 def new_tokens(checkpoint: CheckpointSpec, vocabulary: int) -> tuple[int, ...]:
@@ -261,6 +296,7 @@ def _not_found(checkpoint: CheckpointSpec, error: Exception) -> UserError:
     if checkpoint.source:
         if not Path(checkpoint.source).exists():
             return UserError(f"there is no folder {checkpoint.source}; put the checkpoint back, or correct its name")
+        first = _wrong_file(checkpoint.source, ("adapter_config.json", "model.safetensors.index.json")) or first
         return UserError(f"{checkpoint.source} cannot be loaded ({first}); name a folder that save_pretrained wrote")
     asked = revision(checkpoint) or "main"
     if (missing := missing_file(checkpoint.name, asked, checkpoint)) and not use_cache_if_unreachable():

@@ -145,13 +145,14 @@ def load_checkpoint(
         refuse_cut_files(checkpoint)
         tokenizer = load_tokenizer(replace(checkpoint, added_tokens=()))
         added = add_tokens(tokenizer, checkpoint.added_tokens)
+        generation = generation_config(checkpoint)
         if checkpoint.tokenizer:
             _set_vocabulary(config, len(tokenizer))
         model = _model(config, checkpoint, bits, seed, None if device is None else torch.device(device), keep_wide)
     draw_embeddings(model, added, checkpoint.name, seed)
     text_config(model.config).use_cache = True
     _never_drop_layers(model)
-    layout = layout_of(config, tokenizer, generation_config(checkpoint))
+    layout = layout_of(config, tokenizer, generation)
     new = new_tokens(checkpoint, model.get_input_embeddings().num_embeddings)
     return Loaded(model, tokenizer, layout, commit, tuple(dict.fromkeys((*new, *added))))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from petransfer import Adapter
+from petransfer import Adapter, UserError
 from petransfer.models.loading import load
 from tests.cli.calls import call
 
@@ -18,6 +18,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"output_attentions": True},
     {"output_hidden_states": True, "use_cache": False},
     {"attn_implementation": "flash_attention_2", "gradient_checkpointing": True},
+    {"sliding_window": 2},  # of models whose attention has no window
 ]
 
 
@@ -30,7 +31,7 @@ def test_a_base_with_such_a_field_gives_the_texts_of_one_without(
     changed = Path(shutil.copytree(plain, tmp_path / "base"))
     content = json.loads((plain / "config.json").read_text())
     (changed / "config.json").write_text(json.dumps(content | fields))
-    texts = ["walk twice", "jump left"]
+    texts = ["walk twice", "jump left and walk"]
     expected = Adapter.load(plain, device="cpu").predict(texts, 6)
     assert Adapter.load(changed, device="cpu").predict(texts, 6) == expected
     for bits in (32, 8):
@@ -41,12 +42,31 @@ def test_a_base_with_such_a_field_gives_the_texts_of_one_without(
     model.save_pretrained(tmp_path / "saved")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("generation_config.json", "[1]", r"generation_config\.json of .* is wrong \('list' object"),
+        ("generation_config.json", '{"compile_config": {"mode": 1}}', r"generation_config\.json of .* is wrong"),
+        ("tokenizer_config.json", "5", r"the tokenizer of .* \(tokenizer_config\.json is not a JSON object\)"),
+        ("special_tokens_map.json", "{", r"the tokenizer of .* \(special_tokens_map\.json is not JSON \("),
+        ("adapter_config.json", "{", r"cannot be loaded \(adapter_config\.json is not JSON \("),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(
+    name: str, content: str, said: str, tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    changed = Path(shutil.copytree(tiny_gpt2, tmp_path / "base"))
+    (changed / name).write_text(content)
+    with pytest.raises(UserError, match=said):
+        load(changed, 32, device="cpu")
+
+
 def test_it_is_trained_merged_and_verified(
     tiny_t5: Path, tiny_rows: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tiny_t5, "base")
     content = json.loads(Path("base/config.json").read_text())
-    fields = {"return_dict": False, "output_hidden_states": True, **SETTINGS[-1]}
+    fields = {"return_dict": False, "output_hidden_states": True, **SETTINGS[3]}
     Path("base/config.json").write_text(json.dumps(content | fields))
     options = ("--steps", "2", "--test", "4", "--bits", "32", "--cpu", "--out", "study")
     assert call(monkeypatch, "train", "./base", str(tiny_rows), *options) == 0
