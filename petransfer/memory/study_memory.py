@@ -307,12 +307,16 @@ def demand_of(
         config: The checkpoint's configuration, whose vocabulary tells how long tokens are. None: not a model of bytes.
     """
     from petransfer.memory.step_memory import Demand
+    from petransfer.models.lengths import positions
     from petransfer.models.text_part import text_config
 
     byte_level = config is not None and (getattr(text_config(config), "vocab_size", 0) or math.inf) <= BYTE_VOCABULARY
     per_token = 1.0 if byte_level else CHARACTERS_PER_TOKEN
     source, target = (int(count / per_token) + 2 for count in _longest(spec))
     source += len(spec.task.prefix) if byte_level else len(spec.task.prefix) // 4
+    # rows with more tokens are left out or refused
+    most = int(spec.task.source.get("max_length", 0)) or (positions(config) if config is not None else 0)
+    source, target = (min(length, most or length) for length in (source, target))
     train = spec.train
     return Demand(
         spec.method, train.batch_size, source, target, device, train.optimizer, checkpointing, packing=train.packing

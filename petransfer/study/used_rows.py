@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,18 +62,51 @@ def labels_of(grid: StudyGrid) -> list[str]:
 
 
 def notes_of(grid: StudyGrid) -> list[str]:
-    """Return remarks on the user's data (see `grid.notes`). The first row is a row that all runs use."""
+    """Return remarks on the user's data (see `grid.notes`), on the rows that all runs use.
+
+    If rows are left out, the first row and the warnings about equal inputs are those of the used rows.
+    """
     lines = notes(grid.recipe)
     specs = [cell.spec for cell in grid.cells]
     alike = specs[0].task.skips_bad_rows and len({(spec.checkpoint, spec.task) for spec in specs}) == 1
     if not alike or rows_of_parts(grid) == _all_rows(grid):
         return lines
     from petransfer.data.rows.builder import FIRST_ROW, first_row_note
+    from petransfer.data.rows.held_out import OVERLAP, SEVERAL
 
     found = _used(grid)
     assert found
     first = first_row_note(found.train[0].input, found.train[0].target)
-    return [first if line.startswith(FIRST_ROW) else line for line in lines]
+    lines = [first if line.startswith(FIRST_ROW) else line for line in lines]
+    kept = [line for line in lines if OVERLAP not in line and SEVERAL not in line]
+    return [*kept, *_about_equal_inputs(found, bool(_about(grid)["chat"])), *_epochs_note(grid, len(found.train))]
+
+
+def _about_equal_inputs(data: SplitData, chats: bool) -> list[str]:
+    """Return the warnings about inputs that stand in several rows."""
+    import numpy as np
+
+    from petransfer.data.rows.held_out import overlaps, several_targets
+
+    rows = [(code, one) for code, part in enumerate(PARTS) for one in getattr(data, part)]
+    codes = np.array([code for code, _ in rows])
+    inputs, targets = (array("Q", (hash(getattr(one, of)) % 2**64 for _, one in rows)) for of in ("input", "target"))
+    return [*overlaps(codes, inputs), *([] if chats else several_targets(codes, inputs, targets))]
+
+
+def _epochs_note(grid: StudyGrid, used: int) -> list[str]:
+    """Return a note if the epochs of a recipe are more passes over the used rows than the recipe says.
+
+    No tokenizer is loaded to find a recipe's run ids, so its epochs count all rows.
+    """
+    if grid.recipe.train.epochs is None:
+        return []
+    rows, train = _all_rows(grid)["train"], grid.cells[0].spec.train
+    return [
+        f"note: train.epochs counts all {rows:,} training rows, and {used:,} of them are used: "
+        f"{train.steps:,} steps are {train.steps * train.batch_size / used:.3g} epochs of these. Set train.steps for "
+        "another length"
+    ]
 
 
 def _used(grid: StudyGrid) -> SplitData | None:

@@ -29,7 +29,7 @@ from petransfer.models.architecture import configuration
 from petransfer.models.control_arms import randomly_initialized
 from petransfer.models.registry import NANO, checkpoint_spec
 from petransfer.recipe.methods import METHODS
-from petransfer.recipe.run_spec import Bits, MethodSpec, RunSpec, TaskSpec
+from petransfer.recipe.run_spec import Bits, MethodSpec, Options, RunSpec, TaskSpec
 from petransfer.study.folders import RunFolder
 from petransfer.study.settings import Settings
 from petransfer.study.single_run import run_one
@@ -573,3 +573,15 @@ def test_a_method_of_another_package_can_train_all_weights(monkeypatch: pytest.M
     monkeypatch.setattr(METHODS, "lookup", lambda name: everything if name == "everything" else lookup(name))
     assert method_title(replace(LORA, name="everything")) == "all of it"
     assert method_title(replace(LORA, name="full")) == "all weights"
+
+
+def test_rows_beyond_the_limit_or_the_positions_do_not_count(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
+    """Such rows are refused or left out, so they need no memory."""
+    (tmp_path / "rows.tsv").write_text("".join(f"{'walk ' * 3000}{row}\trun\n" for row in range(60)))
+    options = (("dev", 20), ("test", 20), ("train", str(tmp_path / "rows.tsv")))
+    spec = tiny_spec(task=TaskSpec("lines", "long", options=options))
+    config = AutoConfig.for_model("bart", max_position_embeddings=64)
+    assert demand_of(spec, False, config=config).input_length == 64
+    limited = replace(spec, task=replace(spec.task, source=Options({"max_length": 40})))
+    assert demand_of(limited, False, config=config).input_length == 40
+    assert demand_of(spec, False).input_length > 5000

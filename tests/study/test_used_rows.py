@@ -58,6 +58,23 @@ def test_epochs_stay_in_the_recipe_if_all_rows_are_used(tiny_t5: Path, rows: Pat
     assert _training(tiny_t5, epochs=3).recipe["train"]["epochs"] == 3
 
 
+def test_a_recipe_says_what_its_epochs_are_and_warns_about_used_rows_only(tiny_t5: Path, rows: Path) -> None:
+    """Run ids are found without a tokenizer, so the steps of a recipe's epochs are of all rows."""
+    Path("test.tsv").write_text(f"train walk 1\twalk\ntrain walk 2\twalk\nother\t{UNUSABLE}\nother\twalk\n")
+    options = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv", "bad_rows": "skip"}
+    study = pt.Study(
+        {"name": "mine", "task": {"name": "lines", "options": options}, "arms": ["mine"], "effects": [],
+         "family": {"name": "mine", "arms": {"mine": str(tiny_t5)}}, "seeds": [0],
+         "methods": [{"name": "lora", "rank": 2, "bits": 32}],
+         "train": {"epochs": 3, "batch_size": 4, "learning_rate": 0.001}},
+    )  # fmt: skip
+    assert study.grid.cells[0].spec.train.steps == 12
+    lines = "\n".join(notes_of(study.grid))
+    assert "counts all 16 training rows, and 8 of them are used: 12 steps are 6 epochs of these" in lines
+    assert "1 of 3 test rows have an input that is trained on" in lines
+    assert "more than one target" not in lines
+
+
 def test_rows_over_the_limit_are_not_counted(tiny_t5: Path, rows: Path) -> None:
     Path("train.tsv").write_text("".join(f"walk {n}\t{'walk ' * (1 + 30 * (n % 2))}run\n" for n in range(2 * USED)))
     Path("dev.tsv").write_text("walk\twalk\n")

@@ -53,6 +53,10 @@ def _end(values: Any, ordered: Any, wanted: int) -> int:
     return end
 
 
+# Texts by which the warnings about a row's input in other rows are recognised.
+OVERLAP, SEVERAL = "have an input that is trained on", "different inputs have more than one target"
+
+
 def overlaps(codes: Any, hashes: array[int]) -> list[str]:
     """Return a warning for each held-out part that shares inputs with the training rows."""
     import numpy as np
@@ -63,7 +67,7 @@ def overlaps(codes: Any, hashes: array[int]) -> list[str]:
         mine = values[codes == code]
         shared = int(np.isin(mine, train).sum())
         if shared:
-            found.append(f"warning: {shared:,} of {len(mine):,} {part} rows have an input that is trained on")
+            found.append(f"warning: {shared:,} of {len(mine):,} {part} rows {OVERLAP}")
     return found
 
 
@@ -89,7 +93,7 @@ def several_targets(codes: Any, inputs: array[int], targets: array[int]) -> list
     parts = parts or {"these rows": codes >= 0}
     best = " and ".join(f"{100 * _most_right(given[of], pairs[of]):.1f} % on {part}" for part, of in parts.items())
     return [
-        f"warning: {several:,} of {len(numbers):,} different inputs have more than one target (up to "
+        f"warning: {several:,} of {len(numbers):,} {SEVERAL} (up to "
         f"{int(numbers.max()):,}). A model generates one text for an input, so exact match can reach at most {best}. "
         "Keep one target for each input, or judge the texts by another metric, such as --metric chrf"
     ]
