@@ -14,6 +14,7 @@ import torch
 
 from petransfer.cli import main
 from petransfer.errors import UserError
+from petransfer.models.bitsandbytes_import import import_problem
 from tests.cli import calls
 
 Refused = Callable[[Path, int], str]
@@ -41,13 +42,15 @@ def refused(
         (tmp_path / "narrow.yaml").write_text(json.dumps(recipe))
         run = ["run", "-r", str(tmp_path / "narrow.yaml"), "--out", str(tmp_path / "out"), "--cpu"]
         fit = ["fit", str(folder), "--bits", str(bits), "--cpu", "--measure", "--batch", "1"]
-        begun = request.param == "run"  # bitsandbytes is needed only when the model is loaded
-        return calls.refused(monkeypatch, capsys, *(run if begun else fit), begun=begun)
+        found = calls.refused(monkeypatch, capsys, *(run if request.param == "run" else fit))
+        assert not (tmp_path / "out").exists()
+        return found
 
     return call
 
 
 def test_no_bitsandbytes_for_this_platform(refused: Refused, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not import_problem()  # before the package is hidden, because the answer is kept
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     for bits in (8, 4):
         error = refused(tiny_t5, bits)
