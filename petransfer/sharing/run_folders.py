@@ -43,7 +43,10 @@ def run_folder(folder: Path, run: str | None = None) -> Path:
     which = "finished runs" if run is None else f"finished runs whose id begins with {run}"
     listed = ", ".join(_descriptions((found or saved)[:LISTED]))
     more = f", and {len(found or saved) - LISTED} more" if len(found or saved) > LISTED else ""
-    raise UserError(f"{folder} holds {len(found)} {which}; pick one with --run ID: {listed}{more}")
+    raise UserError(
+        f"{folder} holds {len(found)} {which}; name the folder of one, such as {(found or saved)[0]}, or give --run ID "
+        f"to predict, eval or serve: {listed}{more}"
+    )
 
 
 def _refuse_without_weights(runs: list[Path]) -> None:

@@ -187,7 +187,9 @@ def test_runs_to_choose_from_are_told_apart(base: Path, tmp_path: Path) -> None:
     for cell in runs:
         (study / "runs" / cell.run_id / "adapter").mkdir()
         (study / "runs" / cell.run_id / "DONE").touch()
-    with pytest.raises(UserError, match="pick one with --run ID") as refusal:
+    with pytest.raises(
+        UserError, match=r"holds 2 finished runs; name the folder of one, such as .*/runs/.*, or give --run ID"
+    ) as refusal:
         run_folder(study)
     for cell in runs:
         assert f"{cell.run_id} (base, lora, seed 0, weights {cell.spec.checkpoint.weights[:8]})" in str(refusal.value)
