@@ -110,17 +110,24 @@ def test_empty_cells_at_the_end_of_rows_are_no_columns(elsewhere: Path) -> None:
 
 
 def test_empty_cells_that_excel_leaves_out_are_empty(elsewhere: Path) -> None:
-    body = "".join(f"{a},{b}{',x,y' if n < 16 else ''}\n" for n, (a, b) in enumerate(PAIRS))
+    body = "".join(f"{a},{b}{',x,y' if n < 15 else ''}\n" for n, (a, b) in enumerate(PAIRS))
     file = write("a.csv", f"input,target,comment,category\n{body}")
     rows, notes = read(file)
     assert rows == PAIRS
     assert categories(file) == {"y", "(none)"}
-    assert "warning: a.csv: 14 rows with fewer cells than the header" in notes
-    assert "a.csv:18 has no cell for 'comment', 'category'" in notes
-    with pytest.raises(UserError, match=r"a\.csv:18: expected 4 columns"):
+    assert "warning: a.csv: 15 rows with fewer cells than the header" in notes
+    assert "a.csv:17 has no cell for 'comment', 'category'" in notes
+    with pytest.raises(UserError, match=r"a\.csv:17: expected 4 columns"):
         read(file, input="comment")  # a text that is trained must be there
-    with pytest.raises(UserError, match=r"a\.tsv:18: expected 4 columns"):  # there, the row can be a part of a row
+    with pytest.raises(UserError, match=r"a\.tsv:17: expected 4 columns"):  # there, the row can be a part of a row
         read(write("a.tsv", Path(file).read_text().replace(",", "\t")))
+
+
+def test_other_short_rows_are_parts_of_rows(elsewhere: Path) -> None:
+    for broken in ({20}, set(range(30))):
+        rows = (f"{a},{b}{chr(10) + 'more' if n in broken else ''},{n}\n" for n, (a, b) in enumerate(PAIRS))
+        with pytest.raises(UserError, match=rf"a\.csv:{min(broken) + 2}: expected 3 columns \(.*\), found 2"):
+            read(write("a.csv", "input,target,id\n" + "".join(rows)))
 
 
 def test_lines_in_quotes_as_a_whole_are_read(elsewhere: Path) -> None:

@@ -27,6 +27,7 @@ LINES_PER_ROW = 10_000
 # A first line that names the delimiter. Excel reads such a line, and some programs write it.
 _SEPARATOR = re.compile(r'"?sep=([,;|\t:])"?[,;|\t:]*', re.IGNORECASE)
 _LINE_BREAKS = re.compile(r"\s*[\r\n]\s*")
+_ROWS_OF_EXCEL = 16
 # The first lines of a file, among which the column names are sought.
 _LINES_OF_TITLE = 30
 _BY_PLACE = f"expected 2 or {len(POSITIONAL)} tab-separated columns ({', '.join(POSITIONAL)})"
@@ -136,7 +137,9 @@ def read_delimited(
     columns = dialect.columns
     header_read = columns is None
     fewest = max((columns.index(name) + 1 for name in needed if columns and name in columns), default=0)
-    for line, cells, problem in _quoted_rows(source, dialect) if dialect.quoted else _plain_rows(source, dialect):
+    rows = _quoted_rows(source, dialect) if dialect.quoted else _plain_rows(source, dialect)
+    most = len(columns) if columns and dialect.quoted else 0
+    for (line, cells, problem), is_short in _with_short_blocks(rows, fewest, most):
         if not header_read:
             header_read = True
             _refuse_twins(source, line, [name for name in _names(cells or []) if name in wanted])
@@ -151,18 +154,36 @@ def read_delimited(
             kept = _without_empty_ends(cells, len(columns or POSITIONAL))
             if columns is None and 2 <= len(kept) <= len(POSITIONAL):
                 columns = POSITIONAL[: len(kept)]
-            yield _record(line, kept, columns, fewest, source, dialect)
+            yield _record(line, kept, columns, is_short, source, dialect)
+
+
+def _with_short_blocks(rows: Iterator[_Row], fewest: int, most: int) -> Iterator[tuple[_Row, bool]]:
+    """Yield each row, and whether it lacks its last cells because Excel has left them out.
+
+    Excel writes 16 rows at a time, and leaves out the last cells that are empty in all of them. Other short rows are
+    parts of rows with line breaks. The first 16 rows have the column names, so they have all cells.
+
+    Args:
+        fewest, most: The number of cells that a row must have, and that the header has.
+    """
+    can_be_short = None
+    while block := list(itertools.islice(rows, _ROWS_OF_EXCEL)):
+        counts = {len(cells or ()) for _, cells, _ in block}
+        is_short = bool(can_be_short) and len(counts) == 1 and 0 < fewest <= min(counts) < most
+        if can_be_short is None:
+            can_be_short = min(counts) >= most
+        yield from ((row, is_short) for row in block)
 
 
 def _record(
-    line: int, cells: list[str], columns: tuple[str, ...] | None, fewest: int, source: Source, dialect: Dialect
+    line: int, cells: list[str], columns: tuple[str, ...] | None, is_short: bool, source: Source, dialect: Dialect
 ) -> Record:
-    """Return one row. fewest: The number of cells that it must have, if quotes enclose cells. 0: all."""
+    """Return one row. is_short: Whether missing last cells are empty cells."""
     if columns is None:
         return Record(line, {}, BadRow(f"{_BY_PLACE}, found {len(cells)}{_quoting_advice(cells, source, dialect)}"))
     if dialect.columns is not None and all(map(_is_name, cells, columns)) and len(cells) == len(columns):
         return Record(line, {}, BadRow("the column names again, as in a file that was joined from several"))
-    if dialect.quoted and fewest and fewest <= len(cells) < len(columns):
+    if is_short:
         missing = columns[len(cells) :]
         return Record(line, dict(zip(columns, [*cells, *("" for _ in missing)], strict=True)), left_out=missing)
     if len(cells) != len(columns):
