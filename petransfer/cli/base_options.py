@@ -14,5 +14,8 @@ Revision = Annotated[
     str | None, typer.Option(help="Commit or branch of the base model on the hub. Default: as in training.")
 ]
 AnyBase = Annotated[
-    bool, typer.Option("--any-base", help="Accept a base model whose weights or config.json differ from training.")
+    bool,
+    typer.Option(
+        "--any-base", help="Accept a base model whose weights, config.json or tokenizer differ from training."
+    ),
 ]

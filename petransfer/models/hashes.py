@@ -7,6 +7,7 @@ import hashlib
 import json
 import mmap
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,3 +129,34 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
         # an earlier call can have changed the settings for padding and truncation
         content["rules"] = {**json.loads(backend.to_str()), "padding": None, "truncation": None}
     return _sha256(json.dumps(content, sort_keys=True))
+
+
+# Letters of several scripts, capitals, digits, punctuation and white space. Each rule of a tokenizer changes some ids.
+_PROBE = (
+    "The Walk, walked twice: größer ß É 12 345.67 (a_b-c/d) {x} <y>\t\n don't  İ ﬁ Ωmega мир 世界 日本 नमस्ते سلام 👍"
+)
+
+
+def token_ids_record(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return the entry of petransfer.json with which changed token ids are recognised (see `has_other_token_ids`)."""
+    tokens = 1 + max(tokenizer.get_vocab().values(), default=-1)
+    return {"tokens": tokens, "sha256": _token_ids_sha256(tokenizer, tokens)}
+
+
+def has_other_token_ids(tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any]) -> bool:
+    """Return whether texts have other token ids than with the recorded tokenizer. Tokens that were added do not count.
+
+    Args:
+        record: What `token_ids_record` returned for the tokenizer of the training.
+    """
+    return bool(_token_ids_sha256(tokenizer, record["tokens"]) != record["sha256"])
+
+
+def _token_ids_sha256(tokenizer: PreTrainedTokenizerBase, tokens: int) -> str:
+    """Hash the first `tokens` tokens with their ids, the ids of a text, and the ids of the tokens of the layout."""
+    content = {
+        "vocabulary": sorted((at, token) for token, at in tokenizer.get_vocab().items() if at < tokens),
+        "text": tokenizer(_PROBE, add_special_tokens=False)["input_ids"],
+        "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id],
+    }
+    return _sha256(json.dumps(content))

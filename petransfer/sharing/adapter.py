@@ -81,7 +81,7 @@ class Adapter:
             revision: commit or branch of the base on the hub. Default: the commit used in training.
             data_dir: folder with data files, for `evaluate` and `verify`.
             device: a device such as `cpu` or `cuda:1`. Default: the GPU if there is one.
-            any_base: accept a base whose weights or configuration differ from those used in training.
+            any_base: accept a base whose weights, configuration or tokenizer differ from those used in training.
 
         Raises:
             UserError: there is no adapter at `place`, or a file is missing, damaged, or could run code.

@@ -14,7 +14,13 @@ import torch
 from petransfer.errors import UserError, shortened
 from petransfer.methods import weights_bits
 from petransfer.models.configuration_record import configuration_record, differing_fields
-from petransfer.models.hashes import is_on_hub, tensors_sha256, tokenizer_hashes, weight_hashes
+from petransfer.models.hashes import (
+    has_other_token_ids,
+    is_on_hub,
+    tensors_sha256,
+    tokenizer_hashes,
+    weight_hashes,
+)
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec, is_embedded
 from petransfer.models.special_tokens import untrained_layout
@@ -36,7 +42,7 @@ class Where:
     revision: commit or branch of the base on the hub. Default: the commit used in training.
     data_dir: folder with data files.
     device: a device such as `cpu`. Default: the GPU if there is one.
-    any_base: accept a base whose weights or configuration differ from those used in training.
+    any_base: accept a base whose weights, configuration or tokenizer differ from those used in training.
     """
 
     checkpoint: str | None = None
@@ -187,7 +193,8 @@ def refuse_other_base(base: Base, loaded: Loaded, where: Where) -> None:
     """Raise UserError if the base differs from the one used in training.
 
     Equal hub commits mean equal bases. Otherwise the sha256 of the weights and the fields of config.json are compared.
-    `where.revision` or `where.any_base` accepts a different base. A different tokenizer only logs a warning.
+    `where.revision` or `where.any_base` accepts a different base. A different tokenizer with the same token ids only
+    logs a warning.
     """
     # With another base, an adapter generates empty or meaningless texts without any error.
     name = base.checkpoint.name
@@ -207,15 +214,25 @@ def refuse_other_base(base: Base, loaded: Loaded, where: Where) -> None:
                 f"config.json of {name} changed since the adapter was trained: {changed}; restore it, or --any-base "
                 "uses it as it is"
             )
-    warn_of_other_tokenizer(base.trained_on, loaded, name)
+    refuse_other_token_ids(base.trained_on, loaded, name, where)
 
 
-def warn_of_other_tokenizer(recorded: Mapping[str, Any], loaded: Loaded, name: str) -> None:
-    """Log a warning for each part of the tokenizer that differs from the one used in training.
+def refuse_other_token_ids(recorded: Mapping[str, Any], loaded: Loaded, name: str, where: Where) -> None:
+    """Raise UserError if texts have other token ids than in training, unless `where` accepts another base.
 
-    recorded: the record of the base in petransfer.json.
+    Other differences of the tokenizer, such as added tokens, and another chat template only log a warning.
+
+    recorded: the record of the base in petransfer.json. Records of older versions have no token ids, so that any
+        difference of the tokenizer only logs a warning.
     """
-    for part in other_tokenizer_parts(recorded, loaded):
+    parts, known = other_tokenizer_parts(recorded, loaded), recorded.get("token_ids")
+    accepted = where.any_base or where.revision is not None
+    if "tokenizer" in parts and known and not accepted and has_other_token_ids(loaded.tokenizer, known):
+        raise UserError(
+            f"the tokenizer of {name} changed since the adapter was trained: texts now have other token ids; restore "
+            "it, or --any-base uses it as it is"
+        )
+    for part in parts:
         _log.warning("the %s of %s is not the one that was used in training, which can change the answers", part, name)
 
 

@@ -33,12 +33,18 @@ class _Configuration(_Strict):
     sha256: Sha256
 
 
+class _TokenIds(_Strict):
+    tokens: Annotated[int, Field(ge=0)]
+    sha256: Sha256
+
+
 class _Base(_Strict):
     commit: Commit | None
     configuration: _Configuration | None = None  # missing in files of older versions
     weights_sha256: dict[str, Sha256]
     tensors_sha256: Sha256 | None = None  # missing in files of older versions
     tokenizer_sha256: Sha256
+    token_ids: _TokenIds | None = None  # missing in files of older versions
     # missing in files of older versions, None for a tokenizer without this part
     sentencepiece_sha256: Sha256 | None = None
     chat_template_sha256: Sha256 | None = None

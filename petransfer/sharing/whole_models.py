@@ -19,7 +19,7 @@ from petransfer.models.registry import checkpoint_spec, is_embedded
 from petransfer.models.special_tokens import untrained_layout
 from petransfer.models.support import supported_class
 from petransfer.recipe.run_spec import CheckpointSpec
-from petransfer.sharing.base import Where, as_trained_from, default_device, warn_of_other_tokenizer
+from petransfer.sharing.base import Where, as_trained_from, default_device, refuse_other_token_ids
 from petransfer.sharing.bundle import Bundle, is_hub_id
 from petransfer.sharing.bundle_files import PROVENANCE, has_sha256
 from petransfer.sharing.provenance_checks import spec_in
@@ -54,7 +54,7 @@ def whole_predictor(source: Source, where: Where, like: Bundle | None = None) ->
     bundle = source.bundle
     if not where.any_base:
         _refuse_changed(source.folder, bundle)
-    loaded = _load_whole(source.folder, bundle, where.checkpoint, device)
+    loaded = _load_whole(source.folder, bundle, where, device)
     return Predictor(loaded.model, loaded, bundle.prefix(), bundle.template(), bundle.chat())
 
 
@@ -85,7 +85,7 @@ def _refuse_changed(folder: Path, bundle: Bundle) -> None:
             )
 
 
-def _load_whole(folder: Path, bundle: Bundle, checkpoint: str | None, device: str) -> Loaded:
+def _load_whole(folder: Path, bundle: Bundle, where: Where, device: str) -> Loaded:
     """Load the model that a run or a merge saved."""
     assert bundle.spec is not None
     made, weights = bundle.spec.checkpoint, _weights_folder(folder)
@@ -98,13 +98,14 @@ def _load_whole(folder: Path, bundle: Bundle, checkpoint: str | None, device: st
         auto = supported_class(config, bundle.label)
         dtype = "auto" if _is_merged(bundle) else "float32"
         model = load_complete(auto, str(weights), dtype=dtype).to(device).eval()
-    if (weights / "tokenizer_config.json").is_file() and (checkpoint is None or _is_merged(bundle)):
+    if (weights / "tokenizer_config.json").is_file() and (where.checkpoint is None or _is_merged(bundle)):
         tokenizer, layout = tokenizer_and_layout(own, config)
         return Loaded(model, tokenizer, layout, None, ())
     # Runs of older versions, and runs of checkpoints that ship with petransfer, have no tokenizer.
-    tokenizer, layout = _base_tokenizer(bundle, config, checkpoint)
+    tokenizer, layout = _base_tokenizer(bundle, config, where.checkpoint)
     loaded = Loaded(model, tokenizer, layout, None, ())
-    warn_of_other_tokenizer((bundle.provenance or {}).get("base") or {}, loaded, bundle.spec.checkpoint.name)
+    recorded = (bundle.provenance or {}).get("base") or {}
+    refuse_other_token_ids(recorded, loaded, bundle.spec.checkpoint.name, where)
     return loaded
 
 

@@ -13,7 +13,7 @@ import torch
 from petransfer.data import Example, SplitData
 from petransfer.evaluation.exact_match import Evaluation
 from petransfer.models.configuration_record import configuration_record
-from petransfer.models.hashes import tensors_sha256, tokenizer_hashes, weight_hashes
+from petransfer.models.hashes import tensors_sha256, token_ids_record, tokenizer_hashes, weight_hashes
 from petransfer.models.loading import Loaded
 from petransfer.models.quantization import inventory
 from petransfer.models.registry import file_sha256
@@ -42,6 +42,7 @@ def provenance(
             "tensors_sha256": tensors_sha256(spec.checkpoint, loaded.commit),
             "configuration": configuration_record(spec.checkpoint, loaded),
             **tokenizer_hashes(loaded.tokenizer, with_template=spec.task.options.get("chat") == "template"),
+            "token_ids": token_ids_record(loaded.tokenizer),
             "bytes": inventory(model).bytes,
         },
         "encoder_decoder": loaded.layout.encoder_decoder,

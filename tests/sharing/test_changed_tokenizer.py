@@ -18,7 +18,7 @@ from petransfer.models.registry import NANO, checkpoint_spec
 from petransfer.sharing.adapter import Adapter
 from tests.chat_models import chat_llama
 from tests.models.tokenizers import _sentencepiece, save_tokenizer
-from tests.sharing.conftest import call
+from tests.sharing.conftest import call, refused
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "full without tokenizer"])
@@ -51,6 +51,31 @@ def test_a_changed_chat_template_is_named(
         capsys.readouterr()
         assert call("adapter", "verify", "study", "--cpu", "--no-evaluate") == 1
         assert "the chat template of base changed since training" in capsys.readouterr().out
+
+
+def test_other_token_ids_are_refused_and_added_tokens_are_only_named(
+    here: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert call("checkpoints", "cp", "nano/english", "base") == 0
+    assert call("train", "./base", "pairs.tsv", "--steps", "2", "--test", "4", "--cpu", "--out", "study") == 0
+    file = here / "base" / "tokenizer.json"
+    before = file.read_text(encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(here / "base")
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(here / "base")
+    assert call("predict", "study", "to walk", "--max-new-tokens", "2", "--cpu") == 0
+    assert "the tokenizer of base is not the one that was used in training" in caplog.text
+    content = json.loads(before)
+    ids = content["model"]["vocab"]
+    first, second = [token for token in ids if token.strip("Ġ").isalpha()][-2:]
+    ids[first], ids[second] = ids[second], ids[first]
+    file.write_text(json.dumps(content), encoding="utf-8")
+    for verb in (("predict", "study", "to walk"), ("eval", "study"), ("adapter", "merge", "study", "merged")):
+        said = refused(capsys, *verb, "--cpu")
+        assert "the tokenizer of base changed since the adapter was trained: texts now have other token ids" in said
+        assert "restore it, or --any-base uses it as it is" in said
+    assert not (here / "merged").exists()
+    assert call("predict", "study", "to walk", "--max-new-tokens", "2", "--cpu", "--any-base") == 0
 
 
 def test_plain_pairs_do_not_depend_on_the_chat_template() -> None:
