@@ -38,8 +38,18 @@ class Interrupted(Exception):
 
 
 def reason_of(error: object, most: int | None = None) -> str:
-    """Return an error's message on one line of at most `most` characters. `most` None: no limit."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:most]
+    """Return an error's message on one line.
+
+    Args:
+        most: Largest number of characters. A longer message is cut between two words, and ends with three dots. None:
+            no limit.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    if most is None or len(text) <= most:
+        return text
+    cut = text[: most - 3]
+    words = cut.rpartition(" ")[0]
+    return f"{words if len(words) > most // 2 else cut}..."  # a long path has no blanks
 
 
 def shortened(text: str, most: int) -> str:

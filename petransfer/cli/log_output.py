@@ -38,7 +38,7 @@ def _show_warning(
     """Print a library's warning as one line, without its place in the library's code."""
     found = re.search(r"[/\\\\]site-packages[/\\\\](\w+)", filename)
     logging.getLogger("petransfer").warning(
-        "warning%s: %s", f" of {found[1]}" if found else "", reason_of(message, 200)
+        "warning%s: %s", f" of {found[1]}" if found else "", reason_of(message, 500)
     )
 
 

@@ -23,6 +23,7 @@ from petransfer.models.loading import Loaded
 from petransfer.models.special_tokens import layout_of
 from petransfer.models.text_part import vocabulary_size
 from petransfer.models.wrappers import base_model_of, evaluating
+from petransfer.plurals import count
 from petransfer.python_arguments import list_of, text_pairs
 
 AUDITED = 32
@@ -96,7 +97,8 @@ def exact_match(
         raise UserError(f"the model is a {type(model).__name__}; write exact_match(model, tokenizer, inputs, targets)")
     inputs, targets = list_of(inputs, "inputs"), list_of(targets, "targets")
     if len(inputs) != len(targets):
-        raise UserError(f"exact_match got {len(inputs):,} inputs and {len(targets):,} targets; give one for each input")
+        given, wanted = count(len(inputs), "input"), count(len(targets), "target")
+        raise UserError(f"exact_match got {given} and {wanted}; give one target for each input")
     if not inputs:
         raise UserError("exact_match got no examples; give at least one input and its target")
     base = base_model_of(model)

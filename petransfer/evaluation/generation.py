@@ -34,12 +34,14 @@ class Generation:
         ended: whether the model generated an end token. False means that the text was cut.
         input_tokens: number of tokens of the input.
         tokens: number of tokens of the text, without the end token.
+        token_ids: the tokens of the text, without the end token.
     """
 
     text: str
     ended: bool
     input_tokens: int
     tokens: int
+    token_ids: tuple[int, ...] = ()
 
 
 def generate(
@@ -112,7 +114,7 @@ def generations(
             texts = decode(cut, loaded.tokenizer)
             ended = [len(kept) < len(row) for kept, row in zip(cut, new, strict=True)]
             read = [lengths[at] for at in chosen]
-            found |= zip(chosen, map(Generation, texts, ended, read, map(len, cut)), strict=True)
+            found |= zip(chosen, map(Generation, texts, ended, read, map(len, cut), map(tuple, cut)), strict=True)
     return [found[at] for at in range(len(inputs))]
 
 

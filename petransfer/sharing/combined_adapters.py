@@ -13,6 +13,7 @@ from petransfer.models.configuration_record import differing_fields
 from petransfer.models.hashes import tokenizer_sha256
 from petransfer.models.loading import Loaded
 from petransfer.models.thread_turns import one_thread
+from petransfer.plurals import count
 from petransfer.recipe.run_spec import Bits, CheckpointSpec
 from petransfer.sharing.attach import COMBINATIONS, COMBINED, FIRST, attach, combine
 from petransfer.sharing.base import Base, Where, base_of, refuse_other_base
@@ -107,7 +108,8 @@ def _check(bundles: Sequence[Bundle], combination: Combination) -> None:
     if wrong is not None:
         raise UserError(f"--weights: {wrong} is no weight; write numbers, such as 0.5,0.5")
     if len(combination.weights) != len(bundles):
-        raise UserError(f"--weights has {len(combination.weights)} numbers for {len(bundles)} adapters")
+        given, needed = count(len(combination.weights), "number"), count(len(bundles), "adapter")
+        raise UserError(f"--weights has {given} for {needed}; give one number for each adapter")
 
 
 def _refuse_different_tokenizers(with_tokenizers: Mapping[str, Loaded], labels: Mapping[str, str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from petransfer.data import Example
-from petransfer.data.encoding import encode_inputs, input_text
+from petransfer.data.encoding import Encoded, encode_inputs, input_text
 from petransfer.errors import UserError
-from petransfer.evaluation.generation import generations
+from petransfer.evaluation.generation import Generation, generations
+from petransfer.evaluation.one_pass import score
 from petransfer.models.checkpoint_files import use_default_outputs
 from petransfer.models.complete_weights import return_default_outputs
 from petransfer.models.loading import DTYPES, Loaded
@@ -30,9 +31,22 @@ from petransfer.sharing.bundle import Bundle
 TEXTS, TOKENS = 50, 64
 
 
+@dataclass(frozen=True)
+class TextComparison:
+    """The texts of petransfer and of plain transformers for the same inputs.
+
+    different: number of inputs with different texts.
+    near_ties: number of these inputs whose texts part at a near-tie: rounding decides between two tokens.
+    """
+
+    inputs: int
+    different: int
+    near_ties: int
+
+
 def differing_texts(
     bundle: Bundle, base: Base, ours: Any, loaded: Loaded, examples: Sequence[Example]
-) -> tuple[int, int]:
+) -> TextComparison:
     """Compare petransfer's texts with those of plain transformers and peft, for the first TEXTS inputs.
 
     Args:
@@ -40,9 +54,6 @@ def differing_texts(
         ours: petransfer's model with the adapter.
         loaded: the base, with the layout of the adapter's examples.
         examples: examples of the adapter's own task, whose inputs are compared.
-
-    Returns:
-        The number of inputs with different texts, and the number of compared inputs.
 
     Raises:
         UserError: plain transformers cannot load the base.
@@ -56,7 +67,29 @@ def differing_texts(
     plain = _plain_model(bundle, base, loaded)
     expected = generations(ours, loaded, rows, limits, batch_size=1)
     found = generations(plain, replace(loaded, model=plain.get_base_model()), rows, limits, batch_size=1)
-    return sum(one.text != other.text for one, other in zip(expected, found, strict=True)), len(rows)
+    different = [at for at, pair in enumerate(zip(expected, found, strict=True)) if pair[0].text != pair[1].text]
+    ties = sum(part_at_near_tie(ours, loaded, rows[at], expected[at], found[at]) for at in different)
+    return TextComparison(len(rows), len(different), ties)
+
+
+def part_at_near_tie(
+    model: Any, loaded: Loaded, input_ids: tuple[int, ...], expected: Generation, found: Generation
+) -> bool:
+    """Return whether two texts part where the logits of two tokens are so close that rounding decides between them.
+
+    Args:
+        model: the model that generated `expected`.
+        found: a text that another program generated for the same input.
+    """
+    end = loaded.layout.end_ids[:1]
+    one, other = ((*text.token_ids, *(end if text.ended else ())) for text in (expected, found))
+    same = next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
+    if same is None:  # one text was cut
+        return False
+    # the target is no text that the model can generate, so that only the logits decide
+    example = Example(index=0, input="", target="\0", category="")
+    (scored,) = score(model, loaded, [example], [Encoded(input_ids, other[: same + 1])], batch_size=1)
+    return scored.near_tie
 
 
 def _plain_model(bundle: Bundle, base: Base, loaded: Loaded) -> Any:

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 from petransfer.errors import UserError, shortened
+from petransfer.plurals import count
 from petransfer.recipe.run_spec import RunSpec, without_local_fields
 from petransfer.study.deleted_weights import has_no_weights, note_on_weights
 
@@ -40,11 +41,12 @@ def run_folder(folder: Path, run: str | None = None) -> Path:
         _refuse_without_weights([path for path in paths if path.name.startswith(run or "")])
     if not saved:
         raise UserError(f"{folder} holds no finished run; `petransfer status {folder}` shows the progress of its runs")
-    which = "finished runs" if run is None else f"finished runs whose id begins with {run}"
+    runs = count(len(found), "finished run") if found else "no finished run"
+    which = runs if run is None else f"{runs} whose id begins with {run}"
     listed = ", ".join(_descriptions((found or saved)[:LISTED]))
     more = f", and {len(found or saved) - LISTED} more" if len(found or saved) > LISTED else ""
     raise UserError(
-        f"{folder} holds {len(found)} {which}; name the folder of one, such as {(found or saved)[0]}, or give --run ID "
+        f"{folder} holds {which}; name the folder of one, such as {(found or saved)[0]}, or give --run ID "
         f"to predict, eval or serve: {listed}{more}"
     )
 

@@ -58,7 +58,7 @@ def test_a_study_with_several_runs_lists_them(
     assert "--run ID" in said
     asked = predicted(capsys, "study", *TEXTS, "--run", other.name[:6])
     assert asked == predicted(capsys, str(other), *TEXTS)
-    assert "0 finished runs whose id begins with zz" in refused(capsys, "predict", "study", "x", "--run", "zz")
+    assert "holds no finished run whose id begins with zz" in refused(capsys, "predict", "study", "x", "--run", "zz")
 
 
 def test_bases_and_merged_models_predict_and_are_scored(

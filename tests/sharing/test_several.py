@@ -173,7 +173,7 @@ def test_what_cannot_go_together_is_refused(
         capsys, "eval", two[0], str(trained("nano/english", "--bits", "4"))
     )
     assert "train rows of the embeddings" in refused(capsys, "eval", two[0], str(run), "--weights", "1,1", "--cpu")
-    assert "1 numbers for 2 adapters" in refused(capsys, "eval", *two, "--weights", "1")
+    assert "--weights has 1 number for 2 adapters" in refused(capsys, "eval", *two, "--weights", "1")
     assert "--weights a,b: write numbers" in refused(
         capsys, "predict", two[0], "x", "--with", two[1], "--weights", "a,b"
     )
