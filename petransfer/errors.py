@@ -49,7 +49,7 @@ def reason_of(error: object, most: int | None = None) -> str:
         return text
     cut = text[: most - 3]
     words = cut.rpartition(" ")[0]
-    return f"{words if len(words) > most // 2 else cut}..."  # a long path has no blanks
+    return f"{words if len(words) > most // 3 else cut}..."  # a long path has no blanks
 
 
 def shortened(text: str, most: int) -> str:
