@@ -14,6 +14,7 @@ from petransfer.cli.run import Kind
 from petransfer.cli.table_layout import print_table
 from petransfer.cli.terminal_text import print_text
 from petransfer.data.rows.chat_rows import readable_input
+from petransfer.data.templates import given_text
 from petransfer.errors import shortened
 from petransfer.memory.study_memory import method_title
 from petransfer.plurals import count
@@ -215,10 +216,11 @@ def next_commands(best: TrainSummary, training: TrainStudy) -> list[str]:
     alone = sum(training.grid.folder.run(name).done for name in training.grid.folder.names()) == 1
     # the commands accept a study's folder in place of its only run
     run = _argument(study if alone else best.folder.path)
-    text = readable_input(best.samples[0].input) if best.samples else "TEXT"
+    template = str(best.cell.spec.task.options.get("template", ""))
+    text = given_text(template, readable_input(best.samples[0].input) if best.samples else "")
     kind = "adapter" if (best.folder.path / "adapter").is_dir() else "model"
     usable = len(text) <= 60 and text.isprintable() and not text.startswith("-")
-    example = shlex.quote(text if usable else "TEXT")
+    example = shlex.quote(text if usable else given_text(template))
     lines = [
         f"{kind}: {best.folder.path / kind}",
         "next steps:",

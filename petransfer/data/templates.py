@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import re
 import string
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.rows.records import as_text, is_missing, value_of
 from petransfer.errors import UserError
+
+# The largest number of characters of an input whose values are found again.
+_LONGEST = 200
 
 
 @functools.lru_cache(maxsize=64)
@@ -75,3 +79,32 @@ def render_text(template: str, text: str, place: str = "the input") -> str:
             f"{place} ({text[:40]!r}) is not a JSON object with {', '.join(columns)}, the columns of the template"
         ) from None
     return render(template, found)
+
+
+def given_text(template: str, rendered: str = "") -> str:
+    """Return a text from which `render_text` makes an input. It is an example for commands.
+
+    Args:
+        rendered: The input. If it is empty, or the template cannot have made it, the values are like `the document`.
+
+    >>> given_text("{question}: {context}", "Who?: Ada")
+    '{"question": "Who?", "context": "Ada"}'
+    """
+    if not template:
+        return rendered or "an input"
+    columns = fields_of(template)
+    values = _values_in(template, rendered) or {name: f"the {name}" for name in columns}
+    return values[columns[0]] if len(columns) == 1 else json.dumps(values, ensure_ascii=False)
+
+
+def _values_in(template: str, rendered: str) -> dict[str, str]:
+    """Return values from which the template makes `rendered`. Empty if there are none."""
+    columns, pattern = fields_of(template), ""
+    for text, name, _, _ in string.Formatter().parse(template):
+        pattern += re.escape(text)
+        if name is not None:  # a column that stands there again has the same value
+            group = f"c{columns.index(name)}"
+            pattern += f"(?P={group})" if f"<{group}>" in pattern else f"(?P<{group}>.*?)"
+    # a search in a long text could take long
+    found = re.fullmatch(pattern, rendered, re.DOTALL) if len(rendered) <= _LONGEST else None
+    return {name: found[f"c{at}"] for at, name in enumerate(columns)} if found else {}

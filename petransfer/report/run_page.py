@@ -11,6 +11,7 @@ from typing import Any
 
 from petransfer.data.rows.chat_rows import readable_input
 from petransfer.data.rows.folds import ALL
+from petransfer.data.templates import given_text
 from petransfer.effects.runs import examples_of
 from petransfer.memory.study_memory import method_title
 from petransfer.plurals import count
@@ -64,7 +65,7 @@ def run_page(findings: Findings) -> str:
         confusion=_confusion(texts),
         tables=[table for table in (_splits(result), _categories(result)) if table],
         adapter_text=what.get(adapter, "The adapter was not kept."),
-        next_steps=_next_steps(place, whole=adapter == "model"),
+        next_steps=_next_steps(place, adapter == "model", str(row.cell.spec.task.options.get("template", ""))),
         **repetition(findings),
     )
 
@@ -219,9 +220,10 @@ def _confusion(texts: list[dict[str, Any]]) -> Confusion | None:
     return Confusion(text, columns, rows)
 
 
-def _next_steps(place: str, whole: bool) -> str:
+def _next_steps(place: str, whole: bool, template: str) -> str:
     """Return commands for the user's next steps. `place`: folder of the adapter or model."""
     place = quote(place)
-    use = [f'petransfer predict {place} "an input"', f"petransfer eval {place} --data test.csv"]
+    example = quote(given_text(template)) if template else '"an input"'
+    use = [f"petransfer predict {place} {example}", f"petransfer eval {place} --data test.csv"]
     share = [f"petransfer adapter merge {place} merged", f"petransfer adapter push {place} user/name"]
     return "\n".join(use if whole else [*use, *share])

@@ -11,7 +11,7 @@ import shlex
 from typing import Any
 
 from petransfer.data.layout import OTHER_ENDS, Layout
-from petransfer.data.templates import fields_of, render
+from petransfer.data.templates import fields_of, given_text, render
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.report.tables import markdown_text
@@ -86,8 +86,8 @@ def base_in_words(spec: RunSpec) -> str:
 
 def usage(spec: RunSpec, provenance: dict[str, Any]) -> str:
     """Return the card's section about how to use the adapter, in Markdown."""
-    columns = fields_of(str(spec.task.options.get("template", "")))
-    argument = shlex.quote(json.dumps({name: f"the {name}" for name in columns})) if len(columns) > 1 else '"an input"'
+    template = str(spec.task.options.get("template", ""))
+    argument = shlex.quote(given_text(template)) if template else '"an input"'
     with_petransfer = _WITH_PETRANSFER.format(argument=argument)
     commit = provenance.get("base", {}).get("commit")
     if spec.checkpoint.reinit != "none" or spec.checkpoint.tokenizer:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from petransfer.cli import table_layout, terminal_text, train_output
-from petransfer.cli.train_output import describe, print_summaries, progress_text, samples_table, train_runs
+from petransfer.cli.train_output import (
+    describe,
+    next_commands,
+    print_summaries,
+    progress_text,
+    samples_table,
+    train_runs,
+)
 from petransfer.data.rows.folds import ALL
+from petransfer.data.templates import render_text
 from petransfer.errors import UserError
 from petransfer.recipe.run_spec import Options
 from petransfer.report.run_table import Row
@@ -108,6 +117,25 @@ def test_the_beginning_is_broken_between_words(width: int, training: TrainStudy)
     (stop,) = (line for line in lines if line.startswith("stop: "))
     assert stop.startswith("stop: when exact match on dev has not risen in 6 evaluations (one every 50 steps; while")
     assert "below 20 %, a lower loss on dev counts as a rise), or after 2,000 steps" in stop
+
+
+@pytest.mark.parametrize(("template", "text", "argument"), [
+    ("", "who is it", "who is it"),
+    ("answer: {q}!", "answer: who?!", "who?"),
+    ("{q}: {café} {q}", "who: in: the bar who", '{"q": "who", "café": "in: the bar"}'),
+    ("{q}: {c}", "x" * 70 + ": y", '{"q": "the q", "c": "the c"}'),
+])  # fmt: skip
+def test_the_next_command_takes_the_input_of_a_template(
+    template: str, text: str, argument: str, training: TrainStudy, summary: TrainSummary
+) -> None:
+    task = replace(summary.cell.spec.task, options=Options({"template": template} if template else {}))
+    cell = replace(summary.cell, spec=replace(summary.cell.spec, task=task))
+    sample = replace(summary.samples[0], input=text)
+    lines = next_commands(replace(summary, cell=cell, samples=[sample]), training)
+    (command,) = (line for line in lines if "petransfer predict " in line)
+    assert shlex.split(command)[-1] == argument
+    if len(text) <= 60:
+        assert render_text(template, argument) == text
 
 
 def test_several_seeds_are_named(
