@@ -122,7 +122,7 @@ def test_exact_match_refuses_an_example_that_is_too_long(tiny_gpt2: Path) -> Non
 
 def test_exact_match_refuses_what_it_cannot_score(tiny_t5: Path) -> None:
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5), AutoTokenizer.from_pretrained(tiny_t5)
-    with pytest.raises(UserError, match="2 inputs and 1 targets"):
+    with pytest.raises(UserError, match="2 inputs and 1 target;"):
         petransfer.exact_match(model, tokenizer, ["a", "b"], ["a"])
     with pytest.raises(UserError, match="no examples"):
         petransfer.exact_match(model, tokenizer, [], [])

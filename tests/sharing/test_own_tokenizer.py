@@ -129,7 +129,7 @@ def test_a_tokenizer_with_more_tokens_than_the_base_has_embeddings_is_refused(
     folder = save_adapter(small, tmp_path / "adapter", with_new_tokens(small))
     with pytest.raises(UserError, match=r"the token '<tool>'.*embeddings for 259 tokens; resize the base") as error:
         Adapter.load(folder, checkpoint=str(small), device="cpu").predict(["a"])
-    assert "--checkpoint" in str(error.value)
+    assert "name it with 'checkpoint'" in str(error.value)
     # a padding token alone needs no embedding
     padded = AutoTokenizer.from_pretrained(small)
     padded.add_special_tokens({"pad_token": "<pad>"})

@@ -239,7 +239,7 @@ def test_a_base_that_only_the_adapter_names_and_that_is_gone(base: Path, tmp_pat
     path = tmp_path / "adapter_config.json"
     for name in ("output/checkpoint-31", "/gone/base"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": name}))
-        with pytest.raises(UserError, match=r"base.*--checkpoint"):
+        with pytest.raises(UserError, match=r"base.*'checkpoint'"):
             Adapter.load(tmp_path, device="cpu").predict(["walk"])
     assert len(Adapter.load(tmp_path, checkpoint=str(base), device="cpu").predict(["walk"], max_new_tokens=2)) == 1
 
