@@ -12,6 +12,7 @@ from petransfer.data.rows.text_lines import decoded, encoding_of
 from petransfer.data.templates import fields_of
 from petransfer.errors import UserError
 from petransfer.recipe.run_spec import RunSpec
+from petransfer.unreadable_files import refuse_unreadable
 
 _COLUMNS = ("input", "target", "prompt", "completion", "messages", "conversations", "contents")
 _TABLES = (".csv", ".tsv", ".tab")
@@ -45,6 +46,7 @@ def refuse_other_files(file: Path, specs: Iterable[RunSpec | None]) -> None:
             head = opened.read(_HEAD_BYTES)
     except OSError:  # `input_lines` reports this error
         return
+    refuse_unreadable(file)
     refuse_binary(head, str(file))
     _refuse_rows(file, str(file), decoded(head), list(specs))
 

@@ -36,12 +36,9 @@ def draw_embeddings(model: PreTrainedModel, ids: Sequence[int], name: str, seed:
     Raises:
         UserError: The model has too few embedding rows.
     """
-    rows = model.get_input_embeddings().num_embeddings
     if not ids:
         return
-    if ids[-1] >= rows:
-        spare = max(0, rows - ids[0])
-        raise UserError(f"{name} has embedding rows for {spare} added tokens, and {len(ids)} are asked for; add fewer")
+    _refuse_lacking_rows(ids, model.get_input_embeddings().num_embeddings, name)
     generator = torch.Generator().manual_seed(seed)
     for end in (model.get_input_embeddings(), model.get_output_embeddings()):
         if end is None or end.weight.is_meta or (end is not model.get_input_embeddings() and _tied(model)):
@@ -50,6 +47,29 @@ def draw_embeddings(model: PreTrainedModel, ids: Sequence[int], name: str, seed:
             known = end.weight[: ids[0]].float()
             drawn = torch.randn(len(ids), known.shape[1], generator=generator).to(known.device)
             end.weight[ids[0] : ids[-1] + 1] = (known.mean(0) + known.std(0) * drawn).to(end.weight.dtype)
+
+
+def refuse_unplaced_tokens(tokenizer: PreTrainedTokenizerBase, added: Sequence[str], rows: int, name: str) -> None:
+    """Raise UserError if a model has too few embedding rows for the added tokens of its tokenizer.
+
+    Args:
+        added: The tokens that were asked for. Only those that the tokenizer lacked were added.
+        rows: The number of the model's embedding rows.
+    """
+    vocabulary = tokenizer.get_added_vocab() if added else {}
+    _refuse_lacking_rows([vocabulary[sign] for sign in added if sign in vocabulary], rows, name)
+
+
+def _refuse_lacking_rows(ids: Sequence[int], rows: int, name: str) -> None:
+    spare = sum(at < rows for at in ids)
+    if spare == len(ids):
+        return
+    if spare:
+        raise UserError(f"{name} has embedding rows for {spare} added tokens, and {len(ids)} are asked for; add fewer")
+    raise UserError(
+        f"{name} has no embedding rows for added tokens; replace these characters in the rows, leave the rows out with "
+        "--skip-bad-rows, or choose a model with spare embedding rows, such as T5"
+    )
 
 
 def _tied(model: PreTrainedModel) -> bool:

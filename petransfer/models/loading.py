@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 
 from petransfer.data.encoding import Layout
 from petransfer.errors import UserError
-from petransfer.models.added_tokens import add_tokens, draw_embeddings
+from petransfer.models.added_tokens import add_tokens, draw_embeddings, refuse_unplaced_tokens
 from petransfer.models.architecture import has_own_head
 from petransfer.models.checkpoint_files import (
     generation_config,
@@ -178,9 +178,15 @@ def load_on_disk(checkpoint: CheckpointSpec, folder: str, seed: int = 0) -> Load
 
 
 def tokenizer_and_layout(checkpoint: CheckpointSpec, config: Any) -> tuple[PreTrainedTokenizerBase, Layout]:
-    """Return a checkpoint's tokenizer and the layout of its examples, without loading the model."""
+    """Return a checkpoint's tokenizer and the layout of its examples, without loading the model.
+
+    Raises:
+        UserError: The tokenizer cannot be loaded, or the model has too few embedding rows for the added tokens.
+    """
     with one_line_errors(checkpoint):
         tokenizer = load_tokenizer(checkpoint)
+    if not checkpoint.tokenizer:  # otherwise the embeddings are drawn for this tokenizer
+        refuse_unplaced_tokens(tokenizer, checkpoint.added_tokens, text_config(config).vocab_size, checkpoint.name)
     return tokenizer, layout_of(config, tokenizer, generation_config(checkpoint))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGene
 
 from petransfer.errors import UserError
 from petransfer.models.added_tokens import add_tokens
+from petransfer.models.checkpoint_files import load_tokenizer
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import added_characters, checkpoint_spec
 from petransfer.recipe.run_spec import CheckpointSpec
@@ -99,6 +101,24 @@ def test_more_than_the_model_has_rows_for_are_refused(base: Path) -> None:
     spec = CheckpointSpec(**{**vars(checkpoint_spec(str(base))), "added_tokens": tuple("<>[]{}ABCDEF")})
     with pytest.raises(Exception, match="has embedding rows for 8 added tokens, and 12 are asked for; add fewer"):
         load_checkpoint(spec, 32)
+
+
+def test_too_many_tokens_are_refused_before_anything_is_written(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(base, tmp_path / "full")
+    rows = len(load_tokenizer(checkpoint_spec(str(base))))
+    model = T5ForConditionalGeneration.from_pretrained(base)
+    monkeypatch.chdir(tmp_path)
+    Path("rows.tsv").write_text("".join(f"row {n}\tABC\n" for n in range(40)))
+    arguments = ["train", "full", "rows.tsv", "--cpu", "--out", "out", "--steps", "3", "--add-tokens", "<,>,[,]"]
+    for spare, expected in ((2, "has embedding rows for 2 added tokens, and 4 are asked for"), (0, "has no embedding")):
+        model.resize_token_embeddings(rows + spare)
+        model.save_pretrained("full")
+        for plan in (["--plan"], []):
+            assert call(monkeypatch, *arguments, *plan) == 2
+            assert expected in capsys.readouterr().err
+    assert not Path("out").exists()
 
 
 def test_names_of_added_tokens_can_have_blanks_and_capitals() -> None:

@@ -241,6 +241,12 @@ def test_lines_that_resemble_a_table_are_inputs(name: str, content: str, tmp_pat
     refuse_other_files(tmp_path / name, [None])
 
 
+def test_a_pointer_of_git_lfs_is_no_input(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match="is a Git LFS pointer"):
+        refuse_other_files(tmp_path / "a.txt", [None])
+
+
 def test_the_columns_of_the_training_are_known(run: Path, tmp_path: Path) -> None:
     spec = RunSpec.from_dict(json.loads((run / "spec.json").read_text(encoding="utf-8")))
     options = Options({"train": "pairs.csv", "input": "question", "target": "answer"})
