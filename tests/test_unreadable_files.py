@@ -14,7 +14,7 @@ import pytest
 from petransfer.errors import UserError
 from petransfer.recipe.loading import load_recipe
 from petransfer.sharing import bundle_zip, examples_file, safe_reading
-from petransfer.study import folders
+from petransfer.study import damaged_runs, folders
 from petransfer.training.metrics_file import read_metrics
 from petransfer.training.state import _tensors_in
 from tests.cli import calls
@@ -22,7 +22,7 @@ from tests.report.made import METHODS, make, recipe_of
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"
 READERS: dict[str, Callable[[Path], Any]] = {
-    "result.json": folders.read_json,
+    "result.json": damaged_runs.read_json,
     "adapter_config.json": safe_reading.read_json,
     "README.md": safe_reading.read_text,
     "adapter_model.safetensors": safe_reading.read_header,
@@ -70,7 +70,7 @@ def test_a_finished_run_that_cannot_be_read_is_not_damaged(
         for verb in verbs:
             with monkeypatch.context() as patch:
                 _failing(patch, file, errno.EACCES)
-                folders._damage.cache_clear()
+                damaged_runs.damage_of.cache_clear()
                 error = calls.refused(patch, capsys, *verb)
             assert f"{run / file} cannot be read (Permission denied)" in error
             assert "repair" not in error

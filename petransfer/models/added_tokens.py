@@ -53,7 +53,7 @@ def refuse_unplaced_tokens(tokenizer: PreTrainedTokenizerBase, added: Sequence[s
     """Raise UserError if a model has too few embedding rows for the added tokens of its tokenizer.
 
     Args:
-        added: The tokens that were asked for. Only those that the tokenizer lacked were added.
+        added: The requested tokens. The tokenizer already had some of them.
         rows: The number of the model's embedding rows.
     """
     vocabulary = tokenizer.get_added_vocab() if added else {}

@@ -235,7 +235,7 @@ def _tokenizer_location(checkpoint: CheckpointSpec) -> tuple[str, str | None]:
 
 
 def generation_config(checkpoint: CheckpointSpec) -> Any:
-    """Return a checkpoint's generation configuration. None if there is none.
+    """Return the content of a checkpoint's generation_config.json. None: the checkpoint has no such file.
 
     Raises:
         UserError: generation_config.json has values with which transformers does not load the model either.

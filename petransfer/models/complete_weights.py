@@ -39,7 +39,7 @@ from petransfer.unreadable_files import refuse_unreadable
 
 _log = logging.getLogger(__name__)
 _READABLE = {".safetensors", ".bin"}
-# Only quantised weights have tensors whose names end like this: those of bitsandbytes, GPTQ, AWQ and fp8.
+# The endings of tensor names that only weights quantised by bitsandbytes, GPTQ, AWQ or fp8 have.
 _OF_QUANTIZED = re.compile(
     r"\.(SCB|absmax|weight_format|quant_map|quant_state\.\S+|qweight|qzeros|weight_scale(_inv)?|weight_packed)$"
 )

@@ -15,7 +15,8 @@ from petransfer.models.base_record import BASE_RECORD, changed_files, has_record
 from petransfer.models.registry import SEED
 from petransfer.recipe.run_spec import CheckpointSpec
 from petransfer.recipe.schema import ArmPart, FamilyPart, Recipe
-from petransfer.study.folders import StudyFolder, read_json
+from petransfer.study.damaged_runs import read_json
+from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell, expand
 from petransfer.user_paths import expanded
 

@@ -17,8 +17,9 @@ from petransfer.atomic_files import write_text
 from petransfer.errors import UserError
 from petransfer.recipe.run_spec import RunSpec, TrainSpec
 from petransfer.recipe.schema import Recipe
+from petransfer.study.damaged_runs import read_json
 from petransfer.study.file_forms import SweepForm, wrong_part
-from petransfer.study.folders import StudyFolder, read_json
+from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
 
 Group = tuple[str, str]

@@ -62,9 +62,9 @@ def labels_of(grid: StudyGrid) -> list[str]:
 
 
 def notes_of(grid: StudyGrid) -> list[str]:
-    """Return remarks on the user's data (see `grid.notes`), on the rows that all runs use.
+    """Return remarks on the user's data (see `grid.notes`).
 
-    If rows are left out, the first row and the warnings about equal inputs are those of the used rows.
+    The remarks show the first used row, and warn of equal inputs in used rows. Rows that are left out are not counted.
     """
     lines = notes(grid.recipe)
     specs = [cell.spec for cell in grid.cells]

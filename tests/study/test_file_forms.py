@@ -18,7 +18,7 @@ from petransfer.recipe.schema import Recipe
 from petransfer.report.run_table import rows_of
 from petransfer.report.sweep import groups_of, lines_of, plot, sentences
 from petransfer.sharing.card import _sentences
-from petransfer.study import folders
+from petransfer.study import damaged_runs
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
 from petransfer.study.sweep import read_sweep
@@ -109,7 +109,7 @@ def test_a_run_with_a_file_of_a_wrong_form_is_damaged(file: str, study: tuple[li
     try:
         for path, content in _changed(original):
             (run.path / file).write_text(json.dumps(content))
-            folders._damage.cache_clear()
+            damaged_runs.damage_of.cache_clear()
             (row,) = rows_of(cells[:1], folder)
             if row.status == "damaged":
                 named += 1
