@@ -133,7 +133,7 @@ def _measure_shape(
     """Make the model once, train it under each cap one after another, and write the records."""
     started = clock(device)
     loaded = random_model(name, QLORA, device, layers)
-    trial = Trial(loaded, cells[0].demand)
+    trial = Trial(loaded, replace(cells[0].demand, accumulates=True))
     weights = sum(trial.weights.values())
     records.add(what="model", checkpoint=name, bits=4, weights=weights, seconds=round(clock(device) - started, 1))
     checkpointing = False
@@ -143,7 +143,7 @@ def _measure_shape(
         if fit.demand.checkpointing and not checkpointing:
             trial.checkpoint()
             checkpointing = True
-        demand = replace(fit.demand, checkpointing=checkpointing)
+        demand = replace(fit.demand, checkpointing=checkpointing, accumulates=True)
         records.add(what="cap", checkpoint=name, **_under_cap(cell, fit, demand, trial, device))
     del trial, loaded
     gc.collect()
@@ -201,7 +201,7 @@ def _trains(trial: Trial, device: torch.device, steps: dict[int, dict[str, Any]]
             raise
         steps[count] = {"seconds": None}
     else:
-        tokens = count * sum(LENGTHS)
+        tokens = 2 * count * sum(LENGTHS)  # a step has two micro-batches
         steps[count] = {"seconds": round(seconds, 4), "tokens_per_second": round(tokens / seconds, 1)}
         if device.type == "cuda":
             steps[count]["peak"] = torch.cuda.max_memory_allocated(device)

@@ -86,9 +86,54 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Simulate memory-efficient attention, which keeps inputs, output and one fp32 number per query and head."""
-    result: torch.Tensor = _Attention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
+    """Simulate attention on a card, which is one fused kernel if PyTorch has one for the tensors."""
+    if not _has_fused_kernel(query, key, value, attn_mask):
+        return _attention_in_steps(query, key, value, attn_mask, dropout_p)
+    mask = _mask_of_kernel(attn_mask, query.dtype)
+    result: torch.Tensor = _Attention.apply(query, key, value, mask)  # type: ignore[no-untyped-call]
     return result
+
+
+def _has_fused_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> bool:
+    """Return whether PyTorch uses a fused kernel (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp)."""
+    # T5's mask is not contiguous in the last dimension with transformers before 5.20
+    if any(tensor.stride(-1) != 1 for tensor in (query, key, value, mask) if tensor is not None):
+        return False
+    if mask is None and query.element_size() == 2:
+        return True  # FlashAttention takes any size of a head, and fewer key heads than query heads
+    aligned = 16 // query.element_size()  # memory-efficient attention reads 16 bytes at once
+    same_heads = query.shape[-3] == key.shape[-3]
+    return same_heads and query.shape[-1] % aligned == 0 and value.shape[-1] % aligned == 0
+
+
+def _mask_of_kernel(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """Return the mask that memory-efficient attention keeps for the backward pass.
+
+    It has the dtype of the queries. If its rows do not begin at multiples of 8 numbers, it is copied to longer rows.
+    """
+    if mask is None:
+        return None
+    if mask.dtype == torch.bool:
+        mask = mask.to(dtype)
+    if all(stride % 8 == 0 for stride in mask.stride()[:-1]):
+        return mask
+    length = mask.shape[-1]
+    return functional.pad(mask, (0, 8 - length % 8))[..., :length]
+
+
+def _attention_in_steps(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, dropout_p: float
+) -> torch.Tensor:
+    """Simulate attention without a fused kernel. PyTorch then computes in fp32 and keeps all attention weights."""
+    groups = query.shape[-3] // key.shape[-3]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    scale = 1.0  # PyTorch scales queries and keys before the product, which makes copies of both
+    weights = (query.float() * scale) @ (key.float() * scale).transpose(-2, -1)
+    if mask is not None:
+        weights += mask
+    weights = _dropout(weights.softmax(-1), dropout_p)
+    return (weights @ value.float()).to(query.dtype)
 
 
 def _attention_on_cpu(
@@ -111,7 +156,9 @@ def _attention_on_cpu(
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, mask: Any) -> Any:
-        out = torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device=query.device)
+        # the kernels write the heads of a token next to each other, so that joining them needs no copy
+        shape = (*query.shape[:-3], query.shape[-2], query.shape[-3], value.shape[-1])
+        out = torch.empty(shape, dtype=query.dtype, device=query.device).transpose(-3, -2)
         rows = math.ceil(query.shape[-2] / 32) * 32
         sums = torch.empty((*query.shape[:2], rows), dtype=torch.float32, device=query.device)
         ctx.save_for_backward(query, key, value, mask, out, sums)

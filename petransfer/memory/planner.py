@@ -16,8 +16,9 @@ from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import CheckpointSpec, Optimizer
 
 # CONTEXT: bytes that a process needs on a card outside PyTorch's allocator, for the CUDA context and its kernels.
-# FRAGMENTS: share of the allocator's memory that is lost to fragmentation. Both are cautious assumptions, not measured.
-CONTEXT, FRAGMENTS = 600 * 2**20, 0.04
+# FRAGMENTS: share of the allocator's memory that is lost to fragmentation.
+# On an NVIDIA H200, 0.806 to 0.815 GB and 0.6 to 3.4 % were measured (results/bench/gpu-h200/b.json).
+CONTEXT, FRAGMENTS = 820 * 10**6, 0.04
 
 # Bytes of a process on a CPU without tensors, after importing torch and transformers.
 CPU_PROCESS = 10**9

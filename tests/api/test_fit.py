@@ -18,7 +18,7 @@ def test_the_example_of_the_documentation_runs() -> None:
 
 @pytest.mark.usefixtures("two_layers")
 def test_what_does_not_fit_says_what_would() -> None:
-    found = petransfer.fit("google-t5/t5-small", method="full", bits=32, batch_size=1, lengths=(4, 4), card="0.9GB")
+    found = petransfer.fit("google-t5/t5-small", method="full", bits=32, batch_size=1, lengths=(4, 4), card="1.1GB")
     assert not found.fits
     assert "--method lora" in found.suggestions
     assert "does not fit" in str(found)
