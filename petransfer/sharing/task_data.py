@@ -13,7 +13,7 @@ from typing import Any
 from petransfer.data import Example, SplitData, load_task, task_info
 from petransfer.data.rows.records import MissingColumn
 from petransfer.data.rows.source import find_source, is_file_name
-from petransfer.data.rows.tables import open_dataset
+from petransfer.data.rows.tables import split_names
 from petransfer.data.tasks.lines import ChangedRows
 from petransfer.data.templates import render_text
 from petransfer.errors import UserError, shortened, unknown
@@ -119,7 +119,7 @@ def _rows_of_file(bundle: Bundle | None, data: str, data_dir: Path | None) -> tu
     """
     columns = columns_of(bundle) if bundle else {}
     source = find_source(data, data_dir, split="train")
-    splits = list(open_dataset(source)) if source.format == "dataset" else []
+    splits = split_names(source)
     tested = "test" if "test" in splits else data
     try:
         split = load_task("lines", data_dir, train=data, dev=tested, test=tested, **columns).load("held-out")

@@ -15,6 +15,7 @@ from petransfer.data.rows.chat_rows import COLUMNS as CHAT_COLUMNS
 from petransfer.data.rows.chat_rows import GEMINI_COLUMN, chat_turns, read_messages, system_text
 from petransfer.data.rows.content_check import refuse_other_content
 from petransfer.data.rows.delimited import detect, title_advice, unusual
+from petransfer.data.rows.folders import files_of, unread_note
 from petransfer.data.rows.options import RowOptions
 from petransfer.data.rows.reading import column_names, read
 from petransfer.data.rows.records import (
@@ -172,7 +173,8 @@ def has_value(values: Mapping[str, Any], column: str) -> bool:
 
 def choose_columns(options: RowOptions, source: Source) -> ColumnChoice:
     """Choose the columns of a source by the user's options and by the column names in the data."""
-    refuse_other_content(source)
+    for file in files_of(source):
+        refuse_other_content(file)
     required = required_columns(options)
     names = column_names(source, required, options.columns_are_named)
     if names is None:  # a tsv file without a header
@@ -297,10 +299,11 @@ def required_columns(options: RowOptions) -> Required:
 
 def reading_notes(options: RowOptions, source: Source, columns: ColumnChoice) -> list[str]:
     """Return notes about unusual delimiters or quotes and automatically chosen columns."""
-    found = []
-    if source.format in ("csv", "tsv"):
-        dialect = detect(source, required_columns(options), options.columns_are_named)
-        found += unusual(source, dialect)
+    found = unread_note(source)
+    first = files_of(source)[0]
+    if first.format in ("csv", "tsv"):
+        dialect = detect(first, required_columns(options), options.columns_are_named)
+        found += unusual(first, dialect)
     found += _encoding_note(source)
     if columns.messages:
         chats = [name for name in (columns.messages, columns.completion) if name]
@@ -336,10 +339,9 @@ def _encoding_note(source: Source) -> list[str]:
 
 
 def quotes_are_text(options: RowOptions, source: Source) -> bool:
-    """Return whether a source is a tsv file whose quotes were found to be ordinary characters."""
-    if source.format != "tsv" or source.quoting not in ("", "auto"):
-        return False
-    return not detect(source, required_columns(options), options.columns_are_named).quoted
+    """Return whether a source is a tsv file, or has one, whose quotes were found to be ordinary characters."""
+    files = [file for file in files_of(source) if file.format == "tsv" and file.quoting in ("", "auto")]
+    return any(not detect(file, required_columns(options), options.columns_are_named).quoted for file in files)
 
 
 def read_records(options: RowOptions, source: Source, columns: ColumnChoice) -> Iterator[Record]:

@@ -1,76 +1,104 @@
-"""Load a folder of files with the library `datasets`: skip files without rows, and name files with unlike columns."""
+"""Find the files of a folder of tables, divided into splits as by the library `datasets`."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from petransfer.data.rows.source import Source
+from petransfer.data.rows.source import Source, table_format
 from petransfer.data.rows.text_lines import open_text
 from petransfer.errors import UserError
+from petransfer.plurals import count
 
 ONE_BY_ONE = "name its files one by one: the file of training rows, and others with --dev and --test"
+SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
+# The formats that are read here, by the name of the module that reads them in `datasets`.
+_FORMATS = {"csv": ("csv", "tsv"), "json": ("jsonl",), "parquet": ("parquet",), "arrow": ("arrow",)}
 # A larger file is not empty, even if it is compressed.
 _MOST_BYTES_OF_EMPTY = 300
-_FILES_COMPARED, _COLUMNS_SHOWN = 100, 10
+_COLUMNS_SHOWN, _FILES_SHOWN = 10, 5
 
 
-def load_folder(source: Source) -> Any:
-    """Return the dataset of a folder. Files without rows, as Spark and Hive write them, are left out.
+def files_of(source: Source) -> list[Source]:
+    """Return the files of a folder's split. For a file, or a dataset that `datasets` reads: only `source`.
 
     Raises:
-        UserError: No file has rows, or two files have unlike columns.
+        UserError: The folder has no such split, or all files of the split are empty.
     """
-    import datasets
+    splits = folder_files(source)
+    if splits is None:
+        return [source]
+    refuse_unknown_split(source, list(splits))
+    found = [file for file in splits[source.split] if _has_rows(file)]
+    if not found:
+        raise UserError(f"{source.name} has no rows: all its files are empty; name a folder with rows")
+    return found
 
-    # these loggers repeat the error of a file, and the caller reports it
-    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
-    place, config = str(source.path), source.config or None
+
+def folder_files(source: Source) -> dict[str, list[Source]] | None:
+    """Return the files of a folder of tables, by split. None for files, and for datasets that `datasets` must read.
+
+    As in `datasets`, the names decide about the splits. But each file is then read like a single file: `datasets` reads
+    the texts 007 and True of a csv file as a number and a boolean, dates of a JSON file as times, and some files twice.
+    """
+    if source.format != "dataset" or source.path is None or source.config or _has_own_rules(source.path):
+        return None
+    from datasets.load import infer_module_for_data_files  # imported here because it takes time
+
     try:
-        return datasets.load_dataset(place, config)
-    except datasets.exceptions.DatasetGenerationError:
-        assert source.path is not None
         files = _files(source.path)
-        full = {split: [file for file in names if _has_rows(Path(file))] for split, names in files.items()}
-        if not any(full.values()):
-            raise UserError(f"{source.name} has no rows: all its files are empty; name a folder with rows") from None
-        _refuse_unlike_columns(source, full)
-        if full == files or config:
-            raise
-        return datasets.load_dataset(place, data_files={split: names for split, names in full.items() if names})
+        module = str(infer_module_for_data_files(files)[0])  # of most files
+    except (OSError, ValueError):  # `datasets` reports this error
+        return None
+    if module not in _FORMATS:
+        return None
+    found = {}
+    for split, names in files.items():
+        paths = [Path(name) for name in dict.fromkeys(names) if table_format(Path(name)) in _FORMATS[module]]
+        found[str(split)] = [_file(source, path) for path in paths]
+    return found
 
 
-def _files(folder: Path) -> dict[str, list[str]]:
-    """Return the files that `datasets` loads from a folder, by split."""
-    from datasets.data_files import DataFilesDict, get_data_patterns
+def unread_note(source: Source) -> list[str]:
+    """Return a warning about the tables of a folder that are in no split. Empty without such files."""
+    splits = folder_files(source)
+    if splits is None or source.path is None:
+        return []
+    from datasets.data_files import FILES_TO_IGNORE
 
-    found = DataFilesDict.from_patterns(get_data_patterns(str(folder)), base_path=str(folder))
-    return {str(split): list(map(str, files)) for split, files in found.items()}
+    read = {file.path for files in splits.values() for file in files}
+    folder = source.path.resolve()
+    others = [
+        path.relative_to(folder).as_posix()
+        for path in sorted(folder.rglob("*"))
+        if path not in read and path.is_file() and table_format(path) and path.name not in FILES_TO_IGNORE
+    ]
+    others = [name for name in others if not re.search(r"(^|/)(\.|__)", name)]
+    if not others:
+        return []
+    shown = ", ".join(others[:_FILES_SHOWN]) + (", ..." if len(others) > _FILES_SHOWN else "")
+    return [
+        f"warning: {source.name}: {count(len(others), 'file')} not read ({shown}): of a folder, the files of the most "
+        "frequent format are read; and if a name has the word train, dev or test, only files with such a name, such as "
+        "train-2.csv"
+    ]
 
 
-def _has_rows(file: Path) -> bool:
-    import pyarrow.parquet
-
-    if file.suffix.lower() == ".parquet":
-        return bool(pyarrow.parquet.read_metadata(file).num_rows)
-    if file.stat().st_size > _MOST_BYTES_OF_EMPTY:
-        return True
-    with open_text(Source(str(file), "csv", file)) as text:
-        return bool(text.read().strip())
+def refuse_unknown_split(source: Source, splits: Sequence[str]) -> None:
+    """Raise UserError if the source's split is not one of `splits`."""
+    if source.split not in splits:
+        raise UserError(f"{source.name} has no split '{source.split}' (it has: {', '.join(splits)})")
 
 
-def _refuse_unlike_columns(source: Source, files: dict[str, list[str]]) -> None:
-    """Raise UserError if a file has other columns than the first file."""
-    assert source.path is not None
-    first = None
-    for name, columns in _columns_by_file(source.path, [file for names in files.values() for file in names]):
-        if first is None:
-            first = name, columns
-        elif set(columns) != set(first[1]):
+def refuse_unlike_columns(source: Source, files: Mapping[str, Sequence[str]]) -> None:
+    """Raise UserError if two files of a folder have unlike columns. `files`: the columns by the name of the file."""
+    first, *others = files
+    for name in others:
+        if set(files[name]) != set(files[first]):
             shown = "; ".join(
-                f"{one} has {', '.join(names[:_COLUMNS_SHOWN])}" for one, names in (first, (name, columns))
+                f"{one} has {', '.join(files[one][:_COLUMNS_SHOWN]) or 'no column names'}" for one in (first, name)
             )
             raise UserError(
                 f"the files of {source.name} have unlike columns ({shown}); write the same column names into every "
@@ -78,10 +106,42 @@ def _refuse_unlike_columns(source: Source, files: dict[str, list[str]]) -> None:
             )
 
 
-def _columns_by_file(folder: Path, files: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield the name and the columns of each file, by its first row."""
-    import datasets
+def _has_own_rules(folder: Path) -> bool:
+    """Return whether `datasets` saved a folder, or whether its README.md says which files belong to which split."""
+    if any((folder / file).is_file() for file in SAVED_BY_DATASETS):
+        return True
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    head = text.split("\n---", 1)[0] if text.startswith("---") else ""
+    return re.search(r"^configs\s*:", head, re.MULTILINE) is not None
 
-    for file in files[:_FILES_COMPARED]:
-        rows = datasets.load_dataset(str(folder), data_files=[file], split="train", streaming=True)
-        yield Path(file).relative_to(folder.resolve()).as_posix(), list(next(iter(rows), {}))
+
+def _files(folder: Path) -> dict[str, list[str]]:
+    """Return the files that `datasets` finds in a folder, by split."""
+    from datasets.data_files import DataFilesDict, get_data_patterns
+
+    place = str(folder.resolve())
+    return dict(DataFilesDict.from_patterns(get_data_patterns(place), base_path=place))
+
+
+def _file(source: Source, path: Path) -> Source:
+    assert source.path is not None
+    name = f"{source.name}/{path.relative_to(source.path.resolve()).as_posix()}"
+    return replace(source, name=name, format=table_format(path), path=path, split="")
+
+
+def _has_rows(file: Source) -> bool:
+    import pyarrow.parquet
+
+    assert file.path is not None
+    if file.format == "parquet":
+        try:
+            return bool(pyarrow.parquet.read_metadata(file.path).num_rows)
+        except (pyarrow.ArrowException, OSError):  # `read_parquet` reports this error
+            return True
+    if file.path.stat().st_size > _MOST_BYTES_OF_EMPTY:
+        return True
+    with open_text(file) as text:
+        return bool(text.read().strip())

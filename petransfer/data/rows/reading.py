@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from petransfer.data.rows import delimited, tables
+from petransfer.data.rows.folders import files_of, refuse_unlike_columns
 from petransfer.data.rows.json_rows import read_json
 from petransfer.data.rows.records import Record, Required, dotted_names
 from petransfer.data.rows.source import Source
@@ -22,6 +24,11 @@ def column_names(source: Source, required: Required, named: bool) -> list[str] |
         required: Columns that the data must have. They help to detect the delimiter of a csv file.
         named: Whether the user named any column. If False, a tsv file can lack a header.
     """
+    files = files_of(source)
+    if files != [source]:
+        found = [column_names(file, required, named) for file in files]
+        refuse_unlike_columns(source, {file.name: names or () for file, names in zip(files, found, strict=True)})
+        return found[0]
     match source.format:
         case "tsv" | "csv":
             columns = delimited.detect(source, required, named).columns
@@ -43,6 +50,10 @@ def read(source: Source, required: Required, named: bool, wanted: Sequence[str])
     Args:
         wanted: All columns that are used. Other columns of parquet and arrow files and of datasets are not read.
     """
+    files = files_of(source)
+    if files != [source]:
+        records = itertools.chain.from_iterable(read(file, required, named, wanted) for file in files)
+        return (replace(record, line=number) for number, record in enumerate(records, start=1))
     match source.format:
         case "tsv" | "csv":
             dialect = delimited.detect(source, required, named)

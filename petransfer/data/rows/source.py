@@ -226,6 +226,12 @@ def _suffix(path: Path) -> str:
     return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
 
 
+def table_format(path: Path) -> str:
+    """Return the format of a table by its name. '' for other files, and for `.txt`, which can be any text."""
+    suffix = _suffix(path)
+    return "" if suffix == ".txt" else _SUFFIXES.get(suffix, "")
+
+
 def is_file_name(name: str) -> bool:
     """Return whether a name ends in the suffix of a file format."""
     suffix = _suffix(Path(name.partition("@")[0]))

@@ -18,11 +18,11 @@ from petransfer.data.rows.columns import UnusableCategories
 from petransfer.data.rows.options import RowOptions
 from petransfer.data.rows.source import Source, find_source
 from petransfer.data.rows.stored_rows import StoredRows
-from petransfer.data.rows.tables import open_dataset
+from petransfer.data.rows.tables import split_names
 from petransfer.data.task import PARTS, SplitData, row_name
 from petransfer.errors import UserError
 
-_LAYOUT = 15  # increase it when the format or the content of a store changes; older stores are then not used
+_LAYOUT = 16  # increase it when the format or the content of a store changes; older stores are then not used
 _SPLITS_OF_PART = {"dev": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
@@ -114,7 +114,7 @@ def find_sources(options: RowOptions) -> tuple[dict[str, Source], dict[str, floa
     text = (options.encoding, options.delimiter, "" if options.quoting == "auto" else options.quoting)
     train = find_source(options.train, options.data_dir, options.format, "train", options.config, text)
     sources, cuts = {"train": train}, {}
-    splits = list(open_dataset(train)) if train.format == "dataset" else []
+    splits = split_names(train)
     for part, names in reversed(_SPLITS_OF_PART.items()):
         asked = getattr(options, part)
         own = asked if asked in splits else next((name for name in names if name in splits), "") if asked == "" else ""

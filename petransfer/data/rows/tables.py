@@ -9,13 +9,12 @@ from typing import Any
 
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.hub_network import use_cache_if_unreachable, why_unreachable
-from petransfer.data.rows.folders import ONE_BY_ONE, load_folder
+from petransfer.data.rows.folders import ONE_BY_ONE, SAVED_BY_DATASETS, folder_files, refuse_unknown_split
 from petransfer.data.rows.records import Record
 from petransfer.data.rows.source import Source, parallel_advice
 from petransfer.errors import UserError, reason_of
 
 _BATCH = 1000
-_SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
 
 
 def parquet_columns(source: Source) -> list[str]:
@@ -70,6 +69,14 @@ def read_dataset(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
     yield from _numbered(({name: _short(value, kinds[name]) for name, value in row} for row in rows), names)
 
 
+def split_names(source: Source) -> list[str]:
+    """Return the names of the splits of a folder or dataset. Empty for a file."""
+    if source.format != "dataset":
+        return []
+    files = folder_files(source)
+    return list(open_dataset(source) if files is None else files)
+
+
 def open_dataset(source: Source) -> dict[str, Any]:
     """Return the splits of a dataset by name. The rows stay on disk."""
     import datasets
@@ -80,10 +87,10 @@ def open_dataset(source: Source) -> dict[str, Any]:
         datasets.config.HF_HUB_OFFLINE = True
     name, _, revision = source.name.partition("@")
     try:
-        if source.path is not None and any((source.path / file).is_file() for file in _SAVED_BY_DATASETS):
+        if source.path is not None and any((source.path / file).is_file() for file in SAVED_BY_DATASETS):
             found = datasets.load_from_disk(str(source.path))
         elif source.path is not None:
-            found = load_folder(source)
+            found = datasets.load_dataset(str(source.path), source.config or None)
         else:
             found = datasets.load_dataset(name, source.config or None, revision=revision or None)
     except UserError:
@@ -109,8 +116,7 @@ def open_dataset(source: Source) -> dict[str, Any]:
 
 def _split(source: Source) -> Any:
     data = open_dataset(source)
-    if source.split not in data:
-        raise UserError(f"{source.name} has no split '{source.split}' (it has: {', '.join(data)})")
+    refuse_unknown_split(source, list(data))
     part = data[source.split]
     return part.with_format(None) if hasattr(part, "with_format") else part  # else its values can be tensors
 

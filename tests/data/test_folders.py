@@ -1,0 +1,76 @@
+"""Folders of tables: every file is read like a file that is named alone, and no row is lost or doubled silently."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from petransfer.errors import UserError
+from tests.data.test_real_files import lines, pairs
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+# Texts that programs for tables take for numbers, booleans, missing values and times.
+TEXTS = [("007", "1.10", "1e5"), ("True", "False"), ("NA", "yes"), ("2024-01-05", "2024-02-03")]
+
+
+@pytest.mark.parametrize("texts", TEXTS, ids=["numbers", "booleans", "missing", "dates"])
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl"])
+def test_files_of_a_folder_are_read_like_files_that_are_named_alone(form: str, texts: tuple[str, ...]) -> None:
+    Path("folder").mkdir()
+    wanted = []
+    for name in ("a", "b"):
+        rows = [(f"{name} {n} {m}", text) for n, text in enumerate(texts) for m in range(5)]
+        path, sign = Path(f"folder/{name}.{form}"), "," if form == "csv" else "\t"
+        table = "".join(f"{sign.join(row)}\n" for row in [("input", "target"), *rows])
+        objects = "".join(json.dumps({"input": one, "target": two}) + "\n" for one, two in rows)
+        path.write_text(objects if form == "jsonl" else table)
+        assert pairs(str(path)) == rows
+        wanted += rows
+    assert pairs("folder") == wanted
+
+
+def test_no_row_of_a_folder_is_lost_silently_or_read_twice() -> None:
+    def write(name: str, text: str) -> None:
+        Path(name).parent.mkdir(exist_ok=True)
+        rows = [{"input": f"{text} {n}", "target": "x"} for n in range(12)]
+        table = "input,target\n" + "".join(f"{row['input']},x\n" for row in rows)
+        Path(name).write_text(table if name.endswith("csv") else "".join(json.dumps(row) + "\n" for row in rows))
+
+    def warnings(name: str) -> list[str]:
+        return [note for note in lines(name).notes() if "not read" in note]
+
+    for name in ("a.csv", "b.csv", "c.jsonl"):
+        write(f"formats/{name}", name)
+    (said,) = warnings("formats")
+    assert "warning: formats: 1 file not read (c.jsonl)" in said
+    for name in ("train.csv", "more.csv"):
+        write(f"names/{name}", name)
+    (said,) = warnings("names")
+    assert "1 file not read (more.csv)" in said
+    assert "train-2.csv" in said
+    for name in ("train-train.csv", "dev-valid.csv"):
+        write(f"twice/{name}", name)
+    data = lines("twice", test=1).load("held-out")
+    assert len(data.train) + len(data.test) == len(data.dev) == 12
+    assert not warnings("twice")
+
+
+def test_quotes_in_tsv_files_of_a_folder_are_named() -> None:
+    Path("folder").mkdir()
+    Path("folder/a.tsv").write_text("input\ttarget\n" + "".join(f'"a, {n}"\tb\n' for n in range(9)))
+    assert any("9 rows with texts in quotes" in note for note in lines("folder").notes())
+
+
+def test_splits_of_a_folder_are_those_of_its_names() -> None:
+    for name in ("train", "validation", "test"):
+        Path("folder").mkdir(exist_ok=True)
+        rows = [{"input": f"{name} {n}", "target": "x"} for n in range(4)]
+        Path(f"folder/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = lines("folder").load("held-out")
+    assert [part[0].input for part in (data.train, data.dev, data.test)] == ["train 0", "validation 0", "test 0"]
+    Path("folder/train.jsonl").unlink()
+    with pytest.raises(UserError, match=r"folder has no split 'train' \(it has: validation, test\)"):
+        lines("folder").load("held-out")
