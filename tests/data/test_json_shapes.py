@@ -59,6 +59,17 @@ def test_splits_in_one_object_are_refused_with_a_command() -> None:
         read(json.dumps({"train": ROWS, "test": ROWS}))
 
 
+def test_no_value_of_an_object_is_cut_or_left_out_silently() -> None:
+    with pytest.raises(UserError, match="the lists 'data', 'test'; write each list"):
+        read(json.dumps({"data": ROWS, "test": ROWS}))
+    rows = [["in", "out"], ["in", "out", "more"]]
+    with pytest.raises(UserError, match=r"x\.json: row 2 in 'data' has 3 values for 2 columns"):
+        read(json.dumps({"columns": ["input", "target"], "data": rows}))
+    for columns in (["input", "target", "target"], [["input", "a"], ["target", "b"]]):
+        with pytest.raises(UserError, match="the names in 'columns' are not different texts"):
+            read(json.dumps({"columns": columns, "data": [["a", "b", "c"][: len(columns)]]}))
+
+
 def test_rows_that_look_like_such_objects_stay_rows() -> None:
     talk = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}], "tools": []}
     Path("x.jsonl").write_text(json.dumps(talk) + "\n")

@@ -336,6 +336,21 @@ def test_a_broken_list_is_refused_by_its_item(elsewhere: Path) -> None:
         lines("b.json").load("held-out")
 
 
+@pytest.mark.parametrize("shape", ["list", "object", "indented objects", "lines"])
+def test_json_that_is_not_utf8_is_named_in_every_shape(shape: str, elsewhere: Path) -> None:
+    rows = [{"input": f"caf\xe9 {n}", "target": "x"} for n in range(6)]
+    texts = {
+        "list": json.dumps(rows, ensure_ascii=False),
+        "object": json.dumps({"data": rows}, ensure_ascii=False),
+        "indented objects": "\n".join(json.dumps(row, ensure_ascii=False, indent=1) for row in rows),
+        "lines": "\n".join(json.dumps(row, ensure_ascii=False) for row in rows),
+    }
+    (elsewhere / "a.json").write_text(texts[shape], encoding="latin-1")
+    with pytest.raises(UserError, match=r"rows of a\.json cannot be used: a\.json:1: not UTF-8.*encoding=cp1252"):
+        lines("a.json").load("held-out")
+    assert pairs("a.json", encoding="cp1252")[1] == ("caf\xe9 1", "x")
+
+
 def test_rows_behind_the_end_of_a_list_are_not_lost_silently(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from petransfer.data.rows import json_rows
 

@@ -15,7 +15,7 @@ from petransfer.data.bad_rows import BadRow
 from petransfer.data.rows.json_shapes import rows_in
 from petransfer.data.rows.records import Record
 from petransfer.data.rows.source import Source
-from petransfer.data.rows.text_lines import open_text, read_lines
+from petransfer.data.rows.text_lines import open_text, problem_of, read_lines
 from petransfer.errors import UserError, reason_of
 
 _CHUNK_CHARACTERS = 1 << 20
@@ -64,14 +64,14 @@ def read_json(source: Source) -> Iterator[Record]:
 
 def _of_objects(source: Source) -> Iterator[Any] | None:
     """Return the rows of a file that is one object or has objects over several lines. None for another form."""
-    lines = (line.text for line in read_lines(source) if line.text.strip())
-    first = next(lines, "")
-    if not first.lstrip().startswith("{"):
+    lines = (line for line in read_lines(source) if line.text.strip())
+    first = next(lines, None)
+    if first is None or first.problem or not first.text.lstrip().startswith("{"):
         return None
     try:
-        value = _DECODER.decode(_without_comma(first))
+        value = _DECODER.decode(_without_comma(first.text))
     except (ValueError, RecursionError):
-        if _TOKEN_END.search(first):  # the line may be the beginning of an object
+        if _TOKEN_END.search(first.text):  # the line may be the beginning of an object
             return _over_lines(source)
         return None
     rows = None if next(lines, None) is not None else rows_in(value, source.name)
@@ -97,12 +97,15 @@ def _all_objects(source: Source) -> Iterator[Any]:
 
 
 def _objects(file: IO[str], name: str) -> Iterator[Any]:
-    """Yield the values of a file one after another. Nothing is yielded if the first one is not valid."""
+    """Yield the values of a file one after another. Nothing is yielded if the first one is not valid.
+
+    A value whose bytes are not UTF-8 is yielded as a BadRow.
+    """
     text, at, count = file.read(_CHUNK_CHARACTERS), 0, 0
     while True:
         at = _after_blanks(text, at)
         try:
-            value, at = _DECODER.raw_decode(text, at)
+            value, end = _DECODER.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             text, at = text[at:], 0
             more = file.read(max(_CHUNK_CHARACTERS, len(text)))  # twice as much each time
@@ -113,15 +116,18 @@ def _objects(file: IO[str], name: str) -> Iterator[Any]:
             text += more
             continue
         count += 1
-        yield value
+        yield problem_of(text[at:end]) or value
+        at = end
 
 
 def _record(number: int, value: Any) -> Record:
-    return Record(number, value) if isinstance(value, dict) else Record(number, {}, BadRow(_NOT_AN_OBJECT))
+    if isinstance(value, dict):
+        return Record(number, value)
+    return Record(number, {}, value if isinstance(value, BadRow) else BadRow(_NOT_AN_OBJECT))
 
 
 def _items(file: IO[str], name: str) -> Iterator[Any]:
-    """Yield the items of a JSON list. Only one chunk of the file is in memory."""
+    """Yield the items of a JSON list, as `_objects` does. Only one chunk of the file is in memory."""
     text, at, count = file.read(_CHUNK_CHARACTERS), 0, 0
     at = _after_blanks(text, at) + 1  # behind the bracket
     while True:
@@ -142,7 +148,7 @@ def _items(file: IO[str], name: str) -> Iterator[Any]:
             text, at = text[at:] + more, 0
             continue
         count += 1
-        yield value
+        yield problem_of(text[at:end]) or value
         if text[end] not in ",]":
             raise UserError(f"{name}: a comma is missing after item {count} of the list")
         at = end + (text[end] == ",")

@@ -24,17 +24,18 @@ def rows_in(value: Mapping[str, Any], name: str) -> Rows | None:
     of rows under a name such as `data`.
 
     Raises:
-        UserError: The object has several splits. The message says how to write each one to a file.
+        UserError: The object has several splits, or rows that do not fit its column names.
     """
     if not value:
         return None
     if all(key in _SPLITS and _is_rows(rows) for key, rows in value.items()):
         return _only_split(value, name)
     if {"columns", "data"} <= value.keys() <= {"columns", "index", "data"} and _are(list, value["data"]):
-        return [dict(zip(value["columns"], row, strict=False)) for row in value["data"]]
+        return _of_table(value["columns"], value["data"], name)
     found = [key for key in _LISTS if _is_rows(value.get(key))]
     if len(found) == 1 and not any(key in value for key in _OF_A_ROW):
-        return list(value[found[0]])
+        parts = {key: rows for key, rows in value.items() if key == found[0] or (key in _SPLITS and _is_rows(rows))}
+        return _only_split(parts, name)
     if len(value) > _MOST_COLUMNS and _are(str, list(value.values())):
         command = f"jq -c 'to_entries[] | {{input: .key, target: .value}}' {shlex.quote(name)} > pairs.jsonl"
         raise UserError(
@@ -46,6 +47,17 @@ def rows_in(value: Mapping[str, Any], name: str) -> Rows | None:
     if _are(list, lists) and len({len(each) for each in lists}) == 1 and not any(map(_has_containers, lists)):
         return [dict(zip(value, row, strict=True)) for row in zip(*lists, strict=True)]
     return None
+
+
+def _of_table(columns: Any, rows: list[list[Any]], name: str) -> Rows:
+    if not _are(str, columns) or len(set(columns)) < len(columns):
+        raise UserError(f"{name}: the names in 'columns' are not different texts; rename the columns")
+    wrong = next((number for number, row in enumerate(rows, start=1) if len(row) != len(columns)), None)
+    if wrong is not None:
+        raise UserError(
+            f"{name}: row {wrong:,} in 'data' has {len(rows[wrong - 1])} values for {len(columns)} columns; correct it"
+        )
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def _only_split(value: Mapping[str, Any], name: str) -> Rows:

@@ -172,17 +172,23 @@ def encoding_of(sample: bytes, named: str = "") -> tuple[str, int]:
 
 
 def _checked(number: int, text: str, end: str) -> Line:
+    problem = problem_of(text)
+    if problem:
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return Line(number, text, problem, end)
+
+
+def problem_of(text: str) -> BadRow | None:
+    """Return why a text from `open_text` is not valid: some of its bytes are not UTF-8. None for a valid text."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raw = text.encode("utf-8", "surrogateescape")
         try:
-            raw.decode("utf-8")
+            text.encode("utf-8", "surrogateescape").decode("utf-8")
         except UnicodeDecodeError as error:
             advice = (
                 "save the file as UTF-8; `petransfer train` also takes the name of its encoding, as in --set "
                 "task.options.encoding=cp1252 for western Europe (others: cp1251, shift_jis, gb18030, big5, cp949)"
             )
-            problem = BadRow(NOT_UTF8, f"at byte {error.start}; {advice}")
-            return Line(number, raw.decode("utf-8", "replace"), problem, end)
-    return Line(number, text, end=end)
+            return BadRow(NOT_UTF8, f"at byte {error.start}; {advice}")
+    return None
