@@ -11,6 +11,7 @@ import pandas
 import pytest
 
 from petransfer.data import LinesTask, load_task
+from petransfer.data.rows.builder import COUNTED
 from petransfer.errors import UserError
 from petransfer.recipe.loading import validate
 from petransfer.study.grid import notes
@@ -179,6 +180,10 @@ def test_a_missing_value_is_empty_in_a_template_with_several_columns(elsewhere: 
             read("b.jsonl", template="{ask}: {more}")
         with pytest.raises(UserError, match=r"b\.jsonl:2: (the ask is missing|no key 'ask')"):
             read("b.jsonl", template="{ask}")  # a single column must have a value
+    write("c.csv", "ask,more,target\n" + "".join(f"{'' if n == 3 else n},,b\n" for n in range(9)))
+    for template in ("Q: {ask}", "{ask}: {more}"):
+        with pytest.raises(UserError, match=r"1 of 9 rows of c\.csv cannot be used: c\.csv:5: the input is empty"):
+            read("c.csv", template=template)
 
 
 def test_texts_for_missing_values_are_named(elsewhere: Path) -> None:
@@ -188,6 +193,8 @@ def test_texts_for_missing_values_are_named(elsewhere: Path) -> None:
     for word in words:
         assert f"'{word}' (1 row)" in notes
     assert "some inputs are texts that programs write for a missing value or an error: 'nan' (2 rows)" in notes
+    many = "".join(f"in {n},out {n}\n" for n in range(COUNTED + 10)) + "x,NaN\ny,NaN\n"
+    assert "'NaN' (2 rows)" in read(write("b.csv", f"input,target\n{many}"))[1]
 
 
 def test_messages_name_the_cause(elsewhere: Path) -> None:

@@ -82,8 +82,9 @@ class RowBuilder:
         self._digest = hashlib.sha256()
         self._targets: Counter[str] = Counter()
         self._categories: Counter[str] = Counter()
-        # the number of inputs that are a text for a missing value
-        self._named_missing: Counter[str] = Counter()
+        # the numbers of inputs and of targets that are a text for a missing value
+        self._missing_inputs: Counter[str] = Counter()
+        self._missing_targets: Counter[str] = Counter()
         self._bad = BadRows()
         # by name of a source: the number of its rows, and whether one of them cannot be used
         self._rows: Counter[str] = Counter()
@@ -242,7 +243,9 @@ class RowBuilder:
         if len(self._categories) <= CATEGORIES:
             self._categories[texts.category] += 1
         if texts.input in _MISSING:
-            self._named_missing[texts.input] += 1
+            self._missing_inputs[texts.input] += 1
+        if texts.target in _MISSING:
+            self._missing_targets[texts.target] += 1
         self._returns += "\r" in texts.target
         self._longest = [max(self._longest[0], len(texts.input)), max(self._longest[1], len(texts.target))]
         self._first = self._first or texts
@@ -329,7 +332,7 @@ class RowBuilder:
             yield f"warning: the targets {found} {difference_of(names)}; is one of them a typing error?"
 
     def _missing_values(self) -> Iterator[str]:
-        for kind, counts in (("inputs", self._named_missing), ("targets", self._targets)):
+        for kind, counts in (("inputs", self._missing_inputs), ("targets", self._missing_targets)):
             found = {name: counts[name] for name in _MISSING if counts[name]}
             if not found:
                 continue

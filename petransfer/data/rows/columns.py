@@ -134,7 +134,9 @@ class ColumnChoice:
         else:
             self.missing.update(missing)
             given |= dict.fromkeys(missing, "")
-        return render(self.template, {name: as_text(value, name, name) for name, value in given.items()})
+        texts = {name: as_text(value, name, name) for name, value in given.items()}
+        # otherwise a row without an input would be trained on the fixed words of the template
+        return render(self.template, texts) if any(text.strip() for text in texts.values()) else ""
 
     def missing_notes(self, name: str) -> list[str]:
         """Return a note for each column of the template that lacks values. `name` is the name of the source."""
