@@ -168,6 +168,17 @@ def test_a_target_that_all_rows_have_is_named() -> None:
     assert any("all rows have the same target, 'yes'" in note for note in lines("a.jsonl").notes())
 
 
+def test_chats_in_the_test_file_do_not_make_chats_of_training_pairs() -> None:
+    talk = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    Path("chats.jsonl").write_text(json.dumps(talk) + "\n")
+    said = refusal("pairs.jsonl", test="chats.jsonl")
+    assert "chats.jsonl has chats, and pairs.jsonl has inputs and targets" in said
+    assert "task.options.chat=template" in said
+    data = lines("pairs.jsonl", test="chats.jsonl", chat="template").load("held-out")
+    assert data.train[0].input.startswith('[{"role": "user", "content": "text')
+
+
 def test_files_of_a_folder_with_unlike_columns_are_named_one_by_one() -> None:
     Path("folder").mkdir()
     for name, more in (("a", {}), ("b", {"extra": 1})):

@@ -160,6 +160,11 @@ class RowBuilder:
         """Read the rows of a part. `again`: an earlier part has the same source, so bad rows are not counted twice."""
         bad = BadRows() if again else self._bad
         columns = self._columns(part, source)
+        if part != "train" and columns.chat and not self._chat:
+            raise UserError(
+                f"{source.name} has chats, and {self._options.train} has inputs and targets; write one form, or "
+                "make chats of the pairs with --set task.options.chat=template"
+            )
         self._chat = self._chat or columns.chat
         self._read_as += reading_notes(self._options, source, columns)
         self._unread_instruction = self._unread_instruction or unread_instruction(columns)
