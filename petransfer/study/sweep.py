@@ -15,6 +15,7 @@ from typing import Any
 
 from petransfer.atomic_files import write_text
 from petransfer.errors import UserError
+from petransfer.recipe.effect_requests import labels_matching
 from petransfer.recipe.run_spec import RunSpec, TrainSpec
 from petransfer.recipe.schema import Recipe
 from petransfer.study.damaged_runs import read_json
@@ -100,13 +101,18 @@ def update_sweep(recipe: Recipe, own: Sequence[Cell], asked: Sequence[Cell], stu
         members.setdefault((cell.arm, cell.method), []).append(cell)
     with study.locked():
         before = {(one["arm"], one["method"]): one for one in (read_sweep(study) or {}).get("groups", ())}
-        found = []
+        found: list[dict[str, Any]] = []
+        unswept: list[dict[str, Any]] = []
         for group, cell in {(cell.arm, cell.method): cell for cell in own}.items():
             if group in members:
                 found.append(_group(members[group], cell.spec.train, folder))
             elif group in before:
                 found.append(before[group])
-        content = {"study": recipe.name, "learning_rate": learning_rates(found), "groups": found}
+            else:
+                names = {"arm": cell.arm, "method": cell.method, "name": cell.spec.method.name}
+                unswept.append({**names, "chosen": None, "own_rate": cell.spec.train.learning_rate})
+        # the section replaces that of the recipe, so it also has the learning rates of arms that were not swept
+        content = {"study": recipe.name, "learning_rate": learning_rates([*found, *unswept]), "groups": found}
         write_text(study.path / "sweep.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     return content
 
@@ -197,6 +203,8 @@ def learning_rates(groups: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Return the learning rates that a sweep found, as the recipe's key `train.learning_rate`.
 
     A method's entry is the method's most frequent learning rate. An arm with another rate has a separate entry.
+
+    groups: entries of sweep.json. Only `arm`, `method`, `name`, `chosen` and `own_rate` are used.
     """
     # without a chosen learning rate, the study's learning rate is used
     taken = [(one, one["chosen"] or one["own_rate"]) for one in groups]
@@ -206,6 +214,12 @@ def learning_rates(groups: Sequence[dict[str, Any]]) -> dict[str, float]:
         most = found[name] = Counter(rate for _, rate in members).most_common(1)[0][0]
         alone = len({one["method"] for one, _ in members}) == 1
         for one, rate in members:
-            if rate != most:
+            # an entry for `lora r16 8-bit` would also apply to `lora r16 8-bit but wo`, which has the same words
+            is_named = any(
+                other["arm"] == one["arm"] and labels_matching(other["method"], [one["method"]])
+                for other, theirs in members
+                if theirs != most
+            )
+            if is_named:
                 found[f"{one['arm']} {name if alone else one['method']}"] = rate
     return found

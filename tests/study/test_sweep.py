@@ -127,6 +127,36 @@ def test_a_method_that_alone_has_its_name_is_called_by_it(tmp_path: Path) -> Non
     assert content["learning_rate"] == {"lora": 1e-3, "protein lora": 2e-3}
 
 
+def test_arms_that_were_not_swept_keep_the_rates_of_the_recipe(tmp_path: Path) -> None:
+    """The printed section replaces that of the recipe."""
+    methods = [{"name": "lora", "bits": 32}]
+    own, study = expand(recipe_of(methods=methods)), StudyFolder(tmp_path)
+    asked = sweep_cells([cell for cell in own if cell.arm == "protein"], (), (1, 4), 0)
+    for cell in asked:
+        run = sweep_folder(study).run(cell.run_id)
+        run.path.mkdir(parents=True)
+        run.write_json("spec.json", cell.spec.as_dict())
+        dev = {"exact_match": 1000 * rate(cell), "log_prob_per_token": -1.0, "disagreements": 0}
+        run.finish({"dev": dev, "steps": 100, "trained_parameters": 1000})
+    content = update_sweep(recipe_of(methods=methods), own, asked, study)
+    assert [one["arm"] for one in content["groups"]] == ["protein"]
+    assert content["learning_rate"] == {"lora": 1e-3, "protein lora": 4e-3, "full": 1e-2}
+
+
+def test_a_rate_is_not_taken_by_a_method_whose_label_has_the_same_words_and_more(tmp_path: Path) -> None:
+    methods = [{"name": "lora", "bits": 8}, {"name": "lora", "bits": 8, "keep_wide": ["wo"]}]
+    recipe = recipe_of(methods=methods, arms=["english", "german"])
+    best = {("english", False): 5e-4}  # all others: 2e-3
+
+    def wanted(cell: Cell) -> float:
+        return best.get((cell.arm, bool(cell.spec.method.keep_wide)), 2e-3)
+
+    content = swept(tmp_path, recipe, lambda cell: (90.0 if rate(cell) == wanted(cell) else 1.0, -1.0))
+    train = recipe.train.model_copy(update={"learning_rate": content["learning_rate"]})
+    for cell in expand(recipe.model_copy(update={"train": train})):
+        assert rate(cell) == wanted(cell), (cell.arm, cell.method)
+
+
 def test_a_range_is_widened_but_never_by_runs_that_are_not_like_the_others(tmp_path: Path) -> None:
     recipe = recipe_of(arms=["english"], methods=[{"name": "lora", "bits": 32}])
     both = recipe.model_copy(update={"seeds": [0, 1]})
