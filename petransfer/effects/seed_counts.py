@@ -71,11 +71,14 @@ class Demand:
         """A one-line warning that the study has too few seeds. '' if the study has enough seeds."""
         if self.seeds >= self.needed:
             return ""
-        least = min(1.0, smallest_p(self.seeds, self.seeds, paired=not self.unpaired) * self.tests)
+        # pairs of seeds need more seeds than two groups, so effects without pairs can have enough seeds already
+        only_pairs = not self.unpaired or self.seeds >= fewest_seeds(self.tests)
+        least = min(1.0, smallest_p(self.seeds, self.seeds, paired=only_pairs) * self.tests)
+        none = "no effect with pairs of seeds" if self.unpaired and only_pairs else "no effect"
         together = "1 effect is tested" if self.tests == 1 else f"{self.tests} effects are tested together (Holm)"
         if self.needed == MOST_SEEDS:
             return f"{together}. No number of seeds is enough for so many effects; declare fewer effects"
         return (
-            f"{together}. With {count(self.seeds, 'seed')}, no effect can reach p < 0.05, however large it is: the "
+            f"{together}. With {count(self.seeds, 'seed')}, {none} can reach p < 0.05, however large it is: the "
             f"smallest possible p is {least:.3f}. Use at least {self.needed} seeds: --seeds 0-{self.needed - 1}"
         )

@@ -189,6 +189,10 @@ def test_a_study_is_told_before_it_is_run() -> None:
     assert Demand(tests=0, seeds=1, unpaired=0, paired=0).line == ""
     assert "7 effects are tested together (Holm). With 5 seeds" in Demand(7, 5, 7, 0).line
     assert "--seeds 0-8" in Demand(7, 6, 6, 1).line
+    two_arms_and_two_methods = Demand(tests=2, seeds=5, unpaired=1, paired=1).line  # the arms' p can be 2 x 2 / 252
+    assert "no effect with pairs of seeds can reach p < 0.05" in two_arms_and_two_methods
+    assert "the smallest possible p is 0.125" in two_arms_and_two_methods
+    assert "With 3 seeds, no effect can reach" in Demand(tests=2, seeds=3, unpaired=1, paired=1).line
     assert "No number of seeds is enough for so many effects" in Demand(501, 20, 501, 0).line
 
 
