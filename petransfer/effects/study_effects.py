@@ -169,11 +169,13 @@ def _families(items: Sequence[Item], limits: Thresholds) -> list[Family]:
 
 def one_pretraining_note(cells: Sequence[Cell]) -> str:
     """Return a note on the arms that have a single pretrained checkpoint. '' if there are none."""
-    weights: dict[str, set[str]] = {}
+    weights: dict[str, set[tuple[str, str]]] = {}
     for cell in cells:
         checkpoint = cell.spec.checkpoint
         if checkpoint.reinit not in {"all", "body"}:
-            weights.setdefault(cell.arm, set()).add(checkpoint.weights)
+            # the weights of a folder are named by their hash; those of a hub id by the id and a revision such as `main`
+            name = "" if checkpoint.source else checkpoint.name
+            weights.setdefault(cell.arm, set()).add((name, checkpoint.weights))
     single = [arm for arm, found in weights.items() if len(found) == 1]
     if not single:
         return ""

@@ -123,9 +123,21 @@ def environments(groups: Sequence[Group], study: StudyFolder) -> list[str]:
 
 
 def checkpoints(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
-    """Return (arm, checkpoint, first 12 characters of the revision or sha256) for every arm."""
-    specs = {group.arm: group.runs[0].cell.spec.checkpoint for group in groups}
-    return [(arm, _with_reinit(spec.name, spec.reinit), spec.weights[:12]) for arm, spec in specs.items()]
+    """Return (arm, checkpoint, first 12 characters of the revision or sha256) for each checkpoint of every arm.
+
+    If an arm has several checkpoints, the seeds of a checkpoint's runs follow its name.
+    """
+    seeds: dict[tuple[str, str, str], dict[int, None]] = {}
+    for group in groups:
+        for cell in (row.cell for row in group.runs):
+            spec = cell.spec.checkpoint
+            key = group.arm, _with_reinit(spec.name, spec.reinit), spec.weights[:12]
+            seeds.setdefault(key, {})[cell.seed] = None
+    several = Counter(arm for arm, _, _ in seeds)
+    return [
+        (arm, f"{name} (seed{'s' * (len(found) > 1)} {', '.join(map(str, found))})" if several[arm] > 1 else name, sha)
+        for (arm, name, sha), found in seeds.items()
+    ]
 
 
 def _with_reinit(name: str, reinit: str) -> str:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from petransfer.effects.study_effects import collect, demand, update_effects
-from petransfer.report.run_groups import effects_table
+from petransfer.effects.study_effects import collect, demand, one_pretraining_note, update_effects
+from petransfer.report.page_data import checkpoints
+from petransfer.report.run_groups import effects_table, groups_of
+from petransfer.report.run_table import Row
 from petransfer.study.grid import expand
 from tests.report.made import make, recipe_of
 
@@ -74,6 +76,17 @@ def test_one_pretraining_an_arm_is_said(tmp_path: Path) -> None:
     (note,) = update_effects(recipe, cells, folder)["notes"]
     assert note.startswith("Each of the arms english, german has only one pretrained checkpoint")
     assert "scratch" not in note
+
+
+def test_an_arm_with_a_pretraining_for_each_seed_is_not_said_to_have_one() -> None:
+    family = {"name": "mine", "arms": {"english": "owner/english-{seed}", "german": "owner/german"}}
+    cells = expand(recipe_of(task=RIGHT, family=family, effects=["english-german"]))
+    assert one_pretraining_note(cells).startswith("The arm german has only one pretrained checkpoint")
+    rows = checkpoints(groups_of([Row(cell, "waiting") for cell in cells]))
+    assert [row for row in rows if row[0] == "english"] == [
+        ("english", f"owner/english-{seed} (seed {seed})", "main") for seed in range(6)
+    ]
+    assert [row for row in rows if row[0] == "german"] == [("german", "owner/german", "main")]
 
 
 @pytest.mark.parametrize(
