@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,13 @@ def _beside(value: Any, places: list[Path], folder: Path) -> Any:
     if not isinstance(value, str) or not value or value.startswith(("/", "~", "nano/")):
         return value
     try:
-        if any((place / value).exists() for place in places) or not (folder / value).exists():
+        if any(_is_there(place / value) for place in places) or not _is_there(folder / value):
             return value
     except (OSError, ValueError):  # no path: too long, or with a zero byte
         return value
     return str((folder / value).resolve())
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether a path exists. `{seed}` in the name of a checkpoint stands for any seed."""
+    return path.exists() or ("{seed}" in str(path) and bool(glob.glob(glob.escape(str(path)).replace("{seed}", "*"))))

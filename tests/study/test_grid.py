@@ -17,7 +17,7 @@ import pytest
 from petransfer.atomic_files import write_text
 from petransfer.data import load_task
 from petransfer.errors import UserError
-from petransfer.recipe.loading import recipe_yaml, validate
+from petransfer.recipe.loading import load_recipe, recipe_yaml, validate
 from petransfer.recipe.schema import Recipe
 from petransfer.study.grid import Cell, expand, resolve
 from petransfer.study.run_study import _default_workers, prepare_study
@@ -318,6 +318,13 @@ def test_each_seed_has_a_pretraining_of_its_own(pretrainings: Path) -> None:
     english = arm(expand(seeded(pretrainings)), "english")
     assert [(cell.seed, cell.spec.checkpoint.name) for cell in english] == [(0, "english-0"), (1, "english-1")]
     assert len({cell.spec.checkpoint.weights for cell in english}) == 2
+
+
+def test_a_relative_folder_with_a_seed_is_looked_for_beside_the_recipe(pretrainings: Path) -> None:
+    content = seeded(Path(".")).model_dump(exclude_none=True, mode="json")
+    (pretrainings / "mine.yaml").write_text(json.dumps(content))
+    cells = arm(expand(load_recipe(str(pretrainings / "mine.yaml"))), "english")
+    assert [cell.run_id for cell in cells] == [cell.run_id for cell in arm(expand(seeded(pretrainings)), "english")]
 
 
 def test_a_study_is_read_where_its_pretrainings_no_longer_exist(pretrainings: Path) -> None:
