@@ -67,7 +67,7 @@ class StudyGrid:
         for run_id in damaged:
             folder = self.folder.run(run_id)
             with folder.claim() as claimed:
-                if claimed:
+                if claimed and folder.damage():  # another process may have repeated the run meanwhile
                     folder.clear()
         return damaged
 

@@ -219,6 +219,24 @@ def test_a_damaged_run_is_named_and_repaired(name: str, damage: Callable[[Path],
     assert len(grid.waiting) == 1
 
 
+def test_a_run_that_another_process_has_repeated_meanwhile_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid, folder = _finished(tmp_path)
+    right = (folder.path / "result.json").read_bytes()
+    os.utime(folder.path / "result.json", ns=(1, 1))
+    (folder.path / "result.json").write_text("{}")
+    claim = RunFolder.claim
+
+    def late(run: RunFolder) -> Any:
+        (run.path / "result.json").write_bytes(right)  # as another process does before this one has the claim
+        return claim(run)
+
+    monkeypatch.setattr(RunFolder, "claim", late)
+    grid.repair()
+    assert folder.status() == "done"
+
+
 def test_a_claim_is_of_one_process_and_ends_with_it(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from petransfer.study.folders import RunFolder\n"
