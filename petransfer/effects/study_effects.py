@@ -188,18 +188,20 @@ def one_pretraining_note(cells: Sequence[Cell]) -> str:
 
 
 def several_cpus_note(cells: Sequence[Cell], study: StudyFolder) -> str:
-    """Return a note if the runs were made on different models of CPU. '' otherwise."""
+    """Return a note if the runs were made on different models of CPU, or on a CPU and a GPU. '' otherwise."""
     results = [study.run(cell.run_id).result() for cell in cells]
     environments = [found.get("environment") or {} for found in results if found]
-    runs = Counter(str(one.get("cpu") or "") for one in environments if str(one.get("device", "cpu")).startswith("cpu"))
+    made_on = [(str(one.get("device", "cpu")), str(one.get("cpu") or "")) for one in environments]
+    runs = Counter(cpu if device.startswith("cpu") else device for device, cpu in made_on)
     if len(runs) < 2:
         return ""
+    what = "CPU" if all(device.startswith("cpu") for device, _ in made_on) else "device"
     # Old versions of petransfer did not record the CPU. An unknown CPU counts as one more model.
     kinds = sorted((-count, cpu or "not recorded") for cpu, count in runs.items())
     counts = "; ".join(f"{cpu}: {-count} run{'s' * (count < -1)}" for count, cpu in kinds)
     return (
-        f"The runs were made on different CPUs ({counts}). The same run can give other scores on another CPU, so a "
-        "difference between arms may partly come from the CPU."
+        f"The runs were made on different {what}s ({counts}). The same run can give other scores on another {what}, so "
+        f"a difference between arms may partly come from the {what}."
     )
 
 

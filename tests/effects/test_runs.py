@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from petransfer.effects.study_effects import collect, demand, one_pretraining_note, update_effects
+from petransfer.effects.study_effects import collect, demand, one_pretraining_note, several_cpus_note, update_effects
 from petransfer.report.page_data import checkpoints
 from petransfer.report.run_groups import effects_table, groups_of
 from petransfer.report.run_table import Row
@@ -111,6 +111,17 @@ def test_runs_of_different_cpus_are_said(tmp_path: Path, cpus: list[str], said: 
     notes = [note for note in update_effects(recipe, cells, folder)["notes"] if "CPU" in note]
     assert len(notes) == bool(said)
     assert all(part in notes[0] for part in said)
+
+
+def test_runs_of_a_cpu_and_of_a_gpu_are_said(tmp_path: Path) -> None:
+    recipe = recipe_of(task=RIGHT, methods=[{"name": "full", "bits": 32}], effects=[])
+    cells, folder = make(tmp_path, recipe)
+    path = folder.run(cells[0].run_id).path / "result.json"
+    result = json.loads(path.read_text())
+    result["environment"]["device"] = "cuda (NVIDIA H200)"
+    path.write_text(json.dumps(result))
+    counts = "not recorded: 17 runs; cuda (NVIDIA H200): 1 run"
+    assert several_cpus_note(cells, folder).startswith(f"The runs were made on different devices ({counts}).")
 
 
 def test_the_declared_family_is_counted_before_a_run() -> None:
