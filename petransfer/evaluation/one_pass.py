@@ -56,11 +56,19 @@ class Scored:
 
 @torch.inference_mode()
 def score(
-    model: torch.nn.Module, loaded: Loaded, examples: Sequence[Example], encoded: Sequence[Encoded], batch_size: int
+    model: torch.nn.Module,
+    loaded: Loaded,
+    examples: Sequence[Example],
+    encoded: Sequence[Encoded],
+    batch_size: int,
+    compares_texts: bool = True,
 ) -> list[Scored]:
     """Score every example with one forward pass of at most `batch_size` examples.
 
-    encoded: token ids of the examples.
+    Args:
+        encoded: token ids of the examples.
+        compares_texts: whether an example whose wrong token may spell the target is a near-tie. False: only logits
+            that are nearly equal are near-ties.
     """
     found = CpuFastPath(model, scoring=True)
     lean = found if found.usable and found.skips_padding else None
@@ -73,7 +81,8 @@ def score(
     }
 
     def one(chosen: list[int]) -> list[Scored]:
-        rows = _score_batch(model, loaded, [examples[at] for at in chosen], [encoded[at] for at in chosen], lean)
+        parts = [examples[at] for at in chosen], [encoded[at] for at in chosen]
+        rows = _score_batch(model, loaded, *parts, lean, compares_texts)
         return [replace(row, near_tie=True) if at in long else row for at, row in zip(chosen, rows, strict=True)]
 
     with lean.step() if lean else contextlib.nullcontext():
@@ -87,6 +96,7 @@ def _score_batch(
     examples: Sequence[Example],
     encoded: Sequence[Encoded],
     lean: CpuFastPath | None,
+    compares_texts: bool,
 ) -> list[Scored]:
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in collate(encoded, loaded.layout).items()}
@@ -106,7 +116,7 @@ def _score_batch(
         near, correct = bool(near_b[at]), bool(correct_b[at])
         # If rounding cannot explain that a token is wrong, the example is wrong, even if other tokens are near-ties.
         # The exceptions are a first wrong token that may spell the target, and a target in which generation stops.
-        if not correct and not near:
+        if compares_texts and not correct and not near:
             first = int(first_miss_b[at])
             generated = [*encoded[at].target_ids[: first - int(offset_b[at])], int(rival_id_bt[at, first])]
             near = may_spell(generated, example.target, loaded)
@@ -188,5 +198,6 @@ def may_spell(generated: list[int], target: str, loaded: Loaded) -> bool:
     """
     if generated[-1] in loaded.layout.end_ids:
         return decode([generated[:-1]], loaded.tokenizer)[0] == target
-    text = decode([generated], loaded.tokenizer)[0].rstrip("\ufffd")
-    return target.startswith(text) and text != decode([generated[:-1]], loaded.tokenizer)[0]
+    # The last token can add nothing to the text: a special token (models of the BART family generate one first), a
+    # blank at the start, or a part of a character's bytes.
+    return target.startswith(decode([generated], loaded.tokenizer)[0].rstrip("\ufffd"))

@@ -86,9 +86,8 @@ def part_at_near_tie(
     same = next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
     if same is None:  # one text was cut
         return False
-    # the target is no text that the model can generate, so that only the logits decide
-    example = Example(index=0, input="", target="\0", category="")
-    (scored,) = score(model, loaded, [example], [Encoded(input_ids, other[: same + 1])], batch_size=1)
+    example, encoded = Example(index=0, input="", target="", category=""), Encoded(input_ids, other[: same + 1])
+    (scored,) = score(model, loaded, [example], [encoded], batch_size=1, compares_texts=False)
     return scored.near_tie
 
 

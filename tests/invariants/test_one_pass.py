@@ -12,6 +12,7 @@ import torch
 
 from petransfer.data import Example, load_task
 from petransfer.data.encoding import encode_examples
+from petransfer.data.layout import special_tokens
 from petransfer.evaluation import batches, exact_match, one_pass
 from petransfer.evaluation.exact_match import evaluate, score, summary
 from petransfer.evaluation.generation import generate
@@ -146,3 +147,28 @@ def test_another_spelling_of_the_same_string_is_left_to_generation(tiny_t5: Path
     assert not one_pass.may_spell([letters[0], loaded.tokenizer.convert_tokens_to_ids("k")], "jump", loaded)
     assert one_pass.may_spell([*whole, loaded.layout.eos_id], "jump", loaded)
     assert not one_pass.may_spell([letters[1], loaded.layout.eos_id], "jump", loaded)
+    for hidden in (loaded.layout.pad_id, letters[0]):  # a special token, and a blank at the start of a text
+        assert one_pass.may_spell([hidden], "jump", loaded)
+
+
+@pytest.mark.parametrize("kind", ["tiny_t5", "tiny_gpt2"])
+def test_a_special_token_before_the_target_does_not_make_the_text_wrong(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    """Models of the BART family generate a start token first, which the text does not show."""
+    loaded = load_checkpoint(checkpoint_spec(str(request.getfixturevalue(kind))), 32)
+    examples = [Example(at, word, word, "all") for at, word in enumerate(("walk", "jump"))]
+    encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
+    known = (loaded.layout.pad_id, *loaded.layout.end_ids)
+    hidden = next(token for token in special_tokens(loaded.tokenizer) if token not in known)
+    model = loaded.model.float().eval()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    learnt = collate([replace(row, target_ids=(hidden, *row.target_ids)) for row in encoded], loaded.layout)
+    for _ in range(60):
+        token_loss(model, learnt).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    outcome = evaluate(model, loaded, examples, encoded, audited=0)
+    assert generate(model, loaded, [row.input_ids for row in encoded], 9) == ["walk", "jump"]
+    assert [row.margin < -1 for row in outcome.scored] == [True, True]
+    assert outcome.exact_match == 1.0
