@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from petransfer.atomic_files import creating, write_text
+from petransfer.atomic_files import creating
 from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
 from petransfer.cli.lazy_verbs import path_or_dash
 from petransfer.cli.terminal_text import print_text
@@ -112,17 +112,18 @@ def card(
 ) -> None:
     """Write the model card that the hub shows: how to use the adapter, its scores, its origin and its limits."""
     from petransfer.sharing.card import card as make
+    from petransfer.sharing.pack import without_card, write_card
 
     wishes = _wishes(licence, language, tags)
     with opened(source) as bundle:
-        text = make(checked(bundle), wishes)
+        checked(without_card(bundle))
+        text = make(bundle, wishes)
         _print_licence_note(bundle, wishes)
         target = out or bundle.weights.parent / CARD
         if str(out) == "-" or (out is None and not Path(source).is_dir()):
             print(text, end="")
             return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, text)
+    write_card(bundle, text, target)
     print(target)
 
 

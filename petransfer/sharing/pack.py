@@ -7,11 +7,13 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from petransfer.atomic_files import write_text
 from petransfer.errors import UserError
 from petransfer.models.registry import file_sha256
 from petransfer.sharing import bundle_zip as archive
@@ -66,8 +68,24 @@ def contents(bundle: Bundle, wishes: Wishes) -> dict[str, Path | bytes]:
     for name, content in found.items():
         if name not in (WEIGHTS, EXAMPLES):
             refuse_private(name, content.decode() if isinstance(content, bytes) else read_text(content))
-    listed = {"format": 1, "files": {name: _sha256(content) for name, content in sorted(found.items())}}
-    return {**found, MANIFEST: (json.dumps(listed, indent=1) + "\n").encode()}
+    hashes = {name: _sha256(content) for name, content in sorted(found.items())}
+    return {**found, MANIFEST: _manifest(hashes).encode()}
+
+
+def without_card(bundle: Bundle) -> Bundle:
+    """Return an adapter without its card. A card that is written anew need not be the one that was packed."""
+    files = {name: path for name, path in bundle.files.items() if name != CARD}
+    hashes = {name: sha256 for name, sha256 in (bundle.manifest or {}).items() if name != CARD}
+    return replace(bundle, files=files, manifest=None if bundle.manifest is None else hashes)
+
+
+def write_card(bundle: Bundle, text: str, target: Path) -> None:
+    """Write the card of an adapter to `target`. In a packed adapter's folder, its sha256 is put into the manifest."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, text)
+    if bundle.manifest is not None and target.absolute() == (bundle.weights.parent / CARD).absolute():
+        hashes = {**bundle.manifest, CARD: _sha256(text.encode())}
+        write_text(bundle.files[MANIFEST], _manifest(hashes))
 
 
 def pack(bundle: Bundle, target: Path, wishes: Wishes) -> str:
@@ -115,6 +133,11 @@ def refuse_private(name: str, text: str) -> None:
     place = found[0] if found else next((home for home in homes if home in text), None)
     if place:
         raise UserError(f"{name} names a folder of this machine ({place[:60]}); take it out, then pack again")
+
+
+def _manifest(hashes: Mapping[str, str]) -> str:
+    """Return the content of manifest.json. `hashes`: sha256 of each file, by name."""
+    return json.dumps({"format": 1, "files": hashes}, indent=1) + "\n"
 
 
 def _sha256(content: bytes | Path) -> str:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pyarrow.parquet
@@ -178,6 +179,24 @@ def test_the_licence_of_own_files_is_the_sharer_s_to_name(
     assert "license: cc-by-4.0" in said.out
     assert "of the data not known; of the adapter cc-by-4.0." in said.out
     assert "--licence" not in said.err
+
+
+def test_a_new_card_in_a_folder_that_was_pulled(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The manifest has the sha256 of the new card. A card that was damaged can be written anew."""
+    assert call("adapter", "pull", str(packed), "--out", "pulled") == 0
+    before = json.loads((here / "pulled" / "manifest.json").read_text())
+    for licence in ("cc-by-4.0", "mit"):
+        assert call("adapter", "card", "pulled", "--licence", licence) == 0
+        assert f"license: {licence}" in (here / "pulled" / "README.md").read_text()
+        assert call("adapter", "pack", "pulled", "--out", f"{licence}.petransfer.zip") == 0
+        (here / "pulled" / "README.md").write_text("another card")
+    assert call("adapter", "card", "pulled", "--out", "pulled/README.md") == 0
+    after = json.loads((here / "pulled" / "manifest.json").read_text())
+    own = sha256((here / "pulled" / "README.md").read_bytes()).hexdigest()
+    assert after == before | {"files": before["files"] | {"README.md": own}}
+    config = here / "pulled" / "adapter_config.json"
+    config.write_text(config.read_text() + " ")
+    assert "adapter_config.json is not the file" in refused(capsys, "adapter", "card", "pulled")
 
 
 def test_licences_bind_as_the_stricter_one() -> None:
