@@ -198,7 +198,7 @@ def pull(
             target.parent.mkdir(parents=True, exist_ok=True)
             with creating(target) as partial:
                 partial.mkdir()
-                for name, path in bundle.files.items():
+                for name, path in {**bundle.files, **bundle.own_tokenizer()}.items():
                     shutil.copyfile(path, partial / name)
         except OSError as error:
             raise UserError(f"{target} cannot be written ({error.strerror}); take another --out") from None

@@ -25,6 +25,7 @@ from petransfer.sharing.bundle_files import (
     PROVENANCE,
     RECIPE,
     RESULT,
+    TOKENIZER_FILES,
     WEIGHTS,
     has_sha256,
     without_weights,
@@ -80,6 +81,12 @@ class Bundle:
     def result(self) -> dict[str, Any] | None:
         """Return the content of result.json. None if there is no such file."""
         return read_json(self.files[RESULT]) if RESULT in self.files else None
+
+    def own_tokenizer(self) -> dict[str, Path]:
+        """Return the tokenizer's files beside the weights, by name. Empty for an adapter that petransfer trained."""
+        folder = self.weights.parent
+        names = TOKENIZER_FILES if self.provenance is None else ()
+        return {name: folder / name for name in names if (folder / name).is_file()}
 
     def local_spec(self) -> RunSpec | None:
         """Return the spec with the places of files on this machine. None without the run's folder.

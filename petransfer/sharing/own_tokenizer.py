@@ -36,7 +36,7 @@ def with_own_tokenizer(loaded: Loaded, bundle: Bundle, base: Base) -> Loaded:
         UserError: the tokenizer is damaged, or has tokens for which the base has no embeddings.
     """
     folder = bundle.weights.parent
-    if bundle.spec is not None or not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if not bundle.own_tokenizer():
         return loaded
     _refuse_large(bundle, folder)
     if any((folder / name).is_file() for name in VOCABULARIES):

@@ -94,6 +94,9 @@ def test_the_tokenizer_of_the_adapter_is_used_by_predict_eval_serve_and_merge(
     assert served.predictor(["a <tool> b"], 8) == [wanted]
     assert served.chat is not None
     assert served.chat(["a <tool> b"], 8) == [wanted_chat]
+    assert call("adapter", "pull", str(folder), "--out", str(tmp_path / "pulled")) == 0
+    pulled = Adapter.load(tmp_path / "pulled", checkpoint=str(base), device="cpu")
+    assert pulled.predict(["a <tool> b"], 8) == [wanted]
     adapter.merge(tmp_path / "merged", bits=32)
     merged = Adapter.load(tmp_path / "merged", device="cpu")
     assert merged.predict(["a <tool> b"], 8) == [wanted]
