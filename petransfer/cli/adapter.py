@@ -259,7 +259,10 @@ def merge(
     out: Annotated[Path, typer.Argument(help="Folder to create for the merged model.")],
     checkpoint: Checkpoint = None,
     revision: Revision = None,
-    bits: Bits = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(help="Bits of the merged model's weights: 32 or 16. Default: 32 after training with 32, else 16."),
+    ] = None,
     separate_head: Annotated[
         bool,
         typer.Option(

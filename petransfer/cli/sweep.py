@@ -73,7 +73,7 @@ def sweep(
     study = StudyGrid(plain, cells, sweep_folder(part.folder), mine)
     if dry:
         part.folder.check(part.recipe.name)
-        _plan(study)
+        _plan(study, as_json)
         return
     scheduling = Scheduling(workers, executor, address, stack)
     check_and_launch(study, scheduling, processes)
@@ -119,8 +119,13 @@ def _print_end(content: dict[str, Any], title: str) -> None:
     print(shown.snippet(content))
 
 
-def _plan(study: StudyGrid) -> None:
+def _plan(study: StudyGrid, as_json: bool) -> None:
     rows = tables.rows_of(study.selected, study.folder)
+    if as_json:
+        rates = [{"learning_rate": row.cell.spec.train.learning_rate} for row in rows]
+        runs = [one | rate for one, rate in zip(tables.as_json(rows), rates, strict=True)]
+        print(json.dumps({"study": study.recipe.name, "runs": runs}, indent=1))
+        return
     for row in rows:
         print_text(f"{row.cell.run_id}  {shown.plain_line(row)} | {count(row.cell.spec.train.steps, 'step')}")
     left = sum(row.cell.spec.train.steps for row in rows if row.status != "done")

@@ -207,4 +207,8 @@ def test_plan_trains_nothing(recipe: Path, tmp_path: Path, call: Call, capsys: p
     out = tmp_path / "out"
     assert call("sweep", "--recipe", str(recipe), "--out", str(out), "--plan", "--seeds", "0-1", "--shard", "1/2") == 0
     assert "6 runs, 0 done, 36 steps to go" in capsys.readouterr().out
+    assert call("sweep", "--recipe", str(recipe), "--out", str(out), "--plan", "--json") == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert {run["status"] for run in runs} == {"waiting"}
+    assert len({run["learning_rate"] for run in runs}) > 1
     assert not out.exists()
