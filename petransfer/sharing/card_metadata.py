@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +105,11 @@ def _datasets(bundle: Bundle, spec: RunSpec) -> list[str]:
     info = task_info(spec.task.name)
     if info and info.published:
         return list(info.hub_datasets)
-    train = str(((recipe_of(bundle).get("task") or {}).get("options") or {}).get("train", ""))
+    recipe = recipe_of(bundle)
+    train = str(((recipe.get("task") or {}).get("options") or {}).get("train", ""))
     name = train.partition("@")[0]
+    if os.path.exists(Path(str(recipe.get("data_dir") or "")) / name):  # a folder on this machine, such as data/rows
+        return []
     owner, slash, rest = name.partition("/")
     return [name] if slash and owner not in ("", ".", "..", "~") and "/" not in rest and "." not in rest else []
 

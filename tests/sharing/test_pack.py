@@ -24,11 +24,12 @@ from petransfer.data import TASKS
 from petransfer.errors import UserError
 from petransfer.models.quantization import inventory
 from petransfer.models.registry import registry
+from petransfer.recipe.run_spec import CheckpointSpec, MethodSpec, RunSpec, TaskSpec, TrainSpec
 from petransfer.sharing import plain_check
 from petransfer.sharing.adapter import Adapter
-from petransfer.sharing.bundle import of_folder, opened
+from petransfer.sharing.bundle import Bundle, of_folder, opened
 from petransfer.sharing.card import card
-from petransfer.sharing.card_metadata import Wishes
+from petransfer.sharing.card_metadata import Wishes, _datasets
 from petransfer.sharing.licences import ORDER, derived
 from petransfer.sharing.pack import placeless, refuse_private
 from petransfer.sharing.task_data import data_of
@@ -197,6 +198,17 @@ def test_a_new_card_in_a_folder_that_was_pulled(packed: Path, here: Path, capsys
     config = here / "pulled" / "adapter_config.json"
     config.write_text(config.read_text() + " ")
     assert "adapter_config.json is not the file" in refused(capsys, "adapter", "card", "pulled")
+
+
+def test_a_folder_of_rows_is_no_dataset_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: mine\ntask: {name: lines, options: {train: data/rows}}\n")
+    bundle = Bundle("mine", {"recipe.yaml": recipe}, {}, {}, None, None, None)
+    made = CheckpointSpec("nano/english"), TaskSpec("lines", "held-out"), MethodSpec("lora"), TrainSpec(1, 1, 0.1)
+    assert _datasets(bundle, RunSpec(*made, seed=0)) == ["data/rows"]
+    (tmp_path / "data" / "rows").mkdir(parents=True)
+    assert _datasets(bundle, RunSpec(*made, seed=0)) == []
 
 
 def test_licences_bind_as_the_stricter_one() -> None:
