@@ -112,6 +112,14 @@ def _file_error(error: OSError) -> str:
     return ""
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from petransfer.training.out_of_memory import is_out_of_memory  # imports torch
+
+    return is_out_of_memory(error)
+
+
 def call(application: typer.Typer, arguments: list[str]) -> None:
     """Run a Typer application. An error is printed as one line and ends the process.
 
@@ -146,6 +154,10 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
         _end(2, f"error: {said}")
     except (KeyboardInterrupt, typer.Abort):
         _end(130, "stopped")
+    except (MemoryError, RuntimeError) as error:  # after typer.Abort, which is a RuntimeError
+        if debug or not _is_out_of_memory(error):
+            raise
+        _end(1, "error: memory ran out; close other programs that use it, or take a machine or a card with more memory")
     finally:
         print_text(*lost_characters_note(), file=sys.stderr)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from petransfer.models.loading import Loaded
 from petransfer.models.rotary_positions import longest_shared_length
 from petransfer.models.text_part import text_config
 from petransfer.models.wrappers import base_model_of, evaluating
+from petransfer.training.distributed import needs_all_processes
+from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
 
 # The largest number of attention weights of one head in a batch: examples x tokens x tokens. Longer inputs therefore
 # get smaller batches.
@@ -73,13 +76,15 @@ def generations(
         inputs: token ids of each input.
         limits: length limit of each text in tokens. A text can be longer, up to the largest limit in the batch, but
             never longer than the model's positions allow.
-        batch_size: inputs per call of the model's `generate`.
+        batch_size: inputs per call of the model's `generate`. It is halved when memory runs out.
         on_text: called after each generated token with the index of the input and the text so far.
+
+    Raises:
+        OutOfMemory: memory is too small for one input, or for one batch of a sharded model.
     """
     layout = loaded.layout
     batch_size = 1 if loaded.model.config.model_type in _ALONE else batch_size
     device = next(model.parameters()).device
-    found: dict[int, Generation] = {}
     lengths = [len(row) for row in inputs]
     left_after = {tokens: room(model, loaded, tokens) for tokens in set(lengths)}
     rooms = [left_after[tokens] for tokens in lengths]
@@ -92,7 +97,8 @@ def generations(
 
     with evaluating(model), without_generation_defaults(model):
         apart = _pads_wrongly(model, loaded) or _changes_positions(loaded, lengths, limits)
-        for chosen in _batches(lengths, batch_size, fits, equal_lengths=apart):
+
+        def generated(chosen: list[int]) -> list[Generation]:
             ids, mask = _padded([inputs[at] for at in chosen], layout.pad_id, left=not layout.encoder_decoder)
             out = model.generate(  # type: ignore[operator]
                 input_ids=ids.to(device),
@@ -114,7 +120,12 @@ def generations(
             texts = decode(cut, loaded.tokenizer)
             ended = [len(kept) < len(row) for kept, row in zip(cut, new, strict=True)]
             read = [lengths[at] for at in chosen]
-            found |= zip(chosen, map(Generation, texts, ended, read, map(len, cut), map(tuple, cut)), strict=True)
+            return [*map(Generation, texts, ended, read, map(len, cut), map(tuple, cut))]
+
+        # processes that share a forward pass would not know of a smaller batch
+        found = _with_less_memory(
+            _batches(lengths, batch_size, fits, equal_lengths=apart), generated, halves=not needs_all_processes(model)
+        )
     return [found[at] for at in range(len(inputs))]
 
 
@@ -219,6 +230,29 @@ def _batches(
                 count //= 2
             yield indices[:count]
             indices = indices[count:]
+
+
+def _with_less_memory(
+    batches: Iterable[list[int]], function: Callable[[list[int]], Sequence[Generation]], halves: bool
+) -> dict[int, Generation]:
+    """Call a function on batches of indices, and return each index's result. Batches are halved if memory runs out."""
+    found: dict[int, Generation] = {}
+    most = sys.maxsize
+    for batch in batches:
+        left = batch
+        while left:
+            chosen = left[:most]
+            try:
+                with raising_out_of_memory():
+                    rows = function(chosen)
+            except OutOfMemory:
+                if len(chosen) == 1 or not halves:
+                    raise
+                most = (len(chosen) + 1) // 2
+                continue
+            found |= zip(chosen, rows, strict=True)
+            left = left[len(chosen) :]
+    return found
 
 
 def _padded(rows: Sequence[tuple[int, ...]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

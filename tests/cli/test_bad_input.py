@@ -478,6 +478,21 @@ def test_too_many_open_files_are_one_line(capsys: pytest.CaptureFixture[str]) ->
     assert "`ulimit -n 4096`" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 20 MiB")])
+def test_memory_that_ran_out_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch  # noqa: F401 - only then is a RuntimeError taken for one of torch
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        petransfer.cli.call(fail, [])
+    assert stop.value.code == 1
+    written = capsys.readouterr().err
+    assert written.startswith("error: memory ran out; ")
+    assert written.count("\n") == 1
+
+
 def test_other_errors_of_the_system_are_not_hidden() -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ECHILD, "No child processes")

@@ -15,6 +15,7 @@ from petransfer.errors import UserError
 from petransfer.evaluation.generation import generations
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
+from petransfer.training.out_of_memory import OutOfMemory
 
 # Every field of transformers' GenerationConfig that can change what greedy decoding generates or returns.
 FIELDS: dict[str, Any] = {
@@ -81,6 +82,26 @@ def test_no_generation_default_of_the_base_changes_a_text(kind: str, request: py
             found = [one.text for one in generations(each, loaded, INPUTS, [LENGTH] * 2)]
             assert found == expected, name
         assert loaded.model.generation_config is own, "the model's own defaults are put back"
+
+
+def test_batches_are_halved_when_memory_runs_out(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_checkpoint(checkpoint_spec(str(tiny_gpt2)), 32)
+    arguments = (loaded.model, loaded, INPUTS * 3, [LENGTH] * 6)
+    expected, generate, sizes = generations(*arguments), loaded.model.generate, []
+    most = 2
+
+    def small(**options: Any) -> Any:
+        sizes.append(len(options["input_ids"]))
+        if sizes[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(**options)
+
+    monkeypatch.setattr(loaded.model, "generate", small)
+    assert [one.text for one in generations(*arguments)] == [one.text for one in expected]
+    assert sizes == [6, 3, 2, 2, 2]
+    most = 0
+    with pytest.raises(OutOfMemory):
+        generations(*arguments)
 
 
 @pytest.mark.parametrize("kind", ["tiny_t5", "tiny_gpt2"])
