@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,11 +18,8 @@ from petransfer.errors import UserError, unknown
 from petransfer.sharing.bundle import Bundle, checked, opened, without_records
 from petransfer.sharing.bundle_files import CARD
 from petransfer.sharing.bundle_zip import SUFFIX
-from petransfer.sharing.card_metadata import Wishes, licence_note
+from petransfer.sharing.card_metadata import Wishes, checked_wishes, licence_note
 from petransfer.visible_text import visible
-
-_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
-_LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,59}")
 
 # What `info` calls the entries of its JSON.
 _TITLES = {
@@ -347,12 +343,7 @@ def _print_licence_note(bundle: Bundle, wishes: Wishes) -> None:
 
 def _wishes(licence: str | None, language: str | None, tags: list[str] | None) -> Wishes:
     languages = tuple(part.strip() for part in language.split(",")) if language else ()
-    for code in languages:
-        if not _LANGUAGE.fullmatch(code):
-            raise UserError(f"--language: '{code:.20}' is no language code; give codes such as en,de,pt-BR")
-    if licence is not None and not _LICENCE.fullmatch(licence):
-        raise UserError(f"--licence: '{licence:.20}' is no licence's identifier; give one such as mit or cc-by-4.0")
-    return Wishes(licence, languages, tuple(tags or ()))
+    return checked_wishes(licence, languages, tuple(tags or ()))
 
 
 def _name(bundle: Bundle) -> str:

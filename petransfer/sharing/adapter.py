@@ -21,7 +21,7 @@ from petransfer.recipe.run_spec import Bits
 from petransfer.sharing import hub
 from petransfer.sharing.base import Where
 from petransfer.sharing.bundle import checked
-from petransfer.sharing.card_metadata import Wishes
+from petransfer.sharing.card_metadata import checked_wishes
 from petransfer.sharing.combined_adapters import put_together
 from petransfer.sharing.merge import Merged, merge
 from petransfer.sharing.pack import contents
@@ -214,10 +214,11 @@ class Adapter:
             message: the commit message.
 
         Raises:
-            UserError: the hub cannot be reached or refuses the upload, or a file contains an access token or a path of
-                this machine.
+            UserError: the hub cannot be reached or refuses the upload, `licence` or `language` is not valid, or a file
+                contains an access token or a path of this machine.
         """
-        files = contents(self._source.adapter(), Wishes(licence, tuple(language), tuple(tags)))
+        wishes = checked_wishes(licence, names_of(language, "language"), names_of(tags, "tags"))
+        files = contents(self._source.adapter(), wishes)
         return hub.push(repo, files, public, message)
 
     @naming_arguments()

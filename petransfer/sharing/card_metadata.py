@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from petransfer.sharing.safe_reading import card_data, read_text, read_yaml
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
+_LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,59}")
 SPLITS = {"dev": "validation", "test": "test"}
 
 
@@ -36,6 +39,20 @@ class Wishes:
     licence: str | None = None
     language: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+
+
+def checked_wishes(licence: str | None, language: tuple[str, ...], tags: tuple[str, ...]) -> Wishes:
+    """Return the wishes of a user.
+
+    Raises:
+        UserError: a language is no language code, or the licence is no identifier.
+    """
+    for code in language:
+        if not _LANGUAGE.fullmatch(code):
+            raise UserError(f"--language: '{code:.20}' is no language code; give codes such as en,de,pt-BR")
+    if licence is not None and not _LICENCE.fullmatch(licence):
+        raise UserError(f"--licence: '{licence:.20}' is no licence's identifier; give one such as mit or cc-by-4.0")
+    return Wishes(licence, language, tags)
 
 
 @dataclass(frozen=True)

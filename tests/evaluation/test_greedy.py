@@ -87,7 +87,8 @@ def test_no_generation_default_of_the_base_changes_a_text(kind: str, request: py
 def test_batches_are_halved_when_memory_runs_out(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_checkpoint(checkpoint_spec(str(tiny_gpt2)), 32)
     arguments = (loaded.model, loaded, INPUTS * 3, [LENGTH] * 6)
-    expected, generate, sizes = generations(*arguments), loaded.model.generate, []
+    expected, generate = generations(*arguments), loaded.model.generate
+    sizes: list[int] = []
     most = 2
 
     def small(**options: Any) -> Any:

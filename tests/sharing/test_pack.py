@@ -27,11 +27,13 @@ from petransfer.models.registry import registry
 from petransfer.recipe.run_spec import CheckpointSpec, MethodSpec, RunSpec, TaskSpec, TrainSpec
 from petransfer.sharing import plain_check
 from petransfer.sharing.adapter import Adapter
+from petransfer.sharing.base import Where
 from petransfer.sharing.bundle import Bundle, of_folder, opened
 from petransfer.sharing.card import card
 from petransfer.sharing.card_metadata import Wishes, _datasets
 from petransfer.sharing.licences import ORDER, derived
 from petransfer.sharing.pack import placeless, refuse_private
+from petransfer.sharing.sources import Source
 from petransfer.sharing.task_data import data_of
 from tests.sharing.conftest import ROWS, call, contents, refused, write
 
@@ -209,6 +211,19 @@ def test_a_folder_of_rows_is_no_dataset_on_the_hub(tmp_path: Path, monkeypatch: 
     assert _datasets(bundle, RunSpec(*made, seed=0)) == ["data/rows"]
     (tmp_path / "data" / "rows").mkdir(parents=True)
     assert _datasets(bundle, RunSpec(*made, seed=0)) == []
+
+
+def test_one_language_or_tag_given_to_push_is_not_split_into_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Wishes] = []
+    monkeypatch.setattr("petransfer.sharing.adapter.contents", lambda bundle, wishes: given.append(wishes))
+    monkeypatch.setattr("petransfer.sharing.hub.push", lambda *arguments: None)
+    adapter = Adapter(Source("mine", "adapter", Bundle("mine", {}, {}, {}, None, None, None)), Where())
+    adapter.push("user/name", language="en", tags="one")
+    adapter.push("user/name", language=["en", "de"])
+    assert given == [Wishes(None, ("en",), ("one",)), Wishes(None, ("en", "de"))]
+    for wrong in ({"language": "English"}, {"licence": "my own"}):
+        with pytest.raises(UserError, match=f"'{next(iter(wrong))}'"):
+            adapter.push("user/name", **wrong)
 
 
 def test_licences_bind_as_the_stricter_one() -> None:
