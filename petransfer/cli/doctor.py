@@ -111,7 +111,9 @@ def _bf16() -> str:
     import torch
 
     if torch.cuda.is_available():
-        return "yes" if torch.cuda.is_bf16_supported() else "PROBLEM: this card has no bf16; use bits: 32"
+        # emulated bf16 is slow, and runs with 8 or 4 bits refuse it
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "yes" if supported else "PROBLEM: this card has no bf16; use bits: 32"
     fast = any(name in processor() for name in ("amx_bf16", "avx512_bf16"))
     return "yes, on the CPU" + ("" if fast else " (slowly: no bf16 instructions)")
 

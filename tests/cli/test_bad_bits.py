@@ -105,13 +105,15 @@ def test_bits_that_an_architecture_cannot_take(refused: Refused, tiny_t5: Path, 
 
 
 def test_a_card_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-
+    from petransfer.cli import doctor
     from petransfer.models.quantization import check_quantizable
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     with pytest.raises(UserError, match=r"bits: 4 computes in bf16, which Tesla T4 does not support; use bits: 32"):
         check_quantizable(4, torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert "use bits: 32" in doctor._bf16()
 
 
 @pytest.mark.parametrize("size", ["huge", "12TB", "0GB", ""])
