@@ -16,6 +16,8 @@ from petransfer.training.state import trained_tensors
 STEPS = 3
 # Part of the names of an expert's tensors.
 _EXPERT = ".experts."
+# The number of elements whose fp64 copies are made at once.
+_PART = 2**22
 
 
 class SelfChecks:
@@ -58,8 +60,12 @@ class SelfChecks:
 
 
 def _fingerprint(value: torch.Tensor) -> tuple[float, float]:
-    wide = local_part(value.detach()).double()
-    return float(wide.sum()), float(wide.square().sum())
+    """Return the sums of a tensor's numbers and of their squares, in fp64."""
+    # in parts, because the fp64 copies of a large table of embeddings can be too large for a GPU in use
+    wide = (part.double() for part in local_part(value.detach()).flatten().split(_PART))
+    sums = torch.stack([torch.stack([part.sum(), part.square().sum()]) for part in wide])
+    first, second = sums.sum(0).tolist()
+    return first, second
 
 
 def _message(problem: str, names: list[str], total: int) -> str:

@@ -223,10 +223,11 @@ def _flatten(
 
 
 def _copy(value: torch.Tensor) -> torch.Tensor:
-    """Copy a tensor into the host's memory."""
-    # A GPU can lack room for a second optimiser state. A sharded tensor stays on its device, where all processes gather
-    # it later.
-    if is_part(value) or value.device.type == "cpu":
+    """Copy a tensor into the host's memory. A sharded tensor is returned itself: `gather_tensors` copies it later."""
+    # a GPU can lack room for a second optimiser state
+    if is_part(value):
+        return value.detach()
+    if value.device.type == "cpu":
         return value.detach().clone(memory_format=torch.contiguous_format)
     return value.detach().to("cpu", copy=True)
 

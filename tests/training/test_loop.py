@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from petransfer.data import load_task
 from petransfer.data.encoding import encode_examples
 from petransfer.errors import RunError
+from petransfer.memory.tensor_tracker import Tracker
 from petransfer.methods import apply_method
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import TrainSpec
+from petransfer.training import self_checks
 from petransfer.training.batches import ShuffledExamples
 from petransfer.training.distributed import SingleProcess, this_process
 from petransfer.training.execution import Execution
@@ -99,6 +101,16 @@ def test_a_tensor_that_does_not_move_is_an_error() -> None:
         checks.after_step(step)
     with pytest.raises(RunError, match="2 of 2 trained tensors did not change"):
         checks.after_step(2)
+
+
+def test_the_checks_need_little_memory_beside_a_large_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_checks, "_PART", 1000)
+    table, tracker = torch.arange(10_000.0).view(100, 100), Tracker("cpu", lambda tensor: "copies")
+    tracker.count(table, "table")
+    with tracker:
+        found = self_checks._fingerprint(table)
+    assert found == (sum(range(10_000)), sum(number**2 for number in range(10_000)))
+    assert tracker.peak["copies"] < 3 * 8 * 1000
 
 
 def test_training_nothing_is_an_error() -> None:

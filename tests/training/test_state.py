@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from petransfer.study.folders import RunFolder
-from petransfer.training.state import Progress, peek_progress, save_state
+from petransfer.training.state import Progress, _copy, peek_progress, save_state
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the test forks")
 
@@ -54,3 +57,15 @@ def test_a_kill_while_a_state_is_written_again_loses_no_state(instant: int, tmp_
         "optimizer.safetensors",
         "progress.json",
     ]
+
+
+def test_a_sharded_moment_is_not_copied_on_its_device() -> None:
+    """A card with a part of the optimiser's state can lack room for a second one."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        moment = distribute_tensor(torch.ones(4), init_device_mesh("cpu", (1,)), [Shard(0)])
+        copied = _copy(moment)
+        assert isinstance(copied, DTensor)
+        assert copied.to_local().data_ptr() == moment.to_local().data_ptr()
+    finally:
+        distributed.destroy_process_group()
