@@ -88,7 +88,14 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _inner_bytes(func: Any, args: Any) -> int:
     """Return the bytes that an operation needs temporarily."""
+    name = str(func)
     # bitsandbytes makes a temporary copy of the 4-bit weight in the dtype of the computation
-    if "bitsandbytes.gemm_4bit" in str(func):
+    if "bitsandbytes.gemm_4bit" in name:
         return int(math.prod(args[2]) * args[0].element_size())
+    # the product of 8-bit rows and weights is first an int32 and then an fp16 tensor
+    if "bitsandbytes.int8_scaled_mm" in name:
+        return 6 * int(math.prod(args[0].shape[:-1]) * args[1].shape[0])
+    # the search for outliers makes absolute values in fp16, and compares each with the threshold
+    if "bitsandbytes.int8_vectorwise_quant" in name:
+        return 3 * int(args[0].numel())
     return 0

@@ -14,6 +14,8 @@ from benchmarks.gpu.memory_caps import LENGTHS, QLORA
 from benchmarks.gpu.random_models import shape_of
 from petransfer.memory.device_kernels import CardKernels, CpuKernels
 from petransfer.memory.step_memory import Demand, simulate
+from petransfer.memory.tensor_tracker import Tracker
+from petransfer.models.quantization import require_bitsandbytes
 
 MEASURED = Path(__file__).parents[2] / "results/bench/gpu-h200/b.json"
 QUERIES = 2 * 4 * 32 * 8  # numbers of the queries: 2 examples, 4 heads, 32 tokens, heads of 8 numbers
@@ -151,3 +153,20 @@ def test_the_peaks_that_were_measured_on_a_card_are_predicted(row: Any, monkeypa
     )
     predicted = simulate(config, row["checkpoint"], demand, own_head).peak
     assert predicted == pytest.approx(row["peak"], rel=0.015)
+
+
+@pytest.mark.parametrize(
+    ("operation", "temporary"), [("int8_scaled_mm", 6 * 32 * 128), ("int8_vectorwise_quant", 3 * 32 * 64)]
+)
+def test_products_with_8bit_weights_need_temporary_tensors(operation: str, temporary: int) -> None:
+    """A product is first int32 and then fp16. Before it, absolute values in fp16 are compared with a threshold."""
+    require_bitsandbytes(8)
+    rows, weights = (torch.empty(count, 64, dtype=torch.int8, device="meta") for count in (32, 128))
+    scales = [torch.empty(count, device="meta") for count in (32, 128)]
+    given = {"int8_scaled_mm": (rows, weights, *scales), "int8_vectorwise_quant": (rows.to(torch.float16),)}
+    tracker = Tracker("cuda", lambda tensor: "results")
+    for tensor in given[operation]:
+        tracker.count(tensor, "given")
+    with tracker:
+        getattr(torch.ops.bitsandbytes, operation).default(*given[operation])
+    assert tracker.peak["workspace"] == temporary
