@@ -14,6 +14,7 @@ from petransfer.methods import apply_method, computes_narrower, weights_bits
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import check_optimizer, inventory
 from petransfer.recipe.run_spec import CheckpointSpec, TrainSpec
+from petransfer.training.autocast import autocast_forward
 from petransfer.training.batches import Tensors
 from petransfer.training.cpu.cpu_step import CpuFastPath
 from petransfer.training.losses import token_loss
@@ -123,6 +124,8 @@ def _apply(loaded: Loaded, demand: Demand) -> torch.nn.Module:
     model = apply_method(loaded, demand.method, 0)
     if demand.checkpointing:
         enable_gradient_checkpointing(model)
+    if computes_narrower(demand.method):
+        autocast_forward(model, torch.device(demand.device))
     return model.train()
 
 

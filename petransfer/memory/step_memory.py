@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,8 +19,9 @@ from petransfer.data.encoding import Layout
 from petransfer.errors import UserError, reason_of
 from petransfer.memory.advice import Unpredictable
 from petransfer.memory.device_kernels import CardKernels, CpuKernels, multiply_8bit_as_on_cpu
+from petransfer.memory.meta_autocast import MetaAutocast
 from petransfer.memory.tensor_tracker import Tracker
-from petransfer.methods import apply_method, virtual_tokens, weights_bits
+from petransfer.methods import apply_method, computes_narrower, virtual_tokens, weights_bits
 from petransfer.methods.shared.attach import refuse_untrained
 from petransfer.models.checkpoint_files import wrong_configuration
 from petransfer.models.control_arms import randomly_initialized
@@ -32,6 +33,7 @@ from petransfer.models.text_part import text_linear_layers
 from petransfer.models.wrappers import base_model_of
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import Bits, MethodSpec, Optimizer
+from petransfer.training.autocast import autocast_forward
 from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.losses import token_loss
 from petransfer.training.out_of_memory import enable_gradient_checkpointing
@@ -138,7 +140,6 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens:
             an adapted layer gets no gradient.
         Unpredictable: An operation of the architecture needs the values of tensors.
     """
-    # full fine-tuning at 16 bits is predicted as at 32 bits: its weights are in fp32, and its activations count as fp32
     try:
         return _simulate(config, name, demand, own_head, new_tokens)
     except UserError:
@@ -169,8 +170,7 @@ def _simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens
         tracker.count(moment, "optimizer")
     reached = _count_gradients(tracker, trained, demand.accumulates)
     tracker.add("workspace", demand.workspaces)
-    kernels = CardKernels() if demand.device == "cuda" else CpuKernels()
-    with tracker, kernels:
+    with tracker, _kernels(demand.device):
         _run_pass(loaded, models, phase, meta_batch(demand, loaded.layout), torch.device(demand.device))
     if demand.members == 1:
         lost = [name for name, value in trained_tensors(models[0]).items() if id(value) not in reached]
@@ -217,16 +217,29 @@ def _with_method(loaded: Loaded, demand: Demand) -> list[torch.nn.Module]:
         models = [apply_method(replace(loaded, model=base), demand.method, 0) for base in bases]
     for model in models:
         if demand.checkpointing:
-            enable_gradient_checkpointing(model, **_recomputed_on(demand.device))
+            enable_gradient_checkpointing(model, **_recomputed_on(demand))
+        if computes_narrower(demand.method):
+            autocast_forward(model, torch.device(demand.device), MetaAutocast(demand.device))
         model.train()
     return models
 
 
-def _recomputed_on(device: Device) -> dict[str, Any]:
+def _kernels(device: Device) -> CardKernels | CpuKernels:
+    return CardKernels() if device == "cuda" else CpuKernels()
+
+
+def _recomputed_on(demand: Demand) -> dict[str, Any]:
     """Return the option of `torch.utils.checkpoint` that activates the device's kernels during recomputation."""
-    # the backward pass suspends a `TorchFunctionMode`, such as `CardKernels`
-    kernels = CardKernels if device == "cuda" else CpuKernels
-    return {"context_fn": lambda: (contextlib.nullcontext(), kernels())}
+    return {"context_fn": lambda: (contextlib.nullcontext(), _recomputation(demand))}
+
+
+@contextlib.contextmanager
+def _recomputation(demand: Demand) -> Iterator[None]:
+    # the backward pass suspends each `TorchFunctionMode` of the forward pass
+    with _kernels(demand.device), contextlib.ExitStack() as stack:
+        if computes_narrower(demand.method):
+            stack.enter_context(MetaAutocast(demand.device))
+        yield
 
 
 def _run_pass(

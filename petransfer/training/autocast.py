@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -9,9 +10,14 @@ import torch
 from accelerate.utils import convert_outputs_to_fp32
 
 
-def autocast_forward(model: Any, device: torch.device) -> None:
-    """Make a model's forward pass compute in bf16 and return fp32, in training and in evaluation."""
-    narrow = torch.autocast(device.type, torch.bfloat16)(type(model).forward)
+def autocast_forward(model: Any, device: torch.device, autocast: Callable[[Any], Any] | None = None) -> None:
+    """Make a model's forward pass compute in bf16 and return fp32, in training and in evaluation.
+
+    Args:
+        autocast: Decorator of the forward method, in place of `torch.autocast` for `device`.
+    """
+    decorate = autocast or torch.autocast(device.type, torch.bfloat16)
+    narrow = decorate(type(model).forward)
     model.forward = MethodType(convert_outputs_to_fp32(narrow), model)
     model.computes_in_bf16 = True
 

@@ -88,6 +88,8 @@ CELLS: list[tuple[str, MethodSpec, tuple[int, int, int], dict[str, Any]]] = [
     ("gpt2", lora(16), (12, 60, 41), {"packing": True}),
     ("llama", lora(16), (12, 60, 41), {"packing": True, "accumulates": True}),
     ("llama", lora(8), LONG, {"checkpointing": True, "accumulates": True, "optimizer": "adamw-8bit"}),
+    ("t5", replace(FULL, bits=16), LONG, {"accumulates": True}),
+    ("llama", replace(FULL, bits=16), SHORT, {"checkpointing": True}),
 ]
 
 
@@ -354,7 +356,7 @@ def test_the_table_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         assert part in said
     assert "petransfer's own training step needs " in said
     assert " for copies of weights" in said
-    assert _fit(monkeypatch, "google-t5/t5-base", "--method", "full", "--card", "1.72GB") == 1
+    assert _fit(monkeypatch, "google-t5/t5-base", "--method", "full", "--bits", "32", "--card", "1.72GB") == 1
     advice = "does not fit into 1.7 GB; it would with --optimizer paged-adamw-8bit, or --method lora\n"
     assert advice in capsys.readouterr().out
 
