@@ -62,7 +62,7 @@ class SelfChecks:
 def _fingerprint(value: torch.Tensor) -> tuple[float, float]:
     """Return the sums of a tensor's numbers and of their squares, in fp64."""
     # in parts, because the fp64 copies of a large table of embeddings can be too large for a GPU in use
-    wide = (part.double() for part in local_part(value.detach()).flatten().split(_PART))
+    wide = (part.double() for part in torch.split(local_part(value.detach()).flatten(), _PART))
     sums = torch.stack([torch.stack([part.sum(), part.square().sum()]) for part in wide])
     first, second = sums.sum(0).tolist()
     return first, second
