@@ -17,6 +17,7 @@ from petransfer.data.task import Example
 from petransfer.evaluation.batches import compute_dtype, in_batches, noise_at, noise_of
 from petransfer.models.loading import Loaded
 from petransfer.models.rotary_positions import change_while_generated, longest_shared_length
+from petransfer.models.text_part import text_config
 from petransfer.training.batches import IGNORED, Tensors, collate
 from petransfer.training.cpu.cpu_step import CpuFastPath
 from petransfer.training.distributed import needs_all_processes
@@ -198,6 +199,15 @@ def may_spell(generated: list[int], target: str, loaded: Loaded) -> bool:
     """
     if generated[-1] in loaded.layout.end_ids:
         return decode([generated[:-1]], loaded.tokenizer)[0] == target
-    # The last token can add nothing to the text: a special token (models of the BART family generate one first), a
-    # blank at the start, or a part of a character's bytes.
-    return target.startswith(decode([generated], loaded.tokenizer)[0].rstrip("\ufffd"))
+    before, text = (decode([ids], loaded.tokenizer)[0] for ids in (generated[:-1], generated))
+    shown = text.rstrip("\ufffd")
+    # Models of the BART family generate a start token first, which the text does not show. A part of a character's
+    # bytes does not change `shown` either. Other tokens that add nothing, such as a blank at the start or T5's
+    # sentinels, count as wrong: models generate them before training, and generating all their texts is slow.
+    adds = shown != before or shown != text or generated[-1] in _start_tokens(loaded)
+    return adds and target.startswith(shown)
+
+
+def _start_tokens(loaded: Loaded) -> set[int | None]:
+    config = text_config(loaded.model.config)
+    return {loaded.tokenizer.bos_token_id, getattr(config, "bos_token_id", None)}
