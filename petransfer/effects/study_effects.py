@@ -173,7 +173,8 @@ def one_pretraining_note(cells: Sequence[Cell]) -> str:
     for cell in cells:
         checkpoint = cell.spec.checkpoint
         if checkpoint.reinit not in {"all", "body"}:
-            # the weights of a folder are named by their hash; those of a hub id by the id and a revision such as `main`
+            # `weights` is a hash for a local folder. For a hub id it is only a revision such as `main`, so that two
+            # checkpoints can have the same revision. The id tells them apart.
             name = "" if checkpoint.source else checkpoint.name
             weights.setdefault(cell.arm, set()).add((name, checkpoint.weights))
     single = [arm for arm, found in weights.items() if len(found) == 1]

@@ -20,6 +20,29 @@ LOGITS = 1 << 26
 T = TypeVar("T")
 
 
+def halving(function: Callable[[list[int]], Sequence[T]], chosen: list[int], halves: bool) -> Sequence[T]:
+    """Call a function on a batch of indices. While memory runs out, call it on the first half of the batch.
+
+    Args:
+        function: takes indices, and returns one result per index.
+        halves: False for processes that share a forward pass: the others would not know of the smaller batch.
+
+    Returns:
+        The results of the first indices, as many as fit in memory.
+
+    Raises:
+        OutOfMemory: memory is too small for one index, or for the whole batch if `halves` is False.
+    """
+    while True:
+        try:
+            with raising_out_of_memory():
+                return function(chosen)
+        except OutOfMemory:
+            if len(chosen) == 1 or not halves:
+                raise
+        chosen = chosen[: (len(chosen) + 1) // 2]
+
+
 def in_batches(
     encoded: Sequence[Encoded],
     batch_size: int,
@@ -53,16 +76,10 @@ def in_batches(
         chosen = order[start : start + count]
         if shared_length is not None and longest > shared_length:
             chosen = [at for at in chosen if lengths[at] == longest]
-        try:
-            with raising_out_of_memory():
-                rows = function(chosen)
-        except OutOfMemory:
-            # Processes that share a forward pass must not halve: the other processes would not know of the smaller
-            # batch.
-            if len(chosen) == 1 or not halves:
-                raise
-            batch_size = (len(chosen) + 1) // 2
-            continue
+        rows = halving(function, chosen, halves)
+        if len(rows) < len(chosen):
+            batch_size = len(rows)
+            chosen = chosen[:batch_size]
         given |= zip(chosen, rows, strict=True)
         start += len(chosen)
     return [given[at] for at in range(len(encoded))]

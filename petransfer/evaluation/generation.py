@@ -13,6 +13,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 
 from petransfer.data.encoding import Layout, decode
+from petransfer.evaluation.batches import halving
 from petransfer.evaluation.text_stream import OnText, TextStream
 from petransfer.models.lengths import VirtualTokens, positions
 from petransfer.models.loading import Loaded
@@ -20,7 +21,6 @@ from petransfer.models.rotary_positions import longest_shared_length
 from petransfer.models.text_part import text_config
 from petransfer.models.wrappers import base_model_of, evaluating
 from petransfer.training.distributed import needs_all_processes
-from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
 
 # The largest number of attention weights of one head in a batch: examples x tokens x tokens. Longer inputs therefore
 # get smaller batches.
@@ -122,7 +122,6 @@ def generations(
             read = [lengths[at] for at in chosen]
             return [*map(Generation, texts, ended, read, map(len, cut), map(tuple, cut))]
 
-        # processes that share a forward pass would not know of a smaller batch
         found = _with_less_memory(
             _batches(lengths, batch_size, fits, equal_lengths=apart), generated, halves=not needs_all_processes(model)
         )
@@ -242,16 +241,11 @@ def _with_less_memory(
         left = batch
         while left:
             chosen = left[:most]
-            try:
-                with raising_out_of_memory():
-                    rows = function(chosen)
-            except OutOfMemory:
-                if len(chosen) == 1 or not halves:
-                    raise
-                most = (len(chosen) + 1) // 2
-                continue
-            found |= zip(chosen, rows, strict=True)
-            left = left[len(chosen) :]
+            rows = halving(function, chosen, halves)
+            if len(rows) < len(chosen):
+                most = len(rows)
+            found |= zip(left, rows, strict=False)
+            left = left[len(rows) :]
     return found
 
 
