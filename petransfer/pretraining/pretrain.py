@@ -162,13 +162,13 @@ def pretrain(
         "seen_tokens": steps * spec.train.batch_size * spec.noise.window,
         "target_tokens": steps * spec.train.batch_size * spec.noise.target_length,
         "valid_loss": validate(done.micro_batch)["valid_loss"],
-        "seconds": round(done.seconds),
         "new_pieces": np.flatnonzero(counts < RARE).tolist(),
     }
     learnt = torch.from_numpy(counts >= RARE)
     redraw_rows(model.shared.weight, learnt, keep=[layout.pad_id], seed=spec.seed)
+    # The time is not written: with it, the same pretraining would give a checkpoint with another hash each time.
     save_checkpoint(model, tokenizer, card, folder / "checkpoint")
-    return card
+    return {**card, "seconds": round(done.seconds)}
 
 
 def _check_room(spec: PretrainSpec, corpus: Corpus, folder: Path) -> None:
