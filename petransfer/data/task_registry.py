@@ -32,7 +32,7 @@ class RegisteredTask:
         hub_datasets: Ids of the data on the Hugging Face hub.
         citation: The publication: authors, year, title and source.
         category_titles: Title of each category, for tables.
-        category_groups: Group of each category, for tables.
+        category_groups: Group of each category. An effect can be computed on the categories of one group.
         semantics: How to compare the meanings of prediction and target. None: only equal strings have equal meanings.
         text_is_private: Whether inputs and targets must never be written to a file.
         published: False if the rows come from the user's own files.
@@ -64,6 +64,24 @@ def task_title(name: str) -> str:
     """Return the title of a task. An unknown task has the title `name`."""
     info = task_info(name)
     return info.title if info else name
+
+
+def categories_in(task: str, name: str) -> tuple[str, ...]:
+    """Return the categories of a task that `name` stands for: those of the group `name`, or the category itself.
+
+    An empty `name` stands for no choice, so the result is empty. A task without registered categories accepts any name.
+
+    Raises:
+        UserError: The task has registered categories, and `name` is neither one of them nor a group.
+    """
+    info = task_info(task)
+    titles, groups = (info.category_titles, info.category_groups) if info else ({}, {})
+    if not name:
+        return ()
+    found = tuple(category for category, group in groups.items() if group == name)
+    if not found and titles and name not in titles:
+        raise unknown(f"group of categories, or category, of {task}", name, [*dict.fromkeys(groups.values()), *titles])
+    return found or (name,)
 
 
 def load_task(name: str, data_dir: Path | str | None = None, /, **options: object) -> Task:

@@ -44,7 +44,8 @@ def label_of(effect: dict[str, Any]) -> str:
     """Return the label of an effect: its two arms or methods with a minus sign (U+2212) between them."""
     if effect.get("arm") or not effect.get("left_name"):
         return str(effect["name"]).replace(" - ", f" {MINUS} ")
-    return f"{effect['left_name']} {MINUS} {effect['right_name']}"
+    categories = f" ({effect['categories']})" if effect.get("categories") else ""
+    return f"{effect['left_name']} {MINUS} {effect['right_name']}{categories}"
 
 
 def difference_in(word: str, width: float) -> str:

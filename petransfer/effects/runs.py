@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from petransfer.data.task_registry import categories_in
 from petransfer.effects.criteria import CRITERIA
 from petransfer.errors import UserError
 from petransfer.recipe.loading import load_recipe
@@ -84,16 +85,20 @@ class Runs:
         found = self.methods(arm, split)
         return method if method in found or len(found) != 1 else found[0]
 
-    def scored(self, arm: str, method: str, split: str) -> Scored | None:
+    def scored(self, arm: str, method: str, split: str, categories: str = "") -> Scored | None:
         """Return the scores of the finished runs of an arm, method and split. None if no run is finished.
+
+        Args:
+            categories: group of categories, or one category, whose test examples alone count. '': all examples.
 
         Raises:
             UserError: the test examples of the runs differ, or a score is missing, or a file is missing or damaged.
         """
         done = [cell for cell in self.cells_of(arm, method, split) if self.folder.run(cell.run_id).done]
-        key = tuple(cell.run_id for cell in done)
+        key = (categories, *(cell.run_id for cell in done))
         if done and key not in self._kept:
-            self._kept[key] = _read(done, self.folder, self.metric)
+            wanted = categories_in(self.recipe.task.name, categories)
+            self._kept[key] = _read(done, self.folder, self.metric, wanted)
         return self._kept.get(key)
 
     def why_missing(self, arm: str, method: str, split: str) -> str:
@@ -121,8 +126,11 @@ def runs_of(study: str, next_to: Path, metric: str = EXACT_MATCH) -> Runs | None
     return None
 
 
-def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str) -> Scored:
+def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str, categories: Sequence[str] = ()) -> Scored:
+    """Read the scores of runs. With `categories`, only those of the test examples in these categories."""
     runs = [_examples(folder, cell.run_id) for cell in cells]
+    if categories:
+        runs = [_of_categories(run, categories) for run in runs]
     for run in runs:
         if not np.array_equal(run["index"], runs[0]["index"]):
             raise UserError(f"the runs of {cells[0].arm} on {cells[0].split} were not tested on the same examples")
@@ -132,12 +140,17 @@ def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str) -> Scored:
         tuple(cell.seed for cell in cells),
         tuple(cell.run_id for cell in cells),
         np.array(scores, dtype=np.float64),
-        np.array([run["log_prob"].sum() / run["tokens"].sum() for run in runs]),
+        np.array([run["log_prob"].sum() / run["tokens"].sum() if len(run["tokens"]) else math.nan for run in runs]),
         runs[0]["index"],
         runs[0]["category"] if by_example else np.zeros(1, dtype=np.int64),
         np.array([_dev(folder, cell, metric) for cell in cells]),
         metric,
     )
+
+
+def _of_categories(run: dict[str, Any], categories: Sequence[str]) -> dict[str, Any]:
+    wanted = np.isin(run["category"].astype(str), categories)
+    return {name: values[wanted] for name, values in run.items()}
 
 
 def _dev(folder: StudyFolder, cell: Cell, metric: str) -> float:

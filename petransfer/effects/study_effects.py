@@ -29,11 +29,20 @@ JUDGED_VERSION = 11
 
 @dataclass(frozen=True)
 class Item:
-    """The data from which one effect is estimated. `family`: name of a group of effects that are tested together."""
+    """The data from which one effect is estimated.
+
+    family: name of a group of effects that are tested together. categories: name of the categories that alone count.
+    """
 
     kind: Kind
     data: Any
     family: str = ""
+    categories: str = ""
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The entries of effects.json for `family` and `categories`. Empty names have no entry."""
+        return {key: name for key in ("family", "categories") if (name := getattr(self, key))}
 
 
 @dataclass
@@ -121,7 +130,7 @@ def collect(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> Collec
                 if isinstance(data, Missing):
                     found.missing.append(data.why)
                 else:
-                    found.items.append(Item(kind, data, effect.family))
+                    found.items.append(Item(kind, data, effect.family, effect.categories))
     found.items.sort(key=lambda item: (item.kind.order, item.kind.name))
     return found
 
@@ -135,8 +144,8 @@ def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[s
     content: dict[str, list[Any]] = {kind.key: [] for kind in kinds_in_order()}
     lines = []
     for item, family in zip(found.items, families, strict=True):
-        effect = asdict(item.kind.judge(item.data, family, limits))
-        content[item.kind.key].append(effect | ({"family": item.family} if item.family else {}))
+        effect = asdict(item.kind.judge(item.data, family, limits)) | item.names
+        content[item.kind.key].append(effect)
         lines.append(item.kind.sentence(json.loads(json.dumps(effect)), criterion))
     tests = {item.family: family.tests for item, family in zip(found.items, families, strict=True)}
     _add_paper(content["effects"], recipe, limits)
@@ -208,6 +217,7 @@ def several_cpus_note(cells: Sequence[Cell], study: StudyFolder) -> str:
 
 def _add_paper(effects: list[dict[str, Any]], recipe: Recipe, limits: Thresholds) -> None:
     """Add the entry `paper` to each effect: the effect in Orhan (2021), or None."""
+    from petransfer.data.task_registry import categories_in
     from petransfer.effects.kinds.contrast import judge
     from petransfer.effects.pairs import Contrast
     from petransfer.effects.reference import nearest_paper_family, published_contrast
@@ -218,7 +228,8 @@ def _add_paper(effects: list[dict[str, Any]], recipe: Recipe, limits: Thresholds
     for effect in effects:
         if not effect["arm"] and recipe.judged_by == EXACT_MATCH:
             names = (effect["left_name"], effect["right_name"])
-            contrast = published_contrast(family, *names, recipe.task.name, effect["split"])
+            categories = categories_in(recipe.task.name, effect.get("categories", ""))
+            contrast = published_contrast(family, *names, recipe.task.name, effect["split"], categories)
             if contrast is not None:
                 found[effect["name"], effect["split"]] = contrast
     judged = dict(zip(found, judge(list(found.values()), limits), strict=True))

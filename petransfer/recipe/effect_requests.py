@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from petransfer.errors import UserError, unknown
+from petransfer.recipe.metrics import EXACT_MATCH
 from petransfer.recipe.schema import EffectPart, Recipe
 
 
@@ -21,7 +22,7 @@ class RequestedEffect:
     """An effect of a recipe, with complete names of arms and methods.
 
     Attributes:
-        name: The effect's text in the recipe.
+        name: The effect's text in the recipe, with its categories.
         kind: `arms` or `methods` for a contrast, `scale`, `retention`, or a kind of another package.
         left, right: Two arms, or the labels of two methods.
         arms: The arms in which two methods are compared.
@@ -29,6 +30,7 @@ class RequestedEffect:
             effect under the method `over`. With `study`, `over` is a label in that study.
         study: Name of another study that the effect needs. Empty: none.
         options: Options of a kind of another package.
+        categories: Group of categories, or one category, whose test examples alone count. Empty: all test examples.
         paired: Whether two methods are compared seed by seed. If False, their seeds are two independent groups.
         family: Name of the group of effects whose p values are adjusted together. Empty: the study's main group.
     """
@@ -42,6 +44,7 @@ class RequestedEffect:
     over: str = ""
     study: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    categories: str = ""
     paired: bool = True
     family: str = ""
 
@@ -88,10 +91,21 @@ def _requested(effect: str | EffectPart, recipe: Recipe) -> RequestedEffect:
         for key, given in (("arms", bool(effect.arms)), ("paired", not effect.paired)):
             if given and found.kind != "methods":
                 raise UserError(f"effects: '{effect.contrast}' compares arms; `{key}` belongs to a contrast of methods")
+        if effect.categories and recipe.judged_by != EXACT_MATCH:
+            raise UserError(
+                f"effects: '{effect.contrast}': `categories` needs exact match, and the effects are computed on "
+                f"{recipe.judged_by}; remove `categories`, or add `judge_by: {EXACT_MATCH}` to the recipe"
+            )
         for arm in effect.arms:
             if arm not in recipe.arms:
                 raise unknown(f"arm in the effect '{effect.contrast}'", arm, recipe.arms)
-        return replace(found, arms=tuple(effect.arms) or found.arms, paired=effect.paired)
+        return replace(
+            found,
+            name=_name_of(effect),
+            arms=tuple(effect.arms) or found.arms,
+            categories=effect.categories,
+            paired=effect.paired,
+        )
     pair = _arms(_text_of(effect), recipe)
     if effect.kind:
         return RequestedEffect(effect.of or "", effect.kind, *pair, study=effect.study or "", options=effect.options)
@@ -214,7 +228,7 @@ def _name_of(effect: str | EffectPart) -> str:
     if isinstance(effect, str):
         return effect
     if effect.contrast:
-        return effect.contrast
+        return f"{effect.contrast} ({effect.categories})" if effect.categories else effect.contrast
     if effect.kind:
         return f"{effect.kind} of {effect.of}"
     return f"scale of {effect.scale}" if effect.scale else f"retention of {effect.retention} under {effect.under}"

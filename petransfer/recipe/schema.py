@@ -206,6 +206,8 @@ class EffectPart(Strict):
     of: the two arms of an effect of another package's kind.
     options: options of another package's kind.
     paired: whether two methods are compared seed by seed. If False, their seeds are two independent groups.
+    categories: only the test examples of these categories count: a group of categories, such as `lexical` of COGS, or
+        one category. Default: all test examples.
     family: name of a group of effects whose p values are adjusted together (Holm). Default: all effects of a study are
         one group.
     """
@@ -221,6 +223,7 @@ class EffectPart(Strict):
     of: Annotated[Name | None, Field(exclude_if=lambda value: value is None)] = None
     options: Annotated[dict[str, str | Whole | Real], Field(exclude_if=lambda value: not value)] = {}
     paired: Annotated[bool, Field(exclude_if=lambda value: value)] = True
+    categories: Annotated[Name, Field(exclude_if=lambda value: not value)] = ""
     family: Annotated[Name, Field(exclude_if=lambda value: not value)] = ""
 
     @model_validator(mode="after")
@@ -229,12 +232,12 @@ class EffectPart(Strict):
         if len(given) != 1:
             raise ValueError("give exactly one of contrast, scale, retention and kind")
         allowed = {
-            "contrast": {"arms", "paired"},
+            "contrast": {"arms", "paired", "categories"},
             "scale": {"study"},
             "retention": {"under", "over", "study"},
             "kind": {"of", "options", "study"},
         }[given[0]]
-        for key in ("arms", "under", "over", "study", "of", "options", "paired"):
+        for key in ("arms", "under", "over", "study", "of", "options", "paired", "categories"):
             if getattr(self, key) != type(self).model_fields[key].default and key not in allowed:
                 raise ValueError(f"{key} does not belong to {given[0]}, which takes {', '.join(sorted(allowed))}")
         if self.study:

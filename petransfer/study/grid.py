@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from petransfer.data import LinesTask, Task, load_task
+from petransfer.data.task_registry import categories_in
 from petransfer.errors import UserError, unknown
 from petransfer.evaluation.metric_checks import check_metrics
 from petransfer.models.registry import SEED, Arm, Family, own_family, place_of, registered_family, with_hashes
@@ -58,7 +59,8 @@ def expand(recipe: Recipe) -> list[Cell]:
         family.arm(name)  # refuse an unknown arm before any other check
     _check_names(recipe, family)
     refuse_effects_of_other_arms(recipe, family.arm_names)
-    requested_effects(recipe)
+    for effect in requested_effects(recipe):
+        categories_in(recipe.task.name, effect.categories)  # refuse unknown categories
     data = _data(recipe, task)
     cells: dict[str, Cell] = {}
     # seeds come first: every arm gets its first result before any arm gets a second one

@@ -20,11 +20,15 @@ import pytest
 from scipy import stats
 
 RESULTS = Path(__file__).parents[2] / "results"
+# Kim and Linzen (2020): of the 21 cases of COGS, these need new structures, and the others new uses of words.
+STRUCTURAL = ["obj_pp_to_subj_pp", "cp_recursion", "pp_recursion"]
 STUDIES = sorted(path.parent.name for path in RESULTS.glob("*/effects.json"))
 
 
 @cache
-def scores(study: str, arm: str, method: str, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def scores(
+    study: str, arm: str, method: str, split: str, categories: str = ""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (seeds, examples) of right answers, the category of each example, and dev exact match of each seed."""
     with (RESULTS / study / "table.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if (row["arm"], row["split"]) == (arm, split)]
@@ -40,7 +44,11 @@ def scores(study: str, arm: str, method: str, split: str) -> tuple[np.ndarray, n
     dev = np.array([float(row["dev_em"]) for row in done])
     seeds = np.array([int(row["seed"]) for row in done])
     order = np.argsort(seeds, kind="stable")
-    return right[order], tables[0]["category"].to_numpy(), np.stack([seeds[order], dev[order]])
+    category = tables[0]["category"].to_numpy()
+    if categories:
+        counted = np.isin(category.astype(str), STRUCTURAL) == {"structural": True, "lexical": False}[categories]
+        right, category = right[:, counted], category[counted]
+    return right[order], category, np.stack([seeds[order], dev[order]])
 
 
 def permutation_p(left: np.ndarray, right: np.ndarray) -> float:
@@ -96,7 +104,8 @@ def sides(study: str, effect: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, n
         places = [(effect["arm"], effect[side]) for side in ("left_name", "right_name")]
     else:
         places = [(effect[side], effect["method"]) for side in ("left_name", "right_name")]
-    (left, category, dev_left), (right, _, dev_right) = (scores(study, *place, effect["split"]) for place in places)
+    where = (effect["split"], effect.get("categories", ""))
+    (left, category, dev_left), (right, _, dev_right) = (scores(study, *place, *where) for place in places)
     if effect["paired"]:
         common = sorted(set(dev_left[0]) & set(dev_right[0]))
         rows = [[list(dev[0]).index(seed) for seed in common] for dev in (dev_left, dev_right)]

@@ -72,6 +72,17 @@ def test_a_whole_is_the_mean_of_its_categories() -> None:
                 assert share == pytest.approx(sum(part.shares[seed] for part in parts) / 21)
 
 
+def test_a_contrast_of_some_categories_is_that_of_their_rows() -> None:
+    cases = ("cp_recursion", "active_to_passive")
+    found = published_contrast("t5-base", "english", "scratch", "cogs", "gen", cases)
+    assert found is not None
+    assert found.examples == 2_000
+    for arm, side in (("english", found.left), ("scratch", found.right)):
+        parts = [published()["t5-base", arm, "cogs", "gen", case].shares for case in cases]
+        assert side[:, 0].tolist() == pytest.approx([(one + other) / 2 for one, other in zip(*parts, strict=True)])
+    assert published_contrast("t5-base", "english", "scratch", "cogs", "gen", ("cp_recursion", "unknown")) is None
+
+
 def test_english_helps_and_hurts() -> None:
     assert alone("t5-base", "english", "add_jump").verdict == "holds"
     assert alone("t5-base", "english", "opposite_right").verdict == "holds"

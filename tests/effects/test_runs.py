@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from petransfer.effects.study_effects import collect, demand, one_pretraining_note, several_cpus_note, update_effects
+from petransfer.report.headline import headline
 from petransfer.report.page_data import checkpoints
 from petransfer.report.run_groups import effects_table, groups_of
 from petransfer.report.run_table import Row
@@ -131,6 +132,58 @@ def test_the_declared_family_is_counted_before_a_run() -> None:
     assert (found.unpaired, found.paired, found.tests) == (12, 4, 16)
     assert found.seeds == 6
     assert "16 effects are tested together (Holm). With 6 seeds, no effect with pairs of seeds can reach" in found.line
+
+
+GROUPS = ("lexical", "structural", "pp_recursion")
+CASES = ("cp_recursion", "pp_recursion", "active_to_passive", "passive_to_active")
+COGS = {"name": "cogs", "splits": ["gen"]}
+
+
+def test_an_effect_can_count_some_categories_only(tmp_path: Path) -> None:
+    """Two of the four cases are lexical. Rows and figures of the others do not enter."""
+    under = "lora r16 32-bit"
+    effects = ["english-scratch", *({"contrast": "english-scratch", "categories": one} for one in GROUPS)]
+    recipe = recipe_of(task=COGS, methods=[{"name": "lora", "bits": 32}], effects=effects)
+    cells, folder = make(tmp_path, recipe, categories=CASES)
+    content = update_effects(recipe, cells, folder)
+    found = {one["name"]: one for one in content["effects"]}
+    assert list(found) == ["english-scratch", *(f"english-scratch ({one})" for one in GROUPS)]
+    for name, counted in {"lexical": CASES[2:], "structural": CASES[:2], "pp_recursion": CASES[1:2]}.items():
+        one = found[f"english-scratch ({name})"]
+        sides = []
+        for arm in ("english", "scratch"):
+            runs = [folder.run(cell.run_id).result() or {} for cell in cells if cell.arm == arm]
+            cases = [[run["test"]["categories"][case]["exact_match"] for case in counted] for run in runs]
+            sides.append([sum(values) / len(values) for values in cases])
+        assert one["left_seeds"] == pytest.approx(sides[0])
+        assert one["right_seeds"] == pytest.approx(sides[1])
+        assert one["categories"] == name
+        assert one["left_seeds"] != pytest.approx(found["english-scratch"]["left_seeds"])
+        assert one["dev"] == found["english-scratch"]["dev"]
+        assert one["paper"]["left"] != found["english-scratch"]["paper"]["left"]
+        start = f"english \N{MINUS SIGN} scratch ({name}) on gen ({under}):"
+        assert sum(line.startswith(start) for line in content["sentences"]) == 1
+    assert "categories" not in found["english-scratch"]
+    assert content["tests"] == 4
+    names = [line[0] for line in effects_table(content)]
+    assert names == list(found)
+    head = headline(content)
+    assert head is not None
+    assert len(head.rows) == 4
+
+
+def test_categories_without_test_examples_are_said(tmp_path: Path) -> None:
+    effects = [
+        {"contrast": "english-scratch", "categories": "cp_recursion"},
+        {"contrast": "4-bit - lora 32-bit", "categories": "cp_recursion"},
+    ]
+    recipe = recipe_of(task=COGS, methods=[{"name": "lora", "bits": 32}, {"name": "lora", "bits": 4}], effects=effects)
+    cells, folder = make(tmp_path, recipe, categories=CASES[1:])
+    content = update_effects(recipe, cells, folder)
+    assert content["effects"] == []
+    assert {line.partition(": ")[2] for line in content["missing"]} == {
+        "not estimated, because no test example has the category cp_recursion"
+    }
 
 
 UNPAIRED = {"contrast": "4-bit - lora 32-bit", "paired": False, "family": "methods"}

@@ -16,6 +16,7 @@ from petransfer.recipe.effect_requests import (
 )
 from petransfer.recipe.loading import recipe_yaml, validate
 from petransfer.recipe.schema import Recipe
+from petransfer.study.grid import expand
 
 LORA16, LORA4, FULL = "lora r16 16-bit", "lora r16 4-bit", "full 32-bit"
 
@@ -79,6 +80,7 @@ def test_what_needs_more_than_two_names_is_a_mapping() -> None:
         ({"contrast": "english-scratch", "arms": ["english"]}, "belongs to a contrast of methods"),
         ({"contrast": "english-scratch", "paired": False}, "`paired` belongs to a contrast of methods"),
         ({"retention": "english-scratch", "under": "4-bit", "paired": False}, "paired does not belong to retention"),
+        ({"retention": "english-scratch", "under": "4-bit", "categories": "and"}, "categories does not belong to"),
         ({"retention": "english-scratch"}, "retention needs under"),
         ({"retention": "english-scratch", "under": "lora"}, "'lora' could be any of"),
         ({"retention": "english-scratch", "under": "4-bits"}, "unknown method in effects (under) '4-bits'"),
@@ -94,6 +96,40 @@ def test_what_needs_more_than_two_names_is_a_mapping() -> None:
 def test_what_makes_no_sense_is_refused_with_the_nearest(effect: Any, said: str) -> None:
     with pytest.raises(UserError) as refusal:
         requested_effects(recipe(effect))
+    assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize(("contrast", "kind"), [("english-scratch", "arms"), ("4-bit-full", "methods")])
+def test_a_contrast_can_be_of_some_categories(contrast: str, kind: str) -> None:
+    (found,) = requested_effects(recipe({"contrast": contrast, "categories": "and"}))
+    assert (found.name, found.kind, found.categories) == (f"{contrast} (and)", kind, "and")
+
+
+def test_categories_need_a_score_of_each_example() -> None:
+    made = recipe({"contrast": "english-scratch", "categories": "and"})
+    task = made.task.model_copy(update={"metrics": ["bleu"]})
+    with pytest.raises(UserError, match=r"`categories` needs exact match, and the effects are computed on bleu"):
+        requested_effects(made.model_copy(update={"task": task}))
+
+
+@pytest.mark.parametrize(
+    ("categories", "said"),
+    [
+        ("lexical", ""),
+        ("cp_recursion", ""),
+        ("lexcal", "did you mean 'lexical'"),
+        ("cp_recursio", "did you mean 'cp_recursion'"),
+        ("and", "unknown group of categories, or category, of cogs 'and'"),
+    ],
+)
+def test_categories_are_those_of_the_task(categories: str, said: str) -> None:
+    made = recipe({"contrast": "english-scratch", "categories": categories})
+    made = made.model_copy(update={"task": made.task.model_copy(update={"name": "cogs", "splits": ["gen"]})})
+    if not said:
+        assert expand(made)
+        return
+    with pytest.raises(UserError) as refusal:
+        expand(made)
     assert said in str(refusal.value)
 
 

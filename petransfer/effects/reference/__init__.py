@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import functools
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -85,20 +85,25 @@ def paper_score(family: str, arm: str, task: str, split: str, category: str = ""
 
 
 def published_contrast(
-    family: str, left: str, right: str, task: str, split: str, category: str = ""
+    family: str, left: str, right: str, task: str, split: str, categories: Sequence[str] = ()
 ) -> Contrast | None:
-    """Return the contrast of two arms in Orhan (2021). None if the paper lacks an arm.
+    """Return the contrast of two arms in Orhan (2021). None if the paper lacks an arm or a category.
 
-    family: family of the paper's checkpoints.
+    Args:
+        family: family of the paper's checkpoints.
+        categories: the categories whose test examples alone count. Empty: all test examples.
     """
     import numpy as np
 
     from petransfer.effects.pairs import Contrast
 
-    both = [published().get((family, arm, task, split, category)) for arm in (left, right)]
-    if both[0] is None or both[1] is None:
+    wanted = categories or ("",)
+    sides = [[published().get((family, arm, task, split, category)) for category in wanted] for arm in (left, right)]
+    known = [[part for part in side if part is not None] for side in sides]
+    if any(len(side) < len(wanted) for side in known):
         return None
-    scores = [np.array(one.shares)[:, None] for one in both if one]
+    sizes = [part.examples for part in known[0]]
+    scores = [np.average([part.shares for part in side], axis=0, weights=sizes)[:, None] for side in known]
     return Contrast(
         name=f"{left}-{right}",
         split=split,
@@ -110,7 +115,7 @@ def published_contrast(
         categories=np.zeros(1, dtype=np.int64),
         left_name=left,
         right_name=right,
-        examples=both[0].examples,
+        examples=sum(sizes),
     )
 
 
