@@ -46,7 +46,10 @@ _TEXTS = {
 app = typer.Typer(no_args_is_help=True, help="Describe, pack, upload, download, verify and merge adapters.")
 
 Source = Annotated[
-    str, typer.Argument(help="A run folder, an adapter folder, a bundle file, or a hub id (owner/name).")
+    str,
+    typer.Argument(
+        help="A folder of a run, an adapter or a study with one finished run; a bundle file; or a hub id (owner/name)."
+    ),
 ]
 Licence = Annotated[
     str | None,
