@@ -172,3 +172,23 @@ def test_prompts_and_completions_can_be_lists_of_messages() -> None:
 def test_columns_that_are_not_read_are_named() -> None:
     _, notes = read([{"messages": talk(n), "images": [], "id": n, "category": "a"} for n in range(10)])
     assert "not read: 'images', 'id'" in notes
+
+
+def test_answers_in_a_prompt_without_a_completion_are_no_targets() -> None:
+    rows: list[dict[str, Any]] = [{"prompt": talk(n)[:3], "completion": talk(n)[3:]} for n in range(10)]
+    rows.append({"prompt": talk(10)[:3], "completion": None})
+    with pytest.raises(UserError, match=r"1 of 11 rows .*chats\.jsonl:11: the messages in 'completion' are missing"):
+        read(rows)
+    assert [row.target for row in read(rows, bad_rows="skip")[0]] == ["right"] * 10
+
+
+def test_columns_that_only_later_rows_have_are_read() -> None:
+    rows: list[dict[str, Any]] = [{"messages": talk(n)} for n in range(110)]
+    later = {"system": "Be brief.", "tools": [TOOL], "category": "with tools"}
+    examples, notes = read([*rows, {"messages": talk(110)} | later, {"messages": talk(111)}])
+    given = json.loads(examples[-3].input)
+    assert given["tools"] == [TOOL]
+    assert given["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert [each.category for each in examples] == ["all"] * 220 + ["with tools"] * 2 + ["all"] * 2
+    assert json.loads(examples[-1].input)[0] == talk(111)[0]
+    assert "the column 'system' is also read, although the first rows do not have it" in notes

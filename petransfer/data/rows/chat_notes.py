@@ -33,6 +33,7 @@ class ChatNotes:
         greetings: Number of chats that begin with a message of the assistant.
         thoughts: For each field such as `reasoning_content`, the number of trained answers that lose it.
         own_system: Number of chats with a system message that differs from the column's text.
+        later_columns: Columns with a system prompt or tools that the first rows of a JSON file do not have.
         without_effect: Fields of messages that do not change which answers are trained.
         other_weights: Whether a weight is neither 0 nor 1.
         asked_of_others: Whether a message that is not of the assistant asks to be trained on.
@@ -43,6 +44,7 @@ class ChatNotes:
     greetings: int = 0
     thoughts: dict[str, int] = field(default_factory=dict)
     own_system: int = 0
+    later_columns: dict[str, None] = field(default_factory=dict)
     without_effect: dict[str, None] = field(default_factory=dict)
     other_weights: bool = False
     asked_of_others: bool = False
@@ -65,9 +67,12 @@ class ChatNotes:
             yield f"{name}: {chats} that begin with the assistant: this first message is context and not a target"
         for note in thoughts_notes(self.thoughts):
             yield f"warning: {name}: {note}"
+        for column in self.later_columns:
+            yield f"{name}: the column '{column}' is also read, although the first rows do not have it"
         if self.own_system:
             chats = count(self.own_system, "chat")
-            yield f"warning: {name}: {chats} keep a system message of their own instead of '{system_column}'"
+            column = system_column or next((each for each in self.later_columns if each in SYSTEM_COLUMNS), "")
+            yield f"warning: {name}: {chats} keep a system message of their own instead of '{column}'"
         if self.other_weights:
             yield f"warning: {name}: of the weights of messages, only 0 and 1 are used; other weights count as 1"
         if self.asked_of_others:

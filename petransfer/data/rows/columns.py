@@ -158,11 +158,26 @@ class ColumnChoice:
     def _turns(self, values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         """Yield (prompt, answer, first message of the user) for each answer in a row's chat."""
         chat, completion = (_present(values, name) if name else None for name in (self.messages, self.completion))
-        system = value_of(values, self.system) if self.system and has_value(values, self.system) else None
-        tools = value_of(values, self.tools) if self.tools and has_value(values, self.tools) else None
+        if self.completion and completion is None:  # without it, the answers in the prompt would become targets
+            raise BadRow(f"the messages in '{self.completion}' are missing")
+        system = self._beside_chat(values, self.system, SYSTEM_COLUMNS)
+        tools = self._beside_chat(values, self.tools, TOOL_COLUMNS)
         if self.has_all_keys:
             chat, completion, system, tools = (without_nulls(each) for each in (chat, completion, system, tools))
-        yield from chat_turns(chat, self.notes, system_text(system, self.system), tools, completion, self.is_plain)
+        text = system_text(system, self.system or "system prompt")
+        yield from chat_turns(chat, self.notes, text, tools, completion, self.is_plain)
+
+    def _beside_chat(self, values: Mapping[str, Any], chosen: str, usual: Sequence[str]) -> Any:
+        """Return a row's value in the column `chosen`, or without such a column in the first of `usual` that it has.
+
+        Only the first rows of a JSON file are looked at for the names of columns. A later row can have further keys.
+        """
+        name = chosen or next((each for each in usual if each in values), "")
+        if not name or not has_value(values, name):
+            return None
+        if not chosen:
+            self.notes.later_columns.setdefault(name)
+        return value_of(values, name)
 
 
 def has_value(values: Mapping[str, Any], column: str) -> bool:
@@ -175,14 +190,17 @@ def has_value(values: Mapping[str, Any], column: str) -> bool:
 
 def choose_columns(options: RowOptions, source: Source) -> ColumnChoice:
     """Choose the columns of a source by the user's options and by the column names in the data."""
-    for file in files_of(source):
+    files = files_of(source)
+    for file in files:
         refuse_other_content(file)
     required = required_columns(options)
     names = column_names(source, required, options.columns_are_named)
     if names is None:  # a tsv file without a header
         return ColumnChoice(("input",), category=options.category, chat=options.chat != "auto")
     split = options.split_column
-    category = options.category if options.category and has_column(names, options.category) else ""
+    # a later row of a JSON file can have keys that the first rows do not have
+    can_have_more = files[0].format == "jsonl"
+    category = options.category if can_have_more or has_column(names, options.category) else ""
     # without options and without `input` and `target`: first a column with chats, then `prompt` and `completion`
     if not options.columns_are_named and not any(has_column(names, name) for name in ("input", "target")):
         chats = [name for name in CHAT_COLUMNS if name in names]

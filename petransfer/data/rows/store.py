@@ -22,7 +22,7 @@ from petransfer.data.rows.tables import split_names
 from petransfer.data.task import PARTS, SplitData, row_name
 from petransfer.errors import UserError
 
-_LAYOUT = 16  # increase it when the format or the content of a store changes; older stores are then not used
+_LAYOUT = 17  # increase it when the format or the content of a store changes; older stores are then not used
 _SPLITS_OF_PART = {"dev": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
