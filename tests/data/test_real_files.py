@@ -209,6 +209,8 @@ def test_dotted_columns_reach_into_nested_ones(elsewhere: Path) -> None:
         with pytest.raises(UserError, match=r"no column 'translation\.de' \(it has: translation\.en, translation\.fr"):
             lines(name, input="translation.de", target="translation.fr").load("held-out")
         assert pairs(name, template="say {translation.en}", target="translation.fr")[0] == ("say run 0", "cours 0")
+        with pytest.raises(UserError, match=r"20 of 20 rows .* no key 'tags\.kind\.²'"):  # a digit that is no number
+            lines(name, input="tags.kind.²", target="translation.fr").load("held-out")
 
 
 def test_missing_values_are_bad_rows_and_missing_categories_a_category(elsewhere: Path) -> None:
@@ -546,3 +548,19 @@ def test_line_ends_inside_of_quoted_cells_are_the_same_text_in_csv_and_in_json(e
     assert pairs("a.csv") == pairs("a.tsv") == pairs("a.jsonl") == rows[1:]
     assert lines("a.csv").identity() == lines("a.jsonl").identity()
     assert any("24 targets with carriage returns (CR, shown as ␍)" in note for note in lines("a.csv").notes())
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_values_of_a_table_that_python_cannot_hold_are_bad_rows(form: str, elsewhere: Path) -> None:
+    texts = pyarrow.array([f"text {n}".encode() for n in range(9)] + [b"caf\xe9"])
+    texts = pyarrow.StringArray.from_buffers(10, texts.buffers()[1], texts.buffers()[2])
+    times = pyarrow.array([0] * 8 + [10**13, 0], pyarrow.timestamp("s"))
+    columns = pyarrow.table({"input": texts, "target": times})
+    if form == "parquet":
+        pyarrow.parquet.write_table(columns, "a.parquet")
+    else:
+        with pyarrow.OSFile("a.arrow", "wb") as file, pyarrow.ipc.new_file(file, columns.schema) as writer:
+            writer.write_table(columns)
+    with pytest.raises(UserError, match=f"2 of 10 rows of a.{form} cannot be used: a.{form}:9: .*'target' has a value"):
+        pairs(f"a.{form}")
+    assert [source for source, _ in pairs(f"a.{form}", bad_rows="skip")] == [f"text {n}" for n in range(8)]

@@ -68,7 +68,7 @@ def value_of(values: Mapping[str, Any], column: str) -> Any:
     for part in column.split("."):
         if isinstance(found, Mapping) and part in found:
             found = found[part]
-        elif isinstance(found, Sequence) and not isinstance(found, str) and part.isdigit() and int(part) < len(found):
+        elif isinstance(found, Sequence) and not isinstance(found, str) and part.isdecimal() and int(part) < len(found):
             found = found[int(part)]
         elif found is None:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -186,15 +187,32 @@ def _refused(form: str, source: Source) -> Iterator[None]:
         raise UserError(f"{source.name} cannot be read as {form} ({reason_of(error)}); write it again") from None
 
 
-def _sliced(batch: Any) -> Iterator[dict[str, Any]]:
+def _sliced(batch: Any) -> Iterator[dict[str, Any] | BadRow]:
     for start in range(0, batch.num_rows, _BATCH):
         yield from _rows(batch.slice(start, _BATCH))
 
 
-def _rows(batch: Any) -> Iterator[dict[str, Any]]:
+def _rows(batch: Any) -> Iterator[dict[str, Any] | BadRow]:
+    """Yield the rows of a batch. A row that Python cannot hold is yielded as a BadRow."""
     kinds = {field.name: field.type for field in batch.schema}
-    for row in batch.to_pylist():
-        yield {name: _short(value, kinds[name]) for name, value in row.items()}
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError):
+        rows = [_row(batch, at) for at in range(batch.num_rows)]
+    for row in rows:
+        yield row if isinstance(row, BadRow) else {name: _short(value, kinds[name]) for name, value in row.items()}
+
+
+def _row(batch: Any, at: int) -> dict[str, Any] | BadRow:
+    row: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[at].as_py()
+        except UnicodeDecodeError:  # the files can hold any bytes as texts
+            return BadRow(f"the column '{name}' is not text in UTF-8; write the file again with valid texts")
+        except (ValueError, OverflowError) as error:  # such as a time after the year 9999
+            return BadRow(f"the column '{name}' has a value that Python cannot hold", reason_of(error, 80))
+    return row
 
 
 def _short(value: Any, kind: Any) -> Any:
@@ -227,7 +245,7 @@ def _names(schema: Any, before: str = "") -> list[str]:
 
 
 def _no_twins(names: list[str], source: Source) -> list[str]:
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = next((name for name, times in Counter(names).items() if times > 1), None)
     if twice is not None:
         raise UserError(f"{source.name}: two columns are named '{twice}'; rename one of them")
     return names
@@ -255,10 +273,12 @@ def _class_labels(schema: Any) -> dict[str, Any]:
         return {}
 
 
-def _numbered(rows: Iterator[dict[str, Any]], labels: dict[str, Any]) -> Iterator[Record]:
+def _numbered(rows: Iterator[dict[str, Any] | BadRow], labels: dict[str, Any]) -> Iterator[Record]:
     """Yield numbered rows in which class labels are names, not numbers. labels: the names by column."""
     for number, row in enumerate(rows, start=1):
         try:
+            if isinstance(row, BadRow):
+                raise row
             yield Record(number, {name: _label(value, labels.get(name)) for name, value in row.items()})
         except BadRow as problem:
             yield Record(number, {}, problem)
