@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -364,6 +365,44 @@ def test_rows_behind_the_end_of_a_list_are_not_lost_silently(elsewhere: Path, mo
         lines("a.json").load("held-out")
     (elsewhere / "b.json").write_text(" \n" + json_list() + "\n \n")
     assert pairs("b.json") == PAIRS
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_long_value_is_decoded_few_times(name: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from petransfer.data.rows import json_rows
+
+    rows = [{"input": [f"{n}" for n in range(2000)]}, {"input": "x"}]
+    text = json.dumps(rows) if name == "a.json" else "\n".join(json.dumps(row, indent=1) for row in rows)
+    (elsewhere / name).write_text(text)
+    starts: list[int] = []
+
+    class Decoder(json.JSONDecoder):
+        def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+            starts.append(idx)
+            return super().raw_decode(s, idx)
+
+    monkeypatch.setattr(json_rows, "_CHUNK_CHARACTERS", 50)
+    monkeypatch.setattr(json_rows, "_DECODER", Decoder(object_pairs_hook=json_rows._object))
+    assert [record.values for record in read_json(Source(name, "jsonl", elsewhere / name))] == rows
+    assert len(starts) < 50
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[{"input": 1},\n {"input": "a" "b"}, ', "item 2 .*Expecting ',' delimiter at character 15 of the item"),
+        ('[{"input": 1},\n {"input": 1, "input": 2}, ', "item 2 .*the key 'input' occurs twice"),
+        ('{\n"input": 1}\n{"input": "a" "b"}\n', "object 2 .*Expecting ',' delimiter at character 15 of the object"),
+    ],
+)
+def test_the_rest_of_a_file_is_not_read_after_a_fault(text: str, said: str, elsewhere: Path) -> None:
+    (elsewhere / "a.json").write_text(text + '{"input": "x"}, ' * 400_000)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=said):
+        list(read_json(Source("a.json", "jsonl", elsewhere / "a.json")))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000  # the file has 6,400,000 bytes
 
 
 def test_the_time_to_read_a_list_grows_with_its_length(elsewhere: Path) -> None:

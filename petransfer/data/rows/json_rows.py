@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -19,6 +20,8 @@ from petransfer.data.rows.text_lines import open_text, problem_of, read_lines
 from petransfer.errors import UserError, reason_of
 
 _CHUNK_CHARACTERS = 1 << 20
+# An error that is closer to the end of a chunk can come from a token that is cut there, such as `-Infin`.
+_LONGEST_TOKEN = 16
 _BLANKS = re.compile(r"\s*")
 _LIST = re.compile(r"\s*\[\s*([{\]]|$)")
 # The end of a line after which an object can continue on the next line.
@@ -56,8 +59,7 @@ def read_json(source: Source) -> Iterator[Record]:
                 if line.text.lstrip().startswith("{'"):
                     yield Record(line.number, {}, BadRow(_PYTHON))
                     continue
-                detail = re.sub(r": line 1 column (\d+) \(char \d+\)", r" at character \1", str(error))
-                yield Record(line.number, {}, BadRow("not valid JSON", reason_of(detail, 80)))
+                yield Record(line.number, {}, BadRow("not valid JSON", _fault(error)))
             else:
                 yield _record(line.number, value)
 
@@ -107,13 +109,13 @@ def _objects(file: IO[str], name: str) -> Iterator[Any]:
         try:
             value, end = _DECODER.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            text, at = text[at:], 0
-            more = file.read(max(_CHUNK_CHARACTERS, len(text)))  # twice as much each time
-            if not more and (not text or not count):
+            more = _more(file, text, at, error)
+            if not more and (at == len(text) or not count):
                 return
             if not more:
-                raise UserError(f"{name}: object {count + 1} is not valid JSON ({reason_of(error, 80)})") from None
-            text += more
+                reason = _fault(error, at, " of the object")
+                raise UserError(f"{name}: object {count + 1} is not valid JSON ({reason})") from None
+            text, at = text[at:] + more, 0
             continue
         count += 1
         yield problem_of(text[at:end]) or value
@@ -127,7 +129,7 @@ def _record(number: int, value: Any) -> Record:
 
 
 def _items(file: IO[str], name: str) -> Iterator[Any]:
-    """Yield the items of a JSON list, as `_objects` does. Only one chunk of the file is in memory."""
+    """Yield the items of a JSON list, as `_objects` does. Only one item or chunk of the file is in memory."""
     text, at, count = file.read(_CHUNK_CHARACTERS), 0, 0
     at = _after_blanks(text, at) + 1  # behind the bracket
     while True:
@@ -139,11 +141,11 @@ def _items(file: IO[str], name: str) -> Iterator[Any]:
             value, end = _DECODER.raw_decode(text, at)
             end = _after_blanks(text, end)
             if end == len(text):  # a number can continue in the next chunk
-                raise ValueError("the list is not closed")
+                raise json.JSONDecodeError("the list is not closed", text, end)
         except (ValueError, RecursionError) as error:
-            more = file.read(_CHUNK_CHARACTERS)
+            more = _more(file, text, at, error)
             if not more:
-                reason = reason_of(error, 80)
+                reason = _fault(error, at, " of the item")
                 raise UserError(f"{name}: item {count + 1} of the list is not valid JSON ({reason})") from None
             text, at = text[at:] + more, 0
             continue
@@ -152,6 +154,24 @@ def _items(file: IO[str], name: str) -> Iterator[Any]:
         if text[end] not in ",]":
             raise UserError(f"{name}: a comma is missing after item {count} of the list")
         at = end + (text[end] == ",")
+
+
+def _more(file: IO[str], text: str, at: int, error: Exception) -> str:
+    """Return the next characters of a file if they can correct an error of the value at `at`. Empty if they cannot.
+
+    A value is decoded again after each chunk. So each chunk is as long as the value's text so far.
+    """
+    if not isinstance(error, json.JSONDecodeError):  # a key occurs twice, or the value is nested too deeply
+        return ""
+    is_cut = error.msg.startswith("Unterminated string") or error.pos > len(text) - _LONGEST_TOKEN
+    return file.read(max(_CHUNK_CHARACTERS, len(text) - at)) if is_cut else ""
+
+
+def _fault(error: Exception, at: int = 0, within: str = "") -> str:
+    """Return why a value is not valid JSON. `at`: where it begins in the decoded text. `within`: what the value is."""
+    if not isinstance(error, json.JSONDecodeError):
+        return reason_of(error, 80)
+    return f"{error.msg.removesuffix(' at')} at character {error.pos - at + 1}{within}"
 
 
 def _after_blanks(text: str, at: int) -> int:
@@ -174,8 +194,8 @@ def _refuse_more(text: str, file: IO[str], name: str) -> None:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' occurs twice")
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key '{twice}' occurs twice")
     return found
 
 
