@@ -298,3 +298,22 @@ def test_the_names_of_a_table_with_an_index_are_no_title(elsewhere: Path) -> Non
     file = write("a.csv", ",0\n" + "".join(f"{a},{b}\n" for a, b in PAIRS))
     with pytest.raises(UserError, match=r"has no columns 'input' and 'target' \(it has: , 0\); name yours"):
         read(file)
+
+
+def test_a_line_break_in_a_line_in_quotes_is_no_end_of_its_row(elsewhere: Path) -> None:
+    rows = "".join(f'"in {n},out"\n' for n in range(9))
+    write("a.csv", '"input,target"\n' + rows + '"in 9,""first\nsecond"""\n')
+    assert read("a.csv")[0][-1] == ("in 9", "first\nsecond")
+    write("b.csv", '"input,target"\n' + rows + '"in 9,first\nsecond"\n')
+    with pytest.raises(UserError, match=r"1 of 10 rows .*b\.csv:11: a line break inside of a line that is in quotes"):
+        read("b.csv")
+
+
+@pytest.mark.parametrize(("name", "sign"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_lines_of_blanks_are_skipped(name: str, sign: str, elsewhere: Path) -> None:
+    rows = [f"in {n}{sign}out\n" for n in range(9)]
+    write(name, f"  \ninput{sign}target\n" + "   \n".join(rows) + " \n")
+    assert len(read(name)[0]) == 9
+    write(name, f"{sign} {sign}\ninput{sign}target\n" + "".join(rows))
+    with pytest.raises(UserError, match="line 2 has the column names: delete the line"):
+        read(name)

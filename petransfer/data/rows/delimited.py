@@ -84,7 +84,7 @@ def title_advice(source: Source, required: Required) -> str:
     """Return the advice for a csv or tsv file with a title above the line with the column names. '' for other files."""
     if source.format not in ("csv", "tsv"):
         return ""
-    lines = [line for line in itertools.islice(_table_lines(source), _LINES_OF_TITLE) if line.text.strip()]
+    lines = [line for line in itertools.islice(_table_lines(source), _LINES_OF_TITLE) if not _is_blank(line)]
     named = first = 0
     for delimiter in ",;\t|":
         rows = [[cell.strip() for cell in _split(line.text, delimiter, True)] for line in lines]
@@ -213,7 +213,7 @@ _Row = tuple[int, list[str] | None, BadRow | None]
 
 def _plain_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
     for line in _table_lines(source):
-        if line.text:
+        if not _is_blank(line):
             yield line.number, None if line.problem else line.text.split(dialect.delimiter), line.problem
 
 
@@ -226,8 +226,13 @@ def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
 
     def texts() -> Iterator[str]:
         while line := again.popleft() if again else next(rest, None):
-            if len(taken) <= LINES_PER_ROW:
-                taken.append(line)
+            if len(taken) == LINES_PER_ROW:
+                raise UserError(
+                    f"{source.name}:{taken[0].number}: a quote that opens in this row is not closed within "
+                    f"{LINES_PER_ROW:,} lines; close it, double it where it is text, or use --set "
+                    "task.options.quoting=none"
+                )
+            taken.append(line)
             if line.problem:
                 broken.append(line)
             yield line.text + line.end  # a line end inside of quotes is a part of the cell
@@ -241,13 +246,7 @@ def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
         except StopIteration:
             return
         except csv.Error as error:
-            start = taken[0].number
-            if len(taken) > LINES_PER_ROW:
-                raise UserError(
-                    f"{source.name}:{start}: a quote that opens in this row is not closed within {LINES_PER_ROW:,} "
-                    "lines; close it, double it where it is text, or use --set task.options.quoting=none"
-                ) from None
-            yield start, None, BadRow("not csv", _csv_fault(str(error), taken, source))
+            yield taken[0].number, None, BadRow("not csv", _csv_fault(str(error), taken, source))
             # An unclosed quote makes the csv module read all following lines as one row. So reading continues with the
             # second line of the invalid row.
             again.extendleft(reversed(taken[1:]))
@@ -257,9 +256,22 @@ def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
             continue
         if broken:
             yield broken[0].number, None, broken[0].problem
-        elif cells:
-            in_quotes = dialect.lines_quoted and len(cells) == 1
-            yield taken[0].number, _split(cells[0], dialect.delimiter, True) if in_quotes else cells, None
+        elif len(taken) > 1 or not _is_blank(taken[0]):
+            if dialect.lines_quoted and len(cells) == 1:
+                yield taken[0].number, *_cells_of_line(cells[0], dialect.delimiter)
+            else:
+                yield taken[0].number, cells, None
+
+
+def _cells_of_line(text: str, delimiter: str) -> tuple[list[str] | None, BadRow | None]:
+    """Return the cells of a line that was in quotes as a whole, or why they cannot be read."""
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter))
+    except csv.Error as error:
+        return None, BadRow("not csv", str(error))
+    if len(rows) > 1:
+        return None, BadRow("a line break inside of a line that is in quotes as a whole, and in no cell's own quotes")
+    return rows[0] if rows else [], None
 
 
 def _csv_fault(error: str, lines: Sequence[Line], source: Source) -> str:
@@ -276,7 +288,7 @@ def _csv_fault(error: str, lines: Sequence[Line], source: Source) -> str:
 
 def _first_row(source: Source) -> tuple[str, str]:
     """Return the first line with text, and the whole row if a cell in quotes has line breaks."""
-    lines = (line for line in _table_lines(source) if line.text.strip())
+    lines = (line for line in _table_lines(source) if not _is_blank(line))
     first = next(lines, Line(1, ""))
     text = first.text
     for end, line in itertools.pairwise(itertools.chain([first], itertools.islice(lines, _LINES_OF_TITLE))):
@@ -299,6 +311,11 @@ def _named_in_file(source: Source) -> str:
     """Return the delimiter that the first line names, as in `sep=;`, which Excel reads. Empty without such a line."""
     found = _SEPARATOR.fullmatch(next(read_lines(source), Line(1, "")).text)
     return found[1] if found else ""
+
+
+def _is_blank(line: Line) -> bool:
+    """Return whether a line has neither text nor tabs, which can be between empty cells."""
+    return not line.text or (line.text.isspace() and "\t" not in line.text)
 
 
 def _table_lines(source: Source) -> Iterator[Line]:
