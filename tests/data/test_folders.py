@@ -62,6 +62,32 @@ def test_quotes_in_tsv_files_of_a_folder_are_named() -> None:
     Path("folder").mkdir()
     Path("folder/a.tsv").write_text("input\ttarget\n" + "".join(f'"a, {n}"\tb\n' for n in range(9)))
     assert any("9 rows with texts in quotes" in note for note in lines("folder").notes())
+    data = lines("folder", quoting="csv").load("held-out")
+    assert sorted(row.input for part in (data.train, data.dev, data.test) for row in part) == [
+        f"a, {n}" for n in range(9)
+    ]
+
+
+def test_the_encoding_and_the_delimiter_of_a_folder_can_be_named() -> None:
+    Path("folder").mkdir()
+    text = "input:target\n" + "".join(f"caf\xe9 {n}:b\n" for n in range(9))
+    Path("folder/a.csv").write_text(text, encoding="latin-1")
+    assert lines("folder", encoding="latin-1", delimiter="colon").load("held-out").train[0].input[:4] == "caf\xe9"
+    Path("folder/b.csv").write_text(text, encoding="utf-8")
+    notes = lines("folder", encoding="latin-1", delimiter="colon").notes()
+    assert any("warning: folder/b.csv is UTF-8, but is read as latin-1" in note for note in notes)
+    Path("table").mkdir()
+    Path("table/a.jsonl").write_text('{"input": "a", "target": "b"}\n' * 9)
+    with pytest.raises(UserError, match="only csv and tsv data use it, and table is read as jsonl"):
+        lines("table", delimiter="colon").load("held-out")
+
+
+def test_a_broken_link_in_a_folder_is_no_file() -> None:
+    Path("folder").mkdir()
+    Path("folder/a.csv").write_text("input,target\n" + "".join(f"a {n},b\n" for n in range(9)))
+    Path("folder/.#a.csv").symlink_to("nobody@nowhere")
+    data = lines("folder").load("held-out")
+    assert len(data.train) + len(data.dev) + len(data.test) == 9
 
 
 def test_splits_of_a_folder_are_those_of_its_names() -> None:

@@ -350,11 +350,11 @@ def _encoding_note(source: Source) -> list[str]:
     """Return a warning if the user named another encoding for a file that is UTF-8."""
     if not source.encoding or source.path is None or codecs.lookup(source.encoding).name in ("utf-8", "utf-8-sig"):
         return []
-    if not is_utf8(first_bytes(source)):
-        return []
     return [
-        f"warning: {source.name} is UTF-8, but is read as {source.encoding}, the value of the option encoding, which "
+        f"warning: {file.name} is UTF-8, but is read as {file.encoding}, the value of the option encoding, which "
         "gives wrong letters; leave the option out. If another file needs it, save that file as UTF-8"
+        for file in files_of(source)
+        if is_utf8(first_bytes(file))
     ]
 
 

@@ -74,7 +74,8 @@ class Source:
         if self.path is None:
             return ()
         try:
-            found = [path.stat() for path in (self.path, *sorted(self.path.rglob("*")))]
+            inside = [path for path in sorted(self.path.rglob("*")) if path.exists()]  # some editors write broken links
+            found = [path.stat() for path in (self.path, *inside)]
         except OSError as error:
             raise UserError(f"{self.path} cannot be read ({error.strerror}); correct the name of the data") from None
         return tuple(number for each in found for number in (each.st_ino, each.st_size, each.st_mtime_ns))
@@ -101,7 +102,7 @@ def find_source(
     places = [folder / name, expanded(name)] if folder else [expanded(name)]
     path = next((place for place in places if place.exists()), None)
     if path is not None and path.is_dir():
-        return Source(shown_path(name), "dataset", path, split, config)
+        return Source(shown_path(name), "dataset", path, split, config, *text)
     if path is not None:
         name = shown_path(name)
         if not path.is_file():

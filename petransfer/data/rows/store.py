@@ -15,6 +15,7 @@ from petransfer.atomic_files import replace_folder
 from petransfer.data.benchmark_files import cache_advice, cache_dir
 from petransfer.data.rows.builder import RowBuilder
 from petransfer.data.rows.columns import UnusableCategories
+from petransfer.data.rows.folders import folder_files
 from petransfer.data.rows.options import RowOptions
 from petransfer.data.rows.source import Source, find_source
 from petransfer.data.rows.stored_rows import StoredRows
@@ -123,7 +124,7 @@ def find_sources(options: RowOptions) -> tuple[dict[str, Source], dict[str, floa
         if isinstance(asked, float | int):
             cuts[part] = asked
         elif own:
-            sources[part] = find_source(options.train, options.data_dir, "dataset", own, options.config)
+            sources[part] = find_source(options.train, options.data_dir, "dataset", own, options.config, text)
         elif asked:
             sources[part] = find_source(asked, options.data_dir, options.format, "train", options.config, text)
         elif not options.split_column:
@@ -134,8 +135,14 @@ def find_sources(options: RowOptions) -> tuple[dict[str, Source], dict[str, floa
             raise UserError("with folds, test must be a file: every other row is in a fold")
         cuts = {}
     if not options.sha256:  # the saved recipe of a study, which has `sha256`, stays valid
-        _refuse_unused(options, {source.format for source in sources.values()})
+        _refuse_unused(options, {form for source in sources.values() for form in _formats(source)})
     return sources, cuts
+
+
+def _formats(source: Source) -> set[str]:
+    """Return the format of a source, or the formats of the files in a folder of tables."""
+    splits = folder_files(source)
+    return {source.format} if splits is None else {file.format for files in splits.values() for file in files}
 
 
 # Options for reading files, each with the formats that it is for.
