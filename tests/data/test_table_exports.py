@@ -317,3 +317,14 @@ def test_lines_of_blanks_are_skipped(name: str, sign: str, elsewhere: Path) -> N
     write(name, f"{sign} {sign}\ninput{sign}target\n" + "".join(rows))
     with pytest.raises(UserError, match="line 2 has the column names: delete the line"):
         read(name)
+
+
+def test_rows_that_are_left_out_can_lack_a_text(elsewhere: Path) -> None:
+    rows = "".join(f"in {n},out,{('train', 'dev', 'test')[n % 3]}\n" for n in range(12))
+    write("a.csv", "input,target,split\nin,,unlabelled\n" + rows)
+    found, notes = read("a.csv", split_column="split")
+    assert len(found) == 12
+    assert "1 row left out" in notes
+    write("a.csv", "input,target,split\nin,,train\n" + rows)
+    with pytest.raises(UserError, match=r"a\.csv:2: the target is empty"):
+        read("a.csv", split_column="split")

@@ -190,6 +190,7 @@ class RowBuilder:
                     writer.add(index, record.line, texts.input, texts.target, texts.category)
                     self._count(code, hashed, texts)
                 index += 1
+            index += not found  # a row that is left out counts even if it cannot be used
             if columns.messages and found:
                 _, _, last = found[-1]
                 whole = _hash_of(last.input + last.target, self._options.seed)
@@ -234,8 +235,12 @@ class RowBuilder:
             code = _PART_NAMES.get(named.lower(), _OTHER)
             if code == _OTHER:
                 self._left_out[named if len(self._left_out) < LABELS or named in self._left_out else "others"] += 1
-        for texts in columns.texts(record.values):
-            yield code, _hash(texts, self._options.seed), texts
+        try:
+            for texts in columns.texts(record.values):
+                yield code, _hash(texts, self._options.seed), texts
+        except BadRow:
+            if code != _OTHER:  # a row that is left out can lack texts
+                raise
 
     def _count(self, code: int, hashed: int, texts: RowTexts) -> None:
         self._parts.append(code)
