@@ -87,7 +87,10 @@ def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (gzip.compress(b"to walk\n"), "standard input is not a text file: it is compressed (gzip); unpack it first"),
+        (
+            gzip.compress(b"to walk\n", mtime=0),
+            "standard input is not a text file: it is compressed (gzip); unpack it first",
+        ),
         (b"PK\x03\x04\n\x00", "standard input is not a text file: it is compressed (zip"),
         (b"PAR1\x15\x04\n", "standard input is not a text file; write the inputs to a text file"),
         (b"to\x00\x01\x00walk\n", "standard input is not a text file; write the inputs to a text file"),
