@@ -17,12 +17,11 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-STUDY = "lora-transfer-nano"
+STUDY, SEEDS = "transfer-scan", 6
 # The paper's claims, and one question that the paper did not ask, each with its effect in the study.
 CLAIMS = (
     ("English helps", "english-scratch"),
     ("another language helps: German", "german-scratch"),
-    ("another language helps: Hungarian", "hungarian-scratch"),
     ("code helps", "code-scratch"),
     ("code without names and comments helps", "code_anon-scratch"),
     ("protein sequences help (baseline: English with re-initialised embeddings)", "protein-english-newemb"),
@@ -34,15 +33,19 @@ def claims() -> str:
     effects = json.loads((RESULTS / STUDY / "effects.json").read_text(encoding="utf-8"))["effects"]
     rows = []
     for claim, name in CLAIMS:
-        found = {effect["method"].split()[0]: effect for effect in effects if effect["name"] == name}
+        found = {
+            effect["method"].split()[0]: effect for effect in effects if effect["name"] == name and not effect["arm"]
+        }
         rows.append([claim, _cell(found["lora"]), _cell(found["full"])])
     return _table(["claim", "under LoRA", "under full fine-tuning"], rows)
 
 
 def _cell(effect: dict[str, Any]) -> str:
     interval = effect["interval"]
+    fewer = "" if min(effect["seeds"]) == SEEDS else f" ({effect['seeds'][0]} and {effect['seeds'][1]} seeds)"
     return (
-        f"{signed(effect['difference'])} [{signed(interval['low'])}, {signed(interval['high'])}], {effect['verdict']}"
+        f"{signed(effect['difference'])} [{signed(interval['low'])}, {signed(interval['high'])}], "
+        f"{effect['verdict']}{fewer}"
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 RESULTS = Path(__file__).parents[2] / "results"
 # Kim and Linzen (2020): of the 21 cases of COGS, these need new structures, and the others new uses of words.
@@ -86,7 +86,7 @@ def mean_draws(right: np.ndarray, rng: np.random.Generator, draws: int = 12_000)
     spread = odds.std(ddof=1) * np.sqrt((len(odds) - 1) / stats.chi2.rvs(len(odds) - 1, size=draws, random_state=rng))
     centre = odds.mean() + spread * rng.standard_normal(draws) / math.sqrt(len(odds))
     quantiles = stats.norm.ppf((np.arange(500) + 0.5) / 500)
-    return np.array([np.mean(1 / (1 + np.exp(-(a + b * quantiles)))) for a, b in zip(centre, spread, strict=True)])
+    return np.array([np.mean(special.expit(a + b * quantiles)) for a, b in zip(centre, spread, strict=True)])
 
 
 def example_variance(weights: np.ndarray, category: np.ndarray) -> float:
