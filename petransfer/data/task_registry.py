@@ -67,9 +67,12 @@ def task_title(name: str) -> str:
 
 
 def categories_in(task: str, name: str) -> tuple[str, ...]:
-    """Return the categories of a task that `name` stands for: those of the group `name`, or the category itself.
+    """Return the categories of a group. If no group is called `name`, return `name` as the only category.
 
-    An empty `name` stands for no choice, so the result is empty. A task without registered categories accepts any name.
+    Args:
+        task: Name of the task.
+        name: Name of a group or of a category. If it is empty, the result is empty. If the task has no registered
+            categories, every name is accepted.
 
     Raises:
         UserError: The task has registered categories, and `name` is neither one of them nor a group.

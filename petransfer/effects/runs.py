@@ -127,7 +127,10 @@ def runs_of(study: str, next_to: Path, metric: str = EXACT_MATCH) -> Runs | None
 
 
 def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str, categories: Sequence[str] = ()) -> Scored:
-    """Read the scores of runs. With `categories`, only those of the test examples in these categories."""
+    """Read the scores of runs.
+
+    categories: test examples of other categories are left out. Empty: no example is left out.
+    """
     runs = [_examples(folder, cell.run_id) for cell in cells]
     if categories:
         runs = [_of_categories(run, categories) for run in runs]
