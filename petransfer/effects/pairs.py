@@ -213,19 +213,11 @@ def arms_under(effect: RequestedEffect, split: str, method: str, runs: Runs) -> 
         for arm, trained in ((effect.left, method), (effect.right, partner))
     )
     if left and right:
-        if not len(left.index):
-            return no_examples(effect, split)
         names = {"method": method, "left_name": effect.left, "right_name": effect.right}
         return compared(effect.name, split, left, right, **names)
     lacking = (effect.left, method) if not left else (effect.right, partner)
-    return Missing(f"{effect.name} on {split} ({method}): not estimated, because {runs.why_missing(*lacking, split)}")
-
-
-def no_examples(effect: RequestedEffect, split: str) -> Missing:
-    """Return the reason why an effect of `categories` without test examples is not estimated."""
-    return Missing(
-        f"{effect.name} on {split}: not estimated, because no test example has the category {effect.categories}"
-    )
+    why = runs.why_missing(*lacking, split, effect.categories)
+    return Missing(f"{effect.name} on {split} ({method}): not estimated, because {why}")
 
 
 def other_study(effect: RequestedEffect, split: str, runs: Runs) -> Runs | Missing:

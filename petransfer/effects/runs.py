@@ -67,7 +67,7 @@ class Runs:
     cells: Sequence[Cell]
     folder: StudyFolder
     metric: str = EXACT_MATCH
-    _kept: dict[tuple[str, ...], Scored] = field(default_factory=dict)
+    _kept: dict[tuple[str, ...], Scored | None] = field(default_factory=dict)
 
     @property
     def splits(self) -> list[str]:
@@ -86,7 +86,9 @@ class Runs:
         return method if method in found or len(found) != 1 else found[0]
 
     def scored(self, arm: str, method: str, split: str, categories: str = "") -> Scored | None:
-        """Return the scores of the finished runs of an arm, method and split. None if no run is finished.
+        """Return the scores of the finished runs of an arm, method and split.
+
+        The result is None if no run is finished, or if no test example belongs to `categories`.
 
         Args:
             categories: group of categories, or one category, whose test examples alone count. '': all examples.
@@ -101,11 +103,13 @@ class Runs:
             self._kept[key] = _read(done, self.folder, self.metric, wanted)
         return self._kept.get(key)
 
-    def why_missing(self, arm: str, method: str, split: str) -> str:
-        """Return the reason why an arm and method have no finished run on a split."""
+    def why_missing(self, arm: str, method: str, split: str, categories: str = "") -> str:
+        """Return the reason why `scored` returns None."""
         folders = [self.folder.run(cell.run_id) for cell in self.cells_of(arm, method, split)]
         if not folders:
             return f"{arm} is not trained with {method}"
+        if categories and any(folder.done for folder in folders):
+            return f"no test example has the category {categories}"
         counts = ", ".join(f"{count} {status}" for status, count in Counter(one.status() for one in folders).items())
         reasons = [reason for reason in (one.failure() for one in folders) if reason]
         return f"no run of {arm} ({method}) is done: {counts}" + (f"; {reasons[0]}" if reasons else "")
@@ -126,14 +130,16 @@ def runs_of(study: str, next_to: Path, metric: str = EXACT_MATCH) -> Runs | None
     return None
 
 
-def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str, categories: Sequence[str] = ()) -> Scored:
-    """Read the scores of runs.
+def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str, categories: Sequence[str] = ()) -> Scored | None:
+    """Read the scores of runs. None if no test example belongs to `categories`.
 
     categories: test examples of other categories are left out. Empty: no example is left out.
     """
     runs = [_examples(folder, cell.run_id) for cell in cells]
     if categories:
         runs = [_of_categories(run, categories) for run in runs]
+        if not len(runs[0]["index"]):
+            return None
     for run in runs:
         if not np.array_equal(run["index"], runs[0]["index"]):
             raise UserError(f"the runs of {cells[0].arm} on {cells[0].split} were not tested on the same examples")
@@ -143,7 +149,7 @@ def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str, categories: S
         tuple(cell.seed for cell in cells),
         tuple(cell.run_id for cell in cells),
         np.array(scores, dtype=np.float64),
-        np.array([run["log_prob"].sum() / run["tokens"].sum() if len(run["tokens"]) else math.nan for run in runs]),
+        np.array([run["log_prob"].sum() / run["tokens"].sum() for run in runs]),
         runs[0]["index"],
         runs[0]["category"] if by_example else np.zeros(1, dtype=np.int64),
         np.array([_dev(folder, cell, metric) for cell in cells]),

@@ -16,7 +16,7 @@ from petransfer.effects.criteria import CRITERIA, Criterion
 from petransfer.effects.drawing import label_of, plot_forest
 from petransfer.effects.intervals import Interval, Scores
 from petransfer.effects.kind import Family, Kind, Missing, Thresholds
-from petransfer.effects.pairs import Contrast, arms_under, compared, dev_of, no_examples
+from petransfer.effects.pairs import Contrast, arms_under, compared, dev_of
 from petransfer.effects.seed_counts import LEVEL, smallest_p
 from petransfer.effects.statistics import (
     Odds,
@@ -122,15 +122,13 @@ def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Contras
 def _methods_in(arm: str, effect: RequestedEffect, split: str, runs: Runs) -> Contrast | Missing:
     left, right = (runs.scored(arm, method, split, effect.categories) for method in (effect.left, effect.right))
     if left and right:
-        if not len(left.index):
-            return no_examples(effect, split)
         names = {"method": "", "arm": arm, "left_name": effect.left, "right_name": effect.right}
         contrast = compared(effect.name, split, left, right, paired=effect.paired, **names)
         if len(contrast.left):
             return contrast
         why = "no seed was run with both methods"
     else:
-        why = runs.why_missing(arm, effect.right if left else effect.left, split)
+        why = runs.why_missing(arm, effect.right if left else effect.left, split, effect.categories)
     return Missing(f"{effect.name} on {split} ({arm}): not estimated, because {why}")
 
 
