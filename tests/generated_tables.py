@@ -33,9 +33,7 @@ def claims() -> str:
     effects = json.loads((RESULTS / STUDY / "effects.json").read_text(encoding="utf-8"))["effects"]
     rows = []
     for claim, name in CLAIMS:
-        found = {
-            effect["method"].split()[0]: effect for effect in effects if effect["name"] == name and not effect["arm"]
-        }
+        found = {effect["method"].split()[0]: effect for effect in effects if effect["name"] == name}
         rows.append([claim, _cell(found["lora"]), _cell(found["full"])])
     return _table(["claim", "under LoRA", "under full fine-tuning"], rows)
 
