@@ -5,7 +5,7 @@
 - Below 32 bits, the output of the LoRA pair is added to the output of the frozen layer. Quantised weights of a small
   model are dequantised only once.
 - An embedding table with some trained rows is assembled once a step.
-- The output head skips padding and computes the logits in blocks that fit a core's second-level cache.
+- The output head skips padding and computes the logits in blocks that fit a CPU's cache.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from petransfer.training.cpu.packed_attention import can_skip_padding, has_dropo
 from petransfer.training.distributed import needs_all_processes
 from petransfer.training.losses import PLAIN_HEADS, head_cross_entropy
 
-# Bytes of logits in one block, so that a block fits a core's second-level cache.
-BLOCK_BYTES = 2**20
+# Bytes of logits in one block. A step of full fine-tuning on COGS took 262 ms with 1 MiB, 241 ms with 4 MiB and 241 ms
+# with 16 MiB (nano, one thread, medians of 8 turns, AMD EPYC with AVX-512).
+BLOCK_BYTES = 2**22
 
 
 @dataclass(frozen=True)
