@@ -27,6 +27,7 @@ from petransfer.training.metrics_file import MetricsFile
 from petransfer.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
 from petransfer.training.out_of_memory import (
     PACKED_EXAMPLES,
+    PACKED_TOKENS,
     OutOfMemory,
     default_micro_batch,
     default_token_budget,
@@ -350,11 +351,16 @@ class Loop:
         # A token budget would make the number of passes depend on the lengths of a process's examples. With sharded
         # tensors all processes must run the same number of passes, so there is no budget.
         unbounded = self.execution.micro_batch or self.processes.shards_tensors
-        budget = 0 if unbounded else default_token_budget(self.process.device)
+        default = PACKED_TOKENS if self._skips_padding else default_token_budget(self.process.device)
+        budget = 0 if unbounded else default
         return Progress(micro_batch=micro_batch, threads=self.execution.threads, token_budget=budget)
 
+    @property
+    def _skips_padding(self) -> bool:
+        return self.fast_path is not None and self.fast_path.skips_padding
+
     def _default_micro_batch(self) -> int:
-        if self.fast_path is not None and self.fast_path.skips_padding:
+        if self._skips_padding:
             return min(self.spec.batch_size, PACKED_EXAMPLES)
         return default_micro_batch(self.spec.batch_size, self.process.device)
 

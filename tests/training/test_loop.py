@@ -19,6 +19,7 @@ from petransfer.methods import apply_method
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import TrainSpec
+from petransfer.training import loop as loop_module
 from petransfer.training import self_checks
 from petransfer.training.batches import ShuffledExamples
 from petransfer.training.distributed import SingleProcess, this_process
@@ -308,6 +309,18 @@ def test_a_resumed_run_takes_a_smaller_micro_batch_if_it_is_asked_to(
     loop.run()
     assert loop.progress.micro_batch == 8
     assert make_loop(tiny_t5, tmp_path, micro_batch=asked).progress.micro_batch == taken
+
+
+def test_examples_of_different_lengths_are_kept_apart_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "PACKED_TOKENS", 100)
+    loop = make_loop(Path("nano/english"), tmp_path)
+    assert loop.fast_path
+    assert loop.fast_path.skips_padding
+    batch, cuts = loop.feed.take(0, loop.progress.micro_batch, loop.progress.token_budget)
+    assert len(cuts) > 1
+    assert sum(len(cut["labels"]) for cut in cuts) == len(batch.examples) == 8
+    assert all(cut["input_ids"].numel() + cut["labels"].numel() <= 100 for cut in cuts if len(cut["labels"]) > 1)
+    assert make_loop(Path("nano/english"), tmp_path, micro_batch=4).progress.token_budget == 0
 
 
 def test_a_run_resumed_with_sharded_tensors_has_no_limit_of_tokens(
