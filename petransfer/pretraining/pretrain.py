@@ -27,6 +27,7 @@ from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.distributed import this_process
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
+from petransfer.training.losses import Head, without_head
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def pretrain(
         seed=spec.seed,
         execution=execution,
         hooks=hooks,
-        loss_function=_loss_over(seen.to(process.device)),  # copied to the device once, not in every step
+        loss_function=_loss_over(seen.to(process.device), bf16=spec.bits == 16),
         autocast=spec.bits == 16,
     )
 
@@ -154,14 +155,16 @@ def pretrain(
     steps = spec.train.steps
     hooks.evaluate_at = {*range(steps // 8, steps, max(1, steps // 8)), steps}
     hooks.evaluate = validate
-    done = loop.run()
+    with without_head(Head(model, model.lm_head, None)):  # the loss function computes the logits
+        done = loop.run()
+        valid_loss = validate(done.micro_batch)["valid_loss"]
     card = {
         **asdict(spec),
         "parameters": sum(value.numel() for value in model.parameters()),
         "corpus_tokens": len(corpus.train),
         "seen_tokens": steps * spec.train.batch_size * spec.noise.window,
         "target_tokens": steps * spec.train.batch_size * spec.noise.target_length,
-        "valid_loss": validate(done.micro_batch)["valid_loss"],
+        "valid_loss": valid_loss,
         "new_pieces": np.flatnonzero(counts < RARE).tolist(),
     }
     learnt = torch.from_numpy(counts >= RARE)
@@ -195,22 +198,31 @@ def _check_room(spec: PretrainSpec, corpus: Corpus, folder: Path) -> None:
         )
 
 
-def _loss_over(seen: torch.Tensor) -> Callable[[torch.nn.Module, Tensors], torch.Tensor]:
-    """Return the loss function: cross-entropy, summed over the target tokens.
+def _loss_over(seen: torch.Tensor, *, bf16: bool) -> Callable[[torch.nn.Module, Tensors], torch.Tensor]:
+    """Return the loss function: cross-entropy, summed over the target tokens, in nats.
 
-    `seen` tells for each token of the vocabulary whether the token occurs in the training text.
+    The model must return the input of its head, as it does inside `without_head`.
+
+    Args:
+        seen: whether each token of the vocabulary occurs in the training text, of shape (vocabulary,).
+        bf16: whether the logits are computed in bf16.
     """
-    never = ~seen
+    # Tokens that never occur in the training text are left out of the softmax. Otherwise they would only learn to be
+    # suppressed, and their embeddings would get nearly the same direction.
+    ids_s = seen.nonzero().squeeze(1)
+    place_v = torch.full_like(seen, IGNORED, dtype=torch.long).index_copy_(
+        0, ids_s, torch.arange(len(ids_s), device=seen.device)
+    )
 
-    def loss(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
+    def loss(model: Any, batch: Tensors) -> torch.Tensor:
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        logits_btv = model(**inputs, use_cache=False).logits.float()
-        # Tokens that never occur in the training text are left out of the softmax. Otherwise they would only learn to
-        # be suppressed, and their embeddings would get nearly the same direction.
-        logits_btv = logits_btv.masked_fill(never.to(logits_btv.device), -1e9)
-        labels_bt = without_unseen(batch["labels"], seen.to(logits_btv.device))
+        hidden_btd = model(**inputs, use_cache=False).logits
+        weight_sd = model.lm_head.weight.index_select(0, ids_s)
+        with torch.autocast(hidden_btd.device.type, torch.bfloat16, enabled=bf16):
+            logits_bts = functional.linear(hidden_btd, weight_sd).float()
+        labels_bt = place_v[batch["labels"].clamp(min=0)].where(batch["labels"] != IGNORED, IGNORED)
         return functional.cross_entropy(
-            logits_btv.flatten(0, 1), labels_bt.flatten(), ignore_index=IGNORED, reduction="sum"
+            logits_bts.flatten(0, 1), labels_bt.flatten(), ignore_index=IGNORED, reduction="sum"
         )
 
     return loss

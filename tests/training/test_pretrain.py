@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5ForConditionalGeneration
 
 from petransfer.errors import Interrupted, RunError, UserError
 from petransfer.models.loading import load_checkpoint
@@ -28,7 +28,9 @@ from petransfer.pretraining.pretrain import Size, redraw_rows
 from petransfer.pretraining.span_corruption import Noise, corrupt
 from petransfer.recipe.pretraining import CorpusPart, PretrainRecipe
 from petransfer.study.folders import RunFolder, StudyFolder
+from petransfer.training.batches import IGNORED
 from petransfer.training.execution import Execution
+from petransfer.training.losses import Head, without_head
 
 SENTINELS = np.arange(1000, 1032)
 EOS = 1
@@ -229,8 +231,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
 ) -> None:
     plain = module._loss_over
 
-    def broken(seen: torch.Tensor) -> Callable[..., torch.Tensor]:
-        loss, calls = plain(seen), iter(range(10_000))
+    def broken(seen: torch.Tensor, *, bf16: bool) -> Callable[..., torch.Tensor]:
+        loss, calls = plain(seen, bf16=bf16), iter(range(10_000))
 
         def call(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
             value = loss(model, batch)
@@ -246,6 +248,30 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
     _carry_out(tmp_path / "run", corpora, _recipe(), set())
     left, right = (_weights(run) for run in (tmp_path / "run", whole))
     assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_the_loss_is_that_of_a_softmax_over_the_tokens_of_the_training_text(tiny_t5: Path) -> None:
+    model = T5ForConditionalGeneration.from_pretrained(tiny_t5).eval()
+    size = model.config.vocab_size
+    seen = torch.rand(size, generator=torch.Generator().manual_seed(0)) < 0.5
+    seen[[0, 1]] = True
+    ids = torch.randint(size, (3, 7), generator=torch.Generator().manual_seed(1))
+    labels = torch.cat([ids, torch.full((3, 2), IGNORED)], dim=1)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": labels.clamp(min=0)}
+
+    logits = model(**batch).logits.masked_fill(~seen, -1e9)
+    left = module.without_unseen(labels, seen)
+    assert (left == IGNORED).sum() > 6  # some labels are not in the training text
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), left.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    (gradient,) = torch.autograd.grad(expected, model.shared.weight)
+    with without_head(Head(model, model.lm_head, None)):
+        found = module._loss_over(seen, bf16=False)(model, batch | {"labels": labels})
+        (other,) = torch.autograd.grad(found, model.shared.weight)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    assert torch.allclose(other, gradient, atol=1e-4)
+    assert torch.equal(model(**batch).logits.masked_fill(~seen, -1e9), logits)  # the head is as before
 
 
 def test_a_disk_too_small_for_the_weights_is_noticed_first(
