@@ -134,6 +134,7 @@ class Study:
         threads: int = 0,
         save_every: float = 60.0,
         gradient_checkpointing: bool = False,
+        cuda_graphs: bool = False,
         log_with: str | Sequence[str] = (),
         repair: bool = False,
         dev_only: bool = False,
@@ -153,6 +154,8 @@ class Study:
             threads: CPU threads of each process. 0: chosen automatically.
             save_every: Seconds between two saves of the training state. An interrupted run resumes from the last save.
             gradient_checkpointing: Recompute activations in the backward pass, which saves memory.
+            cuda_graphs: Replay training steps as CUDA graphs, which makes small models faster on a GPU. Only at 32 or
+                16 bits, and without stacks.
             log_with: Experiment trackers to log each run to: `tensorboard`, `wandb`, `mlflow`, `trackio` and others.
             repair: Delete and repeat the finished runs whose files are damaged.
             dev_only: Skip the test set and save no adapters.
@@ -167,12 +170,14 @@ class Study:
             RunError: Runs failed or were interrupted. The other runs are finished, and calling `run` again resumes.
         """
         import_transformers()
-        execution = Execution(micro_batch, threads, save_every, self.grid.log_every, False, gradient_checkpointing)
+        execution = Execution(
+            micro_batch, threads, save_every, self.grid.log_every, False, gradient_checkpointing, cuda_graphs
+        )
         trackers = check_trackers(names_of(log_with, "log_with"))
         settings = Settings(
             execution, cpu=cpu, force=force, by_generation=by_generation, dev_only=dev_only, log_with=trackers
         )
-        scheduling = Scheduling(workers, executor, address, str(stack))
+        scheduling = Scheduling(workers, executor, address, str(stack)).without_stacks_if(cuda_graphs)
         check_processes(self.grid, scheduling, 1)
         if repair:
             self.grid.repair()

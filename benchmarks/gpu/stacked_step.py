@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from benchmarks.gpu.graphed import Graphs, Options, pad_widths
+from benchmarks.gpu.graphed import Options
 from petransfer.recipe.run_spec import TrainSpec
 from petransfer.training.batches import IGNORED, Batch, Tensors
-from petransfer.training.loop import learning_rate_factor, make_optimizer
+from petransfer.training.graphs import Graphs, pad_widths
+from petransfer.training.optimizer import learning_rate_factor, make_optimizer
 from petransfer.training.stacked.layers import Stack
 from petransfer.training.state import trained_tensors
 

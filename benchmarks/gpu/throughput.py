@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.graphed import Options, StaticStep, pad_widths
+from benchmarks.gpu.graphed import Options, StaticStep
 from benchmarks.gpu.random_models import random_model
 from benchmarks.gpu.records import Records
 from benchmarks.gpu.stacked_step import StackedStep
@@ -32,6 +32,7 @@ from petransfer.recipe.run_spec import MethodSpec, TrainSpec
 from petransfer.training.batches import Batch, ShuffledExamples, Tensors
 from petransfer.training.distributed import Process
 from petransfer.training.execution import Execution
+from petransfer.training.graphs import pad_widths
 from petransfer.training.loop import Hooks, Loop
 from petransfer.training.losses import token_loss
 from petransfer.training.stacked.layers import share

@@ -88,6 +88,13 @@ Checkpointing = Annotated[
         "--gradient-checkpointing", "--checkpointing", help="Save memory: recompute activations in the backward pass."
     ),
 ]
+CudaGraphs = Annotated[
+    bool,
+    typer.Option(
+        "--cuda-graphs",
+        help="Replay training steps as CUDA graphs, which makes small models faster on a GPU. Only at 32 or 16 bits.",
+    ),
+]
 LogWith = Annotated[
     list[str] | None,
     typer.Option(

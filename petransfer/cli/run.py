@@ -116,6 +116,7 @@ def run(
     ] = False,
     save_every: opt.SaveEvery = 60.0,
     checkpointing: opt.Checkpointing = False,
+    cuda_graphs: opt.CudaGraphs = False,
     log_with: opt.LogWith = None,
     cpu: opt.Cpu = False,
     force: opt.Force = False,
@@ -126,12 +127,14 @@ def run(
 ) -> None:
     """Run every experiment of a recipe. Finished runs are skipped; interrupted runs resume."""
     grid = grid_from_options(opt.recipe_name(recipe, recipe_option), sets, family, seeds, arms, out, data_dir, shard)
-    scheduling = Scheduling(workers, executor, address, stack)
+    scheduling = Scheduling(workers, executor, address, stack).without_stacks_if(cuda_graphs)
     trackers = check_trackers(log_with or [])
     check_and_launch(grid, scheduling, processes)
     for run_id in grid.repair() if repair and this_place().leads else ():
         logger.info(f"{run_id} was damaged and is run again")
-    execution = Execution(micro_batch, threads, save_every, grid.log_every, checkpointing=checkpointing)
+    execution = Execution(
+        micro_batch, threads, save_every, grid.log_every, checkpointing=checkpointing, cuda_graphs=cuda_graphs
+    )
     settings = Settings(execution, cpu=cpu, force=force, by_generation=by_generation, log_with=trackers)
     run_grid(grid, own_runs(grid), settings, scheduling, as_json)
 

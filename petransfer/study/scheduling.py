@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from petransfer.errors import UserError, unknown
 from petransfer.memory.study_memory import largest_stacks
@@ -64,6 +64,18 @@ class Scheduling:
         if not re.fullmatch(r"[1-9][0-9]{0,3}", self.stack):
             raise UserError(f"--stack {self.stack}: write a whole number from 1 on, auto or off")
         return int(self.stack)
+
+    def without_stacks_if(self, cuda_graphs: bool) -> Scheduling:
+        """Return this schedule. With CUDA graphs, every run is trained alone.
+
+        Raises:
+            UserError: Stacks of a certain size are combined with CUDA graphs.
+        """
+        if not cuda_graphs:
+            return self
+        if self.stack_size > 1:
+            raise UserError(f"--stack {self.stack} cannot be combined with --cuda-graphs; use --workers instead")
+        return replace(self, stack="off")
 
     def grouping(self, checkpointing: bool, card_bytes: Callable[[], int | None], cards: int = 1) -> GroupRuns | None:
         """Return the function that groups runs into stacks. None: each run is trained alone.

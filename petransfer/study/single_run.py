@@ -237,11 +237,12 @@ def _stopping(done: Progress) -> dict[str, Any]:
 
 
 def _shared(process: Process, done: Progress) -> dict[str, Any]:
-    """Return the number of processes and of stacked runs, and whether FSDP was used."""
+    """Return the number of processes and of stacked runs, and whether FSDP and CUDA graphs were used."""
     # these numbers are recorded because rounding depends on them
     counts = {"processes": process.count, "stacked": len(done.notes.get("stack", ()))}
     shared: dict[str, Any] = {name: count for name, count in counts.items() if count > 1}
-    return shared | ({"split": "fsdp2"} if splits_tensors() else {})
+    shared |= {"split": "fsdp2"} if splits_tensors() else {}
+    return shared | ({"cuda_graphs": True} if done.notes.get("cuda_graphs") else {})
 
 
 def _quantisation_cost(spec: RunSpec, loaded: Loaded, dev: Sequence[Encoded], force: bool) -> dict[str, Any]:

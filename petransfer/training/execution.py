@@ -18,6 +18,7 @@ class Execution:
         log_every: steps between two lines of metrics.jsonl.
         compile: whether the loss is compiled with `torch.compile`.
         checkpointing: whether gradient checkpointing is used, which saves memory and gives equal gradients.
+        cuda_graphs: whether the steps are replayed as CUDA graphs, which makes small models faster on a GPU.
     """
 
     micro_batch: int = 0
@@ -26,6 +27,7 @@ class Execution:
     log_every: int = 50
     compile: bool = False
     checkpointing: bool = False
+    cuda_graphs: bool = False
 
 
 def refuse_small_batch(batch_size: int, processes: int) -> None:

@@ -22,6 +22,7 @@ from petransfer.training.cpu.cpu_step import CpuFastPath
 from petransfer.training.distributed import Process, clip_gradients, processes_of
 from petransfer.training.early_stopping import EarlyStopper, StoppingState
 from petransfer.training.execution import Execution, refuse_small_batch
+from petransfer.training.graphs import GraphedStep, check_graphs
 from petransfer.training.losses import token_loss
 from petransfer.training.metrics_file import MetricsFile
 from petransfer.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
@@ -129,7 +130,22 @@ class Loop:
         if process.leads:
             self.metrics.cut(self.progress.metrics_bytes)
         self.loss_function = torch.compile(loss_function, dynamic=False) if execution.compile else loss_function
+        self.graphed: GraphedStep | None = None
+        if execution.cuda_graphs:
+            check_graphs(model, spec, process, execution.checkpointing)
+            self.use_graphs()
         self.checks = SelfChecks(model, self.processes)
+
+    def use_graphs(self) -> None:
+        """Take the next steps with CUDA graphs. On a CPU, the batches are only padded as for CUDA graphs."""
+        most = self.spec.max_grad_norm
+        self.graphed = GraphedStep(self.model, self.optimizer, self.process.device, self.loss_function, most)
+        self.progress.notes["cuda_graphs"] = True  # recorded because rounding depends on the padding
+
+    def _end_graphs(self) -> None:
+        if self.graphed is not None:
+            self.graphed.close()
+            self.graphed = None
 
     @property
     def state_folder(self) -> Path:
@@ -150,6 +166,7 @@ class Loop:
         """
         with contextlib.closing(self.feed):
             self._train()
+        self._end_graphs()
         self._restore_best()
         return self.progress
 
@@ -235,6 +252,7 @@ class Loop:
 
     def use_less_memory(self) -> None:
         """Halve the micro-batch and the token budget, and drop the gradients of the failed step."""
+        self._end_graphs()  # they keep memory, and a graph that was not captured completely is useless
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.micro_batch = (self.progress.micro_batch + 1) // 2
         self.progress.token_budget = (self.progress.token_budget + 1) // 2
@@ -275,6 +293,8 @@ class Loop:
         Returns:
             The loss in nats, summed over the target tokens of `batch`.
         """
+        if self.graphed is not None:
+            return self.graphed.accumulate(batch, cuts)
         if self.fast_path is None or self.loss_function is not token_loss:
             return self._run_micro_batches(batch, cuts, self.loss_function)
         with self.fast_path.step() as loss_function:
@@ -291,20 +311,28 @@ class Loop:
             RunError: the optimiser ran out of memory.
         """
         loss = self.processes.sum(total).double() / target_tokens
-        norm = clip_gradients(self._parameters(), self.spec.max_grad_norm or math.inf)
-        self.checks.before_update(step)
-        set_learning_rate(self.optimizer, self._learning_rate(step))
         # A smaller micro-batch would not help, and a second attempt would update some of the weights twice.
         try:
             with raising_out_of_memory():
-                self.optimizer.step()
+                norm = self._clip_and_update(step)
         except OutOfMemory as error:
             raise RunError(
                 "out of memory for the optimiser's state; use optimizer: adamw-8bit or paged-adamw-8bit, or a smaller "
                 "model"
             ) from error
-        self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
+
+    def _clip_and_update(self, step: int) -> torch.Tensor:
+        """Clip the gradients, apply and drop them. Return their norm before clipping."""
+        if self.graphed is not None:
+            self.checks.before_update(step)
+            return self.graphed.update(self._learning_rate(step))
+        norm = clip_gradients(self._parameters(), self.spec.max_grad_norm or math.inf)
+        self.checks.before_update(step)
+        set_learning_rate(self.optimizer, self._learning_rate(step))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def _run_micro_batches(self, batch: Batch, cuts: Sequence[Tensors], loss_function: LossFunction) -> torch.Tensor:
         def run_one(cut: Tensors, weight: float) -> torch.Tensor:

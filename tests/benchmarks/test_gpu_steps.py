@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.gpu.graphed import Options, StaticStep, pad_widths
+from benchmarks.gpu.graphed import Options, StaticStep
 from benchmarks.gpu.pretraining import Windows
 from benchmarks.gpu.stacked_step import StackedStep
 from petransfer.data import load_task
@@ -23,6 +23,7 @@ from petransfer.recipe.run_spec import MethodSpec, TrainSpec
 from petransfer.training.batches import IGNORED, ShuffledExamples
 from petransfer.training.distributed import this_process
 from petransfer.training.execution import Execution
+from petransfer.training.graphs import pad_widths
 from petransfer.training.loop import Hooks, Loop
 from petransfer.training.stacked.layers import share
 from petransfer.training.stacked.stacked_loop import make_stack

@@ -1,0 +1,171 @@
+"""CUDA graphs: the same steps on padded batches. On a CPU, the functions are called without a graph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from petransfer.data import load_task
+from petransfer.data.encoding import encode_examples
+from petransfer.errors import RunError, UserError
+from petransfer.methods import apply_method
+from petransfer.models.loading import load_checkpoint
+from petransfer.models.registry import checkpoint_spec
+from petransfer.recipe.run_spec import MethodSpec, TrainSpec
+from petransfer.study.scheduling import Scheduling
+from petransfer.training.batches import ShuffledExamples
+from petransfer.training.distributed import Process, this_process
+from petransfer.training.execution import Execution
+from petransfer.training.graphs import GraphedStep, check_graphs
+from petransfer.training.loop import Hooks, Loop
+from petransfer.training.metrics_file import read_metrics
+from petransfer.training.out_of_memory import OutOfMemory
+from petransfer.training.state import trained_tensors
+from tests.conftest import LORA
+
+FULL = MethodSpec("full", 32)
+TRAIN = TrainSpec(steps=8, batch_size=8, learning_rate=2e-3)
+CPU = torch.device("cpu")
+
+
+def make_loop(folder: Path, method: MethodSpec = LORA, hooks: Hooks | None = None, cpu: bool = True) -> Loop:
+    """Return a loop of eight steps on nano/english, which has no dropout."""
+    process = this_process(cpu)
+    loaded = load_checkpoint(checkpoint_spec("nano/english"), 32, device=process.device)
+    examples = encode_examples(load_task("scan").load("length").train[:60], "", loaded.tokenizer, loaded.layout)
+    return Loop(
+        apply_method(loaded, method, 0).to(process.device), ShuffledExamples(examples, 8, 0, loaded.layout), TRAIN,
+        process, folder, identity="x", seed=0, execution=Execution(log_every=1), hooks=hooks or Hooks(),
+    )  # fmt: skip
+
+
+def graphed(folder: Path, **options: Any) -> Loop:
+    loop = make_loop(folder, **options)
+    loop.use_graphs()
+    return loop
+
+
+def check_equal(left: Loop, right: Loop) -> None:
+    """Check that two loops ended with the same losses, norms and weights, except for rounding."""
+    lines = [read_metrics(loop.metrics.path) for loop in (left, right)]
+    for name in ("loss", "grad_norm", "learning_rate"):
+        values = [[line[name] for line in each] for each in lines]
+        assert len(values[0]) == 8
+        assert values[0] == pytest.approx(values[1], rel=1e-4)
+    weights = [trained_tensors(loop.model) for loop in (left, right)]
+    for name, value in weights[0].items():
+        assert torch.allclose(value, weights[1][name], atol=2e-4), name  # AdamW divides by gradients near zero
+
+
+@pytest.mark.parametrize("method", [LORA, FULL], ids=["lora", "full"])
+def test_graphed_steps_are_those_of_the_loop(method: MethodSpec, tmp_path: Path) -> None:
+    plain, padded = make_loop(tmp_path / "plain", method), graphed(tmp_path / "padded", method=method)
+    shapes = set()
+    step = padded.graphed
+    assert step is not None
+    original = step._pass_of
+
+    def record(batch: dict[str, torch.Tensor]) -> Any:
+        shapes.update(value.shape[1] for value in batch.values())
+        return original(batch)
+
+    step._pass_of = record  # type: ignore[method-assign]
+    plain.run()
+    padded.run()
+    check_equal(plain, padded)
+    assert shapes
+    assert all(width % 16 == 0 for width in shapes)
+    assert padded.progress.notes["cuda_graphs"]
+    assert "cuda_graphs" not in plain.progress.notes
+
+
+@pytest.mark.parametrize("resumed", [graphed, make_loop], ids=["graphed", "plain"])
+def test_a_graphed_run_resumes(resumed: Any, tmp_path: Path) -> None:
+    whole = graphed(tmp_path / "whole")
+    whole.run()
+    half = graphed(tmp_path / "half")
+    half.model.train()
+    for step in range(4):
+        half.note(step, *half.take_step(step), 0.0)
+    half.save()
+    again = resumed(tmp_path / "half")
+    assert again.progress.step == 4
+    again.run()
+    check_equal(whole, again)
+
+
+def test_a_run_goes_on_without_graphs_when_memory_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, padded = make_loop(tmp_path / "plain"), graphed(tmp_path / "padded")
+    original = GraphedStep._forward_and_backward
+    calls = iter(range(100))
+
+    def short(self: GraphedStep, batch: dict[str, torch.Tensor]) -> None:
+        original(self, batch)
+        if next(calls) == 3:  # after the gradient was added
+            raise OutOfMemory("no memory")
+
+    monkeypatch.setattr(GraphedStep, "_forward_and_backward", short)
+    plain.run()
+    padded.run()
+    assert next(calls) == 4  # later passes do not use the graphs
+    assert padded.progress.out_of_memory == 1
+    check_equal(plain, padded)
+
+
+def test_a_tensor_without_gradient_is_still_noticed(tmp_path: Path) -> None:
+    loop = graphed(tmp_path)
+    unused = torch.nn.Parameter(torch.ones(3))
+    loop.checks._parameters["unused"] = unused
+    loop.checks._without_gradient.add("unused")
+    with pytest.raises(RunError, match=r"1 of .* got no gradient .* unused"):
+        loop.run()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"process": Process(CPU)}, "need a GPU"),
+        ({"model": torch.nn.ParameterList([torch.nn.Parameter(torch.ones(2, dtype=torch.uint8), False)])}, "8 or 4"),
+        ({"spec": replace(TRAIN, optimizer="adamw-8bit")}, "optimizer: adamw-8bit"),
+        ({"checkpointing": True}, "gradient checkpointing"),
+        ({"process": Process(torch.device("cuda"), 0, 2)}, "several processes"),
+    ],
+)
+def test_what_graphs_cannot_do_is_refused(changes: dict[str, Any], message: str) -> None:
+    usual = {"model": torch.nn.Linear(2, 2), "spec": TRAIN, "checkpointing": False}
+    usual["process"] = Process(torch.device("cuda"))
+    check_graphs(**usual)
+    with pytest.raises(UserError, match=f"{message}.*leave out --cuda-graphs"):
+        check_graphs(**(usual | changes))
+
+
+def test_stacks_are_not_combined_with_graphs() -> None:
+    kept = Scheduling(stack="4")
+    assert kept.without_stacks_if(cuda_graphs=False) is kept
+    assert [Scheduling(stack=stack).without_stacks_if(cuda_graphs=True).stack for stack in ("auto", "off", "1")] == [
+        "off", "off", "off",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="--stack 4 cannot be combined"):
+        kept.without_stacks_if(cuda_graphs=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", [LORA, FULL], ids=["lora", "full"])
+def test_replayed_graphs_are_the_steps_of_the_loop(method: MethodSpec, tmp_path: Path) -> None:
+    plain = make_loop(tmp_path / "plain", method, cpu=False)
+    replayed = graphed(tmp_path / "replayed", method=method, cpu=False)
+    captured = []
+
+    def count(*_: object) -> None:
+        step: Any = replayed.graphed
+        captured.append(sum(run._graph is not None for _, run in step._passes.values()))
+
+    replayed.hooks.progress = count
+    plain.run()
+    replayed.run()
+    check_equal(plain, replayed)
+    assert captured[-1] > captured[0] == 0
