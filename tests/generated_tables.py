@@ -17,7 +17,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-STUDY, SEEDS = "transfer-scan", 6
+# The studies of the table of claims: the name of the benchmark, the study, and the test examples that count.
+STUDIES = (("SCAN", "transfer-scan", None), ("COGS", "transfer-cogs", "lexical"))
+SEEDS = 6
 # The paper's claims, and one question that the paper did not ask, each with its effect in the study.
 CLAIMS = (
     ("English helps", "english-scratch"),
@@ -29,18 +31,28 @@ CLAIMS = (
 
 
 def claims() -> str:
-    """Return the table of the paper's claims with the effect and verdict under LoRA and under full fine-tuning."""
-    effects = json.loads((RESULTS / STUDY / "effects.json").read_text(encoding="utf-8"))["effects"]
-    rows = []
-    for claim, name in CLAIMS:
-        found = {effect["method"].split()[0]: effect for effect in effects if effect["name"] == name}
-        rows.append([claim, _cell(found["lora"]), _cell(found["full"])])
-    return _table(["claim", "under LoRA", "under full fine-tuning"], rows)
+    """Return the table of the paper's claims: the effect and verdict on each benchmark and for each method."""
+    found = {}
+    for benchmark, study, categories in STUDIES:
+        if not (RESULTS / study / "effects.json").is_file():
+            continue
+        for effect in json.loads((RESULTS / study / "effects.json").read_text(encoding="utf-8"))["effects"]:
+            if effect.get("categories") == categories and effect["method"]:
+                found[benchmark, effect["method"].split()[0], effect["name"]] = effect
+    columns = [(benchmark, method) for benchmark, *_ in STUDIES for method in ("lora", "full")]
+    columns = [column for column in columns if any(key[:2] == column for key in found)]
+    words = {"lora": "LoRA", "full": "full fine-tuning"}
+    rows = [[claim, *(_cell(found.get((*column, name))) for column in columns)] for claim, name in CLAIMS]
+    return _table(["claim", *(f"{benchmark}, {words[method]}" for benchmark, method in columns)], rows)
 
 
-def _cell(effect: dict[str, Any]) -> str:
-    interval = effect["interval"]
-    fewer = "" if min(effect["seeds"]) == SEEDS else f" ({effect['seeds'][0]} and {effect['seeds'][1]} seeds)"
+def _cell(effect: dict[str, Any] | None) -> str:
+    if effect is None:
+        return "not finished"
+    interval, seeds = effect["interval"], effect["seeds"]
+    if interval is None:
+        return f"{signed(effect['difference'])}, cannot tell ({min(seeds)} seed)"
+    fewer = "" if min(seeds) == SEEDS else f" ({seeds[0]} and {seeds[1]} seeds)"
     return (
         f"{signed(effect['difference'])} [{signed(interval['low'])}, {signed(interval['high'])}], "
         f"{effect['verdict']}{fewer}"
