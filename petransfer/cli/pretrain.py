@@ -17,12 +17,14 @@ from petransfer.cli.options import MOST_THREADS, Arms, Cpu, CudaGraphs, Json, Se
 from petransfer.cli.table_layout import print_table
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
+from petransfer.memory.cards import this_card
 from petransfer.plurals import count
 from petransfer.pretraining import run_table as tables
 from petransfer.pretraining.grid import check_settings, expand_pretraining
 from petransfer.recipe.loading import load_pretraining
 from petransfer.study.folders import StudyFolder
 from petransfer.study.launched_processes import this_place
+from petransfer.training.execution import Execution, refuse_missing_gpu
 from petransfer.user_paths import expanded
 
 
@@ -99,12 +101,13 @@ def pretrain(
         folder.check(content.name)
         end()
         return
+    if cuda_graphs:
+        refuse_missing_gpu(on_gpu=not cpu and this_card() is not None)
     folder.open(content)
     started = time.monotonic()
     with Display(View(content.name, read, tables.plain_line, _label), quiet=as_json) as tick:
         from petransfer.pretraining.grid import Pretrain
         from petransfer.study.local_executor import execute
-        from petransfer.training.execution import Execution
 
         # CUDA graphs do most of what compiling does for a small model, without its time
         compiles = not cuda_graphs and any(map(shutil.which, ("g++", "clang++", "c++")))

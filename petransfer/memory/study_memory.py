@@ -199,14 +199,17 @@ def _longest(spec: RunSpec) -> tuple[int, int]:
 def host_memory(spec: RunSpec, checkpointing: bool = False) -> int:
     """Return the bytes that a run needs on a CPU. 0: no prediction, or a small checkpoint shipped with petransfer."""
     from petransfer.memory.planner import plan
-    from petransfer.training.out_of_memory import PACKED_EXAMPLES
+    from petransfer.training.out_of_memory import PACKED_EXAMPLES, PACKED_TOKENS
 
     if is_embedded(spec.checkpoint.name):
         return 0
     try:
         config, own_head = _architecture(spec)
         demand = demand_of(spec, checkpointing, "cpu", config)
-        cut = replace(demand, batch=min(demand.batch, PACKED_EXAMPLES), accumulates=demand.batch > PACKED_EXAMPLES)
+        # the longest examples, in a micro-batch of a model that skips padding
+        fitting = max(1, PACKED_TOKENS // (demand.input_length + demand.target_length))
+        size = min(demand.batch, PACKED_EXAMPLES, fitting)
+        cut = replace(demand, batch=size, accumulates=demand.batch > size)
         memory = plan(config, spec.checkpoint, cut, own_head, None).memory
     except UserError:
         return 0

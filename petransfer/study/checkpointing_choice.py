@@ -14,13 +14,14 @@ from petransfer.training.execution import Execution
 
 
 def with_room(spec: RunSpec, execution: Execution, device: torch.device) -> Execution:
-    """Return `execution`, with gradient checkpointing turned on if GPU memory is short."""
+    """Return `execution`, with gradient checkpointing turned on and CUDA graphs off if GPU memory is short."""
     card = None if execution.checkpointing or splits_tensors() else card_of(device)
     if card is None:
         return execution
     # Runs that differ only in these fields need the same memory, so that one prediction serves all of them.
     anyone = replace(spec, seed=0, train=replace(spec.train, steps=1, learning_rate=1.0))
-    return replace(execution, checkpointing=_needed(anyone, card))
+    needed = _needed(anyone, card)
+    return replace(execution, checkpointing=needed, cuda_graphs=execution.cuda_graphs and not needed)
 
 
 def card_of(device: torch.device) -> int | None:

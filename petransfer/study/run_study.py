@@ -23,7 +23,7 @@ from petransfer.study.slow_work import naming_slow_work
 from petransfer.study.study import StudyGrid
 from petransfer.study.used_rows import notes_of
 from petransfer.training.cpu.processor import available_cores
-from petransfer.training.execution import refuse_small_batch
+from petransfer.training.execution import check_graphs, refuse_missing_gpu, refuse_small_batch
 from petransfer.user_paths import expanded
 
 if TYPE_CHECKING:
@@ -78,6 +78,10 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
     alone = not place.shared and scheduling.executor == "local"
     card = None if settings.cpu or scheduling.executor == "ray" else this_card()
     checkpointing = settings.execution.checkpointing
+    if settings.execution.cuda_graphs:
+        refuse_missing_gpu(card is not None or scheduling.executor == "ray")
+        for cell in grid.waiting:
+            check_graphs(cell.spec, checkpointing=checkpointing, processes=place.count)
     group = scheduling.grouping(checkpointing, lambda: card) if alone else None
     if scheduling.executor == "local":
         refuse_unusable_models(grid)

@@ -242,7 +242,7 @@ def _shared(process: Process, done: Progress) -> dict[str, Any]:
     counts = {"processes": process.count, "stacked": len(done.notes.get("stack", ()))}
     shared: dict[str, Any] = {name: count for name, count in counts.items() if count > 1}
     shared |= {"split": "fsdp2"} if splits_tensors() else {}
-    return shared | ({"cuda_graphs": True} if done.notes.get("cuda_graphs") else {})
+    return shared | {name: value for name, value in done.notes.items() if name == "cuda_graphs"}
 
 
 def _quantisation_cost(spec: RunSpec, loaded: Loaded, dev: Sequence[Encoded], force: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from petransfer.training.batches import Batch, BatchSource, Tensors
@@ -16,6 +17,7 @@ class BatchFeed:
 
     steps: number of steps of the run.
     ahead: whether a thread prepares the next batch during a step.
+    change: function that is applied to every micro-batch, such as padding. None: no change.
     """
 
     def __init__(self, source: BatchSource, steps: int, process: Process) -> None:
@@ -23,6 +25,7 @@ class BatchFeed:
         self._share = process.index, process.count
         # Preparing a batch early does not change it, because a batch depends only on its step.
         self.ahead = self._pinned = process.device.type == "cuda"
+        self.change: Callable[[Tensors], Tensors] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._next: tuple[Request, Future[PreparedBatch]] | None = None
 
@@ -56,6 +59,8 @@ class BatchFeed:
     def _make(self, step: int, size: int, budget: int) -> PreparedBatch:
         batch = self._source.batch(step, *self._share)
         cuts = batch.micro_batches(size, budget)
+        if self.change is not None:
+            cuts = [self.change(cut) for cut in cuts]
         if self._pinned:
             cuts = [{name: tensor.pin_memory() for name, tensor in cut.items()} for cut in cuts]
         return batch, cuts

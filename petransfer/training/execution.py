@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from petransfer.errors import UserError
+from petransfer.recipe.run_spec import RunSpec
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,34 @@ def refuse_small_batch(batch_size: int, processes: int) -> None:
         raise UserError(
             f"a batch of {batch_size} cannot be shared by {processes} processes; use --processes {batch_size} or fewer"
         )
+
+
+def check_graphs(spec: RunSpec, *, checkpointing: bool, processes: int) -> None:
+    """Check whether a run can use CUDA graphs on a GPU.
+
+    Args:
+        checkpointing: whether gradient checkpointing is used.
+        processes: number of processes of the run.
+
+    Raises:
+        UserError: It cannot.
+    """
+    reason = ""
+    if spec.method.bits < 16:
+        reason = f"at {spec.method.bits} bits"
+    elif spec.method.name in ("prompt", "prefix"):
+        reason = f"with method: {spec.method.name}"
+    elif spec.train.optimizer != "adamw":
+        reason = f"with optimizer: {spec.train.optimizer}"
+    elif checkpointing:
+        reason = "with gradient checkpointing"
+    elif processes > 1:
+        reason = "with several processes for one run"
+    if reason:
+        raise UserError(f"CUDA graphs do not work {reason}; leave out --cuda-graphs")
+
+
+def refuse_missing_gpu(on_gpu: bool) -> None:
+    """Raise UserError if there is no GPU for CUDA graphs."""
+    if not on_gpu:
+        raise UserError("CUDA graphs need a GPU; leave out --cuda-graphs")

@@ -7,6 +7,7 @@ with one graph for each shape.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,10 +15,14 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from petransfer.errors import UserError
-from petransfer.recipe.run_spec import TrainSpec
+import petransfer.models.bitsandbytes_import  # noqa: F401 - must be imported before peft
+
+# isort: split
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+from petransfer.models.lengths import positions
+from petransfer.models.wrappers import base_model_of
 from petransfer.training.batches import IGNORED, Batch, Tensors
-from petransfer.training.distributed import Process
 
 LossFunction = Callable[[torch.nn.Module, Tensors], torch.Tensor]
 
@@ -27,6 +32,13 @@ WARM_CALLS = 2
 
 # Inputs and targets are padded to a multiple of this width.
 WIDTH = 16
+
+# The largest number of shapes with a graph of their own. Batches of further shapes are computed without a graph.
+MOST_GRAPHS = 128
+
+
+class NotCaptured(Exception):
+    """A pass could not be captured as a CUDA graph. The weights are unchanged, but gradients can be incomplete."""
 
 
 class Graphs:
@@ -66,16 +78,30 @@ class _Replayed:
         self._calls += 1
         if self._calls <= WARM_CALLS:
             self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                self._function()
-            torch.cuda.current_stream().wait_stream(self._stream)
+            try:
+                with torch.cuda.stream(self._stream):
+                    self._function()
+            finally:
+                torch.cuda.current_stream().wait_stream(self._stream)
             return
         if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            # `thread_local` allows other threads to allocate pinned memory during the capture.
-            with torch.cuda.graph(self._graph, self._pool, self._stream, capture_error_mode="thread_local"):
-                self._function()
+            self._graph = self._captured()
         self._graph.replay()
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        graph, stream, collects = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), gc.isenabled()
+        gc.disable()  # no graph of another model may be destroyed during a capture
+        try:
+            # `thread_local` allows other threads to allocate pinned memory during the capture.
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                self._function()
+        except RuntimeError as error:
+            torch.cuda.set_stream(stream)
+            raise NotCaptured(str(error).partition("\n")[0]) from error
+        finally:
+            if collects:
+                gc.enable()
+        return graph
 
 
 class GraphedStep:
@@ -118,6 +144,11 @@ class GraphedStep:
         self._total = torch.zeros((), device=device)
         self._norm = torch.zeros((), device=device)
         self._weight = torch.ones((), device=device)
+        config = getattr(base_model_of(model), "config", None)
+        self._positions = positions(config) if hasattr(config, "model_type") else None
+        self._rows = [layer for layer in model.modules() if isinstance(layer, TrainableTokensLayer)]
+        for layer in self._rows:
+            layer.get_merged_weights = _merged_rows(layer, device)
         self._graphs = Graphs(device, replay)
         self._passes: dict[tuple[int, ...], tuple[Tensors, Callable[[], None]]] = {}
         self._update = self._graphs.of(self._clip_and_update)
@@ -135,12 +166,16 @@ class GraphedStep:
         self._total.zero_()
         self._weight.fill_(1 / batch.target_tokens)
         for cut in cuts:
-            padded = pad_widths(cut, self.width)
+            padded = self.pad(cut)
             held, run = self._pass_of(padded)
             for name, value in padded.items():
                 held[name].copy_(value, non_blocking=True)
             run()
         return self._total.clone()
+
+    def pad(self, batch: Tensors) -> Tensors:
+        """Pad a micro-batch to the widths of the graphs, as far as the model has positions."""
+        return pad_widths(batch, self.width, self._positions)
 
     def update(self, learning_rate: float) -> torch.Tensor:
         """Clip the gradients, apply them and set them to zero. Return their norm before clipping."""
@@ -149,15 +184,20 @@ class GraphedStep:
         return self._norm.clone()
 
     def close(self) -> None:
-        """Free the memory of the graphs. The model can then be trained without them."""
+        """Free the memory of the graphs. The model and the optimiser can then be used without them."""
         self._passes.clear()
         self._update = self._clip_and_update
+        for layer in self._rows:
+            layer.__dict__.pop("get_merged_weights", None)
         self.optimizer.zero_grad(set_to_none=True)
 
     def _pass_of(self, batch: Tensors) -> tuple[Tensors, Callable[[], None]]:
         """Return the fixed input tensors for the batch's shape, and the forward and backward pass that reads them."""
         key = (self.model.training, *(size for value in batch.values() for size in value.shape))
         if key not in self._passes:
+            if len(self._passes) >= MOST_GRAPHS:
+                held = {name: value.to(self.device) for name, value in batch.items()}
+                return held, lambda: self._forward_and_backward(held)
             held = {name: value.to(self.device, copy=True) for name, value in batch.items()}
             self._passes[key] = held, self._graphs.of(lambda: self._forward_and_backward(held))
         return self._passes[key]
@@ -176,36 +216,30 @@ class GraphedStep:
         torch._foreach_zero_(gradients)
 
 
-def pad_widths(batch: Tensors, multiple: int) -> Tensors:
+def _merged_rows(layer: Any, device: torch.device) -> Callable[[Sequence[str]], torch.Tensor]:
+    """Return a `get_merged_weights` for a layer. That of peft copies the tokens' ids to the GPU in every pass."""
+    ids = {name: torch.tensor(found, device=device) for name, found in layer.token_indices.items()}
+
+    def merged(active: Sequence[str]) -> torch.Tensor:
+        weight: torch.Tensor = layer.base_layer.weight
+        for name in active:
+            weight = weight.index_copy(0, ids[name], layer.trainable_tokens_delta[name].to(weight))
+        return weight
+
+    return merged
+
+
+def pad_widths(batch: Tensors, multiple: int, most: int | None = None) -> Tensors:
     """Pad every tensor of a micro-batch on the right to a width that is a multiple of `multiple`.
 
-    A tensor that already has such a width is returned unchanged, so that it stays in pinned memory. Labels are padded
-    with `IGNORED`, all other tensors with 0.
+    A tensor that already has such a width is returned unchanged, so that it stays in pinned memory. The same holds if
+    the width would be larger than `most`. Labels are padded with `IGNORED`, all other tensors with 0.
     """
     padded = {}
     for name, value in batch.items():
         missing = -value.shape[1] % multiple
+        if most is not None and value.shape[1] + missing > most:
+            missing = 0
         filler = IGNORED if name == "labels" else 0
         padded[name] = functional.pad(value, (0, missing), value=filler) if missing else value
     return padded
-
-
-def check_graphs(model: torch.nn.Module, spec: TrainSpec, process: Process, checkpointing: bool) -> None:
-    """Check whether a run can use CUDA graphs.
-
-    Raises:
-        UserError: It cannot.
-    """
-    reason = ""
-    if process.device.type != "cuda":
-        reason = "need a GPU"
-    elif any(not value.is_floating_point() for value in model.parameters()):
-        reason = "do not work at 8 or 4 bits"
-    elif spec.optimizer != "adamw":
-        reason = f"do not work with optimizer: {spec.optimizer}"
-    elif checkpointing:
-        reason = "do not work with gradient checkpointing"
-    elif process.count > 1:
-        reason = "do not work with several processes for one run"
-    if reason:
-        raise UserError(f"CUDA graphs {reason}; leave out --cuda-graphs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -22,7 +23,7 @@ from petransfer.training.cpu.cpu_step import CpuFastPath
 from petransfer.training.distributed import Process, clip_gradients, processes_of
 from petransfer.training.early_stopping import EarlyStopper, StoppingState
 from petransfer.training.execution import Execution, refuse_small_batch
-from petransfer.training.graphs import GraphedStep, check_graphs
+from petransfer.training.graphs import GraphedStep, NotCaptured
 from petransfer.training.losses import token_loss
 from petransfer.training.metrics_file import MetricsFile
 from petransfer.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
@@ -34,6 +35,7 @@ from petransfer.training.out_of_memory import (
     default_token_budget,
     enable_gradient_checkpointing,
     raising_out_of_memory,
+    release_cached_memory,
 )
 from petransfer.training.self_checks import STEPS as CHECKED_STEPS
 from petransfer.training.self_checks import SelfChecks, refuse_not_finite
@@ -49,6 +51,11 @@ from petransfer.training.state import (
 )
 
 LossFunction = Callable[[torch.nn.Module, Tensors], torch.Tensor]
+
+# Note of a run that used CUDA graphs at first, and could not use them to the end.
+ENDED = "ended"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -131,8 +138,8 @@ class Loop:
             self.metrics.cut(self.progress.metrics_bytes)
         self.loss_function = torch.compile(loss_function, dynamic=False) if execution.compile else loss_function
         self.graphed: GraphedStep | None = None
-        if execution.cuda_graphs:
-            check_graphs(model, spec, process, execution.checkpointing)
+        ended = self.finished or self.progress.notes.get("cuda_graphs") == ENDED
+        if execution.cuda_graphs and process.device.type == "cuda" and not ended:
             self.use_graphs()
         self.checks = SelfChecks(model, self.processes)
 
@@ -140,12 +147,12 @@ class Loop:
         """Take the next steps with CUDA graphs. On a CPU, the batches are only padded as for CUDA graphs."""
         most = self.spec.max_grad_norm
         self.graphed = GraphedStep(self.model, self.optimizer, self.process.device, self.loss_function, most)
-        self.progress.notes["cuda_graphs"] = True  # recorded because rounding depends on the padding
+        self.feed.change = self.graphed.pad
 
     def _end_graphs(self) -> None:
         if self.graphed is not None:
             self.graphed.close()
-            self.graphed = None
+            self.graphed, self.feed.change = None, None
 
     @property
     def state_folder(self) -> Path:
@@ -164,9 +171,11 @@ class Loop:
             Interrupted: `should_stop` returned True. The state is saved.
             RunError: a loss or gradient is not finite, a self-check failed, or one example does not fit in memory.
         """
-        with contextlib.closing(self.feed):
-            self._train()
-        self._end_graphs()
+        try:
+            with contextlib.closing(self.feed):
+                self._train()
+        finally:
+            self._end_graphs()
         self._restore_best()
         return self.progress
 
@@ -252,7 +261,6 @@ class Loop:
 
     def use_less_memory(self) -> None:
         """Halve the micro-batch and the token budget, and drop the gradients of the failed step."""
-        self._end_graphs()  # they keep memory, and a graph that was not captured completely is useless
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.micro_batch = (self.progress.micro_batch + 1) // 2
         self.progress.token_budget = (self.progress.token_budget + 1) // 2
@@ -264,8 +272,20 @@ class Loop:
         Raises:
             RunError: memory ran out with a micro-batch of one example.
         """
+        if self.graphed is not None:
+            try:
+                with raising_out_of_memory():
+                    return self.take_step(step)
+            except (NotCaptured, OutOfMemory) as error:
+                self._go_on_without_graphs(error)
         message = "out of memory with one example at a time; take fewer bits or a smaller model"
         return with_smaller_micro_batches(lambda: self.take_step(step), [self], message)
+
+    def _go_on_without_graphs(self, error: Exception) -> None:
+        logger.warning(f"training goes on without CUDA graphs: {error}")
+        self._end_graphs()
+        self.progress.notes["cuda_graphs"] = ENDED
+        release_cached_memory()
 
     def take_step(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Take one optimiser step. Return the loss per target token and the gradient's norm before clipping.
@@ -294,6 +314,7 @@ class Loop:
             The loss in nats, summed over the target tokens of `batch`.
         """
         if self.graphed is not None:
+            self.progress.notes["cuda_graphs"] = True  # recorded because rounding depends on the padding
             return self.graphed.accumulate(batch, cuts)
         if self.fast_path is None or self.loss_function is not token_loss:
             return self._run_micro_batches(batch, cuts, self.loss_function)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 
+from petransfer.cli import app, call
 from petransfer.data import load_task
 from petransfer.data.encoding import encode_examples
 from petransfer.errors import RunError, UserError
 from petransfer.methods import apply_method
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
+from petransfer.recipe.loading import load_recipe
 from petransfer.recipe.run_spec import MethodSpec, TrainSpec
+from petransfer.study.grid import expand
 from petransfer.study.scheduling import Scheduling
+from petransfer.training import graphs
 from petransfer.training.batches import ShuffledExamples
-from petransfer.training.distributed import Process, this_process
-from petransfer.training.execution import Execution
-from petransfer.training.graphs import GraphedStep, check_graphs
+from petransfer.training.distributed import this_process
+from petransfer.training.execution import Execution, check_graphs
+from petransfer.training.graphs import GraphedStep, NotCaptured, pad_widths
 from petransfer.training.loop import Hooks, Loop
 from petransfer.training.metrics_file import read_metrics
 from petransfer.training.out_of_memory import OutOfMemory
@@ -49,16 +55,16 @@ def graphed(folder: Path, **options: Any) -> Loop:
     return loop
 
 
-def check_equal(left: Loop, right: Loop) -> None:
+def check_equal(left: Loop, right: Loop, weights: bool = True) -> None:
     """Check that two loops ended with the same losses, norms and weights, except for rounding."""
     lines = [read_metrics(loop.metrics.path) for loop in (left, right)]
     for name in ("loss", "grad_norm", "learning_rate"):
         values = [[line[name] for line in each] for each in lines]
         assert len(values[0]) == 8
         assert values[0] == pytest.approx(values[1], rel=1e-4)
-    weights = [trained_tensors(loop.model) for loop in (left, right)]
-    for name, value in weights[0].items():
-        assert torch.allclose(value, weights[1][name], atol=2e-4), name  # AdamW divides by gradients near zero
+    tensors = [trained_tensors(loop.model) for loop in (left, right)]
+    for name, value in tensors[0].items() if weights else ():
+        assert torch.allclose(value, tensors[1][name], atol=2e-4), name  # AdamW divides by gradients near zero
 
 
 @pytest.mark.parametrize("method", [LORA, FULL], ids=["lora", "full"])
@@ -98,22 +104,77 @@ def test_a_graphed_run_resumes(resumed: Any, tmp_path: Path) -> None:
     check_equal(whole, again)
 
 
-def test_a_run_goes_on_without_graphs_when_memory_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OutOfMemory("no memory"), NotCaptured("operation not permitted")])
+def test_a_run_goes_on_without_graphs_that_fail(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     plain, padded = make_loop(tmp_path / "plain"), graphed(tmp_path / "padded")
     original = GraphedStep._forward_and_backward
     calls = iter(range(100))
 
-    def short(self: GraphedStep, batch: dict[str, torch.Tensor]) -> None:
+    def failing(self: GraphedStep, batch: dict[str, torch.Tensor]) -> None:
         original(self, batch)
         if next(calls) == 3:  # after the gradient was added
-            raise OutOfMemory("no memory")
+            raise error
 
-    monkeypatch.setattr(GraphedStep, "_forward_and_backward", short)
+    monkeypatch.setattr(GraphedStep, "_forward_and_backward", failing)
     plain.run()
     padded.run()
     assert next(calls) == 4  # later passes do not use the graphs
-    assert padded.progress.out_of_memory == 1
+    assert padded.progress.out_of_memory == 0
+    assert padded.progress.micro_batch == plain.progress.micro_batch
+    assert padded.progress.notes["cuda_graphs"] == "ended"
+    assert f"without CUDA graphs: {error}" in caplog.text
     check_equal(plain, padded)
+
+
+def test_trained_rows_are_not_copied_to_the_device_in_every_pass(tmp_path: Path) -> None:
+    """A copy from the CPU's memory cannot be captured. peft makes one in every pass."""
+    new = replace(LORA, embeddings="new")
+    plain, padded = make_loop(tmp_path / "plain", new), graphed(tmp_path / "padded", method=new)
+    assert _rows(padded)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("peft's method was called")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainableTokensLayer, "get_merged_weights", refuse)
+        padded.model.train()
+        padded.take_step(0)
+    padded = graphed(tmp_path / "again", method=new)
+    plain.run()
+    padded.run()
+    check_equal(plain, padded)
+    assert not any("get_merged_weights" in vars(layer) for layer in _rows(padded))  # peft's own is back
+
+
+def _rows(loop: Loop) -> list[TrainableTokensLayer]:
+    return [layer for layer in loop.model.modules() if isinstance(layer, TrainableTokensLayer)]
+
+
+def test_shapes_beyond_the_limit_have_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 1)
+    plain, padded = make_loop(tmp_path / "plain"), graphed(tmp_path / "padded")
+    seen = []
+    padded.hooks.progress = lambda *_: seen.append(len(padded.graphed._passes))  # type: ignore[union-attr]
+    plain.run()
+    padded.run()
+    assert set(seen) == {1}
+    check_equal(plain, padded)
+
+
+def test_a_batch_is_not_padded_beyond_the_positions() -> None:
+    batch = {"input_ids": torch.ones(2, 20, dtype=torch.long), "labels": torch.ones(2, 3, dtype=torch.long)}
+    assert {name: value.shape[1] for name, value in pad_widths(batch, 16, 30).items()} == {
+        "input_ids": 20,
+        "labels": 16,
+    }
+
+
+def test_a_finished_run_is_not_said_to_have_used_graphs(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path)
+    loop.run()
+    assert "cuda_graphs" not in graphed(tmp_path).progress.notes
 
 
 def test_a_tensor_without_gradient_is_still_noticed(tmp_path: Path) -> None:
@@ -128,19 +189,35 @@ def test_a_tensor_without_gradient_is_still_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"process": Process(CPU)}, "need a GPU"),
-        ({"model": torch.nn.ParameterList([torch.nn.Parameter(torch.ones(2, dtype=torch.uint8), False)])}, "8 or 4"),
-        ({"spec": replace(TRAIN, optimizer="adamw-8bit")}, "optimizer: adamw-8bit"),
-        ({"checkpointing": True}, "gradient checkpointing"),
-        ({"process": Process(torch.device("cuda"), 0, 2)}, "several processes"),
+        ({"methods": [{"name": "lora", "bits": 8}]}, "at 8 bits"),
+        ({"methods": [{"name": "prompt", "bits": 32}], "train": {"learning_rate": 1}}, "with method: prompt"),
+        ({"train": {"optimizer": "adamw-8bit"}}, "with optimizer: adamw-8bit"),
     ],
 )
 def test_what_graphs_cannot_do_is_refused(changes: dict[str, Any], message: str) -> None:
-    usual = {"model": torch.nn.Linear(2, 2), "spec": TRAIN, "checkpointing": False}
-    usual["process"] = Process(torch.device("cuda"))
-    check_graphs(**usual)
-    with pytest.raises(UserError, match=f"{message}.*leave out --cuda-graphs"):
-        check_graphs(**(usual | changes))
+    sets = [f"{name}={json.dumps(value)}" for name, value in changes.items() if name != "train"]
+    sets += [f"train.{name}={value}" for name, value in changes.get("train", {}).items()]
+    spec = expand(load_recipe("smoke", sets))[0].spec
+    with pytest.raises(UserError, match=f"CUDA graphs do not work {message}; leave out --cuda-graphs"):
+        check_graphs(spec, checkpointing=False, processes=1)
+
+
+def test_graphs_need_one_process_without_gradient_checkpointing() -> None:
+    spec = expand(load_recipe("smoke"))[0].spec
+    check_graphs(spec, checkpointing=False, processes=1)
+    with pytest.raises(UserError, match="with gradient checkpointing"):
+        check_graphs(spec, checkpointing=True, processes=1)
+    with pytest.raises(UserError, match="with several processes"):
+        check_graphs(spec, checkpointing=False, processes=2)
+
+
+def test_graphs_need_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["run", "--recipe", "smoke"], ["pretrain", "--recipe", "nano"]):
+        with pytest.raises(SystemExit) as stopped:
+            call(app, [*words, "--cuda-graphs", "--cpu", "--out", str(tmp_path / "out")])
+        assert stopped.value.code
+        assert "CUDA graphs need a GPU; leave out --cuda-graphs" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
 
 
 def test_stacks_are_not_combined_with_graphs() -> None:
@@ -154,7 +231,7 @@ def test_stacks_are_not_combined_with_graphs() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("method", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("method", [LORA, replace(LORA, embeddings="new"), FULL], ids=["lora", "new", "full"])
 def test_replayed_graphs_are_the_steps_of_the_loop(method: MethodSpec, tmp_path: Path) -> None:
     plain = make_loop(tmp_path / "plain", method, cpu=False)
     replayed = graphed(tmp_path / "replayed", method=method, cpu=False)
@@ -167,5 +244,5 @@ def test_replayed_graphs_are_the_steps_of_the_loop(method: MethodSpec, tmp_path:
     replayed.hooks.progress = count
     plain.run()
     replayed.run()
-    check_equal(plain, replayed)
+    check_equal(plain, replayed, weights=False)
     assert captured[-1] > captured[0] == 0
