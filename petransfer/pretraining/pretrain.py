@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.distributed import this_process
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
-from petransfer.training.losses import Head, without_head
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def pretrain(
     steps = spec.train.steps
     hooks.evaluate_at = {*range(steps // 8, steps, max(1, steps // 8)), steps}
     hooks.evaluate = validate
-    with without_head(Head(model, model.lm_head, None)):  # the loss function computes the logits
+    with _without_head(model):  # the loss function computes the logits
         done = loop.run()
         valid_loss = validate(done.micro_batch)["valid_loss"]
     card = {
@@ -198,10 +198,21 @@ def _check_room(spec: PretrainSpec, corpus: Corpus, folder: Path) -> None:
         )
 
 
+@contextlib.contextmanager
+def _without_head(model: T5ForConditionalGeneration) -> Iterator[None]:
+    """Make the model return the input of its head in place of logits. The head's weight is `model.shared.weight`."""
+    # The head is replaced as a module, because torch.compile ignores a replaced `forward`.
+    head, model.lm_head = model.lm_head, torch.nn.Identity()
+    try:
+        yield
+    finally:
+        model.lm_head = head
+
+
 def _loss_over(seen: torch.Tensor, *, bf16: bool) -> Callable[[torch.nn.Module, Tensors], torch.Tensor]:
     """Return the loss function: cross-entropy, summed over the target tokens, in nats.
 
-    The model must return the input of its head, as it does inside `without_head`.
+    The model must return the input of its head, as it does inside `_without_head`.
 
     Args:
         seen: whether each token of the vocabulary occurs in the training text, of shape (vocabulary,).
@@ -217,7 +228,7 @@ def _loss_over(seen: torch.Tensor, *, bf16: bool) -> Callable[[torch.nn.Module, 
     def loss(model: Any, batch: Tensors) -> torch.Tensor:
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         hidden_btd = model(**inputs, use_cache=False).logits
-        weight_sd = model.lm_head.weight.index_select(0, ids_s)
+        weight_sd = model.shared.weight.index_select(0, ids_s)
         with torch.autocast(hidden_btd.device.type, torch.bfloat16, enabled=bf16):
             logits_bts = functional.linear(hidden_btd, weight_sd).float()
         labels_bt = place_v[batch["labels"].clamp(min=0)].where(batch["labels"] != IGNORED, IGNORED)

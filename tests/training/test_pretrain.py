@@ -30,7 +30,6 @@ from petransfer.recipe.pretraining import CorpusPart, PretrainRecipe
 from petransfer.study.folders import RunFolder, StudyFolder
 from petransfer.training.batches import IGNORED
 from petransfer.training.execution import Execution
-from petransfer.training.losses import Head, without_head
 
 SENTINELS = np.arange(1000, 1032)
 EOS = 1
@@ -250,7 +249,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_the_loss_is_that_of_a_softmax_over_the_tokens_of_the_training_text(tiny_t5: Path) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_loss_is_that_of_a_softmax_over_the_tokens_of_the_training_text(compiled: bool, tiny_t5: Path) -> None:
     model = T5ForConditionalGeneration.from_pretrained(tiny_t5).eval()
     size = model.config.vocab_size
     seen = torch.rand(size, generator=torch.Generator().manual_seed(0)) < 0.5
@@ -266,8 +266,12 @@ def test_the_loss_is_that_of_a_softmax_over_the_tokens_of_the_training_text(tiny
         logits.flatten(0, 1), left.flatten(), ignore_index=IGNORED, reduction="sum"
     )
     (gradient,) = torch.autograd.grad(expected, model.shared.weight)
-    with without_head(Head(model, model.lm_head, None)):
-        found = module._loss_over(seen, bf16=False)(model, batch | {"labels": labels})
+    with module._without_head(model):
+        loss = module._loss_over(seen, bf16=False)
+        # compiled as `pretrain` does it where there is a compiler, up to the generation of code
+        found = (torch.compile(loss, backend="eager", dynamic=False) if compiled else loss)(
+            model, batch | {"labels": labels}
+        )
         (other,) = torch.autograd.grad(found, model.shared.weight)
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
     assert torch.allclose(other, gradient, atol=1e-4)
