@@ -40,15 +40,14 @@ def claims() -> str:
             if effect.get("categories") == categories and effect["method"]:
                 found[benchmark, effect["method"].split()[0], effect["name"]] = effect
     columns = [(benchmark, method) for benchmark, *_ in STUDIES for method in ("lora", "full")]
-    columns = [column for column in columns if any(key[:2] == column for key in found)]
+    # a column is shown when all of its runs are there
+    columns = [column for column in columns if all((*column, name) in found for _, name in CLAIMS)]
     words = {"lora": "LoRA", "full": "full fine-tuning"}
-    rows = [[claim, *(_cell(found.get((*column, name))) for column in columns)] for claim, name in CLAIMS]
+    rows = [[claim, *(_cell(found[(*column, name)]) for column in columns)] for claim, name in CLAIMS]
     return _table(["claim", *(f"{benchmark}, {words[method]}" for benchmark, method in columns)], rows)
 
 
-def _cell(effect: dict[str, Any] | None) -> str:
-    if effect is None:
-        return "not finished"
+def _cell(effect: dict[str, Any]) -> str:
     interval, seeds = effect["interval"], effect["seeds"]
     if interval is None:
         return f"{signed(effect['difference'])}, cannot tell ({min(seeds)} seed)"
