@@ -30,7 +30,8 @@ from petransfer.recipe.run_spec import MethodSpec, TrainSpec
 from petransfer.training.batches import ShuffledExamples
 from petransfer.training.distributed import Process
 from petransfer.training.execution import Execution
-from petransfer.training.loop import Hooks, Loop
+from petransfer.training.hooks import Hooks
+from petransfer.training.loop import Loop
 
 LORA = MethodSpec("lora", rank=16, alpha=32.0)
 

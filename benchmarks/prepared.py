@@ -22,7 +22,8 @@ from petransfer.study.grid import expand
 from petransfer.training.batches import ShuffledExamples
 from petransfer.training.distributed import Process
 from petransfer.training.execution import Execution
-from petransfer.training.loop import Hooks, Loop
+from petransfer.training.hooks import Hooks
+from petransfer.training.loop import Loop
 
 
 @dataclass(frozen=True)

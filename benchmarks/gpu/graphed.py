@@ -5,7 +5,7 @@ On a CPU the same functions are called directly; the tests compare them with the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +13,8 @@ import torch
 from petransfer.recipe.run_spec import TrainSpec
 from petransfer.training.batches import Batch, Tensors
 from petransfer.training.graphs import WIDTH, GraphedStep
-from petransfer.training.losses import token_loss
+from petransfer.training.losses import LossFunction, token_loss
 from petransfer.training.optimizer import learning_rate_factor, make_optimizer
-
-LossFunction = Callable[[torch.nn.Module, Tensors], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Options:
 
 
 class StaticStep(GraphedStep):
-    """Optimiser steps of one model with an optimiser of its own.
+    """Trains one model step by step. The class makes the optimiser itself.
 
     Args:
         model: The model with its trained tensors on `device`.

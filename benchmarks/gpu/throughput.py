@@ -33,7 +33,8 @@ from petransfer.training.batches import Batch, ShuffledExamples, Tensors
 from petransfer.training.distributed import Process
 from petransfer.training.execution import Execution
 from petransfer.training.graphs import pad_widths
-from petransfer.training.loop import Hooks, Loop
+from petransfer.training.hooks import Hooks
+from petransfer.training.loop import Loop
 from petransfer.training.losses import token_loss
 from petransfer.training.stacked.layers import share
 from petransfer.training.stacked.stacked_loop import StackedLoop, make_stack

@@ -138,7 +138,7 @@ class Pretrain:
         from petransfer.pretraining.corpora import read_corpus
         from petransfer.pretraining.pretrain import PretrainSpec, pretrain
         from petransfer.pretraining.span_corruption import Noise
-        from petransfer.training.loop import Hooks
+        from petransfer.training.hooks import Hooks
 
         recipe = cell.recipe
         tokenizer = AutoTokenizer.from_pretrained(NANO / "tokenizer")

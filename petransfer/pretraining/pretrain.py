@@ -27,7 +27,8 @@ from petransfer.recipe.run_spec import Bits, TrainSpec
 from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.distributed import this_process
 from petransfer.training.execution import Execution
-from petransfer.training.loop import Hooks, Loop
+from petransfer.training.hooks import Hooks
+from petransfer.training.loop import Loop
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ from petransfer.study.settings import Settings
 from petransfer.training.batches import ShuffledExamples
 from petransfer.training.distributed import Process, gather_model, shard_model, this_process
 from petransfer.training.execution import Execution
-from petransfer.training.loop import Hooks, Loop
+from petransfer.training.hooks import Hooks
+from petransfer.training.loop import Loop
 from petransfer.training.packing import check_packing, collate_packed
 from petransfer.training.quantization_cost import check, quantisation_cost
 from petransfer.training.reload_check import check_reloaded

@@ -23,8 +23,7 @@ from peft.tuners.trainable_tokens import TrainableTokensLayer
 from petransfer.models.lengths import positions
 from petransfer.models.wrappers import base_model_of
 from petransfer.training.batches import IGNORED, Batch, Tensors
-
-LossFunction = Callable[[torch.nn.Module, Tensors], torch.Tensor]
+from petransfer.training.losses import LossFunction
 
 # Number of calls before a function is captured. They create cuBLAS handles, autograd buffers and the optimiser's state,
 # which a graph must not create.
@@ -193,7 +192,7 @@ class GraphedStep:
 
     def _pass_of(self, batch: Tensors) -> tuple[Tensors, Callable[[], None]]:
         """Return the fixed input tensors for the batch's shape, and the forward and backward pass that reads them."""
-        key = (self.model.training, *(size for value in batch.values() for size in value.shape))
+        key = tuple(size for value in batch.values() for size in value.shape)
         if key not in self._passes:
             if len(self._passes) >= MOST_GRAPHS:
                 held = {name: value.to(self.device) for name, value in batch.items()}

@@ -6,8 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,11 @@ from petransfer.training.distributed import Process, clip_gradients, processes_o
 from petransfer.training.early_stopping import EarlyStopper, StoppingState
 from petransfer.training.execution import Execution, refuse_small_batch
 from petransfer.training.graphs import GraphedStep, NotCaptured
-from petransfer.training.losses import token_loss
+from petransfer.training.hooks import Hooks
+from petransfer.training.losses import LossFunction, token_loss
 from petransfer.training.metrics_file import MetricsFile
 from petransfer.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
 from petransfer.training.out_of_memory import (
-    PACKED_EXAMPLES,
-    PACKED_TOKENS,
     OutOfMemory,
     default_micro_batch,
     default_token_budget,
@@ -50,30 +48,10 @@ from petransfer.training.state import (
     save_state,
 )
 
-LossFunction = Callable[[torch.nn.Module, Tensors], torch.Tensor]
-
 # Note of a run that used CUDA graphs at first, and could not use them to the end.
 ENDED = "ended"
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Hooks:
-    """Functions that the training loop calls.
-
-    progress: called after every step with the number of steps taken, the mean loss and the training time in seconds.
-    should_stop: called after every step. True means: save the state and raise `Interrupted`.
-    evaluate_at: numbers of steps after which `evaluate` is called.
-    evaluate: called with a micro-batch size that fits in memory. Returns the scores on dev for metrics.jsonl.
-    log: called with every line of metrics, in the first process only.
-    """
-
-    progress: Callable[[int, float, float], None] = lambda step, loss, seconds: None
-    should_stop: Callable[[], bool] = lambda: False
-    evaluate_at: Collection[int] = ()
-    evaluate: Callable[[int], dict[str, Any]] = lambda micro_batch: {}
-    log: Callable[[dict[str, Any]], None] = lambda line: None
 
 
 class Loop:
@@ -396,22 +374,17 @@ class Loop:
         return found
 
     def _new_progress(self) -> Progress:
-        micro_batch = self.execution.micro_batch or self._default_micro_batch()
+        default = default_micro_batch(self.spec.batch_size, self.process.device, self._skips_padding)
+        micro_batch = self.execution.micro_batch or default
         # A token budget would make the number of passes depend on the lengths of a process's examples. With sharded
         # tensors all processes must run the same number of passes, so there is no budget.
         unbounded = self.execution.micro_batch or self.processes.shards_tensors
-        default = PACKED_TOKENS if self._skips_padding else default_token_budget(self.process.device)
-        budget = 0 if unbounded else default
+        budget = 0 if unbounded else default_token_budget(self.process.device, self._skips_padding)
         return Progress(micro_batch=micro_batch, threads=self.execution.threads, token_budget=budget)
 
     @property
     def _skips_padding(self) -> bool:
         return self.fast_path is not None and self.fast_path.skips_padding
-
-    def _default_micro_batch(self) -> int:
-        if self._skips_padding:
-            return min(self.spec.batch_size, PACKED_EXAMPLES)
-        return default_micro_batch(self.spec.batch_size, self.process.device)
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [value for group in self.optimizer.param_groups for value in group["params"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from petransfer.models.wrappers import base_model_of
 from petransfer.training.batches import IGNORED, Tensors
+
+LossFunction = Callable[[torch.nn.Module, Tensors], torch.Tensor]
 
 # Logits that need more bytes than this in fp32 are computed in chunks; a chunk needs about a quarter of this size.
 WHOLE = 2**28

@@ -68,13 +68,25 @@ PACKED_TOKENS = 2048
 GPU_TOKENS = 4096
 
 
-def default_token_budget(device: torch.device) -> int:
-    """Return the maximum number of tokens in a micro-batch: `GPU_TOKENS` on a GPU, 0 (no limit) on a CPU."""
+def default_token_budget(device: torch.device, skips_padding: bool = False) -> int:
+    """Return the default maximum number of tokens in a micro-batch. 0 means no limit.
+
+    Args:
+        skips_padding: whether the model skips padding, as some models do on a CPU.
+    """
+    if skips_padding:
+        return PACKED_TOKENS
     return GPU_TOKENS if device.type == "cuda" else 0
 
 
-def default_micro_batch(batch_size: int, device: torch.device) -> int:
-    """Return the default number of examples in a micro-batch: the whole batch on a GPU, at most 8 on a CPU."""
+def default_micro_batch(batch_size: int, device: torch.device, skips_padding: bool = False) -> int:
+    """Return the default number of examples in a micro-batch: the whole batch on a GPU, at most 8 on a CPU.
+
+    Args:
+        skips_padding: whether the model skips padding, as some models do on a CPU.
+    """
+    if skips_padding:
+        return min(batch_size, PACKED_EXAMPLES)
     # On a GPU, the token budget limits the micro-batch. On a CPU, a micro-batch of 8 examples of similar length has
     # less padding than one of 32. This made training on SCAN 1.5 times as fast.
     return batch_size if device.type == "cuda" else min(batch_size, 8)

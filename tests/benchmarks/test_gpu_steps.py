@@ -24,7 +24,8 @@ from petransfer.training.batches import IGNORED, ShuffledExamples
 from petransfer.training.distributed import this_process
 from petransfer.training.execution import Execution
 from petransfer.training.graphs import pad_widths
-from petransfer.training.loop import Hooks, Loop
+from petransfer.training.hooks import Hooks
+from petransfer.training.loop import Loop
 from petransfer.training.stacked.layers import share
 from petransfer.training.stacked.stacked_loop import make_stack
 from petransfer.training.state import trained_tensors

@@ -25,7 +25,8 @@ from petransfer.recipe.run_spec import Bits, MethodSpec, TrainSpec
 from petransfer.training.batches import ShuffledExamples
 from petransfer.training.distributed import Process
 from petransfer.training.execution import Execution
-from petransfer.training.loop import Hooks, Loop
+from petransfer.training.hooks import Hooks
+from petransfer.training.loop import Loop
 from petransfer.training.stacked.layers import share
 from petransfer.training.stacked.stacked_loop import StackedLoop, make_stack
 from petransfer.training.state import trained_tensors

@@ -17,7 +17,8 @@ from petransfer.recipe.run_spec import TrainSpec
 from petransfer.training.batches import ShuffledExamples, collate
 from petransfer.training.distributed import this_process
 from petransfer.training.execution import Execution
-from petransfer.training.loop import Hooks, Loop
+from petransfer.training.hooks import Hooks
+from petransfer.training.loop import Loop
 from tests.conftest import FULL, LORA
 
 SPEC = TrainSpec(steps=4, batch_size=24, learning_rate=1e-3, max_grad_norm=0.0)

@@ -34,7 +34,8 @@ from petransfer.study.single_run import run_one
 from petransfer.training.batches import ShuffledExamples, collate
 from petransfer.training.distributed import this_process
 from petransfer.training.execution import Execution
-from petransfer.training.loop import Hooks, Loop
+from petransfer.training.hooks import Hooks
+from petransfer.training.loop import Loop
 from petransfer.training.losses import token_loss
 from petransfer.training.optimizer import learning_rate_factor, make_optimizer
 from petransfer.training.state import trained_tensors

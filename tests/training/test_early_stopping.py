@@ -21,7 +21,8 @@ from petransfer.study.settings import Settings
 from petransfer.study.single_run import run_one
 from petransfer.training.early_stopping import EarlyStopper, StoppingState
 from petransfer.training.execution import Execution
-from petransfer.training.loop import Hooks, Loop
+from petransfer.training.hooks import Hooks
+from petransfer.training.loop import Loop
 from petransfer.training.metrics_file import read_metrics
 from petransfer.training.optimizer import learning_rate_factor
 from petransfer.training.state import trained_tensors

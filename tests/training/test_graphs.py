@@ -27,7 +27,8 @@ from petransfer.training.batches import ShuffledExamples
 from petransfer.training.distributed import this_process
 from petransfer.training.execution import Execution, check_graphs
 from petransfer.training.graphs import GraphedStep, NotCaptured, pad_widths
-from petransfer.training.loop import Hooks, Loop
+from petransfer.training.hooks import Hooks
+from petransfer.training.loop import Loop
 from petransfer.training.metrics_file import read_metrics
 from petransfer.training.out_of_memory import OutOfMemory
 from petransfer.training.state import trained_tensors

@@ -19,12 +19,12 @@ from petransfer.methods import apply_method
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import TrainSpec
-from petransfer.training import loop as loop_module
-from petransfer.training import self_checks
+from petransfer.training import out_of_memory, self_checks
 from petransfer.training.batches import ShuffledExamples
 from petransfer.training.distributed import SingleProcess, this_process
 from petransfer.training.execution import Execution
-from petransfer.training.loop import Hooks, Loop
+from petransfer.training.hooks import Hooks
+from petransfer.training.loop import Loop
 from petransfer.training.losses import token_loss
 from petransfer.training.metrics_file import MetricsFile, read_metrics
 from petransfer.training.optimizer import learning_rate_factor, make_optimizer
@@ -312,7 +312,7 @@ def test_a_resumed_run_takes_a_smaller_micro_batch_if_it_is_asked_to(
 
 
 def test_examples_of_different_lengths_are_kept_apart_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_module, "PACKED_TOKENS", 100)
+    monkeypatch.setattr(out_of_memory, "PACKED_TOKENS", 100)
     loop = make_loop(Path("nano/english"), tmp_path)
     assert loop.fast_path
     assert loop.fast_path.skips_padding

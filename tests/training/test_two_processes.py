@@ -21,7 +21,8 @@ from petransfer.training.distributed import this_process
 from petransfer.training.distributed.collectives import CHUNK_BYTES, agree, sum_gradients
 from petransfer.training.early_stopping import EarlyStopper, StoppingState
 from petransfer.training.execution import Execution
-from petransfer.training.loop import Hooks, Loop
+from petransfer.training.hooks import Hooks
+from petransfer.training.loop import Loop
 
 SPEC = TrainSpec(steps=4, batch_size=8, learning_rate=0.05, max_grad_norm=0.5)
 EXAMPLES = [Encoded(tuple(range(1, 2 + at % 3)), (at % 5 + 1, 9)[: 1 + at % 2]) for at in range(20)]
