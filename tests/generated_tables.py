@@ -22,35 +22,38 @@ STUDIES = (("SCAN", "transfer-scan", None), ("COGS", "transfer-cogs", "lexical")
 SEEDS = 6
 # The paper's claims, and one question that the paper did not ask, each with its effect in the study.
 CLAIMS = (
-    ("English helps", "english-scratch"),
-    ("another language helps: German", "german-scratch"),
-    ("code helps", "code-scratch"),
-    ("code without names and comments helps", "code_anon-scratch"),
-    ("protein sequences help (baseline: English with re-initialised embeddings)", "protein-english-newemb"),
+    ("English helps: English − no pretraining", "english-scratch"),  # noqa: RUF001
+    ("other languages help: German − no pretraining", "german-scratch"),  # noqa: RUF001
+    ("code helps: code − no pretraining", "code-scratch"),  # noqa: RUF001
+    ("not in the paper: anonymised code − no pretraining", "code_anon-scratch"),  # noqa: RUF001
+    ("proteins do not help: protein − English with new embeddings", "protein-english-newemb"),  # noqa: RUF001
 )
 
 
-def claims() -> str:
+def claims(results: Path = RESULTS) -> str:
     """Return the table of the paper's claims: the effect and verdict on each benchmark and for each method."""
     found = {}
     for benchmark, study, categories in STUDIES:
-        if not (RESULTS / study / "effects.json").is_file():
+        if not (results / study / "effects.json").is_file():
             continue
-        for effect in json.loads((RESULTS / study / "effects.json").read_text(encoding="utf-8"))["effects"]:
+        for effect in json.loads((results / study / "effects.json").read_text(encoding="utf-8"))["effects"]:
             if effect.get("categories") == categories and effect["method"]:
-                found[benchmark, effect["method"].split()[0], effect["name"]] = effect
+                name = effect["name"].removesuffix(f" ({categories})")
+                found[benchmark, effect["method"].split()[0], name] = effect
     columns = [(benchmark, method) for benchmark, *_ in STUDIES for method in ("lora", "full")]
     # a column is shown when all of its runs are there
     columns = [column for column in columns if all((*column, name) in found for _, name in CLAIMS)]
     words = {"lora": "LoRA", "full": "full fine-tuning"}
     rows = [[claim, *(_cell(found[(*column, name)]) for column in columns)] for claim, name in CLAIMS]
-    return _table(["claim", *(f"{benchmark}, {words[method]}" for benchmark, method in columns)], rows)
+    return _table(
+        ["claim of the paper: difference", *(f"{benchmark}, {words[method]}" for benchmark, method in columns)], rows
+    )
 
 
 def _cell(effect: dict[str, Any]) -> str:
     interval, seeds = effect["interval"], effect["seeds"]
     if interval is None:
-        return f"{signed(effect['difference'])}, cannot tell ({min(seeds)} seed)"
+        return f"{signed(effect['difference'])}, {effect['verdict']} (one seed)"
     fewer = "" if min(seeds) == SEEDS else f" ({seeds[0]} and {seeds[1]} seeds)"
     return (
         f"{signed(effect['difference'])} [{signed(interval['low'])}, {signed(interval['high'])}], "
@@ -87,7 +90,8 @@ def coverage() -> str:
         [names[kind], *(f"{100 * found[name][kind]['mean']:.1f}" for name in populations)]
         for kind in sorted(kinds, key=lambda kind: kind != "log-odds")
     ]
-    return _table(["interval", *(f"drawn from {name}" for name in populations)], rows)
+    scores = [name.replace("the seeds themselves", "the measured scores") for name in populations]
+    return _table(["interval", *(f"drawn from {name}" for name in scores)], rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

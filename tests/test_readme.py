@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.generated_tables import PAGES, ROOT, updated
+from tests.generated_tables import PAGES, RESULTS, ROOT, claims, updated
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -28,6 +29,20 @@ def test_a_wrong_figure_is_put_right() -> None:
     right = updated(head)
     assert right.count("\n") > 6
     assert updated(f"{head}| claim | +99.9 |\n\nmore") == f"{right}\nmore"
+
+
+def test_a_benchmark_is_a_column_of_the_claims_when_it_has_all_effects(tmp_path: Path) -> None:
+    """On COGS, the lexical categories count, and one seed gives no interval."""
+    for study, categories in (("transfer-scan", None), ("transfer-cogs", "lexical")):
+        content = json.loads((RESULTS / "transfer-scan" / "effects.json").read_text(encoding="utf-8"))
+        for effect in content["effects"] if categories else []:
+            effect |= {"name": f"{effect['name']} ({categories})", "categories": categories}
+            effect |= {"interval": None, "seeds": [1, 1], "verdict": "inconclusive"}
+        (tmp_path / study).mkdir()
+        (tmp_path / study / "effects.json").write_text(json.dumps(content), encoding="utf-8")
+    head, _, english, *_ = claims(tmp_path).splitlines()
+    assert head.split(" | ")[1:] == ["SCAN, LoRA", "SCAN, full fine-tuning", "COGS, LoRA", "COGS, full fine-tuning |"]
+    assert english.endswith("inconclusive (one seed) |")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -45,7 +45,7 @@ class Family:
 
     Attributes:
         p_holm: p value after Holm's adjustment. None if the effect is not tested.
-        tests: number of effects that are tested together.
+        tests: number of effects that are tested together, with the declared effects that have no runs yet.
     """
 
     p_holm: float | None
@@ -54,7 +54,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Missing:
-    """An effect that cannot be estimated. `why`: a sentence with the reason."""
+    """An effect that cannot be estimated yet. `why`: a sentence with the reason."""
 
     why: str
 
@@ -70,7 +70,8 @@ class Kind:
         requests: values of `RequestedEffect.kind` that this kind handles.
         order: position in reports. Smaller numbers come first.
         collect: function of (requested effect, split, runs). Yields the data of each effect, or `Missing`.
-        p_value: function of (data, thresholds). Returns the p value before adjustment. None means not tested.
+        p_value: function of (data, thresholds). Returns the p value before adjustment. None means not tested. The
+            field is None if no effect of this kind is tested.
         judge: function of (data, `Family`, thresholds). Returns the effect with its verdict, as a dataclass.
         sentence: function of (entry of effects.json, criterion). Returns the effect and its verdict as text.
         details: function of (entry of effects.json, criterion). Returns more numbers as text, or ''.
@@ -84,7 +85,7 @@ class Kind:
     requests: tuple[str, ...]
     order: int
     collect: Callable[[RequestedEffect, str, Runs], Iterator[Any]]
-    p_value: Callable[[Any, Thresholds], float | None]
+    p_value: Callable[[Any, Thresholds], float | None] | None
     judge: Callable[[Any, Family, Thresholds], Any]
     sentence: Callable[[dict[str, Any], Criterion], str]
     details: Callable[[dict[str, Any], Criterion], str]

@@ -34,12 +34,17 @@ def fewest_seeds(tests: int, *, paired: bool = False) -> int:
     return next(enough, MOST_SEEDS)
 
 
-def fewest_for_equivalence(*, paired: bool = False) -> int:
-    """Return the smallest number of seeds per group for the verdict `equivalent`: four seeds, or six pairs of seeds."""
-    # With fewer seeds, the permutation test cannot detect any difference, so a test without a result proves nothing. A
-    # bootstrap over seeds does not help: with three seeds, a sample consists of the lowest seed alone with probability
-    # 1/27 (3.7 %), and a 95 % interval leaves out only 2.5 % at each end. Each end is then the score of a single seed.
-    # A t test would assume normal scores. That is wrong if a few seeds generalise and the others do not.
+def fewest_for_verdict(*, paired: bool = False) -> int:
+    """Return the smallest number of seeds per group for a verdict: four seeds, or six pairs of seeds.
+
+    With fewer seeds in a group, an effect is `inconclusive` (or `not learnt`).
+    """
+    # With fewer seeds in both groups, the permutation test cannot detect any difference, so a test without a result
+    # proves nothing. A bootstrap over seeds does not help: with three seeds, a sample consists of the lowest seed alone
+    # with probability 1/27 (3.7 %), and a 95 % interval leaves out only 2.5 % at each end. Each end is then the score
+    # of a single seed. A t test would assume normal scores. That is wrong if a few seeds generalise and the others do
+    # not. If one group has many seeds, the test can detect a difference from two or three seeds, but so few scores do
+    # not show how much the scores of this group vary.
     return fewest_seeds(1, paired=paired)
 
 

@@ -15,7 +15,7 @@ from statsmodels.stats.power import TTestIndPower, TTestPower
 from statsmodels.stats.weightstats import ttost_ind, ttost_paired
 
 from petransfer.effects.intervals import Interval, Scores, Weights, degrees_of_freedom, log_odds_of
-from petransfer.effects.seed_counts import LEVEL, MOST_DEALS, MOST_SEEDS, fewest_for_equivalence, fewest_seeds
+from petransfer.effects.seed_counts import LEVEL, MOST_DEALS, MOST_SEEDS, fewest_for_verdict, fewest_seeds
 
 
 def permutation_p(left: Scores, right: Scores, *, paired: bool = False) -> float:
@@ -62,15 +62,18 @@ def _mean_difference(left: Scores, right: Scores, axis: int) -> Scores:
     return difference
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
+def holm(p_values: Sequence[float | None], waiting: int = 0) -> list[float | None]:
     """Adjust p values for multiple testing (Holm 1979). None means not tested and stays None.
+
+    `waiting`: number of further tests whose p values are not known yet. Each could be the largest, so that the known p
+    values are adjusted for all of them.
 
     The function of statsmodels is not used, because it collects Python's garbage at every call, which takes up to half
     a second.
     """
     tested = np.array([value for value in p_values if value is not None])
     order = np.argsort(tested)
-    multiplied = tested[order] * np.arange(len(tested), 0, -1)
+    multiplied = tested[order] * (np.arange(len(tested), 0, -1) + waiting)
     adjusted = np.empty(len(tested))
     adjusted[order] = np.minimum(np.maximum.accumulate(multiplied), 1)
     values = iter(adjusted.tolist())
@@ -87,7 +90,7 @@ def equivalence_p(left: Scores, right: Scores, margin: float, *, paired: bool = 
         margin: equivalence margin in the unit of the scores.
         paired: whether `left[i]` and `right[i]` have equal seeds.
     """
-    if min(len(left), len(right)) < fewest_for_equivalence(paired=paired):
+    if min(len(left), len(right)) < fewest_for_verdict(paired=paired):
         return None
     # Welch's t, or Student's t of the differences for pairs
     flat = (left - right).var() == 0 if paired else left.var() == 0 and right.var() == 0

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from petransfer.effects.kinds.contrast import Effect
 
 # Increase this when verdicts or sentences for the same runs change, so that an older effects.json is not reused.
-JUDGED_VERSION = 11
+JUDGED_VERSION = 12
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,17 @@ class Item:
 
 @dataclass
 class Collected:
-    """The data of a recipe's effects. `missing`: a sentence for each effect that cannot be estimated."""
+    """The data of a recipe's effects.
+
+    Attributes:
+        items: the data of each effect that can be estimated.
+        missing: a sentence for each effect that cannot be estimated yet.
+        waiting: number of effects that cannot be estimated yet, by group of effects that are tested together.
+    """
 
     items: list[Item] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    waiting: Counter[str] = field(default_factory=Counter)
 
     def of(self, name: str) -> list[Any]:
         return [item.data for item in self.items if item.kind.name == name]
@@ -64,7 +71,7 @@ def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *,
     Returns:
         A dictionary with these keys:
         effects, scales, retentions: one list for each kind of effect.
-        tests: number of tested effects.
+        tests: number of tested effects, with the declared effects that cannot be estimated yet.
         families: number of tested effects by group. Only if the recipe names groups of effects.
         judged_by: name of the metric. Only if the metric is not exact match.
         notes: notes for the reader.
@@ -129,6 +136,7 @@ def collect(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> Collec
             for data in kind.collect(effect, split, runs):
                 if isinstance(data, Missing):
                     found.missing.append(data.why)
+                    found.waiting[effect.family] += kind.p_value is not None
                 else:
                     found.items.append(Item(kind, data, effect.family, effect.categories))
     found.items.sort(key=lambda item: (item.kind.order, item.kind.name))
@@ -140,7 +148,7 @@ def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[s
 
     found, limits = collect(recipe, cells, study), Thresholds.of(recipe)
     criterion = CRITERIA[recipe.judged_by]
-    families = _families(found.items, limits)
+    families = _families(found, limits)
     content: dict[str, list[Any]] = {kind.key: [] for kind in kinds_in_order()}
     lines = []
     for item, family in zip(found.items, families, strict=True):
@@ -149,7 +157,8 @@ def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[s
         lines.append(item.kind.sentence(json.loads(json.dumps(effect)), criterion))
     tests = {item.family: family.tests for item, family in zip(found.items, families, strict=True)}
     _add_paper(content["effects"], recipe, limits)
-    possible = (criterion.note, one_pretraining_note(cells), several_cpus_note(cells, study))
+    done = [cell for cell in cells if study.run(cell.run_id).done]
+    possible = (criterion.note, few_pretrainings_note(done), several_cpus_note(cells, study))
     notes = [note for note in possible if note]
     return {
         **({} if recipe.judged_by == EXACT_MATCH else {"judged_by": recipe.judged_by}),
@@ -162,23 +171,30 @@ def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[s
     }
 
 
-def _families(items: Sequence[Item], limits: Thresholds) -> list[Family]:
+def _families(collected: Collected, limits: Thresholds) -> list[Family]:
+    """Adjust the p values of each group of effects (Holm). Declared effects without runs count as tested, too."""
     from petransfer.effects.kind import Family
     from petransfer.effects.statistics import holm
 
-    p_values = [item.kind.p_value(item.data, limits) for item in items]
+    items = collected.items
+    p_values = [item.kind.p_value(item.data, limits) if item.kind.p_value else None for item in items]
     found: dict[int, Family] = {}
     for name in dict.fromkeys(item.family for item in items):
         members = [at for at, item in enumerate(items) if item.family == name]
-        tests = sum(p_values[at] is not None for at in members)
-        adjusted = holm([p_values[at] for at in members])
+        waiting = collected.waiting[name]
+        tests = sum(p_values[at] is not None for at in members) + waiting
+        adjusted = holm([p_values[at] for at in members], waiting)
         found |= {at: Family(p, tests) for at, p in zip(members, adjusted, strict=True)}
     return [found[at] for at in range(len(items))]
 
 
-def one_pretraining_note(cells: Sequence[Cell]) -> str:
-    """Return a note on the arms that have a single pretrained checkpoint. '' if there are none."""
+def few_pretrainings_note(cells: Sequence[Cell]) -> str:
+    """Return a note on the arms with fewer pretrained checkpoints than seeds. '' if there are none.
+
+    `cells`: the runs that count. An arm with one seed and one checkpoint is also noted.
+    """
     weights: dict[str, set[tuple[str, str]]] = {}
+    seeds: dict[str, set[int]] = {}
     for cell in cells:
         checkpoint = cell.spec.checkpoint
         if checkpoint.reinit not in {"all", "body"}:
@@ -186,15 +202,27 @@ def one_pretraining_note(cells: Sequence[Cell]) -> str:
             # checkpoints can have the same revision. The id tells them apart.
             name = "" if checkpoint.source else checkpoint.name
             weights.setdefault(cell.arm, set()).add((name, checkpoint.weights))
+            seeds.setdefault(cell.arm, set()).add(cell.seed)
     single = [arm for arm, found in weights.items() if len(found) == 1]
-    if not single:
-        return ""
-    arms = "The arm" if len(single) == 1 else "Each of the arms"
-    return (
-        f"{arms} {', '.join(single)} has only one pretrained checkpoint. The seeds change the fine-tuning, not the "
-        "pretraining. A difference between arms can therefore come from the pretraining data or from chance in that "
-        "one pretraining."
-    )
+    shared = [
+        f"{arm} ({len(found)} checkpoints, {len(seeds[arm])} seeds)"
+        for arm, found in weights.items()
+        if 1 < len(found) < len(seeds[arm])
+    ]
+    notes = []
+    if single:
+        arms = "The arm" if len(single) == 1 else "Each of the arms"
+        notes.append(
+            f"{arms} {', '.join(single)} has only one pretrained checkpoint. The seeds change the fine-tuning, not the "
+            "pretraining. A difference between arms can therefore come from the pretraining data or from chance in "
+            "that one pretraining."
+        )
+    if shared:
+        notes.append(
+            f"Several seeds have the same pretrained checkpoint: {', '.join(shared)}. Such seeds are not independent: "
+            "intervals are too narrow, and p values too small."
+        )
+    return " ".join(notes)
 
 
 def several_cpus_note(cells: Sequence[Cell], study: StudyFolder) -> str:

@@ -46,7 +46,10 @@ _OF_CELLS = {
             "an adapter.",
         ),
         (r"\brandom\b", "random: the weights of the base model are random, and only the adapter is trained."),
-        (r"\bcode_anon\b", "code_anon: pretrained on code without comments, strings and names."),
+        (
+            r"\bcode_anon\b",
+            "code_anon: pretrained on anonymised code (no comments, no strings, all identifiers renamed).",
+        ),
         (r"-newemb\b", "-newemb: the embeddings of the pretrained model are replaced by random ones."),
     ),
     "verdict": (
@@ -55,7 +58,7 @@ _OF_CELLS = {
             "inconclusive: neither a difference nor its absence is certain. A difference "
             "needs p below 0.05 and an interval without zero.",
         ),
-        (r"\bequivalent\b", "equivalent: the difference is certainly smaller than the margin."),
+        (r"\bequivalent\b", "equivalent: a test shows that the difference is smaller than the margin."),
         (r"\bsaturated\b", "saturated: both scores are too near 0 or 100 % to show a difference."),
         (r"\bnot learnt\b", "not learnt: a score on dev is so low that test scores cannot be compared."),
     ),

@@ -30,6 +30,31 @@ def test_every_error_message_still_exists(page: str) -> None:
     assert not [message for message in messages if message not in source]
 
 
+def _blocks_without_a_blank_line_before(text: str) -> list[str]:
+    """Return the first lines of tables, lists, headings and code blocks that follow a line of text directly."""
+    found, before, in_code = [], "", False
+    for line in text.splitlines():
+        fence = line.startswith("```")
+        begins = (fence or bool(re.match(r"\||- |\d+\. |#+ ", line))) and not in_code
+        goes_on = before == "" or before.startswith(("<!--", "  ")) or re.match(r"\||- |\d+\. ", before)
+        if begins and not goes_on:
+            found.append(line)
+        in_code ^= fence
+        before = line
+    return found
+
+
+@pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.name)
+def test_a_blank_line_comes_before_every_table_and_list(page: Path) -> None:
+    """GitHub shows a table right after a line of text; the documentation site shows its source."""
+    assert not _blocks_without_a_blank_line_before(page.read_text(encoding="utf-8"))
+
+
+def test_a_table_right_after_a_sentence_is_found() -> None:
+    text = "A sentence:\n| a | b |\n| --- | --- |\n\n- one\n- two\n\n```\nx\n- y\n```"
+    assert _blocks_without_a_blank_line_before(text) == ["| a | b |"]
+
+
 def test_the_glossary_defines_the_words_of_a_study() -> None:
     words = re.findall(r"^\| ([\w ()-]+?) \|", (DOCS / "reference" / "glossary.md").read_text(encoding="utf-8"), re.M)
     assert {"arm", "effect", "verdict", "split", "seed", "retention"} <= set(words)

@@ -59,6 +59,8 @@ def counts(left: Sequence[int], right: Sequence[int], examples: int) -> Contrast
         (0.6, 0.3, 3, 0.05, "inconclusive"),  # three seeds cannot decide, however large the effect
         (0.6, 0.3, 1, 0.0, "inconclusive"),
         (0.0, 0.005, 6, 0.0, "saturated"),
+        (0.0, 0.005, 3, 0.0, "inconclusive"),  # other seeds can be far from 0
+        (0.0, 0.0, 1, 0.0, "inconclusive"),
         (1.0, 0.995, 6, 0.0, "saturated"),
         (1.0, 0.0, 6, 0.0, "holds"),  # at the ends, but not at the same one
         (0.03, 0.02, 6, 0.01, "saturated"),  # within the margin of 0, where any two are within it of each other
@@ -104,12 +106,18 @@ def test_room_is_the_margin_and_the_odds_are_given() -> None:
     assert usual.log_odds is None
 
 
+@pytest.mark.parametrize(("seeds", "verdict"), [(2, "inconclusive"), (3, "inconclusive"), (4, "holds")])
+def test_many_seeds_on_one_side_do_not_make_up_for_few_on_the_other(seeds: int, verdict: str) -> None:
+    """Two or three scores do not show how much the scores of an arm vary, although the permutation test rejects."""
+    both = contrast(0.6, 0.3, 10, 0.02)
+    (effect,) = judge([replace(both, left=both.left[:seeds], log_prob_left=None)])
+    assert (effect.p < 0.05, effect.verdict) == (True, verdict)
+
+
 def test_enough_seeds_are_not_asked_for_again() -> None:
     (effect,) = judge([contrast(0.50, 0.52, 6, 0.03)])
     assert (effect.verdict, effect.seeds_needed) == ("inconclusive", 5)
-    assert effect.because == (
-        "p is not below 0.05, although 5 seeds per arm detect a difference of 5.0 points in 80 % of all studies"
-    )
+    assert effect.because == "p is not below 0.05"
 
 
 def test_two_seeds_beside_six_are_still_two() -> None:
@@ -119,8 +127,8 @@ def test_two_seeds_beside_six_are_still_two() -> None:
     assert effect.least_p_holm == pytest.approx(2 / 28)
     kept = json.loads(json.dumps(asdict(effect)))
     assert (
-        "2 and 6 seeds. Inconclusive: p is not below 0.05; to detect a difference of 5.0 points in 80 % of all "
-        "studies, about 4 seeds per arm are needed." in sentence(kept, EM)
+        "2 and 6 seeds. Inconclusive: 2 seeds are too few; a verdict needs 4 on each side; to detect a difference of "
+        "5.0 points in 80 % of all studies, about 4 seeds per arm are needed." in sentence(kept, EM)
     )
     assert "smallest possible result with so few seeds is p = 0.071" in details(kept, EM)
 
@@ -241,7 +249,7 @@ def test_effects_are_kept_and_not_judged_twice(recipe: Recipe, tmp_path: Path, m
             finish(study, cell, 20)
     first = update_effects(recipe, cells, study)
     assert len(first["effects"]) == 4
-    assert all("one seed per" in line for line in first["sentences"][1:])
+    assert all("1 seed is too few" in line for line in first["sentences"][1:])
     assert json.loads((tmp_path / "effects.json").read_text()) == first
     with monkeypatch.context() as patch:
         patch.setattr("petransfer.effects.study_effects._judged", lambda *_: pytest.fail("judged again"))
@@ -261,7 +269,8 @@ def test_the_margin_is_the_recipes(recipe: Recipe, tmp_path: Path) -> None:
     found = {one.margin: update_effects(one, cells, study) for one in (usual, strict)}
     assert {one["verdict"] for one in found[5]["effects"]} == {"equivalent"}
     assert all(
-        "Equivalent: the difference is certainly smaller than 5 points" in line for line in found[5]["sentences"][1:]
+        "Equivalent: an equivalence test (p < 0.05) shows a difference below 5 points" in line
+        for line in found[5]["sentences"][1:]
     )
     assert {(one["verdict"], one["margin"]) for one in found[1]["effects"]} == {("inconclusive", 1.0)}
 

@@ -54,7 +54,7 @@ def sentence(one: dict[str, Any], criterion: Criterion) -> str:
 
 TIMES = Kind(
     name="times", key="times", heading="Times as often", requests=("times",), order=9, collect=collect,
-    p_value=lambda item, thresholds: None, judge=judge, sentence=sentence, details=lambda one, criterion: "",
+    p_value=None, judge=judge, sentence=sentence, details=lambda one, criterion: "",
     plot=lambda *given: None,
 )  # fmt: skip
 EFFECT = {"kind": "times", "of": "english-scratch", "options": {"digits": 2}}

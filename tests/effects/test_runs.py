@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from petransfer.effects.study_effects import collect, demand, one_pretraining_note, several_cpus_note, update_effects
+from petransfer.effects.study_effects import collect, demand, few_pretrainings_note, several_cpus_note, update_effects
 from petransfer.report.headline import headline
 from petransfer.report.page_data import checkpoints
 from petransfer.report.run_groups import effects_table, groups_of
@@ -65,10 +66,24 @@ def test_a_side_that_has_not_learnt_is_named(tmp_path: Path, reached: float | No
     under, within = ("english-scratch", "lora r16 4-bit", ""), ("4-bit - lora 32-bit", "", "english")
     assert sorted(short) == sorted([under, within] * (not learnt))
     assert sum("Not learnt: english reaches" in one for one in found["sentences"]) == (not learnt)
-    assert found["tests"] == len(found["effects"]) - len(short)
+    # without a dev score, the two effects of the arm wait for runs
+    assert found["tests"] == len(found["effects"]) - len(short) + 2 * (reached is None)
     cells_of_table = [line[5] for line in effects_table(found)]
     assert sum(cell.startswith("not learnt (dev: ") for cell in cells_of_table) == len(short)
     assert "nan" not in json.dumps(found).lower()
+
+
+def test_effects_without_runs_count_in_the_correction(tmp_path: Path) -> None:
+    """Else a verdict of an unfinished study could change when the other arms have runs."""
+    recipe = recipe_of(
+        task=RIGHT, methods=[{"name": "lora", "rank": 16, "bits": 32}], effects=["english-scratch", "german-scratch"]
+    )
+    cells, folder = make(tmp_path, recipe, skip=lambda cell: cell.arm == "german")
+    found = update_effects(recipe, cells, folder)
+    (effect,) = found["effects"]
+    assert found["tests"] == 2
+    assert effect["p_holm"] == pytest.approx(2 * effect["p"]) != 1
+    assert effect["least_p_holm"] == pytest.approx(2 * effect["smallest_p"])
 
 
 def test_one_pretraining_an_arm_is_said(tmp_path: Path) -> None:
@@ -82,12 +97,27 @@ def test_one_pretraining_an_arm_is_said(tmp_path: Path) -> None:
 def test_an_arm_with_a_pretraining_for_each_seed_is_not_said_to_have_one() -> None:
     family = {"name": "mine", "arms": {"english": "owner/english-{seed}", "german": "owner/german"}}
     cells = expand(recipe_of(task=RIGHT, family=family, effects=["english-german"]))
-    assert one_pretraining_note(cells).startswith("The arm german has only one pretrained checkpoint")
+    assert few_pretrainings_note(cells).startswith("The arm german has only one pretrained checkpoint")
+    assert few_pretrainings_note([cell for cell in cells if cell.seed == 0]).startswith(
+        "Each of the arms english, german has only one"
+    )
     rows = checkpoints(groups_of([Row(cell, "waiting") for cell in cells]))
     assert [row for row in rows if row[0] == "english"] == [
         ("english", f"owner/english-{seed} (seed {seed})", "main") for seed in range(6)
     ]
     assert [row for row in rows if row[0] == "german"] == [("german", "owner/german", "main")]
+
+
+def test_a_checkpoint_that_several_seeds_share_is_said() -> None:
+    family = {"name": "mine", "arms": {"english": "owner/english-{seed}", "german": "owner/german-{seed}"}}
+    cells = expand(recipe_of(task=RIGHT, family=family, effects=["english-german"]))
+    assert few_pretrainings_note(cells) == ""
+    weights = {cell.seed: cell.spec.checkpoint for cell in cells if cell.arm == "english"}
+    shared = [
+        replace(cell, spec=replace(cell.spec, checkpoint=weights[cell.seed // 3])) if cell.arm == "english" else cell
+        for cell in cells
+    ]
+    assert "english (2 checkpoints, 6 seeds). Such seeds are not independent" in few_pretrainings_note(shared)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ def test_a_scale_effect_by_hand() -> None:
         ((0.60, 0.40, 0.61, 0.41), 6, "equivalent"),
         ((0.60, 0.40, 0.60, 0.40), 3, "inconclusive"),  # nor do they show that nothing changes
         ((0.0, 0.0, 0.0, 0.0), 6, "saturated"),
+        ((0.0, 0.0, 0.0, 0.0), 3, "inconclusive"),
         ((0.03, 0.02, 0.02, 0.03), 6, "inconclusive"),  # so near to 0 other seeds could be far above
         ((0.03, 0.02, 0.41, 0.40), 6, "equivalent"),
     ],

@@ -95,6 +95,7 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06])
     assert holm([]) == []
+    assert holm([0.01, None, 0.002], waiting=3) == pytest.approx([0.04, None, 0.01])
 
 
 def test_holm_is_that_of_statsmodels() -> None:

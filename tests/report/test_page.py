@@ -347,7 +347,7 @@ def is_4_bit_german(cell: Cell) -> bool:
     ("skip", "level", "said"),
     [
         (lambda cell: cell.seed > 1, level_of, "Inconclusive"),
-        (lambda cell: cell.seed > 0, level_of, "one seed per arm is too few"),
+        (lambda cell: cell.seed > 0, level_of, "1 seed is too few; a verdict needs 4 on each side"),
         (lambda cell: cell.seed > 0, level_of, "McNemar"),
         (lambda cell: cell.arm == "scratch", level_of, "no run of scratch (full 32-bit) is done: 6 waiting"),
         (is_4_bit_german, level_of, "no run of german (lora r16 4-bit) is done: 6 waiting"),

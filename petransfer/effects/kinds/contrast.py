@@ -17,7 +17,7 @@ from petransfer.effects.drawing import label_of, plot_forest
 from petransfer.effects.intervals import Interval, Scores
 from petransfer.effects.kind import Family, Kind, Missing, Thresholds
 from petransfer.effects.pairs import Contrast, arms_under, compared, dev_of
-from petransfer.effects.seed_counts import LEVEL, smallest_p
+from petransfer.effects.seed_counts import LEVEL, fewest_for_verdict, smallest_p
 from petransfer.effects.statistics import (
     Odds,
     PairOfRuns,
@@ -29,6 +29,7 @@ from petransfer.effects.statistics import (
     seeds_needed,
 )
 from petransfer.effects.wording import bounds, capital, interval_text, p_text, plain, seeds_text, signed, unpaired
+from petransfer.plurals import count
 from petransfer.recipe.effect_requests import RequestedEffect
 
 if TYPE_CHECKING:
@@ -219,6 +220,9 @@ def _verdict(
     noun = "method" if contrast.arm else "arm"
     if not contrast.learnt(limits.learnt):
         return "not learnt", _not_learnt(contrast, limits)
+    advice = _advice(contrast, left - right, needed, limits)
+    if too_few := _too_few_seeds(contrast):
+        return "inconclusive", "; ".join(filter(None, (too_few, advice)))
     if no_room(left, right):
         return "saturated", _saturated(noun, ROOM, left, word)
     obstacle = _obstacle(contrast, left - right, family.p_holm, odds, limits)
@@ -227,19 +231,30 @@ def _verdict(
     if same is not None and same < LEVEL and within(contrast.interval, limits.margin):
         if no_room(left, right, limits.margin):
             return "saturated", _saturated(noun, limits.margin, left, word)
-        return "equivalent", f"the difference is certainly smaller than {limits.margin:g} points"
+        return "equivalent", f"an equivalence test (p < 0.05) shows a difference below {limits.margin:g} points"
     if obstacle:
         return "inconclusive", obstacle
-    if not needed:
-        return "inconclusive", f"one seed per {noun} is too few"
-    unit = "pairs of seeds" if contrast.paired else f"seeds per {noun}"
-    size = max(abs(left - right), limits.margin)  # the number of seeds is computed for this difference
-    detected = f"a difference of {size:.1f} points"
     large_p = "" if family.p_holm is None else "p is not below 0.05"
-    if large_p and needed <= min(len(contrast.left), len(contrast.right)):
-        return "inconclusive", f"{large_p}, although {needed} {unit} detect {detected} in 80 % of all studies"
-    advice = f"to detect {detected} in 80 % of all studies, about {needed} {unit} are needed"
     return "inconclusive", "; ".join(filter(None, (large_p, advice)))
+
+
+def _too_few_seeds(contrast: Contrast) -> str:
+    """Return the reason why there is no verdict yet. '' if there are enough seeds."""
+    seeds, fewest = min(len(contrast.left), len(contrast.right)), fewest_for_verdict(paired=contrast.paired)
+    if seeds >= fewest:
+        return ""
+    found = f"{count(seeds, 'pair')} of seeds" if contrast.paired else count(seeds, "seed")
+    sides = "" if contrast.paired else " on each side"
+    return f"{found} {'is' if seeds == 1 else 'are'} too few; a verdict needs {fewest}{sides}"
+
+
+def _advice(contrast: Contrast, difference: float, needed: int | None, limits: Thresholds) -> str:
+    """Return how many seeds can detect the difference. '' if this is unknown, or if there are as many already."""
+    if needed is None or needed <= min(len(contrast.left), len(contrast.right)):
+        return ""
+    size = max(abs(difference), limits.margin)  # the number of seeds is computed for this difference
+    unit = "pairs of seeds" if contrast.paired else f"seeds per {'method' if contrast.arm else 'arm'}"
+    return f"to detect a difference of {size:.1f} points in 80 % of all studies, about {needed} {unit} are needed"
 
 
 def _saturated(noun: str, room: float, mean: float, word: str) -> str:

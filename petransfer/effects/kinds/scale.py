@@ -15,7 +15,7 @@ from petransfer.effects.kind import Family, Kind, Missing, Thresholds
 from petransfer.effects.kinds.contrast import Verdict, no_room, within
 from petransfer.effects.pairs import Side, Two, arms_under, in_points, other_study, sides_of
 from petransfer.effects.runs import Runs
-from petransfer.effects.seed_counts import LEVEL, fewest_for_equivalence, smallest_p
+from petransfer.effects.seed_counts import LEVEL, fewest_for_verdict, smallest_p
 from petransfer.effects.statistics import holm, welch_p
 from petransfer.effects.wording import bounds, capital, p_text, plain, signed
 from petransfer.recipe.effect_requests import RequestedEffect
@@ -153,6 +153,9 @@ def _verdict(
     difference = here.difference - there.difference
     if not (two.here.learnt(limits.learnt) and two.there.learnt(limits.learnt)):
         return "not learnt", f"an arm is below {limits.learnt:g} % on dev"
+    fewest = fewest_for_verdict()
+    if min(map(len, two.samples.values())) < fewest:
+        return "inconclusive", f"a verdict needs at least {fewest} seeds per arm"
     if no_room(here.left, here.right) and no_room(there.left, there.right):
         return "saturated", saturated
     clear = p is not None and p < LEVEL and not (interval is not None and interval.holds_zero)
@@ -168,7 +171,7 @@ def _verdict(
 def _equivalent(two: Two, margin: float) -> bool:
     """Return whether an equivalence test shows a scale effect below `margin` percentage points."""
     seeds = _seed_means(two)
-    if min(map(len, seeds.values())) < fewest_for_equivalence() or abs(_sum(two)) >= margin:
+    if abs(_sum(two)) >= margin:
         return False
     both = [welch_p(seeds, two.weights(*_SIGNS), against=at) for at in (-margin, margin)]
     return all(p is None or p / 2 < LEVEL for p in both)
