@@ -15,8 +15,8 @@ import petransfer as pt
 # %% [markdown]
 # ## The data
 #
-# The task is to repeat the first verb as often as the adverb says. The first verb `jump` together with `twice` or
-# `thrice` never occurs in the training rows, but in every test row.
+# The task is to repeat the first verb as often as the adverb says. Every test row begins with `jump twice` or
+# `jump thrice`. No training row does.
 
 # %%
 verbs = ["walk", "run", "look", "jump", "sing", "read", "write", "sleep"]

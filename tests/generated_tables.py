@@ -94,12 +94,34 @@ def coverage() -> str:
     return _table(["interval", *(f"drawn from {name}" for name in scores)], rows)
 
 
+def default_learning_rates() -> str:
+    """Return the table of the default peak learning rates of `petransfer train`."""
+    from types import SimpleNamespace
+
+    from petransfer.recipe.methods import METHODS
+    from petransfer.study.quick_recipe import default_rate
+
+    kinds = {
+        "T5 family": (SimpleNamespace(is_encoder_decoder=True, model_type="t5"), False),
+        "other encoder-decoders": (SimpleNamespace(is_encoder_decoder=True, model_type="bart"), False),
+        "decoder-only": (SimpleNamespace(is_encoder_decoder=False, model_type="llama"), False),
+        "`nano/...`": (SimpleNamespace(is_encoder_decoder=True, model_type="t5"), True),
+    }
+    rows = [[f"`{method}`", *(f"{default_rate(method, *kind):g}" for kind in kinds.values())] for method in METHODS]
+    return _table(["method", *kinds], rows)
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"claims": claims, "quantised-memory": quantised_memory, "coverage": coverage}
+TABLES: dict[str, Callable[[], str]] = {
+    "claims": claims,
+    "quantised-memory": quantised_memory,
+    "coverage": coverage,
+    "default-learning-rates": default_learning_rates,
+}
 _PLACE = re.compile(rf"^(<!-- ({'|'.join(TABLES)}) -->\n)(?:\|.*\n)*", flags=re.M)
 
 
