@@ -242,8 +242,6 @@ def train(
     if plan and fit:
         with naming_slow_work("counting tokens, and estimating time and memory"):
             _show_plan(training, found, fit, cpu, as_json)
-    if plan and as_json:
-        return
     if plan:
         if fit and not (fit.fits or force):
             raise typer.Exit(1)  # `_show_plan` has printed that it does not fit
@@ -277,7 +275,8 @@ def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cp
         refuse_unusable_files(grid, ("dev",) if folds else ("dev", "test"))
     if as_json:
         about = {"recipe": training.recipe, "rows": rows, "folder": str(grid.folder.path)}
-        print(json.dumps(about | estimate_json(grid.cells[0], rows, fit, cpu), indent=1))
+        memory = {"memory": fit.as_dict()}
+        print(json.dumps(about | estimate_json(grid.cells[0], rows, fit, cpu) | memory, indent=1))
         return
     for line in filter(None, (training.note, *notes_of(grid))):
         logger.info(line)

@@ -95,10 +95,18 @@ class CrossValidation:
             early_stopping=None,
             options={**self.request.options, "fold": ALL},
         )
-        training = train_study(self.model, self.data, whole, self.overrides, self.folder, self.on_card)
+        # The folds have decided the length, and no rows are left to stop early on.
+        overrides = [one for one in self.overrides if not _sets_the_length(one)]
+        training = train_study(self.model, self.data, whole, overrides, self.folder, self.on_card)
         training.grid.folder.open(training.grid.recipe)
         write_text(self.folder / "folds.json", json.dumps(as_json(scores), indent=1) + "\n")
         return training
+
+
+def _sets_the_length(override: str) -> bool:
+    """Return whether an override such as `train.steps=500` sets the length of the training."""
+    key = override.partition("=")[0].strip()
+    return ".".join(key.split(".")[:2]) in ("train.steps", "train.epochs", "train.early_stopping")
 
 
 def cross_validation(

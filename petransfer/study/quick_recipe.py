@@ -285,11 +285,15 @@ def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainReq
     prefixed = bool(_PREFIXED.fullmatch(model)) or _expects_prefix(config)
     content["task"]["prefix"] = request.prefix if request.prefix is not None else PREFIX if prefixed else ""
     rows = _used_rows(_with(content, overrides))
-    batch = request.batch_size or min(BATCH, rows)
+    content["train"]["batch_size"] = request.batch_size or min(BATCH, rows)
+    given = _with(content, overrides).train
+    batch = given.batch_size if isinstance(given.batch_size, int) else content["train"]["batch_size"]
     rate = request.learning_rate
     if rate is None:
         rate = default_rate(request.method, config, is_embedded(spec.name))
-    content["train"] = {**_length(request, rows, batch), "batch_size": batch, "learning_rate": rate}
+    steps = given.steps if any(one.partition("=")[0].strip() == "train.steps" for one in overrides) else None
+    length = _length(request, rows, batch, steps if isinstance(steps, int) else None)
+    content["train"] = {**length, "batch_size": content["train"]["batch_size"], "learning_rate": rate}
     if request.packing:
         content["train"]["packing"] = True
 
@@ -302,8 +306,11 @@ def _expects_prefix(config: Any) -> bool:
     return config.model_type in _T5_TYPES and any(isinstance(one, str) and one.strip() for one in prefixes)
 
 
-def _length(request: TrainRequest, rows: int, batch: int) -> dict[str, Any]:
-    """Return the training length in the recipe: steps or epochs, and early stopping."""
+def _length(request: TrainRequest, rows: int, batch: int, overridden: int | None) -> dict[str, Any]:
+    """Return the training length in the recipe: steps or epochs, and early stopping.
+
+    `overridden`: number of steps from an override, which replaces the number of steps returned here.
+    """
     length: dict[str, Any]
     if request.epochs is not None:
         length, most = {"epochs": request.epochs}, math.ceil(request.epochs * rows / batch)
@@ -311,6 +318,7 @@ def _length(request: TrainRequest, rows: int, batch: int) -> dict[str, Any]:
         default = min(MOST_STEPS, max(FEWEST_STEPS, math.ceil(EPOCHS * rows / batch)))
         most = request.steps or request.max_steps or default
         length = {"steps": most}
+    most = overridden or most
     if request.stops_early:
         stopping: dict[str, Any] = {
             "patience": request.early_stopping or PATIENCE,

@@ -15,7 +15,7 @@ from petransfer.data import Example, load_task
 from petransfer.errors import RunError, UserError
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.methods import METHODS
-from petransfer.recipe.run_spec import EarlyStopping, RunSpec, TrainSpec
+from petransfer.recipe.run_spec import RunSpec, TrainSpec
 from petransfer.study.durations import rough
 from petransfer.study.grid import Cell
 from petransfer.study.used_rows import used_data
@@ -177,11 +177,12 @@ def is_here(spec: RunSpec) -> bool:
 def time_of(cell: Cell, tokens: Tokens, dev_rows: int, fit: Fit, cpu: bool) -> Time:
     """Return the expected time of a run, with `dev_rows` rows in the dev set.
 
-    Training steps are timed if the checkpoint is on this machine. Otherwise the time is estimated.
+    Training steps are timed if the checkpoint is on this machine and the training fits its memory. Otherwise the time is
+    estimated.
     """
     from petransfer.study.run_scoring import CURVE_EXAMPLES, STOPPING_EXAMPLES, evaluation_steps
 
-    spec, measured = cell.spec, is_here(cell.spec)
+    spec, measured = cell.spec, is_here(cell.spec) and fit.fits
     step = _measured_step(spec, cpu) if measured else _estimated_step(spec, tokens, fit, cpu)
     scored = min(dev_rows, STOPPING_EXAMPLES if spec.train.early_stopping else CURVE_EXAMPLES)
     forward = step / spec.train.batch_size / 3  # the backward pass takes about twice as long as the forward pass
@@ -194,18 +195,22 @@ def _measured_step(spec: RunSpec, cpu: bool) -> float:
     from petransfer.study.settings import Settings
     from petransfer.study.single_run import make_loop, open_base, prepare
 
-    stopping = EarlyStopping(every=MEASURED_STEPS)  # evaluates once, after the last step
     batch = min(spec.train.batch_size, MEASURED_BATCH)
-    short = replace(spec, train=replace(spec.train, steps=MEASURED_STEPS, batch_size=batch, early_stopping=stopping))
+    short = replace(spec, train=replace(spec.train, steps=MEASURED_STEPS, batch_size=batch, early_stopping=None))
     # a fold has no test rows
     settings = Settings(cpu=cpu, force=True, dev_only=bool(spec.task.source.get("fold")))
     ends = list[float]()
     with tempfile.TemporaryDirectory() as folder:
         base = open_base(short, settings)
         prepared = prepare(short, RunFolder(Path(folder)), base)
-        make_loop(
+        loop = make_loop(
             prepared, base, settings.execution, lambda step, loss, seconds: ends.append(seconds), lambda: False
-        ).run()
+        )
+        loop.hooks = replace(
+            loop.hooks, evaluate_at=()
+        )  # scoring the dev set takes time, and saving weights takes disk
+        loop.reads_every_step = True  # otherwise, a step on a GPU ends before its kernels have run
+        loop.run()
     step = statistics.median(after - before for before, after in itertools.pairwise(ends[1:]))
     return step * spec.train.batch_size / batch
 

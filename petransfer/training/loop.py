@@ -193,7 +193,7 @@ class Loop:
         self._unread.append((step, loss, norm))
         if self.reads_every_step or step < CHECKED_STEPS or self._line_is_due(step + 1):
             self.read_losses()
-        self.checks.after_step(step)
+        self.checks.after_step(step, self.optimizer)
         self._log(step)
 
     def read_losses(self) -> None:

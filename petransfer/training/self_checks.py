@@ -43,8 +43,10 @@ class SelfChecks:
         }
         self._without_gradient -= self._processes.anywhere(nonzero)
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Check all trained tensors after the last of the first `STEPS` steps. Do nothing after other steps.
+
+        A tensor need not change if the optimiser's learning rate is too small to change its numbers.
 
         Raises:
             RunError: a trained tensor got no gradient or did not change, for example LoRA's B is still zero.
@@ -55,8 +57,25 @@ class SelfChecks:
             raise RunError(_message("got no gradient", sorted(self._without_gradient), len(self._parameters)))
         changed = {name: _fingerprint(value) != self._start[name] for name, value in self._parameters.items()}
         unchanged = self._parameters.keys() - self._processes.anywhere(changed)
+        if optimizer is not None:
+            too_small = _rates_too_small(optimizer)
+            unchanged = {name for name in unchanged if id(self._parameters[name]) not in too_small}
         if unchanged:
             raise RunError(_message("did not change", sorted(unchanged), len(self._parameters)))
+
+
+def _rates_too_small(optimizer: torch.optim.Optimizer) -> set[int]:
+    """Return the `id` of each tensor that a step of AdamW may leave as it is, because its numbers are rounded."""
+    # At first, AdamW changes each number by about the learning rate. At the beginning of a long warm-up, this can be
+    # less than the distance to the next number in fp32, for example for the scale 1.0 of a normalisation layer.
+    found = set()
+    for group in optimizer.param_groups:
+        rate = float(group["lr"])
+        for value in group["params"]:
+            part = local_part(value.detach())
+            if rate > 0 and part.numel() and rate < torch.finfo(part.dtype).eps * float(part.abs().min()):
+                found.add(id(value))
+    return found
 
 
 def _fingerprint(value: torch.Tensor) -> tuple[float, float]:

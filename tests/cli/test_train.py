@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet
@@ -127,7 +128,7 @@ def test_defaults_follow_the_model_s_family(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     write(elsewhere / "pairs.tsv")
-    monkeypatch.setattr("petransfer.cli.train.memory_of", lambda *_: object())
+    monkeypatch.setattr("petransfer.cli.train.memory_of", lambda *_: SimpleNamespace(fits=True, as_dict=dict))
     monkeypatch.setattr("petransfer.cli.train.estimate_json", lambda *_: {})
     assert call(monkeypatch, "train", model, "pairs.tsv", "--method", method, "--plan", "--json") == 0
     recipe = json.loads(capsys.readouterr().out)["recipe"]
@@ -152,11 +153,46 @@ def test_plan_counts_tokens_and_measures_the_time_of_a_step(
     assert plan["tokens"]["longest"][0] == max(sizes)
     assert plan["seconds"]["measured"]
     assert 200 * plan["seconds"]["step"] <= plan["seconds"]["most"]
+    assert plan["memory"]["fits"]
     assert call(monkeypatch, *arguments) == 0
     said = capsys.readouterr().out
     assert "per step, measured)" in said
     assert f"at most {max(sizes)}, a target" in said
     assert not (elsewhere / "results").exists()
+
+
+def test_a_plan_that_does_not_fit_trains_nothing(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(elsewhere / "pairs.tsv")
+    monkeypatch.setattr("petransfer.study.train_study.host_bytes", lambda: 50_000_000)
+    monkeypatch.setattr("petransfer.study.train_estimate._measured_step", lambda *_: pytest.fail("trained"))
+    arguments = ["train", "nano/english", "pairs.tsv", "--plan", "--cpu"]
+    assert call(monkeypatch, *arguments, "--json") == 1
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["memory"]["fits"], plan["seconds"]["measured"]) == (False, False)
+    assert call(monkeypatch, *arguments) == 1
+    assert "estimated from the size of the model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "batch", "steps", "every"),
+    [
+        ([], 16, 2000, 50),
+        (["train.batch_size=1"], 1, 6400, 160),  # 20 epochs of 320 rows
+        (["train.steps=20"], 16, 20, 20),
+        (["train.steps = 8000"], 16, 8000, 200),
+    ],
+)
+def test_an_override_counts_in_the_defaults_that_depend_on_it(
+    overrides: list[str], batch: int, steps: int, every: int, tmp_path: Path
+) -> None:
+    from petransfer.study.quick_recipe import TrainRequest, recipe_for
+
+    write(tmp_path / "pairs.tsv", [(f"go {chr(97 + at % 26)} {chr(97 + at // 26)}", "gone") for at in range(400)])
+    train = recipe_for("nano/english", str(tmp_path / "pairs.tsv"), TrainRequest(), overrides, on_card=False)["train"]
+    found = (train["batch_size"], train["steps"], train["early_stopping"]["every"])
+    assert found == (batch, steps, every)
 
 
 def test_every_method_has_a_rate_of_its_own() -> None:

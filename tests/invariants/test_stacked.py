@@ -32,6 +32,7 @@ from petransfer.training.stacked.layers import refuse_layer_drop, share
 from petransfer.training.stacked.stacked_loop import accumulate, joins, make_stack
 from petransfer.training.state import trained_tensors
 from tests.conftest import LORA
+from tests.invariants import stacks
 from tests.invariants.stacks import (
     SETTINGS,
     WEIGHTS,
@@ -93,6 +94,20 @@ def test_a_joined_stack_ends_where_single_runs_end(
     alone, stacked = run_alone(specs, tmp_path / "alone"), run_stacked(specs, tmp_path / "stacked")
     for one, other in zip(alone, stacked, strict=True):
         assert_close(one, other, tolerance)
+
+
+@pytest.mark.parametrize("budget", [90, 200])
+def test_a_token_budget_cuts_the_batches_of_a_stack_as_those_of_single_runs(
+    budget: int, make: Make, tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout depends on the cuts. Members whose cuts differ take separate passes."""
+    monkeypatch.setattr("petransfer.training.loop.default_token_budget", lambda *_: budget)
+    monkeypatch.setattr(stacks, "SETTINGS", replace(SETTINGS, execution=replace(SETTINGS.execution, micro_batch=0)))
+    spec = make(tiny_t5)
+    specs = members(replace(spec, method=replace(spec.method, dropout=0.2)))[:2]
+    alone, stacked = run_alone(specs, tmp_path / "alone"), run_stacked(specs, tmp_path / "stacked")
+    for one, other in zip(alone, stacked, strict=True):
+        assert_close(one, other, 1e-5)
 
 
 def test_where_no_pass_is_shared_a_stack_ends_bit_for_bit_where_single_runs_end(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import petransfer as pt
 from petransfer.data import load_task
 from petransfer.errors import RunError, UserError
-from petransfer.study.cross_validation import FoldScore, check_folds, median_steps, summary
+from petransfer.study.cross_validation import FoldScore, check_folds, cross_validation, median_steps, summary
 from petransfer.study.quick_recipe import TrainRequest
 from petransfer.study.train_study import small_data_note
 from tests.cli.calls import call
@@ -102,6 +102,15 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert shown.err.count("\n") == 1
     assert all(part in shown.err for part in parts)
     assert not (rows.parent / "results").exists()
+
+
+def test_the_last_training_has_the_length_that_the_folds_found(rows: Path, tmp_path: Path) -> None:
+    """Also if an override sets the length of the folds; there are no rows left to stop early on."""
+    overrides = ["train.steps=900", "train.early_stopping.every=20", "train.warmup=0.2"]
+    found = cross_validation("nano/english", str(rows), TrainRequest(folds=2), overrides, tmp_path / "out", False)
+    scores = tuple(FoldScore(number, 4, 50.0, 500) for number in (1, 2))
+    train = found.last_training(scores).grid.recipe.train
+    assert (train.steps, train.early_stopping, train.warmup) == (500, None, 0.2)
 
 
 def test_mean_spread_and_median() -> None:

@@ -104,6 +104,24 @@ def test_a_tensor_that_does_not_move_is_an_error() -> None:
         checks.after_step(2)
 
 
+@pytest.mark.parametrize(("rate", "value", "moves"), [(1e-8, 1.0, True), (1e-8, 0.0, False), (0.0, 1.0, False)])
+def test_a_step_too_small_to_move_a_tensor_is_no_error(rate: float, value: float, moves: bool) -> None:
+    """At the beginning of a warm-up, fp32 has no number between 1 and 1 plus the learning rate."""
+    model = torch.nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(value)
+    checks = SelfChecks(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    for step in range(2):
+        model(torch.ones(1, 2)).sum().backward()
+        checks.before_update(step)
+    if moves:
+        checks.after_step(2, optimizer)
+    else:
+        with pytest.raises(RunError, match="1 of 1 trained tensors did not change"):
+            checks.after_step(2, optimizer)
+
+
 def test_the_checks_need_little_memory_beside_a_large_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_checks, "_PART", 1000)
     table, tracker = torch.arange(10_000.0).view(100, 100), Tracker("cpu", lambda tensor: "copies")

@@ -206,22 +206,37 @@ class StackedLoop:
 
     def _gradients(self, seeds: Sequence[int], batches: Sequence[Batch]) -> list[torch.Tensor]:
         """Add each member's gradient to `grad` of its trained tensors. Return each member's summed loss."""
-        totals = []
-        for loop, seed, batch in zip(self.loops, seeds, batches, strict=True):
-            torch.manual_seed(seed)
-            cuts = batch.micro_batches(loop.progress.micro_batch, loop.progress.token_budget)
-            totals.append(loop.accumulate(batch, cuts))
-        return totals
+        return self._separate(seeds, batches, self._cuts(batches))
 
     def _joined_gradients(self, seeds: Sequence[int], batches: Sequence[Batch]) -> list[torch.Tensor]:
         """Compute the gradients and losses of `_gradients` with shared passes."""
+        cuts = self._cuts(batches)
+        if len({tuple(len(micro["labels"]) for micro in of_member) for of_member in cuts}) > 1:
+            # A shared pass needs equally many rows of every member. A token budget can cut batches of different lengths
+            # into different numbers of rows.
+            return self._separate(seeds, batches, cuts)
         self.stack.dropout.seed(seeds)
         device = self.loops[0].process.device
         totals = [torch.zeros((), device=device) for _ in batches]
-        size = self.loops[0].progress.micro_batch
         tokens = [batch.target_tokens for batch in batches]
-        for cut in zip(*(batch.micro_batches(size) for batch in batches), strict=True):
+        for cut in zip(*cuts, strict=True):
             micros = [{name: tensor.to(device) for name, tensor in micro.items()} for micro in cut]
             losses = accumulate(self.stack, micros, tokens, self.layout)
             totals = [total + loss for total, loss in zip(totals, losses, strict=True)]
+        return totals
+
+    def _cuts(self, batches: Sequence[Batch]) -> list[list[Tensors]]:
+        """Cut each member's batch into the micro-batches of a separate run."""
+        return [
+            batch.micro_batches(loop.progress.micro_batch, loop.progress.token_budget)
+            for loop, batch in zip(self.loops, batches, strict=True)
+        ]
+
+    def _separate(
+        self, seeds: Sequence[int], batches: Sequence[Batch], cuts: Sequence[list[Tensors]]
+    ) -> list[torch.Tensor]:
+        totals = []
+        for loop, seed, batch, of_member in zip(self.loops, seeds, batches, cuts, strict=True):
+            torch.manual_seed(seed)
+            totals.append(loop.accumulate(batch, of_member))
         return totals
