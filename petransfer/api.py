@@ -177,7 +177,7 @@ class Study:
         settings = Settings(
             execution, cpu=cpu, force=force, by_generation=by_generation, dev_only=dev_only, log_with=trackers
         )
-        scheduling = Scheduling(workers, executor, address, str(stack)).without_stacks_if(cuda_graphs)
+        scheduling = Scheduling(workers, executor, address, str(stack)).without_stacks_if(cuda_graphs, "--cuda-graphs")
         check_processes(self.grid, scheduling, 1)
         if repair:
             self.grid.repair()

@@ -127,7 +127,7 @@ def run(
 ) -> None:
     """Run every experiment of a recipe. Finished runs are skipped; interrupted runs resume."""
     grid = grid_from_options(opt.recipe_name(recipe, recipe_option), sets, family, seeds, arms, out, data_dir, shard)
-    scheduling = Scheduling(workers, executor, address, stack).without_stacks_if(cuda_graphs)
+    scheduling = Scheduling(workers, executor, address, stack).without_stacks_if(cuda_graphs, "--cuda-graphs")
     trackers = check_trackers(log_with or [])
     check_and_launch(grid, scheduling, processes)
     for run_id in grid.repair() if repair and this_place().leads else ():

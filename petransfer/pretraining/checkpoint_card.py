@@ -15,17 +15,19 @@ from petransfer.study.environment import environment
 from petransfer.training.metrics_file import read_metrics
 
 
-def write_card(card: dict[str, Any], source: CorpusPart, folder: Path, threads: int) -> None:
+def write_card(card: dict[str, Any], source: CorpusPart, folder: Path, device: torch.device, threads: int) -> None:
     """Write the card of a pretrained checkpoint to `folder/checkpoint/README.md`.
 
     Args:
         card: The result of `pretrain`.
         source: The corpus of the arm.
+        device: The device of the training.
+        threads: CPU threads of the training. 0: torch's number.
     """
     weights = folder / "checkpoint" / "model.safetensors"
     lines = {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl")}
     shown = sorted(lines)[:: -max(1, len(lines) // 8)][::-1]
-    made_on = environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"), threads)
+    made_on = environment(device, threads)
     rows = {
         **_what(card, source),
         "training loss, nats a target token": "; ".join(f"{lines[step]:.2f} at {step:,}" for step in shown),

@@ -138,6 +138,7 @@ class Pretrain:
         from petransfer.pretraining.corpora import read_corpus
         from petransfer.pretraining.pretrain import PretrainSpec, pretrain
         from petransfer.pretraining.span_corruption import Noise
+        from petransfer.training.distributed import this_process
         from petransfer.training.hooks import Hooks
 
         recipe = cell.recipe
@@ -164,6 +165,6 @@ class Pretrain:
         execution = replace(self.execution, threads=threads)
         hooks = Hooks(progress, should_stop)
         card = pretrain(spec, corpus, tokenizer, folder.path, execution, hooks, self.cpu)
-        write_card(card, recipe.corpora[cell.arm], folder.path, threads)
+        write_card(card, recipe.corpora[cell.arm], folder.path, this_process(self.cpu).device, threads)
         folder.finish({key: card[key] for key in ("parameters", "seen_tokens", "valid_loss", "seconds")})
         return card

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,8 @@ from petransfer.memory.study_memory import needs_checkpointing
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.launched_processes import splits_tensors
 from petransfer.training.execution import Execution
+
+logger = logging.getLogger(__name__)
 
 
 def with_room(spec: RunSpec, execution: Execution, device: torch.device) -> Execution:
@@ -21,6 +24,8 @@ def with_room(spec: RunSpec, execution: Execution, device: torch.device) -> Exec
     # Runs that differ only in these fields need the same memory, so that one prediction serves all of them.
     anyone = replace(spec, seed=0, train=replace(spec.train, steps=1, learning_rate=1.0))
     needed = _needed(anyone, card)
+    if needed and execution.cuda_graphs:
+        logger.warning("the run needs gradient checkpointing to fit the card, so it is trained without CUDA graphs")
     return replace(execution, checkpointing=needed, cuda_graphs=execution.cuda_graphs and not needed)
 
 

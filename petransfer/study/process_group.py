@@ -211,7 +211,7 @@ def _use_first_thread_count() -> None:
 
 def _lead(cells: Sequence[Named], study: StudyFolder, group: Group) -> Generator[tuple[Named, RunFolder], None, None]:
     """Claim, announce and yield the unfinished runs one after another."""
-    for position, cell in enumerate(cells):
+    for cell in cells:
         if group.stopped():
             break
         folder = study.run(cell.run_id)
@@ -220,14 +220,18 @@ def _lead(cells: Sequence[Named], study: StudyFolder, group: Group) -> Generator
         with folder.claim() as claimed:
             if claimed and not folder.done:
                 (folder.path / "failed.json").unlink(missing_ok=True)
-                group.share(position)
+                group.share(cell.run_id)
                 yield cell, folder
     group.share(None)
 
 
 def _follow(cells: Sequence[Named], study: StudyFolder, group: Group) -> Generator[tuple[Named, RunFolder], None, None]:
-    while (position := group.share(None)) is not None:
-        yield cells[position], study.run(cells[position].run_id)
+    # The id, because this process may have a shorter list of runs, for example without a damaged run.
+    by_id = {cell.run_id: cell for cell in cells}
+    while (run_id := group.share(None)) is not None:
+        if run_id not in by_id:
+            raise RunError(f"the processes do not see the same runs: {run_id} is missing here; run the command again")
+        yield by_id[run_id], study.run(run_id)
 
 
 def _attempt(cell: Named, folder: RunFolder, job: Job, threads: int, group: Group, tick: Callable[[], None]) -> None:

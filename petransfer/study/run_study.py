@@ -82,6 +82,8 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
         refuse_missing_gpu(card is not None or scheduling.executor == "ray")
         for cell in grid.waiting:
             check_graphs(cell.spec, checkpointing=checkpointing, processes=place.count)
+    # MLflow has one active run in a process.
+    scheduling = scheduling.without_stacks_if("mlflow" in settings.log_with, "--log-with mlflow")
     group = scheduling.grouping(checkpointing, lambda: card) if alone else None
     if scheduling.executor == "local":
         refuse_unusable_models(grid)

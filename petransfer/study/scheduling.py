@@ -65,16 +65,20 @@ class Scheduling:
             raise UserError(f"--stack {self.stack}: write a whole number from 1 on, auto or off")
         return int(self.stack)
 
-    def without_stacks_if(self, cuda_graphs: bool) -> Scheduling:
-        """Return this schedule. With CUDA graphs, every run is trained alone.
+    def without_stacks_if(self, condition: bool, option: str) -> Scheduling:
+        """Return this schedule. If the condition is true, every run is trained alone.
+
+        Args:
+            condition: Whether an option is given that works only for single runs.
+            option: The option, for the error message.
 
         Raises:
-            UserError: Stacks of a certain size are combined with CUDA graphs.
+            UserError: Stacks of a certain size are combined with the option.
         """
-        if not cuda_graphs:
+        if not condition:
             return self
         if self.stack_size > 1:
-            raise UserError(f"--stack {self.stack} cannot be combined with --cuda-graphs; use --workers instead")
+            raise UserError(f"--stack {self.stack} cannot be combined with {option}; use --workers instead")
         return replace(self, stack="off")
 
     def grouping(self, checkpointing: bool, card_bytes: Callable[[], int | None], cards: int = 1) -> GroupRuns | None:

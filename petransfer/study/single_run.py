@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,17 @@ from petransfer.training.tracker_names import check_trackers
 from petransfer.training.trackers import RunTrackers, SamplePrediction, start_trackers
 
 
+@contextlib.contextmanager
+def keeping_threads() -> Iterator[None]:
+    """Restore torch's number of CPU threads at the end of the `with` block. A resumed run sets the number it began with."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@keeping_threads()
 def run_one(
     spec: RunSpec,
     folder: RunFolder,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 from petransfer.errors import UserError
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.folders import RunFolder
-from petransfer.study.prepared_run import Prepared
+from petransfer.study.prepared_run import Base, Prepared
 from petransfer.study.settings import Settings
-from petransfer.study.single_run import finish, make_loop, open_base, prepare
+from petransfer.study.single_run import finish, keeping_threads, make_loop, open_base, prepare
 from petransfer.study.stack_groups import common_start
 from petransfer.training.stacked import StackedLoop, make_stack, refuse_layer_drop, share
 from petransfer.training.state import keep_only
 
 
+@keeping_threads()
 def run_stack(
     specs: Sequence[RunSpec],
     folders: Sequence[RunFolder],
@@ -51,7 +53,21 @@ def run_stack(
             failed(folder, error)
     if not ready:
         return
-    loops = [make_loop(run, base, settings.execution, progress, should_stop) for run in ready]
+    with contextlib.ExitStack() as ending:
+        for run in ready:
+            ending.callback(run.trackers.close)
+        _train(ready, base, progress, should_stop, failed)
+
+
+def _train(
+    ready: Sequence[Prepared],
+    base: Base,
+    progress: Callable[[int, float, float], None],
+    should_stop: Callable[[], bool],
+    failed: Callable[[RunFolder, Exception], None],
+) -> None:
+    """Train the prepared runs as one stack, then score and save each of them."""
+    loops = [make_loop(run, base, base.settings.execution, progress, should_stop) for run in ready]
     by_name = {run.folder.path.name: run for run in ready}
     loop = StackedLoop(
         make_stack(base.loaded.model, [run.model for run in ready]),
@@ -68,5 +84,3 @@ def run_stack(
             finish(by_name[name], base, done[name])
         except Exception as error:  # an error of one run must not stop the others from being saved
             failed(by_name[name].folder, error)
-    for run in ready:
-        run.trackers.close()

@@ -177,8 +177,7 @@ def is_here(spec: RunSpec) -> bool:
 def time_of(cell: Cell, tokens: Tokens, dev_rows: int, fit: Fit, cpu: bool) -> Time:
     """Return the expected time of a run, with `dev_rows` rows in the dev set.
 
-    Training steps are timed if the checkpoint is on this machine and the training fits its memory. Otherwise the time is
-    estimated.
+    Steps are timed if the checkpoint is on this machine and the training fits. Otherwise the time is estimated.
     """
     from petransfer.study.run_scoring import CURVE_EXAMPLES, STOPPING_EXAMPLES, evaluation_steps
 

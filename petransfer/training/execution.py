@@ -35,7 +35,7 @@ def refuse_small_batch(batch_size: int, processes: int) -> None:
     """Raise UserError if a batch has fewer examples than there are processes."""
     if batch_size < processes:
         raise UserError(
-            f"a batch of {batch_size} cannot be shared by {processes} processes; use --processes {batch_size} or fewer"
+            f"a batch of {batch_size} cannot be shared by {processes} processes; use {batch_size} processes or fewer"
         )
 
 

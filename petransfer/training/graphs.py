@@ -96,7 +96,9 @@ class _Replayed:
                 self._function()
         except RuntimeError as error:
             torch.cuda.set_stream(stream)
-            raise NotCaptured(str(error).partition("\n")[0]) from error
+            # An operation that fails makes the end of the capture fail, too. The first error names the cause.
+            cause = error.__context__ or error
+            raise NotCaptured(str(cause).partition("\n")[0]) from error
         finally:
             if collects:
                 gc.enable()

@@ -49,7 +49,7 @@ class RunTrackers:
         self._step, self._seconds = 0, 0.0
 
     def log(self, line: dict[str, Any]) -> None:
-        """Log a line of metrics.jsonl, examples per second and memory in GB."""
+        """Log a line of metrics.jsonl, examples per second and memory in GB (on a GPU, its peak in this run)."""
         if not self._trackers:
             return
         values = {NAMES.get(name, name): value for name, value in line.items() if name not in ("step", "seconds")}
@@ -94,6 +94,8 @@ def start_trackers(
     Raises:
         UserError: a tracker is unknown, not installed, or cannot start.
     """
+    if names and device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # the peak of an earlier run in this process is not this run's
     return RunTrackers(
         [_start(name, folder, spec, resumed_at) for name in check_trackers(names)], spec.train.batch_size, device
     )

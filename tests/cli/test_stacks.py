@@ -85,7 +85,7 @@ def test_a_batch_that_is_too_small_is_refused_before_anything_is_started(
     monkeypatch.setattr("petransfer.cli.run.launch", lambda processes: pytest.fail("launched"))
     for verb in ("run", "sweep"):
         assert call(monkeypatch, verb, "--recipe", recipe, "--out", str(tmp_path / "out"), "--processes", "9") == 2
-        said = "error: a batch of 8 cannot be shared by 9 processes; use --processes 8 or fewer"
+        said = "error: a batch of 8 cannot be shared by 9 processes; use 8 processes or fewer"
         assert capsys.readouterr().err.strip() == said
     assert not (tmp_path / "out").exists()
 

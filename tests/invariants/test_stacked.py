@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, BartConfig
 
-from petransfer.errors import UserError
+from petransfer.errors import Interrupted, UserError
 from petransfer.memory.measured import peak_of
 from petransfer.memory.planner import largest_stack, on_card
 from petransfer.memory.step_memory import Demand, simulate
@@ -159,6 +159,28 @@ def test_a_stack_that_is_asked_to_stop_goes_on(
             with metrics.open("a") as file:
                 file.write('{"step": 99, "loss": 0}\n{"st')
     assert_identical(whole, run_study(dropping, tmp_path / "cut"), dropping)
+
+
+def test_the_trackers_of_a_stack_are_closed_when_it_is_interrupted(
+    dropping: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    monkeypatch.setattr("petransfer.training.trackers.RunTrackers.close", lambda trackers: closed.append("closed"))
+    with pytest.raises(Interrupted):
+        run_stacked(dropping, tmp_path, should_stop=lambda: True)
+    assert len(closed) == len(dropping)
+
+
+def test_a_run_leaves_the_number_of_threads_as_it_was(
+    dropping: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker's number of threads is not that of the runs after it in this process."""
+    monkeypatch.setattr(stacks, "SETTINGS", replace(SETTINGS, execution=replace(SETTINGS.execution, threads=3)))
+    before = torch.get_num_threads()
+    assert before != 3
+    run_alone(dropping[:1], tmp_path / "alone")
+    run_stacked(dropping[1:], tmp_path / "stacked")
+    assert torch.get_num_threads() == before
 
 
 def _any_line(study: Path) -> bool:

@@ -15,6 +15,7 @@ import torch
 from petransfer.errors import UserError
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.folders import RunFolder
+from petransfer.study.scheduling import Scheduling
 from petransfer.study.settings import Settings
 from petransfer.study.single_run import run_one
 from petransfer.training import tracker_names
@@ -127,3 +128,12 @@ def test_the_command_line_refuses_an_unknown_tracker_at_once(
 ) -> None:
     assert call(monkeypatch, "run", "lora-scan", "--log-with", "nothing") == 2
     assert "unknown tracker of --log-with 'nothing'" in capsys.readouterr().err
+
+
+def test_runs_that_log_to_mlflow_are_trained_alone() -> None:
+    """MLflow has one active run in a process."""
+    option = "--log-with mlflow"
+    assert Scheduling(stack="auto").without_stacks_if(True, option).stack == "off"
+    assert Scheduling(stack="auto").without_stacks_if(False, option).stack == "auto"
+    with pytest.raises(UserError, match="--stack 3 cannot be combined with --log-with mlflow"):
+        Scheduling(stack="3").without_stacks_if(True, option)
