@@ -51,7 +51,7 @@ from petransfer.training.trackers import RunTrackers, SamplePrediction, start_tr
 
 @contextlib.contextmanager
 def keeping_threads() -> Iterator[None]:
-    """Restore torch's number of CPU threads at the end of the `with` block. A resumed run sets the number it began with."""
+    """Restore torch's number of CPU threads at the end. A resumed run sets the number that it began with."""
     before = torch.get_num_threads()
     try:
         yield
