@@ -156,6 +156,7 @@ def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[s
         content[item.kind.key].append(effect)
         lines.append(item.kind.sentence(json.loads(json.dumps(effect)), criterion))
     tests = {item.family: family.tests for item, family in zip(found.items, families, strict=True)}
+    tests = {name: waiting for name, waiting in found.waiting.items() if waiting} | tests
     _add_paper(content["effects"], recipe, limits)
     done = [cell for cell in cells if study.run(cell.run_id).done]
     possible = (criterion.note, few_pretrainings_note(done), several_cpus_note(cells, study))
