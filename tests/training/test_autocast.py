@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 
 from petransfer.training.autocast import autocast_forward
 from petransfer.training.distributed import Process, this_process
@@ -47,3 +47,13 @@ def users_accelerator() -> Iterator[Accelerator]:
 def test_a_users_own_accelerator_keeps_its_precision(users_accelerator: Accelerator) -> None:
     assert this_process(cpu=True) == Process(CPU)
     assert users_accelerator.mixed_precision == "bf16"
+
+
+def test_apple_s_gpus_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have no fp64, in which losses are summed."""
+    monkeypatch.setattr("accelerate.state.is_mps_available", lambda *_, **__: True)
+    PartialState._reset_state()
+    try:
+        assert this_process(cpu=torch.cuda.is_available()) == Process(CPU)
+    finally:
+        PartialState._reset_state()

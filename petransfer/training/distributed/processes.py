@@ -52,7 +52,9 @@ def this_process(cpu: bool) -> Process:
     Raises:
         UserError: `cpu` is true, but the program already used a GPU. Accelerate keeps the first device of a program.
     """
-    state = PartialState(cpu=cpu or bool(parse_flag_from_env("ACCELERATE_USE_CPU")))
+    # Accelerate would choose Apple's GPUs, which have no fp64. Losses and self-checks need it.
+    without_gpu = cpu or not torch.cuda.is_available() or bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
+    state = PartialState(cpu=without_gpu)
     if cpu and state.device.type != "cpu":
         raise UserError(f"this program already trains on {state.device}; use the CPU in a new Python process")
     return Process(state.device, state.process_index, state.num_processes)
