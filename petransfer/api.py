@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from petransfer.errors import RunError, UserError
 from petransfer.models.thread_turns import import_transformers, one_training
 from petransfer.plurals import count
-from petransfer.python_arguments import list_of, names_of, naming_arguments, place_of
+from petransfer.python_arguments import flag_of, list_of, names_of, naming_arguments, place_of
 from petransfer.study.run_study import check_processes, execute_study, prepare_study
 from petransfer.study.scheduling import Scheduling
 from petransfer.study.settings import Settings
@@ -99,7 +99,7 @@ class Study:
 
         Returns:
             One row per run: run_id, arm, method, split, seed, steps and status (`waiting`, `running`, `interrupted`,
-            `failed` or `done`).
+            `failed`, `done` or `damaged`). A damaged run is finished, but its files are damaged.
         """
         from pandas import DataFrame
 
@@ -166,7 +166,7 @@ class Study:
             The table of results; see `results`.
 
         Raises:
-            UserError: A run cannot be executed with these arguments.
+            UserError: A run cannot be executed with these arguments, or an argument has the wrong type.
             RunError: Runs failed or were interrupted. The other runs are finished, and calling `run` again resumes.
         """
         import_transformers()
@@ -179,7 +179,7 @@ class Study:
         )
         scheduling = Scheduling(workers, executor, address, str(stack)).without_stacks_if(cuda_graphs, "--cuda-graphs")
         check_processes(self.grid, scheduling, 1)
-        if repair:
+        if flag_of(repair, "repair"):
             self.grid.repair()
         prepared = prepare_study(self.grid, settings, scheduling)
         self.grid.folder.open(self.grid.recipe)
@@ -295,6 +295,8 @@ def train(
     from petransfer.study.train_summary import summaries
 
     request = train_request(settings)
+    cpu, force = flag_of(cpu, "cpu"), flag_of(force, "force")
+    gradient_checkpointing = flag_of(gradient_checkpointing, "gradient_checkpointing")
     place = None if out is None else expanded(place_of(out, "out"))
     if not isinstance(overrides, Mapping | None):
         raise UserError(f"overrides is {overrides!r:.40}; give a dict, such as {{'train': {{'warmup': 0.1}}}}")

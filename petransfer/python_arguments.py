@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
+import numbers
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from petransfer.errors import RunError, UserError, shortened
 from petransfer.plurals import count
+
+Choice = TypeVar("Choice", bound=str)
 
 _SHOWN = 40
 # A command in backticks, or an option of the command line. Options of other programs are written with underscores.
@@ -90,6 +93,70 @@ def device_of(value: Any) -> Any:
         torch.device(value)
     except (RuntimeError, TypeError):
         raise UserError(f"device is {shown_value(value)}; give cpu, cuda or cuda:0") from None
+    return value
+
+
+def whole_of(value: Any, what: str, least: int = 1, most: int | None = None) -> int:
+    """Return a whole number as an int.
+
+    Args:
+        what: Name of the argument in messages.
+
+    Raises:
+        UserError: The value is not a whole number, or is not from `least` to `most`.
+    """
+    if is_whole(value) and value >= least and (most is None or value <= most):
+        return int(value)
+    limits = f"of at least {least}" if most is None else f"from {least} to {most:,}"
+    raise UserError(f"{what} is {shown_value(value)}; give a whole number {limits}")
+
+
+def is_whole(value: Any) -> bool:
+    """Return whether a value is a whole number, such as an int or a number of numpy. True and False are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def number_of(value: Any, what: str, least: float = 0.0) -> float:
+    """Return a number as a float.
+
+    Raises:
+        UserError: The value is not a number, or is below `least`.
+    """
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and (number := float(value)) >= least:
+        return number
+    raise UserError(f"{what} is {shown_value(value)}; give a number of at least {least:g}")
+
+
+def flag_of(value: Any, what: str) -> bool:
+    """Return True or False, which can be given as 1 or 0.
+
+    Raises:
+        UserError: The value is something else, such as the text `no`.
+    """
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    raise UserError(f"{what} is {shown_value(value)}; give True or False")
+
+
+def choice_of(value: Choice, what: str, choices: Sequence[str]) -> Choice:
+    """Return a name unchanged.
+
+    Raises:
+        UserError: The value is not one of `choices`.
+    """
+    if isinstance(value, str) and value in choices:
+        return value
+    raise UserError(f"{what} is {shown_value(value)}; give {' or '.join(choices)}")
+
+
+def name_of(value: Any, what: str) -> str:
+    """Return a name unchanged.
+
+    Raises:
+        UserError: The value is no text.
+    """
+    if not isinstance(value, str):
+        raise UserError(f"{what} is {shown_value(value)}; give a name as text")
     return value
 
 

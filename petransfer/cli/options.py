@@ -9,6 +9,7 @@ import typer
 
 from petransfer.errors import UserError
 from petransfer.recipe.values import MOST_RUNS
+from petransfer.training.execution import MOST_THREADS
 
 RecipeArgument = Annotated[
     str | None, typer.Argument(metavar="[RECIPE]", help="Name of a shipped recipe, a YAML file or a study's folder.")
@@ -48,9 +49,6 @@ ShardName = Annotated[
     typer.Option("--shard", help="Execute only one part of the runs, for job arrays: 2/8 is part 2 of 8."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-
-# More than the cores of any machine. Thousands of threads would end the process with a segmentation fault.
-MOST_THREADS = 512
 
 Workers = Annotated[
     int, typer.Option(min=0, help="Number of runs at the same time, one process per run. 0: chosen automatically.")

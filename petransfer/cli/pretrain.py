@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from petransfer.cli.display import Display, View, report_outcome
-from petransfer.cli.options import MOST_THREADS, Arms, Cpu, CudaGraphs, Json, Seeds, Sets, parse_names, parse_seeds
+from petransfer.cli.options import Arms, Cpu, CudaGraphs, Json, Seeds, Sets, parse_names, parse_seeds
 from petransfer.cli.table_layout import print_table
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
@@ -24,7 +24,7 @@ from petransfer.pretraining.grid import check_settings, expand_pretraining
 from petransfer.recipe.loading import load_pretraining
 from petransfer.study.folders import StudyFolder
 from petransfer.study.launched_processes import this_place
-from petransfer.training.execution import Execution, refuse_missing_gpu
+from petransfer.training.execution import MOST_THREADS, Execution, refuse_missing_gpu
 from petransfer.user_paths import expanded
 
 

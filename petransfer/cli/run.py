@@ -272,9 +272,9 @@ def plan(
     refuse_unusable_targets(cell.spec for cell in study.waiting)
     rows = tables.rows_of(study.selected, study.folder)
     room = card_bytes(card) if card is not None else this_card()
+    group = scheduling.grouping(checkpointing, lambda: room)
     for row in () if as_json else rows:  # print the runs first, because the prediction of the memory takes time
         print_text(f"{row.cell.run_id}  {tables.plain_line(row)} | {count(row.cell.spec.train.steps, 'step')}")
-    group = scheduling.grouping(checkpointing, lambda: room)
     stacks = group(study.waiting) if group else []
     places = (
         predict_memory([cell.spec for cell in study.selected], room, checkpointing, stack_sizes(stacks)) if room else []

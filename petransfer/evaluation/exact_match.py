@@ -24,7 +24,7 @@ from petransfer.models.special_tokens import layout_of
 from petransfer.models.text_part import vocabulary_size
 from petransfer.models.wrappers import base_model_of, evaluating
 from petransfer.plurals import count
-from petransfer.python_arguments import list_of, text_pairs
+from petransfer.python_arguments import list_of, text_pairs, whole_of
 
 AUDITED = 32
 
@@ -91,8 +91,7 @@ def exact_match(
     """
     if isinstance(inputs, str) or isinstance(targets, str):
         raise UserError("exact_match takes lists of texts; write [text] for one text")
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; give at least 1")
+    batch_size = whole_of(batch_size, "batch_size")
     if not isinstance(model, torch.nn.Module):
         raise UserError(f"the model is a {type(model).__name__}; write exact_match(model, tokenizer, inputs, targets)")
     inputs, targets = list_of(inputs, "inputs"), list_of(targets, "targets")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from petransfer.errors import UserError, unknown
 from petransfer.memory.study_memory import largest_stacks
 from petransfer.plurals import count
+from petransfer.python_arguments import name_of, whole_of
 from petransfer.study.grid import Cell
 from petransfer.study.stack_groups import stacks_of
 
@@ -28,6 +29,9 @@ class Scheduling:
         address: The address of the Ray cluster. `auto`: the cluster of this machine.
         stack: The largest number of runs on one base model: a number, `auto` (as many as fit the GPU; 1 on a CPU) or
             `off`.
+
+    Raises:
+        UserError: A setting has the wrong type, or is out of range.
     """
 
     workers: int = 0
@@ -35,14 +39,21 @@ class Scheduling:
     address: str | None = None
     stack: str = "auto"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "workers", whole_of(self.workers, "workers", least=0))
+        if name_of(self.executor, "executor") not in EXECUTORS:
+            raise unknown("executor", self.executor, EXECUTORS)
+        if self.address is not None:
+            name_of(self.address, "address")
+        if self.stack not in ("auto", "off") and not re.fullmatch(r"[1-9][0-9]{0,3}", self.stack):
+            raise UserError(f"--stack {self.stack}: write a whole number from 1 on, auto or off")
+
     def check(self, processes: int) -> None:
         """Check that the options can be combined. processes: the number of processes per run.
 
         Raises:
-            UserError: Two options exclude each other, or the executor is unknown.
+            UserError: Two options exclude each other.
         """
-        if self.executor not in EXECUTORS:
-            raise unknown("executor", self.executor, EXECUTORS)
         if self.address and self.executor != "ray":
             raise UserError("--address names a Ray cluster; add --executor ray")
         if processes > 1 and self.executor == "ray":
@@ -54,16 +65,8 @@ class Scheduling:
 
     @property
     def stack_size(self) -> int:
-        """The number given as `stack`. 0 for `auto` and `off`.
-
-        Raises:
-            UserError: `stack` is not a whole number from 1 to 9999, `auto` or `off`.
-        """
-        if self.stack in ("auto", "off"):
-            return 0
-        if not re.fullmatch(r"[1-9][0-9]{0,3}", self.stack):
-            raise UserError(f"--stack {self.stack}: write a whole number from 1 on, auto or off")
-        return int(self.stack)
+        """The number given as `stack`. 0 for `auto` and `off`."""
+        return 0 if self.stack in ("auto", "off") else int(self.stack)
 
     def without_stacks_if(self, condition: bool, option: str) -> Scheduling:
         """Return this schedule. If the condition is true, every run is trained alone.

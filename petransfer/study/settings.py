@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from petransfer.python_arguments import flag_of
 from petransfer.training.execution import Execution
 
 
@@ -20,6 +21,9 @@ class Settings:
         by_generation: Score the test set by generated texts instead of one forward pass.
         dev_only: Do not score the test set and save no weights.
         log_with: Names of experiment trackers, such as `tensorboard`.
+
+    Raises:
+        UserError: `cpu`, `force`, `by_generation` or `dev_only` is neither True nor False.
     """
 
     execution: Execution = field(default_factory=Execution)
@@ -29,6 +33,10 @@ class Settings:
     by_generation: bool = False
     dev_only: bool = False
     log_with: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("cpu", "force", "by_generation", "dev_only"):
+            object.__setattr__(self, name, flag_of(getattr(self, name), name))
 
     @property
     def scored_parts(self) -> tuple[str, ...]:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from petransfer.errors import UserError
+from petransfer.python_arguments import flag_of, number_of, whole_of
 from petransfer.recipe.run_spec import RunSpec
+
+# More than the cores of any machine. Thousands of threads would end the process with a segmentation fault.
+MOST_THREADS = 512
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,9 @@ class Execution:
         compile: whether the loss is compiled with `torch.compile`.
         checkpointing: whether gradient checkpointing is used, which saves memory and gives equal gradients.
         cuda_graphs: whether the steps are replayed as CUDA graphs, which makes small models faster on a GPU.
+
+    Raises:
+        UserError: a setting has the wrong type or is out of range.
     """
 
     micro_batch: int = 0
@@ -29,6 +36,19 @@ class Execution:
     compile: bool = False
     checkpointing: bool = False
     cuda_graphs: bool = False
+
+    def __post_init__(self) -> None:
+        checked = {
+            "micro_batch": whole_of(self.micro_batch, "micro_batch", least=0),
+            "threads": whole_of(self.threads, "threads", 0, MOST_THREADS),
+            "save_every": number_of(self.save_every, "save_every"),
+            "log_every": whole_of(self.log_every, "log_every"),
+            "compile": flag_of(self.compile, "compile"),
+            "checkpointing": flag_of(self.checkpointing, "gradient_checkpointing"),
+            "cuda_graphs": flag_of(self.cuda_graphs, "cuda_graphs"),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
 
 def refuse_small_batch(batch_size: int, processes: int) -> None:

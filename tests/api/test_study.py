@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -18,6 +18,7 @@ import petransfer.api
 from petransfer import RunError, Study, UserError
 from petransfer.api import write_results
 from petransfer.cli.run import own_runs
+from petransfer.study.folders import Status
 from petransfer.study.local_executor import Outcome
 from petransfer.study.study import as_overrides, open_grid
 from tests.report.made import level_of, make, recipe_of
@@ -84,6 +85,10 @@ def test_a_study_is_opened_again_by_its_folder(study: Study) -> None:
     assert again.folder == study.folder
     assert again.results().equals(study.results())
     assert again.run(cpu=True)["status"].tolist() == ["done", "done"]  # nothing is left to do
+
+
+def test_the_documentation_of_plan_has_every_status() -> None:
+    assert all(f"`{status}`" in str(Study.plan.__doc__) for status in get_args(Status))
 
 
 def test_overrides_change_single_keys(tmp_path: Path) -> None:
