@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.memory import Cell, in_a_new_process
 from petransfer.errors import UserError
-from petransfer.memory.cards import card_bytes, gigabytes
+from petransfer.memory.cards import gigabytes, parse_card
 
 
 def sizes(text: str | None) -> list[int]:
@@ -35,7 +35,7 @@ def sizes(text: str | None) -> list[int]:
     found = []
     for part in text.split(","):
         try:
-            found.append(card_bytes(part))
+            found.append(parse_card(part).bytes)
         except UserError:
             raise UserError(f"--cap {part}: write a size such as 12GB") from None
         if not CONTEXT < found[-1] <= total:

@@ -302,7 +302,7 @@ def train(
         raise UserError(f"overrides is {overrides!r:.40}; give a dict, such as {{'train': {{'warmup': 0.1}}}}")
     named = place_of(model, "model"), place_of(data, "data")
     card = None if cpu else this_card()
-    asked = (*named, request, list(as_overrides(overrides or {})), place, card is not None)
+    asked = (*named, request, list(as_overrides(overrides or {})), place, card is not None and card.has_bf16)
     found = cross_validation(*asked) if request.folds is not None else None
     training = found.folds[0] if found else train_study(*asked)
     if training.note:

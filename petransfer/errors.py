@@ -61,6 +61,15 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def no_bf16(bits: int, card: str) -> UserError:
+    """Return the error for a training with less than 32 bits on a card without bf16.
+
+    >>> str(no_bf16(16, "Tesla T4"))
+    'bits: 16 computes in bf16, which Tesla T4 does not support; use bits: 32'
+    """
+    return UserError(f"bits: {bits} computes in bf16, which {card} does not support; use bits: 32")
+
+
 def unknown(what: str, given: str, known: Iterable[str]) -> UserError:
     """Return the error for an unknown name. The message suggests the most similar known name.
 

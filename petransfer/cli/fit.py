@@ -16,7 +16,7 @@ from rich.text import Text
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
 from petransfer.memory.advice import FIT_OPTIONS, TURNED_ON, OptionNames, suggestion
-from petransfer.memory.cards import GB, card_bytes, gigabytes, this_card
+from petransfer.memory.cards import GB, gigabytes, parse_card, this_card
 from petransfer.memory.study_memory import method_title
 from petransfer.plurals import count
 from petransfer.recipe.methods import METHODS
@@ -92,12 +92,12 @@ def fit(
 ) -> None:
     """Predict the memory that fine-tuning needs, and the largest micro-batch that fits a card.
 
-    1 GB is 10^9 bytes. The exit code is 1 if the training does not fit.
+    1 GB is 10^9 bytes. The exit code is 1 if the training does not fit, or if it needs bf16 and the card has none.
     """
     if stack > 1 and measure:
         raise UserError(f"--stack {stack} does not go with --measure; leave one of them out")
     pair = two(lengths)
-    limit = card_bytes(card) if card is not None else None if cpu else this_card()
+    limit = parse_card(card) if card is not None else None if cpu else this_card()
 
     from petransfer.memory import fit as library
 
@@ -222,6 +222,9 @@ def _about_the_loop(name: str, predicted: int, measured: Measured | None, text: 
 def _verdict(found: Fit, options: OptionNames) -> list[str]:
     if found.card is None:
         return []
+    if found.lacks_bf16:
+        other = "" if found.advice else ", and with 32 bits it does not fit, whatever is changed"
+        return [f"{found}{other}{suggestion(found.advice, options)}"]
     size, at_once = gigabytes(found.card), found.demand.batch
     size += " of main memory" if found.demand.device == "cpu" else ""
     if found.fits:

@@ -101,8 +101,11 @@ def pretrain(
         folder.check(content.name)
         end()
         return
+    card = None if cpu else this_card()
+    if card:
+        card.check_bits(content.bits)
     if cuda_graphs:
-        refuse_missing_gpu(on_gpu=not cpu and this_card() is not None)
+        refuse_missing_gpu(on_gpu=card is not None)
     folder.open(content)
     started = time.monotonic()
     with Display(View(content.name, read, tables.plain_line, _label), quiet=as_json) as tick:

@@ -20,7 +20,7 @@ from petransfer.cli.table_layout import print_meanings, print_table
 from petransfer.cli.terminal_text import print_text
 from petransfer.effects.study_effects import demand
 from petransfer.memory.advice import as_options
-from petransfer.memory.cards import card_bytes, this_card
+from petransfer.memory.cards import parse_card, this_card
 from petransfer.memory.study_memory import PredictedRun, predict_memory, refuse_unusable_targets
 from petransfer.plurals import count
 from petransfer.pretraining import run_table as pretraining
@@ -271,13 +271,16 @@ def plan(
     study.folder.check(study.recipe.name, to_write=False)
     refuse_unusable_targets(cell.spec for cell in study.waiting)
     rows = tables.rows_of(study.selected, study.folder)
-    room = card_bytes(card) if card is not None else this_card()
-    group = scheduling.grouping(checkpointing, lambda: room)
+    room = parse_card(card) if card is not None else this_card()
+    group = scheduling.grouping(checkpointing, lambda: room.bytes if room else None)
     for row in () if as_json else rows:  # print the runs first, because the prediction of the memory takes time
         print_text(f"{row.cell.run_id}  {tables.plain_line(row)} | {count(row.cell.spec.train.steps, 'step')}")
     stacks = group(study.waiting) if group else []
+    specs = [cell.spec for cell in study.selected]
     places = (
-        predict_memory([cell.spec for cell in study.selected], room, checkpointing, stack_sizes(stacks)) if room else []
+        predict_memory(specs, room.bytes, checkpointing, stack_sizes(stacks), capability=room.capability)
+        if room
+        else []
     )
     if as_json:
         print(json.dumps(_plan_as_json(study, rows, places, stacks), indent=1))

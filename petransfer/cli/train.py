@@ -68,7 +68,9 @@ def train(
     rank: Annotated[int | None, typer.Option(min=1, help="Rank, for LoRA and its variants. Default: 16.")] = None,
     bits: Annotated[
         int | None,
-        typer.Option(help="Bits of the base model's weights: 32, 16, 8 or 4. Default: 16 on a GPU, 32 on a CPU."),
+        typer.Option(
+            help="Bits of the base model's weights: 32, 16, 8 or 4. Default: 16 on a GPU with bf16, otherwise 32."
+        ),
     ] = None,
     early_stopping: Annotated[
         int | None,
@@ -226,6 +228,7 @@ def train(
     """Train a model on your own data until it stops improving, score it on held-out rows, and save the adapter."""
     trackers = check_trackers(log_with or [])
     card = None if cpu else this_card()
+    has_bf16 = card is not None and card.has_bf16
     request = TrainRequest(
         method, rank, bits, steps, epochs, max_steps, early_stopping, max_minutes, learning_rate, batch_size,
         packing, max_length, prefix, tuple(parse_seeds(seeds)), dev, test, input_column, target_column, template,
@@ -233,8 +236,8 @@ def train(
         source_language, target_language, folds, {"quoting": quoting},
     )  # fmt: skip
     with naming_slow_work(f"reading the rows of {data}"):
-        found = cross_validation(model, data, request, sets or [], out, card is not None) if folds is not None else None
-        training = found.folds[0] if found else train_study(model, data, request, sets or [], out, card is not None)
+        found = cross_validation(model, data, request, sets or [], out, has_bf16) if folds is not None else None
+        training = found.folds[0] if found else train_study(model, data, request, sets or [], out, has_bf16)
     grid = training.grid
     if not plan:  # at once, because the prediction of the memory takes time
         refuse_unreachable((cell.spec.checkpoint for cell in grid.cells), with_weights=True)

@@ -15,16 +15,27 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from petransfer.memory.cards import BF16_CAPABILITY, USUAL_CAPABILITY
+
 # torch's own functions, which stacked training replaces for a while
 _TORCH_DROPOUT, _TORCH_ATTENTION = functional.dropout, functional.scaled_dot_product_attention
 
 
 class CardKernels(TorchFunctionMode):
-    """A context in which attention and dropout keep the tensors that CUDA's fused kernels keep."""
+    """A context in which attention and dropout keep the tensors that CUDA's fused kernels keep.
+
+    Args:
+        capability: The card's compute capability, such as (8, 6).
+    """
+
+    def __init__(self, capability: tuple[int, int] = USUAL_CAPABILITY) -> None:
+        super().__init__()
+        attention = functools.partial(_attention, capability=capability)
+        self.functions = {**_ON_A_CARD, "scaled_dot_product_attention": attention}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Compare names, because stacked training replaces torch's dropout by its own function.
-        replaced = _ON_A_CARD.get(getattr(func, "__name__", ""))
+        replaced = self.functions.get(getattr(func, "__name__", ""))
         return (replaced or func)(*args, **(kwargs or {}))
 
 
@@ -85,23 +96,27 @@ def _attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    capability: tuple[int, int] = USUAL_CAPABILITY,
 ) -> torch.Tensor:
     """Simulate attention on a card, which is one fused kernel if PyTorch has one for the tensors."""
-    if not _has_fused_kernel(query, key, value, attn_mask):
+    if not _has_fused_kernel(query, key, value, attn_mask, capability):
         return _attention_in_steps(query, key, value, attn_mask, dropout_p)
     mask = _mask_of_kernel(attn_mask, query.dtype)
     result: torch.Tensor = _Attention.apply(query, key, value, mask)  # type: ignore[no-untyped-call]
     return result
 
 
-def _has_fused_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> bool:
+def _has_fused_kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, capability: tuple[int, int]
+) -> bool:
     """Return whether PyTorch uses a fused kernel (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp)."""
     # T5's mask is not contiguous in the last dimension with transformers before 5.20
     if any(tensor.stride(-1) != 1 for tensor in (query, key, value, mask) if tensor is not None):
         return False
     if mask is None and query.element_size() == 2:
         return True  # FlashAttention takes any size of a head, and fewer key heads than query heads
-    aligned = 16 // query.element_size()  # memory-efficient attention reads 16 bytes at once
+    # Memory-efficient attention reads 16 bytes at once. In fp32, cards before Ampere read one number at once.
+    aligned = 16 // query.element_size() if capability >= BF16_CAPABILITY else 1
     same_heads = query.shape[-3] == key.shape[-3]
     return same_heads and query.shape[-1] % aligned == 0 and value.shape[-1] % aligned == 0
 
@@ -191,7 +206,5 @@ class _GroupedProduct(torch.autograd.Function):
         return tuple(torch.empty_like(value) if needed else None for value, needed in kept)
 
 
-_ON_A_CARD: dict[str, Any] = {
-    "dropout": _dropout, "scaled_dot_product_attention": _attention, "_grouped_mm": _grouped_product
-}  # fmt: skip
+_ON_A_CARD: dict[str, Any] = {"dropout": _dropout, "_grouped_mm": _grouped_product}
 _ON_A_CPU: dict[str, Any] = {"scaled_dot_product_attention": _attention_on_cpu, "_grouped_mm": _grouped_product}

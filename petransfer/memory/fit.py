@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from petransfer.errors import UserError, unknown
-from petransfer.memory.cards import SMALLEST, card_bytes
+from petransfer.memory.cards import SMALLEST, USUAL_CAPABILITY, Card, parse_card
 from petransfer.models.registry import checkpoint_spec
 from petransfer.models.thread_turns import import_transformers
 from petransfer.python_arguments import place_of
@@ -32,7 +32,7 @@ def fit(
     *,
     bits: int = 16,
     method: str = "lora",
-    card: str | int | None = None,
+    card: str | int | Card | None = None,
     rank: int | None = None,
     virtual_tokens: int | None = None,
     match_parameters: int | None = None,
@@ -53,7 +53,8 @@ def fit(
         checkpoint: Hub id, folder, or checkpoint shipped with petransfer, such as `nano/english`.
         bits: Bits per weight of the base model: 32, 16, 8 or 4.
         method: Name of the method, such as `lora` or `full`.
-        card: Memory of the card as a size (`"12GB"`), a name (`"RTX 3060"`) or bytes. None: no limit.
+        card: The card as a name (`"RTX 3060"`), or its memory as a size (`"12GB"`) or bytes. Only a name tells whether
+            the card has bf16, without which only 32 bits work. None: no limit.
         rank: Rank, for methods with a rank. Default: 16.
         virtual_tokens: Number of virtual tokens, for prompt and prefix tuning. Default: 20.
         match_parameters: Approximate number of parameters to train, in place of `rank` or `virtual_tokens`.
@@ -86,9 +87,9 @@ def fit(
     _check(batch_size, lengths, optimizer, stack, method, gradient_checkpointing)
     if packing and stack > 1:
         raise UserError(f"--stack {stack} does not go with --packing; leave one of them out")
-    limit = card_bytes(card) if isinstance(card, str) else card
-    if limit is not None and limit < SMALLEST:
-        raise UserError(f"card is {limit} bytes; write a size such as '{limit}GB', or a name such as 'RTX 3060'")
+    limit = parse_card(card) if isinstance(card, str) else Card(card) if isinstance(card, int) else card
+    if limit is not None and limit.bytes < SMALLEST:
+        raise UserError(f"card is {card} bytes; write a size such as '{card}GB', or a name such as 'RTX 3060'")
 
     import_transformers()
     from petransfer.memory.planner import plan
@@ -97,10 +98,11 @@ def fit(
 
     silence_libraries()
     demand = Demand(
-        chosen, batch_size, *lengths, device, optimizer, gradient_checkpointing, members=stack, packing=packing
-    )
+        chosen, batch_size, *lengths, device, optimizer, gradient_checkpointing, members=stack, packing=packing,
+        capability=(limit.capability if limit else None) or USUAL_CAPABILITY,
+    )  # fmt: skip
     config, own_head = _checked_configuration(spec, demand)
-    return plan(config, spec, demand, own_head, limit)
+    return plan(config, spec, demand, own_head, limit.bytes if limit else None)
 
 
 def _checked_configuration(spec: CheckpointSpec, demand: Demand) -> tuple[Any, bool]:

@@ -12,7 +12,7 @@ import torch
 from petransfer.memory.step_memory import Demand, meta_batch
 from petransfer.methods import apply_method, computes_narrower, weights_bits
 from petransfer.models.loading import Loaded, load_checkpoint
-from petransfer.models.quantization import check_optimizer, inventory
+from petransfer.models.quantization import check_bf16, check_optimizer, inventory
 from petransfer.recipe.run_spec import CheckpointSpec, TrainSpec
 from petransfer.training.autocast import autocast_forward
 from petransfer.training.batches import Tensors
@@ -88,6 +88,7 @@ def load_for(checkpoint: CheckpointSpec, demand: Demand) -> Loaded:
     """Load a checkpoint on the device and with the bits of `demand`."""
     method = demand.method
     device = torch.device(demand.device)
+    check_bf16(method.bits, device)
     return load_checkpoint(checkpoint, weights_bits(method), device=device, keep_wide=method.keep_wide)
 
 

@@ -23,6 +23,8 @@ CONTEXT, FRAGMENTS = 820 * 10**6, 0.04
 # Bytes of a process on a CPU without tensors, after importing torch and transformers.
 CPU_PROCESS = 10**9
 
+NO_BF16 = "does not run on this card, which has no bf16: only 32 bits work there"
+
 # The largest number of tokens in a simulated step. Larger batches are cut into micro-batches of at most so many tokens.
 MOST_TOKENS = 2**22
 
@@ -39,6 +41,8 @@ class Fit:
         fits: Whether at least a micro-batch of one example fits.
         turned_on: Whether the training fits only with gradient checkpointing, which training turns on automatically.
         advice: Changes of the settings. Each entry alone would make the training fit. Empty if the training fits.
+
+    A training that computes in bf16 does not fit a card without bf16, whatever the card's memory is.
     """
 
     batch: int
@@ -60,6 +64,11 @@ class Fit:
         return self.demand.batch
 
     @property
+    def lacks_bf16(self) -> bool:
+        """Whether the training computes in bf16 and the card has none. Only 32 bits work on such a card."""
+        return self.demand.lacks_bf16
+
+    @property
     def suggestions(self) -> list[str]:
         """Alternative options of `petransfer fit` with which the training would fit."""
         return as_options(self.advice, FIT_OPTIONS)
@@ -70,6 +79,7 @@ class Fit:
             "memory": asdict(self.memory) | {"peak": self.memory.peak, "on_card": self.needed},
             "card": self.card,
             "fits": self.fits,
+            "lacks_bf16": self.lacks_bf16,
             "micro_batch": self.demand.batch,
             "stack": self.demand.members,
             "checkpointing": self.demand.checkpointing,
@@ -82,6 +92,8 @@ class Fit:
 
     def __str__(self) -> str:
         of = f" of {gigabytes(self.card)}" if self.card else ""
+        if self.lacks_bf16:
+            return NO_BF16
         if not self.fits:
             return f"does not fit: one example needs {gigabytes(self.needed)}{of}"
         return f"{self.micro_batch} of {count(self.batch, 'example')} at once: {gigabytes(self.needed)}{of}"
@@ -118,6 +130,24 @@ def plan(
     Raises:
         UserError: The architecture cannot be trained with these settings.
     """
+    found = _plan_by_memory(config, checkpoint, demand, own_head, card, new_tokens)
+    if not demand.lacks_bf16:
+        return found
+    to_32 = Change("bits", 32)
+    at_32 = _plan_by_memory(config, checkpoint, _changed(demand, (to_32,)), own_head, card, new_tokens)
+    more: tuple[Advice, ...] = ((),) if at_32.fits else at_32.advice
+    return replace(found, fits=False, turned_on=False, advice=tuple((to_32, *advice) for advice in more))
+
+
+def _plan_by_memory(
+    config: Any,
+    checkpoint: CheckpointSpec,
+    demand: Demand,
+    own_head: bool,
+    card: int | None,
+    new_tokens: tuple[int, ...],
+) -> Fit:
+    """Call `plan` without the check of whether the card has bf16."""
 
     @functools.cache
     def of(changed: Demand) -> Memory:
@@ -265,7 +295,7 @@ def _changes(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
     whole = METHODS.lookup(method.name).trains_all_weights
     if whole:
         found.append((Change("method", "lora"),))
-    for bits in (16, 8, 4):
+    for bits in (16, 8, 4) if demand.has_bf16 else ():
         if bits < method.bits and (whole or bits not in METHODS.lookup(method.name).unsupported_bits):
             found.append((*((Change("method", "lora"),) if whole else ()), Change("bits", bits)))
     return found

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from petransfer.data.encoding import Layout
 from petransfer.errors import UserError, reason_of
 from petransfer.memory.advice import Unpredictable
+from petransfer.memory.cards import BF16_CAPABILITY, USUAL_CAPABILITY
 from petransfer.memory.device_kernels import CardKernels, CpuKernels, multiply_8bit_as_on_cpu
 from petransfer.memory.meta_autocast import MetaAutocast
 from petransfer.memory.tensor_tracker import Tracker
@@ -64,7 +65,8 @@ class Demand:
         checkpointing: Whether gradient checkpointing is used: activations are recomputed in the backward pass.
         accumulates: Whether the batch is cut into micro-batches, and gradients of earlier micro-batches are held.
         members: Number of adapters that are trained as one stack, each on its own batch.
-        capability: Compute capability of the card, such as (8, 6). It determines cuBLAS's workspace.
+        capability: Compute capability of the card, such as (8, 6). It determines cuBLAS's workspace, the kernels of
+            attention, and whether the card has bf16.
         packing: Whether several examples are put into one row. Only for decoder-only models.
     """
 
@@ -77,8 +79,18 @@ class Demand:
     checkpointing: bool = False
     accumulates: bool = False
     members: int = 1
-    capability: tuple[int, int] = (8, 6)
+    capability: tuple[int, int] = USUAL_CAPABILITY
     packing: bool = False
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether the device computes in bf16."""
+        return self.device == "cpu" or self.capability >= BF16_CAPABILITY
+
+    @property
+    def lacks_bf16(self) -> bool:
+        """Whether the training computes in bf16, as all trainings with less than 32 bits, and the device has none."""
+        return self.method.bits < 32 and not self.has_bf16
 
     @property
     def packed(self) -> tuple[int, int]:
@@ -170,7 +182,7 @@ def _simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens
         tracker.count(moment, "optimizer")
     reached = _count_gradients(tracker, trained, demand.accumulates)
     tracker.add("workspace", demand.workspaces)
-    with tracker, _kernels(demand.device):
+    with tracker, _kernels(demand):
         _run_pass(loaded, models, phase, meta_batch(demand, loaded.layout), torch.device(demand.device))
     if demand.members == 1:
         lost = [name for name, value in trained_tensors(models[0]).items() if id(value) not in reached]
@@ -224,8 +236,8 @@ def _with_method(loaded: Loaded, demand: Demand) -> list[torch.nn.Module]:
     return models
 
 
-def _kernels(device: Device) -> CardKernels | CpuKernels:
-    return CardKernels() if device == "cuda" else CpuKernels()
+def _kernels(demand: Demand) -> CardKernels | CpuKernels:
+    return CardKernels(demand.capability) if demand.device == "cuda" else CpuKernels()
 
 
 def _recomputed_on(demand: Demand) -> dict[str, Any]:
@@ -236,7 +248,7 @@ def _recomputed_on(demand: Demand) -> dict[str, Any]:
 @contextlib.contextmanager
 def _recomputation(demand: Demand) -> Iterator[None]:
     # the backward pass suspends each `TorchFunctionMode` of the forward pass
-    with _kernels(demand.device), contextlib.ExitStack() as stack:
+    with _kernels(demand), contextlib.ExitStack() as stack:
         if computes_narrower(demand.method):
             stack.enter_context(MetaAutocast(demand.device))
         yield

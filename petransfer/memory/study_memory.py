@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from petransfer.data import load_task
 from petransfer.errors import UserError
 from petransfer.memory.advice import TURNED_ON, OptionNames, Unpredictable, suggestion
-from petransfer.memory.cards import GB, gigabytes, host_bytes
+from petransfer.memory.cards import GB, USUAL_CAPABILITY, Card, gigabytes, host_bytes
 from petransfer.models.registry import is_embedded
 from petransfer.plurals import count
 from petransfer.recipe.methods import METHODS
@@ -66,6 +66,8 @@ class PredictedRun:
         if self.fit.fits:
             again = f", {TURNED_ON}" if self.fit.turned_on else ""
             return f"{self.name}: {size} of {gigabytes(self.fit.card or 0)}{part}{again}"
+        if self.fit.lacks_bf16:
+            return f"{self.name}: {self.fit}{suggestion(self.fit.advice, options)}"
         what = "this machine's" if self.fit.demand.device == "cpu" else "the card's"
         limit = gigabytes(self.fit.card or 0)
         return (
@@ -79,6 +81,7 @@ def predict_memory(
     checkpointing: bool = False,
     stacked: Mapping[str, int] | None = None,
     device: Literal["cuda", "cpu"] = "cuda",
+    capability: tuple[int, int] | None = None,
 ) -> list[PredictedRun]:
     """Predict the memory of each checkpoint, method, batch and optimiser of a grid, and of each length of examples.
 
@@ -87,7 +90,9 @@ def predict_memory(
     Args:
         limit: Bytes of the card, or of the machine's memory on a CPU.
         stacked: For each run id, the number of runs in the run's stack. Default: 1.
+        capability: Compute capability of the card, such as (8, 6). None: unknown.
     """
+    has_bf16 = Card(limit, capability=capability).has_bf16
     found: dict[tuple[object, ...], PredictedRun] = {}
     longest: dict[TaskSpec, tuple[int, int]] = {}
     for spec in specs:
@@ -98,8 +103,9 @@ def predict_memory(
         start = (checkpoint.name, checkpoint.tokenizer, checkpoint.reinit)
         lengths = (*longest[task], len(task.prefix))
         key = (*start, spec.method, train.batch_size, train.packing, train.optimizer, lengths, members)
-        if key not in found and not _surely_fits(spec, limit, members):
-            found[key] = _predicted(spec, limit, checkpointing, members, device)
+        sure = (has_bf16 or spec.method.bits == 32) and _surely_fits(spec, limit, members)
+        if key not in found and not sure:
+            found[key] = _predicted(spec, limit, checkpointing, members, device, capability)
     by_name = Counter(one.name for one in found.values())
     return [
         replace(one, name=f"{one.name}, split {one.spec.task.split}") if by_name[one.name] > 1 else one
@@ -108,7 +114,12 @@ def predict_memory(
 
 
 def _predicted(
-    spec: RunSpec, limit: int, checkpointing: bool, members: int, device: Literal["cuda", "cpu"]
+    spec: RunSpec,
+    limit: int,
+    checkpointing: bool,
+    members: int,
+    device: Literal["cuda", "cpu"],
+    capability: tuple[int, int] | None = None,
 ) -> PredictedRun:
     from petransfer.memory.planner import plan
 
@@ -118,7 +129,8 @@ def _predicted(
     name += f", {members} stacked" if members > 1 else ""
     try:
         config, own_head = _architecture(spec)
-        demand = replace(demand_of(spec, checkpointing, device, config), members=members)
+        demand = demand_of(spec, checkpointing, device, config)
+        demand = replace(demand, members=members, capability=capability or USUAL_CAPABILITY)
         return PredictedRun(name, spec, plan(config, spec.checkpoint, demand, own_head, limit))
     except UserError as error:
         return PredictedRun(name, spec, None, str(error), not isinstance(error, Unpredictable))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from petransfer.errors import UserError
+from petransfer.errors import UserError, no_bf16
 from petransfer.models.bitsandbytes_import import import_problem
 from petransfer.models.text_part import is_text
 from petransfer.models.wrappers import base_model_of
@@ -125,9 +125,13 @@ def _require_bitsandbytes(what: str, instead: str) -> None:
 def check_quantizable(bits: Bits, device: torch.device) -> None:
     """Raise UserError if this machine cannot quantise, before anything is loaded."""
     require_bitsandbytes(bits)
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        card = torch.cuda.get_device_name(device)
-        raise UserError(f"bits: {bits} computes in bf16, which {card} does not support; use bits: 32")
+    check_bf16(bits, device)
+
+
+def check_bf16(bits: Bits, device: torch.device) -> None:
+    """Raise UserError if a training with less than 32 bits cannot compute in bf16 on this device."""
+    if bits < 32 and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise no_bf16(bits, torch.cuda.get_device_name(device))
 
 
 # The largest accepted share of a model's bytes in layers that should have been quantised, but were not.

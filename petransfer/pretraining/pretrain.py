@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGene
 from petransfer.atomic_files import named_errors
 from petransfer.data.encoding import Layout
 from petransfer.errors import UserError
+from petransfer.models.quantization import check_bf16
 from petransfer.pretraining.corpora import Corpus
 from petransfer.pretraining.span_corruption import CorruptedWindows, Noise
 from petransfer.recipe.pretraining import SENTINELS
@@ -121,9 +122,11 @@ def pretrain(
         The numbers and settings for the checkpoint's card.
 
     Raises:
-        UserError: A text is too short, or the disk is too full.
+        UserError: A text is too short, the disk is too full, or the GPU has no bf16.
         Interrupted, RunError: See `Loop.run`.
     """
+    process = this_process(cpu)
+    check_bf16(spec.bits, process.device)
     _check_room(spec, corpus, folder)
     model = make_model(SIZES[spec.size], tokenizer, spec.seed)
     sentinels = [tokenizer.convert_tokens_to_ids(f"<extra_id_{index}>") for index in range(SENTINELS)]
@@ -135,7 +138,6 @@ def pretrain(
     counts = np.bincount(corpus.train, minlength=len(tokenizer))
     counts[sentinels[: spec.noise.spans]] = len(corpus.train) // spec.noise.window
     seen = torch.from_numpy(counts > 0)
-    process = this_process(cpu)
     loop = Loop(
         model.to(process.device),
         windows(corpus.train, spec.seed),

@@ -51,7 +51,7 @@ class CrossValidation:
     """The trainings of a cross-validation, ready to start.
 
     Attributes:
-        model, data, request, overrides, on_card: The arguments of `cross_validation`.
+        model, data, request, overrides, has_bf16: The arguments of `cross_validation`.
         folder: The folder of the training on all rows. The folds are in the subfolders `folds/1`, `folds/2`, ...
         folds: One training for each fold.
         out_given: Whether the user chose the folder.
@@ -61,7 +61,7 @@ class CrossValidation:
     data: str
     request: TrainRequest
     overrides: list[str]
-    on_card: bool
+    has_bf16: bool
     folder: Path
     folds: tuple[TrainStudy, ...]
     out_given: bool = False
@@ -97,7 +97,7 @@ class CrossValidation:
         )
         # The folds have decided the length, and no rows are left to stop early on.
         overrides = [one for one in self.overrides if not _sets_the_length(one)]
-        training = train_study(self.model, self.data, whole, overrides, self.folder, self.on_card)
+        training = train_study(self.model, self.data, whole, overrides, self.folder, self.has_bf16)
         training.grid.folder.open(training.grid.recipe)
         write_text(self.folder / "folds.json", json.dumps(as_json(scores), indent=1) + "\n")
         return training
@@ -110,7 +110,7 @@ def _sets_the_length(override: str) -> bool:
 
 
 def cross_validation(
-    model: str, data: str, request: TrainRequest, overrides: list[str], out: Path | None, on_card: bool
+    model: str, data: str, request: TrainRequest, overrides: list[str], out: Path | None, has_bf16: bool
 ) -> CrossValidation:
     """Prepare the trainings of all folds and choose the output folder. Nothing is written.
 
@@ -121,7 +121,7 @@ def cross_validation(
 
     def training(number: int, folder: Path | None) -> TrainStudy:
         part = replace(request, folds=None, options={**request.options, "fold": f"{number}/{folds}"})
-        return train_study(model, data, part, overrides, folder, on_card)
+        return train_study(model, data, part, overrides, folder, has_bf16)
 
     first = training(1, None)
     usual = Path("results") / f"{first.grid.recipe.name}-{folds}-folds"
@@ -129,7 +129,7 @@ def cross_validation(
     base = out or next(folder for folder in named if not differences(folder / "folds" / "1", first.grid.recipe))
     StudyFolder(base).check(first.grid.recipe.name)
     trainings = (training(number, base / "folds" / str(number)) for number in range(1, folds + 1))
-    return CrossValidation(model, data, request, overrides, on_card, base, tuple(trainings), out is not None)
+    return CrossValidation(model, data, request, overrides, has_bf16, base, tuple(trainings), out is not None)
 
 
 def check_folds(request: TrainRequest) -> int:

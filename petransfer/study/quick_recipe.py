@@ -181,29 +181,29 @@ def split_tokens(text: str) -> tuple[str, ...]:
     return tuple(token for token in text.split(",") if token) or tuple(text[:1])
 
 
-def recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str], on_card: bool) -> dict[str, Any]:
+def recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str], has_bf16: bool) -> dict[str, Any]:
     """Return the content of the recipe that trains `model` on `data`. The rows are checked.
 
     Args:
         overrides: Values for keys of the recipe, such as `train.warmup=0.1`. An override replaces any other value.
-        on_card: Whether there is a GPU.
+        has_bf16: Whether there is a GPU that computes in bf16. The default is then 16 bits.
 
     Raises:
         UserError: The model or the data cannot be found or read, or the request is not valid. If there are rows that
             cannot be read, the message also counts the rows that the tokenizer refuses.
     """
     try:
-        return _recipe_for(model, data, request, overrides, on_card)
+        return _recipe_for(model, data, request, overrides, has_bf16)
     except UnusableRows as error:
         try:
-            rest = _recipe_for(model, data, replace(request, skip_bad_rows=True), overrides, on_card)
+            rest = _recipe_for(model, data, replace(request, skip_bad_rows=True), overrides, has_bf16)
             more = refused_by_tokenizer(expand(_with(rest, ()))[0].spec, None)
         except UserError:  # the user has to correct the first error before anything else can be found
             more = ""
         raise UserError(f"{error}. Of the other rows, {more}" if more else str(error)) from None
 
 
-def _recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str], on_card: bool) -> dict[str, Any]:
+def _recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str], has_bf16: bool) -> dict[str, Any]:
     spec = checkpoint_spec(model)
     arm = _word(model.partition("@")[0].rstrip("/").split("/")[-1])
     arm = f"my-{arm}" if arm in CONTROLS else arm
@@ -214,7 +214,7 @@ def _recipe_for(model: str, data: str, request: TrainRequest, overrides: list[st
         "task": {"name": "lines", "options": _options(data, request)},
         "family": {"name": arm, "arms": {arm: _checkpoint(model, request)}},
         "arms": [arm],
-        "methods": [_method(request, embedded, on_card)],
+        "methods": [_method(request, embedded, has_bf16)],
         "seeds": list(request.seeds),
         "train": {"steps": FEWEST_STEPS, "batch_size": BATCH, "learning_rate": 1e-3},
     }
@@ -250,10 +250,10 @@ def _options(data: str, request: TrainRequest) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
 
-def _method(request: TrainRequest, embedded: bool, on_card: bool) -> dict[str, Any]:
+def _method(request: TrainRequest, embedded: bool, has_bf16: bool) -> dict[str, Any]:
     method: dict[str, Any] = {"name": request.method}
-    # the default is 16 bits on a GPU; 32 bits on a CPU, and for the checkpoints shipped with petransfer
-    method["bits"] = (16 if on_card and not embedded else 32) if request.bits is None else request.bits
+    # the default is 32 bits on a CPU, on a GPU without bf16, and for the checkpoints shipped with petransfer
+    method["bits"] = (16 if has_bf16 and not embedded else 32) if request.bits is None else request.bits
     declared = METHODS.lookup(request.method)
     keys = declared.keys
     if request.rank is not None and "rank" not in keys:

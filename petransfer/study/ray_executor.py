@@ -220,7 +220,8 @@ def _carry_out(cells: Sequence[Named], places: tuple[Path, Path, Path], job: Job
 def _look_at_card() -> int | None:
     from petransfer.memory.cards import this_card
 
-    return this_card()
+    card = this_card()
+    return card.bytes if card else None
 
 
 def _seldom(ask: Callable[[], bool], seconds: float = 1.0) -> Callable[[], bool]:

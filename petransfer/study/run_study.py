@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from petransfer.errors import UserError, refuse_moved
-from petransfer.memory.cards import this_card
+from petransfer.memory.cards import Card, this_card
 from petransfer.memory.study_memory import PredictedRun, check_matched_sizes, predict_memory, refuse_too_large_for_cpu
 from petransfer.models.hub_access import refuse_unreachable
 from petransfer.models.registry import is_embedded
@@ -77,6 +77,9 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
         return PreparedStudy(grid, settings, scheduling)
     alone = not place.shared and scheduling.executor == "local"
     card = None if settings.cpu or scheduling.executor == "ray" else this_card()
+    if card:
+        for cell in grid.waiting:
+            card.check_bits(cell.spec.method.bits)
     checkpointing = settings.execution.checkpointing
     if settings.execution.cuda_graphs:
         refuse_missing_gpu(card is not None or scheduling.executor == "ray")
@@ -84,7 +87,7 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
             check_graphs(cell.spec, checkpointing=checkpointing, processes=place.count)
     # MLflow has one active run in a process.
     scheduling = scheduling.without_stacks_if("mlflow" in settings.log_with, "--log-with mlflow")
-    group = scheduling.grouping(checkpointing, lambda: card) if alone else None
+    group = scheduling.grouping(checkpointing, lambda: card.bytes if card else None) if alone else None
     if scheduling.executor == "local":
         refuse_unusable_models(grid)
     predicted: list[PredictedRun] = []
@@ -152,10 +155,11 @@ def _log_notes(grid: StudyGrid, scheduling: Scheduling) -> None:
 
 
 def _refuse_what_does_not_fit(
-    grid: StudyGrid, checkpointing: bool, card: int, stacks: Sequence[Sequence[Cell]]
+    grid: StudyGrid, checkpointing: bool, card: Card, stacks: Sequence[Sequence[Cell]]
 ) -> list[PredictedRun]:
     """Raise UserError if a run does not fit the GPU. Log the runs with gradient checkpointing. Return all."""
-    predicted = predict_memory([cell.spec for cell in grid.waiting], card, checkpointing, stack_sizes(stacks))
+    specs, sizes = [cell.spec for cell in grid.waiting], stack_sizes(stacks)
+    predicted = predict_memory(specs, card.bytes, checkpointing, sizes, capability=card.capability)
     for place in predicted:
         line = place.line(grid.options_for(place.spec))
         if place.fit and not place.fit.fits:

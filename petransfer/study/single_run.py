@@ -23,7 +23,7 @@ from petransfer.evaluation.exact_match import Evaluation, summary
 from petransfer.methods import apply_method, computes_narrower, save_method, weights_bits
 from petransfer.models.base_record import base_record
 from petransfer.models.loading import Loaded, load_checkpoint
-from petransfer.models.quantization import check_optimizer, inventory, weight_count
+from petransfer.models.quantization import check_bf16, check_optimizer, inventory, weight_count
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec
@@ -107,6 +107,7 @@ def open_base(spec: RunSpec, settings: Settings) -> Base:
         torch.set_num_threads(settings.execution.threads)
     encoded, layout = encoded_task(spec, settings.data_dir, settings.scored_parts)
     process = this_process(settings.cpu)
+    check_bf16(spec.method.bits, process.device)
     bits, wide = weights_bits(spec.method), spec.method.keep_wide
     # With FSDP, the model is not loaded on one GPU, because it may not fit there.
     device = None if splits_tensors() else process.device

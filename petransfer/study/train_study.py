@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petransfer.errors import UserError
 from petransfer.memory.advice import TRAIN_OPTIONS, Unpredictable, suggestion
-from petransfer.memory.cards import host_bytes
+from petransfer.memory.cards import Card, host_bytes
 from petransfer.memory.study_memory import demand_of, trained_new_tokens
 from petransfer.plurals import count
 from petransfer.recipe.loading import validate
@@ -55,14 +55,16 @@ class TrainStudy:
 
 
 def train_study(
-    model: str, data: str, request: TrainRequest, overrides: list[str], out: Path | None, on_card: bool
+    model: str, data: str, request: TrainRequest, overrides: list[str], out: Path | None, has_bf16: bool
 ) -> TrainStudy:
     """Make the recipe of a training and choose the folder. Nothing is written.
+
+    `has_bf16`: whether there is a GPU that computes in bf16.
 
     Raises:
         UserError: An argument is not valid, or `out` holds a training with other settings.
     """
-    content = recipe_for(model, data, request, overrides, on_card)
+    content = recipe_for(model, data, request, overrides, has_bf16)
     recipe = with_absolute_paths(validate(content, "the recipe that this command stands for"))
     folder, note = choose_folder(recipe, out)
     grid = grid_of(recipe, folder)
@@ -83,15 +85,15 @@ def small_data_note(rows: dict[str, int]) -> str:
     )
 
 
-def memory_of(grid: StudyGrid, card: int | None, checkpointing: bool) -> Fit:
+def memory_of(grid: StudyGrid, card: Card | None, checkpointing: bool) -> Fit:
     """Return the predicted memory of the first run's training.
 
     Args:
-        card: The memory of the GPU in bytes. None: train on the CPU.
+        card: The GPU. None: train on the CPU.
         checkpointing: Whether gradient checkpointing is on.
 
     Raises:
-        UserError: The checkpoint is already quantised, or cannot be found.
+        UserError: The checkpoint is already quantised, or cannot be found, or the GPU has no bf16.
     """
     from petransfer.memory.planner import plan  # imports torch
     from petransfer.models.architecture import configuration
@@ -99,12 +101,17 @@ def memory_of(grid: StudyGrid, card: int | None, checkpointing: bool) -> Fit:
 
     silence_libraries()
     spec = grid.cells[0].spec
+    if card:
+        card.check_bits(spec.method.bits)
     config, own_head = configuration(spec.checkpoint)
     demand = demand_of(spec, checkpointing, "cuda" if card else "cpu", config)
-    return plan(config, spec.checkpoint, demand, own_head, card or host_bytes(), new_tokens_of(spec))
+    if card and card.capability:
+        demand = replace(demand, capability=card.capability)
+    limit = card.bytes if card else host_bytes()
+    return plan(config, spec.checkpoint, demand, own_head, limit, new_tokens_of(spec))
 
 
-def memory_if_predictable(grid: StudyGrid, card: int | None, checkpointing: bool) -> Fit | None:
+def memory_if_predictable(grid: StudyGrid, card: Card | None, checkpointing: bool) -> Fit | None:
     """Call `memory_of`. If the architecture does not allow a prediction, log a warning and return None."""
     try:
         return memory_of(grid, card, checkpointing)

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from petransfer.memory.cards import Card
 from petransfer.memory.planner import on_card
 from petransfer.memory.step_memory import simulate
 from petransfer.memory.study_memory import demand_of
 from petransfer.models.architecture import configuration
 from petransfer.recipe.loading import load_recipe
 from petransfer.study.grid import expand
-from tests.cli.calls import call
+from tests.cli.calls import call, refused
 
 RECIPE = """
 name: stacked
@@ -60,6 +61,19 @@ def test_plan_says_how_runs_would_be_stacked(
     assert not any(line.startswith("stacks: ") or " stacked: " in line for line in said)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--stack", "abc"], "--stack abc: write a whole number from 1 on, auto or off"),
+        (["--stack", "4", "--checkpointing"], "--stack 4 cannot be combined with --checkpointing"),
+    ],
+)
+def test_plan_refuses_a_stack_before_it_lists_the_runs(
+    options: list[str], said: str, recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(monkeypatch, capsys, "plan", "--recipe", recipe, *options)
+
+
 def test_a_stack_that_does_not_fit_the_card_is_refused(
     recipe: str, tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,7 +82,7 @@ def test_a_stack_that_does_not_fit_the_card_is_refused(
     config, own_head = configuration(spec.checkpoint)
     two, four = (simulate(config, "t5", replace(one, members=count), own_head).peak for count in (2, 4))
     # it has room for one example of each of two runs, not of four
-    monkeypatch.setattr("petransfer.study.run_study.this_card", lambda: on_card((two + four) // 2))
+    monkeypatch.setattr("petransfer.study.run_study.this_card", lambda: Card(on_card((two + four) // 2)))
     words = ("run", "--recipe", recipe, "--out", str(tmp_path / "out"), "--stack", "4")
     assert call(monkeypatch, *words) == 2
     (error,) = capsys.readouterr().err.strip().splitlines()

@@ -190,7 +190,7 @@ def test_an_override_counts_in_the_defaults_that_depend_on_it(
     from petransfer.study.quick_recipe import TrainRequest, recipe_for
 
     write(tmp_path / "pairs.tsv", [(f"go {chr(97 + at % 26)} {chr(97 + at // 26)}", "gone") for at in range(400)])
-    train = recipe_for("nano/english", str(tmp_path / "pairs.tsv"), TrainRequest(), overrides, on_card=False)["train"]
+    train = recipe_for("nano/english", str(tmp_path / "pairs.tsv"), TrainRequest(), overrides, has_bf16=False)["train"]
     found = (train["batch_size"], train["steps"], train["early_stopping"]["every"])
     assert found == (batch, steps, every)
 

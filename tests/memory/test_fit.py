@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +18,7 @@ from petransfer.cli import main
 from petransfer.data import load_task
 from petransfer.errors import UserError
 from petransfer.memory.advice import FIT_OPTIONS, TRAIN_OPTIONS, Advice, Change, as_options, recipe_options, suggestion
-from petransfer.memory.cards import card_bytes, this_card
+from petransfer.memory.cards import Card
 from petransfer.memory.fit import fit
 from petransfer.memory.measured import capability, measure
 from petransfer.memory.planner import CONTEXT, PAGED, needs_checkpointing, on_card, plan
@@ -283,50 +282,6 @@ def test_checkpointing_is_turned_on_where_nothing_else_is_needed() -> None:
     assert not plan(config, spec, replace(one, method=prefix), False, CONTEXT).turned_on
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("12GB", 12 * 10**9),
-        ("12", 12 * 10**9),
-        ("0.5 GiB", 2**29),
-        ("6144MiB", 6 * 2**30),
-        ("RTX 3060", 12 * 2**30),
-        ("rtx3060", 12 * 2**30),
-        ("NVIDIA GeForce RTX 4090", 24 * 2**30),
-        ("RTX 5060 Ti 16GB", 16 * 2**30),
-        ("NVIDIA GeForce RTX 3060 Laptop GPU", 6 * 2**30),
-        ("rtx 4090 laptop", 16 * 2**30),
-        ("NVIDIA A100-SXM4-80GB", 80 * 2**30),
-        ("NVIDIA H100 80GB HBM3", 80 * 2**30),
-    ],
-)
-def test_sizes_of_cards(text: str, size: int) -> None:
-    assert card_bytes(text) == size
-
-
-@pytest.mark.parametrize(
-    ("visible", "size"), [(None, 8000), ("1", 24000), ("GPU-b,0", 24000), ("", None), ("-1", None), ("9", None)]
-)
-def test_this_card_is_the_first_that_the_process_may_use(
-    visible: str | None, size: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command = tmp_path / "nvidia-smi"
-    command.write_text('#!/bin/sh\ncase "$*" in *"-i 1"|*"-i GPU-b") echo 24000;; *-i*) exit 6;; *) echo 8000;; esac\n')
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert this_card() == (None if size is None else size * 2**20)
-
-
-@pytest.mark.parametrize("text", ["", "twelve", "12TB", "-3GB", "0", "1e3GB", "99999GB", "nan", "RTX", "RTX 3060x"])
-def test_no_sizes_of_cards(text: str) -> None:
-    with pytest.raises(UserError, match="--card"):
-        card_bytes(text)
-
-
 def _fit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["petransfer", "fit", *arguments])
     with pytest.raises(SystemExit) as stop:
@@ -470,7 +425,7 @@ def test_a_model_of_bytes_has_a_token_for_every_character(tiny_spec: Callable[..
 def test_a_run_that_cannot_fit_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("petransfer.study.run_study.this_card", lambda: 1_941_000_000)
+    monkeypatch.setattr("petransfer.study.run_study.this_card", lambda: Card(1_941_000_000))
     arguments = ["run", "--recipe", "orhan-base", "--arms", "english", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["petransfer", *arguments, "--set", "effects=[]"])
     with pytest.raises(SystemExit) as stop:

@@ -1,0 +1,140 @@
+"""Cards by size, by name, and the card of this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from petransfer.errors import UserError
+from petransfer.memory.cards import CARDS, USABLE_MIB, Card, parse_card, this_card
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("12GB", 12 * 10**9),
+        ("12", 12 * 10**9),
+        ("0.5 GiB", 2**29),
+        ("6144MiB", 6 * 2**30),
+        ("RTX 3060", 12 * 2**30),
+        ("rtx3060", 12 * 2**30),
+        ("NVIDIA GeForce RTX 4090", 24 * 2**30),
+        ("RTX 5060 Ti 16GB", 16 * 2**30),
+        ("NVIDIA GeForce RTX 3060 Laptop GPU", 6 * 2**30),
+        ("rtx 4090 laptop", 16 * 2**30),
+        ("NVIDIA A100-SXM4-80GB", 80 * 2**30),
+        ("NVIDIA A100 80GB PCIe", 80 * 2**30),
+        ("NVIDIA H100 80GB HBM3", 80 * 2**30),
+        ("NVIDIA GH200 480GB", 96 * 2**30),  # 480 GB is the memory of its CPU
+        ("NVIDIA GH200 144G HBM3e", 144 * 2**30),
+    ],
+)
+def test_sizes_of_cards(text: str, size: int) -> None:
+    assert parse_card(text).bytes == size
+
+
+@pytest.mark.parametrize("text", ["", "twelve", "12TB", "-3GB", "0", "1e3GB", "99999GB", "nan", "RTX", "RTX 3060x"])
+def test_no_sizes_of_cards(text: str) -> None:
+    with pytest.raises(UserError, match="--card"):
+        parse_card(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "capability"),
+    [
+        ("Tesla P100-PCIE-16GB", (6, 0)),
+        ("GTX 1080 Ti", (6, 1)),
+        ("Tesla V100-SXM2-32GB", (7, 0)),
+        ("Tesla T4", (7, 5)),
+        ("RTX 2080", (7, 5)),
+        ("GeForce RTX 2070 Laptop", (7, 5)),
+        ("NVIDIA A100-SXM4-40GB", (8, 0)),
+        ("RTX 2050 Laptop", (8, 6)),  # an Ampere card, in spite of its name
+        ("RTX 3060", (8, 6)),
+        ("RTX 4070 Super", (8, 9)),
+        ("NVIDIA H200", (9, 0)),
+        ("RTX 5090", (12, 0)),
+    ],
+)
+def test_a_name_tells_whether_the_card_has_bf16(text: str, capability: tuple[int, int]) -> None:
+    card = parse_card(text)
+    assert card.capability == capability
+    assert card.has_bf16 == (capability >= (8, 0))
+    assert parse_card("16GB").capability is None
+    assert parse_card("16GB").has_bf16, "of a size, nothing else is known"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("GTX 1070", 8), ("GTX 1080", 8), ("NVIDIA GeForce GTX 1660", 6), ("Tesla P40", None), ("RTX 2060 SUPER", 8),
+        ("RTX 2070 SUPER", 8), ("RTX 2080 SUPER", 8), ("Quadro RTX 6000", 24), ("Quadro RTX 8000", 48), ("A30", 24),
+        ("NVIDIA RTX A2000 12GB", 12), ("RTX A4000", 16), ("RTX A4500", 20), ("RTX A5000", 24), ("H100 NVL", 94),
+        ("NVIDIA RTX 6000 Ada Generation", 48), ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", 96),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 96), ("GH200", 96),
+    ],
+)  # fmt: skip
+def test_common_cards_are_known(text: str, size: int | None) -> None:
+    assert parse_card(text).bytes == (22_912 * 2**20 if size is None else size * 2**30)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("RTX 3070 Tie", "'RTX 3070 TI'"),
+        ("RTX 4080 SUPR", "'RTX 4080 SUPER'"),
+        ("RTX 2090 SUPER", ""),  # not the RTX 2080 SUPER
+        ("GTX 1090 Ti", ""),
+        ("GH300", ""),
+        ("A31", ""),
+    ],
+)
+def test_a_hint_never_names_a_card_of_another_number(text: str, hint: str) -> None:
+    with pytest.raises(UserError) as refused:
+        parse_card(text)
+    assert str(refused.value).partition("did you mean ")[2].removesuffix("?") == hint
+
+
+def test_error_correction_takes_a_part_of_the_memory() -> None:
+    """A T4 of 16 GiB has 15.6 to 15.9 GB for CUDA."""
+    for text in ("T4", "NVIDIA Tesla T4 16GB"):
+        assert 15.6e9 < parse_card(text).bytes < 15_843_721_216
+    nominal = {"p40": 24, "t4": 16, "a10": 24, "a10g": 24, "a40": 48, "l4": 24, "l40": 48, "l40s": 48}
+    assert USABLE_MIB.keys() == nominal.keys()
+    assert all(0.9 < CARDS[name].bytes / (size * 2**30) < 0.96 for name, size in nominal.items())
+
+
+# Four cards, as a driver with and without the newer fields describes them.
+NEW = """case "$*" in
+*"-i 1"|*"-i GPU-b") echo "24000, 300, 8.6, NVIDIA A10G";;
+*-i*) exit 6;;
+*) echo "8000, [N/A], 7.5, Tesla T4"; echo "24000, 300, 8.6, NVIDIA A10G";;
+esac"""
+OLD = """case "$*" in
+*compute_cap*) echo 'Field "compute_cap" is not a valid field to query.'; exit 2;;
+*"-i 1"|*"-i GPU-b") echo 24000;;
+*-i*) exit 6;;
+*) echo 8000; echo 24000;;
+esac"""
+T4, A10G = Card(8000 * 2**20, "Tesla T4", (7, 5)), Card(23_700 * 2**20, "NVIDIA A10G", (8, 6))
+
+
+@pytest.mark.parametrize(
+    ("visible", "new", "old"),
+    [(None, T4, 8000), ("1", A10G, 24000), ("GPU-b,0", A10G, 24000), ("", None, 0), ("-1", None, 0), ("9", None, 0)],
+)
+def test_this_card_is_the_first_that_the_process_may_use(
+    visible: str | None, new: Card | None, old: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for script, expected in ((NEW, new), (OLD, Card(old * 2**20) if old else None)):
+        command.write_text(f"#!/bin/sh\n{script}\n")
+        command.chmod(0o755)
+        assert this_card() == expected
