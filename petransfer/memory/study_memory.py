@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from petransfer.memory.cards import GB, USUAL_CAPABILITY, Card, gigabytes, host_
 from petransfer.models.registry import is_embedded
 from petransfer.plurals import count
 from petransfer.recipe.methods import METHODS
-from petransfer.recipe.run_spec import MethodSpec, RunSpec, TaskSpec
+from petransfer.recipe.run_spec import CheckpointSpec, MethodSpec, RunSpec, TaskSpec
 from petransfer.recipe.stacking import MOST_STACKED, stack_key
 
 if TYPE_CHECKING:
@@ -43,7 +42,8 @@ class PredictedRun:
     """The predicted memory of runs with equal memory, for example all seeds of one method.
 
     Attributes:
-        name: Checkpoint, method, bits and size of the stack as text, and the split if splits need different memory.
+        name: Checkpoint, method, bits and size of the stack as text, and what else tells it from other predictions: the
+            folder or the revision of the checkpoint, or the split.
         spec: One of these runs.
         fit: The prediction. None: the prediction failed.
         problem: Why the prediction failed, or ''.
@@ -95,22 +95,54 @@ def predict_memory(
     has_bf16 = Card(limit, capability=capability).has_bf16
     found: dict[tuple[object, ...], PredictedRun] = {}
     longest: dict[TaskSpec, tuple[int, int]] = {}
+    models: dict[CheckpointSpec, object] = {}
     for spec in specs:
         members = (stacked or {}).get(spec.run_id, 1)
         checkpoint, train, task = spec.checkpoint, spec.train, spec.task
         if task not in longest:
             longest[task] = _longest(spec)
-        start = (checkpoint.name, checkpoint.tokenizer, checkpoint.reinit)
+        if checkpoint not in models:
+            models[checkpoint] = _model_key(spec)
         lengths = (*longest[task], len(task.prefix))
-        key = (*start, spec.method, train.batch_size, train.packing, train.optimizer, lengths, members)
+        key = (models[checkpoint], spec.method, train.batch_size, train.packing, train.optimizer, lengths, members)
         sure = (has_bf16 or spec.method.bits == 32) and _surely_fits(spec, limit, members)
         if key not in found and not sure:
             found[key] = _predicted(spec, limit, checkpointing, members, device, capability)
-    by_name = Counter(one.name for one in found.values())
-    return [
-        replace(one, name=f"{one.name}, split {one.spec.task.split}") if by_name[one.name] > 1 else one
-        for one in found.values()
+    return _with_distinct_names(list(found.values()))
+
+
+def _model_key(spec: RunSpec) -> object:
+    """Return a key that is equal for checkpoints whose models need equal memory.
+
+    Local checkpoints in several folders, such as one per seed, have the same key if their configurations are equal.
+    """
+    checkpoint = spec.checkpoint
+    if checkpoint.source is None:
+        return checkpoint
+    try:
+        config, own_head = _architecture(spec)
+    except UserError:  # the prediction fails, too
+        return checkpoint
+    shapes = {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
+    anywhere = replace(checkpoint, weights="", source=None)
+    return anywhere, repr(shapes), own_head
+
+
+def _with_distinct_names(found: Sequence[PredictedRun]) -> list[PredictedRun]:
+    """Add the folder, the revision and the split to the names of predictions that have the same name without them."""
+    alike: dict[str, list[PredictedRun]] = {}
+    for one in found:
+        alike.setdefault(one.name, []).append(one)
+    words: list[Callable[[RunSpec], str]] = [
+        lambda spec: f"folder {spec.checkpoint.source}" if spec.checkpoint.source else "",
+        lambda spec: "" if spec.checkpoint.source else f"revision {spec.checkpoint.weights}",
+        lambda spec: f"split {spec.task.split}",
     ]
+    named = []
+    for one in found:
+        differing = [word for word in words if len({word(other.spec) for other in alike[one.name]}) > 1]
+        named.append(replace(one, name=", ".join([one.name, *filter(None, (word(one.spec) for word in differing))])))
+    return named
 
 
 def _predicted(

@@ -1,0 +1,64 @@
+"""Predictions for the runs of a recipe: one for each model of another size, wherever it lies."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from petransfer.memory.study_memory import predict_memory
+from petransfer.models.registry import checkpoint_spec
+from petransfer.recipe.run_spec import RunSpec
+from tests.tiny_models import keep
+
+
+def wide_t5(folder: Path) -> Path:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    def make(tokens: int) -> Any:
+        sizes = {"d_model": 256, "d_kv": 64, "d_ff": 512, "num_layers": 1, "num_heads": 4, "decoder_start_token_id": 0}
+        return T5ForConditionalGeneration(T5Config(vocab_size=tokens, **sizes))
+
+    return keep(folder, make)
+
+
+def test_folders_of_the_same_name_can_hold_models_of_different_sizes(
+    tiny_spec: Callable[..., RunSpec], tiny_t5: Path, tmp_path: Path
+) -> None:
+    small, big = tmp_path / "small" / "final", tmp_path / "big" / "final"
+    shutil.copytree(tiny_t5, small)
+    big.parent.mkdir()
+    wide_t5(big)
+    specs = [tiny_spec(checkpoint=checkpoint_spec(str(place))) for place in (small, big)]
+    assert {spec.checkpoint.name for spec in specs} == {"final"}
+    found = predict_memory(specs, 10**9 // 4)
+    assert [one.name for one in found] == [f"final, LoRA of rank 4, 32 bits, folder {place}" for place in (small, big)]
+    first, second = (one.fit for one in found)  # with one example
+    assert first is not None
+    assert second is not None
+    assert second.needed > first.needed
+    only_small = predict_memory(specs, (first.needed + second.needed) // 2)
+    assert [one.fit.fits for one in only_small if one.fit] == [True, False]
+
+
+def test_one_prediction_serves_all_folders_with_models_of_one_size(
+    tiny_spec: Callable[..., RunSpec], tiny_t5: Path, tmp_path: Path
+) -> None:
+    """A recipe can have a checkpoint per seed."""
+    places = [tmp_path / str(seed) / "final" for seed in range(3)]
+    for place in places:
+        shutil.copytree(tiny_t5, place)
+        (place / "README.md").write_text(str(place))
+    specs = [tiny_spec(checkpoint=checkpoint_spec(str(place)), seed=seed) for seed, place in enumerate(places)]
+    specs = [replace(spec, checkpoint=replace(spec.checkpoint, weights=f"sha{spec.seed}")) for spec in specs]
+    (found,) = predict_memory(specs, 10**12)
+    assert "folder" not in found.name
+
+
+def test_revisions_of_a_checkpoint_are_told_apart(tiny_spec: Callable[..., RunSpec]) -> None:
+    specs = [tiny_spec(checkpoint=checkpoint_spec(f"google-t5/t5-small@{name}")) for name in ("main", "other")]
+    first, second = predict_memory(specs, 10**12)
+    assert first.name.endswith(", revision main")
+    assert second.name.endswith(", revision other")
