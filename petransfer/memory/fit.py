@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
 from petransfer.errors import UserError, unknown
-from petransfer.memory.cards import SMALLEST, USUAL_CAPABILITY, Card, parse_card
+from petransfer.memory.cards import GB, LARGEST, SMALLEST, USUAL_CAPABILITY, Card, parse_card
 from petransfer.models.registry import checkpoint_spec
 from petransfer.models.thread_turns import import_transformers
-from petransfer.python_arguments import place_of
+from petransfer.python_arguments import choice_of, flag_of, is_whole, name_of, place_of, shown_value, whole_of
 from petransfer.recipe.method_part import MethodPart, method_of
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import CheckpointSpec, MethodSpec, Optimizer
@@ -71,7 +72,8 @@ def fit(
         A `Fit` with the attributes `fits`, `micro_batch`, `needed` (bytes), `memory` (bytes by part) and `suggestions`.
 
     Raises:
-        UserError: The checkpoint, the method, the card or their combination is not supported.
+        UserError: The checkpoint, the method, the card or their combination is not supported, or an argument has the
+            wrong type.
 
     Example:
         >>> import petransfer as pt
@@ -84,12 +86,15 @@ def fit(
     spec = checkpoint_spec(place_of(checkpoint, "checkpoint"))
     sizes = {"rank": rank, "virtual_tokens": virtual_tokens, "match_parameters": match_parameters}
     chosen = _method(method, bits, sizes)
+    batch_size, stack = whole_of(batch_size, "batch_size"), whole_of(stack, "stack")
+    lengths = _lengths(lengths)
+    gradient_checkpointing = flag_of(gradient_checkpointing, "gradient_checkpointing")
+    packing = flag_of(packing, "packing")
+    device = choice_of(device, "device", ("cuda", "cpu"))
     _check(batch_size, lengths, optimizer, stack, method, gradient_checkpointing)
     if packing and stack > 1:
         raise UserError(f"--stack {stack} does not go with --packing; leave one of them out")
-    limit = parse_card(card) if isinstance(card, str) else Card(card) if isinstance(card, int) else card
-    if limit is not None and limit.bytes < SMALLEST:
-        raise UserError(f"card is {card} bytes; write a size such as '{card}GB', or a name such as 'RTX 3060'")
+    limit = _card(card)
 
     import_transformers()
     from petransfer.memory.planner import plan
@@ -128,10 +133,8 @@ def _checked_configuration(spec: CheckpointSpec, demand: Demand) -> tuple[Any, b
 def _check(
     batch_size: int, lengths: tuple[int, int], optimizer: str, stack: int, method: str, checkpointing: bool
 ) -> None:
-    if optimizer not in OPTIMIZERS:
+    if name_of(optimizer, "optimizer") not in OPTIMIZERS:
         raise unknown("optimizer", optimizer, OPTIMIZERS)
-    if min(batch_size, stack, *lengths) < 1:
-        raise UserError("batch_size, stack and both lengths must be at least 1")
     if batch_size > LARGEST_BATCH or stack > LARGEST_STACK or max(lengths) > LONGEST:
         raise UserError(
             f"a step of {batch_size:,} examples of {lengths[0]:,} and {lengths[1]:,} tokens in a stack of {stack:,} is "
@@ -143,22 +146,46 @@ def _check(
         raise UserError(f"--stack {stack} does not go with --checkpointing; leave one of them out")
 
 
+def _lengths(lengths: Any) -> tuple[int, int]:
+    """Return the two numbers of `lengths`."""
+    if isinstance(lengths, str | bytes) or not isinstance(lengths, Sequence) or len(lengths) != 2:
+        raise UserError(f"lengths is {shown_value(lengths)}; give two whole numbers, such as (64, 128)")
+    return whole_of(lengths[0], "the first of lengths"), whole_of(lengths[1], "the second of lengths")
+
+
+def _card(card: Any) -> Card | None:
+    """Return the card that `fit` was given, by name, size or bytes."""
+    if card is None or isinstance(card, Card):
+        return card
+    if isinstance(card, str):
+        return parse_card(card)
+    if isinstance(card, bool) or not isinstance(card, int | float) or not SMALLEST <= card <= LARGEST:
+        is_number = isinstance(card, int | float) and not isinstance(card, bool)
+        size = f"{card:g}GB" if is_number and 1 <= card <= LARGEST / GB else "12GB"  # numbers are rarely meant as bytes
+        given = f"{card:,} bytes" if is_number else shown_value(card)
+        raise UserError(f"card is {given}; write a size such as '{size}', or a name such as 'RTX 3060'")
+    return Card(int(card))
+
+
 def _method(name: str, bits: int, sizes: dict[str, int | None]) -> MethodSpec:
     """Return the `MethodSpec` of a method. Only the size that the method uses is set."""
-    if bits not in (4, 8, 16, 32):
-        raise UserError(f"--bits {bits}: take 4, 8, 16 or 32")
-    known = METHODS.lookup(name)
+    if not is_whole(bits) or bits not in (4, 8, 16, 32):
+        raise UserError(f"--bits {bits!r:.40}: take 4, 8, 16 or 32")
+    known = METHODS.lookup(name_of(name, "method"))
+    sizes = {key: size if size is None else whole_of(size, key) for key, size in sizes.items()}
     if bits in known.unsupported_bits:
         if known.trains_all_weights:
             raise UserError(f"full fine-tuning cannot train {bits}-bit weights; take --bits 16 or 32, or --method lora")
         raise UserError(f"{name} does not support {bits} bits: {known.unsupported_bits[bits]}")
-    if sizes["match_parameters"] and not known.size:
+    if sizes["match_parameters"] is not None and not known.size:
         raise UserError(f"--match-parameters: {name} has no size to choose")
     for key in ("rank", "virtual_tokens"):
         if sizes[key] is not None and key not in known.keys:
             raise UserError(f"--{key.replace('_', '-')}: {known.does_not_take(key)}")
-    chosen = "match_parameters" if sizes["match_parameters"] else known.size
-    given: Any = {chosen: sizes[chosen] or DEFAULT_SIZES.get(chosen)} if chosen else {}
+        if sizes[key] is not None and sizes["match_parameters"] is not None:
+            raise UserError(f"give either --{key.replace('_', '-')} or --match-parameters, which chooses it")
+    chosen = "match_parameters" if sizes["match_parameters"] is not None else known.size
+    given: Any = {chosen: DEFAULT_SIZES.get(chosen) if sizes[chosen] is None else sizes[chosen]} if chosen else {}
     try:
         return method_of(MethodPart(name=name, bits=bits, **given))  # type: ignore[arg-type]
     except ValidationError as error:

@@ -16,6 +16,7 @@ from petransfer.data import load_task
 from petransfer.errors import UserError
 from petransfer.python_arguments import naming_arguments
 from petransfer.study.quick_recipe import TrainRequest, train_request
+from petransfer.training.execution import Execution
 
 PAIRS = [("to walk", "gehen"), ("to run", "rennen")]
 ROWS = [{"input": source, "target": target, "more": 1} for source, target in PAIRS]
@@ -106,6 +107,46 @@ REFUSED: dict[str, tuple[Callable[[pt.Adapter], Any], str]] = {
     "load: checkpoint": (lambda one: pt.load(None), "checkpoint is None .*path or a name"),
     "fit: card": (lambda one: pt.fit("nano/english", card=12), "card is 12 bytes; write a size such as '12GB'"),
     "fit: checkpoint": (lambda one: pt.fit(3), "checkpoint is 3 .*path or a name"),
+    "fit: size and parameters": (lambda one: pt.fit("nano/english", rank=8, match_parameters=10**5),
+                                 "^give either 'rank' or 'match_parameters', which chooses it"),
+    "fit: tokens and parameters": (lambda one: pt.fit("nano/english", method="prompt", virtual_tokens=8,
+                                                      match_parameters=10**5), "'virtual_tokens' or 'match_param"),
+    "fit: rank 0": (lambda one: pt.fit("nano/english", rank=0), "rank is 0 .*whole number of at least 1"),
+    "fit: no parameters": (lambda one: pt.fit("nano/english", match_parameters=0), "match_parameters is 0 .*least 1"),
+    "fit: no tokens": (lambda one: pt.fit("nano/english", method="prompt", virtual_tokens=0), "virtual_tokens is 0 "),
+    "fit: rank as text": (lambda one: pt.fit("nano/english", rank="8"), r"rank is '8' \(a str\); give a whole number"),
+    "fit: bits as text": (lambda one: pt.fit("nano/english", bits="4"), "'bits' '4': take 4, 8, 16 or 32"),
+    "fit: device": (lambda one: pt.fit("nano/english", device="gpu"), r"device is 'gpu' \(a str\); give cuda or cpu"),
+    "fit: one length": (lambda one: pt.fit("nano/english", lengths=64), r"lengths is 64 .*such as \(64, 128\)"),
+    "fit: three lengths": (lambda one: pt.fit("nano/english", lengths=(1, 2, 3)), "lengths is .*two whole numbers"),
+    "fit: length as text": (lambda one: pt.fit("nano/english", lengths=("1", 2)), "the first of lengths is '1'"),
+    "fit: batch as text": (lambda one: pt.fit("nano/english", batch_size="8"), "batch_size is '8' .*whole number"),
+    "fit: stack": (lambda one: pt.fit("nano/english", stack=1.5), "stack is 1.5 .*whole number of at least 1"),
+    "fit: method": (lambda one: pt.fit("nano/english", method=None), "method is None .*a name as text"),
+    "fit: optimizer": (lambda one: pt.fit("nano/english", optimizer=None), "optimizer is None .*a name as text"),
+    "fit: checkpointing": (lambda one: pt.fit("nano/english", gradient_checkpointing="no"),
+                           "gradient_checkpointing is 'no' .*True or False"),
+    "fit: no card": (lambda one: pt.fit("nano/english", card=0), "card is 0 bytes; write a size such as '12GB'"),
+    "fit: small card": (lambda one: pt.fit("nano/english", card=-8), "card is -8 bytes; write a size such as '12GB'"),
+    "fit: card of any type": (lambda one: pt.fit("nano/english", card=True), "card is True .*a size such as '12GB'"),
+    "fit: card in a list": (lambda one: pt.fit("nano/english", card=["T4"]), r"card is \['T4'\] .*such as '12GB'"),
+    "fit: huge card": (lambda one: pt.fit("nano/english", card=10**15), "card is 1,000,000,000,000,000 bytes; write"),
+    "exact_match: batch": (lambda one: pt.exact_match(None, None, ["a"], ["b"], batch_size="8"), "batch_size is '8' "),
+    "exact_match: batch 0": (lambda one: pt.exact_match(None, None, ["a"], ["b"], batch_size=0), "0 .*at least 1"),
+    "Study: micro-batch": (lambda one: pt.Study("smoke").run(micro_batch=-1), "micro_batch is -1 .*of at least 0"),
+    "Study: threads": (lambda one: pt.Study("smoke").run(threads=-1), "threads is -1 .*from 0 to 512"),
+    "Study: workers": (lambda one: pt.Study("smoke").run(workers="2"), "workers is '2' .*whole number of at least 0"),
+    "Study: fewer workers": (lambda one: pt.Study("smoke").run(workers=-1), "workers is -1 .*of at least 0"),
+    "Study: interval": (lambda one: pt.Study("smoke").run(save_every="1"), "save_every is '1' .*number of at least 0"),
+    "Study: no interval": (lambda one: pt.Study("smoke").run(save_every=NAN), "save_every is nan .*number of at least"),
+    "Study: executor": (lambda one: pt.Study("smoke").run(executor=None), "executor is None .*a name as text"),
+    "Study: address": (lambda one: pt.Study("smoke").run(executor="ray", address=1), "address is 1 .*a name as text"),
+    "Study: cpu": (lambda one: pt.Study("smoke").run(cpu="no"), "cpu is 'no' .*True or False"),
+    "Study: graphs": (lambda one: pt.Study("smoke").run(cuda_graphs="no"), "cuda_graphs is 'no' .*True or False"),
+    "Study: repair": (lambda one: pt.Study("smoke").run(repair="no"), "repair is 'no' .*True or False"),
+    "train: cpu": (lambda one: pt.train("nano/english", "x.csv", cpu="no"), "cpu is 'no' .*True or False"),
+    "train: checkpointing": (lambda one: pt.train("nano/english", "x.csv", gradient_checkpointing=2),
+                             "gradient_checkpointing is 2 .*True or False"),
     "Adapter.load: device": (lambda one: pt.Adapter.load("nano/english", device="gpu"), "device is 'gpu'"),
     "Adapter.load: place": (lambda one: pt.Adapter.load(None), "place is None"),
 }  # fmt: skip
@@ -146,6 +187,21 @@ def test_settings_keep_their_values() -> None:
 def test_lengths_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         train_request(settings)
+
+
+def test_numbers_of_numpy_are_taken_like_numbers() -> None:
+    import numpy as np
+
+    found = Execution(np.int64(4), np.int32(2), np.float32(1.5), log_every=np.int64(5), checkpointing=True)  # type: ignore[arg-type]
+    assert found == Execution(4, 2, 1.5, log_every=5, checkpointing=True)
+    assert type(found.micro_batch) is int
+    options: dict[str, Any] = {
+        "bits": np.int64(32),
+        "batch_size": np.int64(2),
+        "lengths": [np.int64(4), 4],
+        "card": 12e9,
+    }
+    assert pt.fit("nano/english", **options).card == 12 * 10**9
 
 
 def test_paths_are_taken_like_names(tiny_t5: Path) -> None:

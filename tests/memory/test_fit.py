@@ -331,6 +331,10 @@ def test_the_table_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["nano/english", "--packing"], "nano/english is an encoder-decoder"),
         (["nano/english", "--stack", "2", "--packing"], "--stack 2 does not go with --packing; leave one"),
         (["nano/english", "--optimizer", "sgd"], "unknown optimizer"),
+        (
+            ["nano/english", "--rank", "8", "--match-parameters", "100000"],
+            "give either --rank or --match-parameters, which chooses it",
+        ),
         (["nano/english", "--lengths", "64"], "two whole numbers"),
         (["nano/english", "--card", "huge"], "write a size such as 12GB"),
         (["nano/englisch"], "nano/english"),
