@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from petransfer.data.encoding import Layout
 from petransfer.errors import UserError
@@ -42,7 +43,7 @@ from petransfer.models.support import supported_class
 from petransfer.models.text_part import text_config
 from petransfer.models.thread_turns import one_thread
 from petransfer.python_arguments import device_of, names_of, place_of
-from petransfer.recipe.run_spec import Bits, CheckpointSpec
+from petransfer.recipe.run_spec import Bits, CheckpointSpec, unused_keep_wide
 
 DTYPES: dict[int, torch.dtype] = {32: torch.float32, 16: torch.bfloat16}
 
@@ -85,13 +86,14 @@ def load(
             checkpoint shipped with petransfer (`nano/english`).
         bits: 32 (float32), 16 (bfloat16), 8 (LLM.int8) or 4 (NF4 with double quantisation).
         device: Device of the model. Default: the GPU if there is one, otherwise the CPU.
-        keep_wide: Endings of the names of layers that stay at 16 bits.
+        keep_wide: Endings of the names of layers that stay at 16 bits. Only for 8 and 4 bits.
 
     Returns:
         The model, in evaluation mode, and its tokenizer.
 
     Raises:
-        UserError: The checkpoint cannot be found, is damaged or is not supported, or these bits are not available.
+        UserError: The checkpoint cannot be found, is damaged or is not supported, these bits are not available, or no
+            layer has a name in `keep_wide`.
 
     Example:
         >>> import petransfer
@@ -105,10 +107,13 @@ def load(
         raise UserError(f"bits={bits!r} is not a width that petransfer loads; use 32, 16, 8 or 4")
     name = place_of(checkpoint, "checkpoint")
     place = device_of(device) or ("cuda" if torch.cuda.is_available() else "cpu")
+    wide = names_of(keep_wide, "keep_wide")
+    if wide and bits in DTYPES:
+        raise UserError(unused_keep_wide(bits))
     found = checkpoint_spec(name)
     refuse_unreachable([found], with_weights=True)
     with without_progress_bars():
-        loaded = load_checkpoint(found, bits, device=place, keep_wide=names_of(keep_wide, "keep_wide"))
+        loaded = load_checkpoint(found, bits, device=place, keep_wide=wide)
     return loaded.model.eval(), loaded.tokenizer
 
 
@@ -255,8 +260,9 @@ def _quantized(
             device_map={"": str(device)},
         )
     keep_default_packing(model)
+    wide = [name for name, module in model.named_modules() if type(module) in (torch.nn.Linear, Conv1D)]
     for ending in keep_wide:
-        if not any(name.endswith(ending) and type(module) is torch.nn.Linear for name, module in model.named_modules()):
+        if not any(name.endswith(ending) for name in wide):
             raise UserError(f"keep_wide: no layer's name ends in '{ending}'")
     return model
 

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from petransfer.errors import UserError
 from petransfer.recipe.layer_patterns import check_pattern
 from petransfer.recipe.methods import COMMON_KEYS, METHODS, Method
-from petransfer.recipe.run_spec import Bits, Embeddings, MethodSpec, Options, OptionValue, RateScaling
+from petransfer.recipe.run_spec import Bits, Embeddings, MethodSpec, Options, OptionValue, RateScaling, unused_keep_wide
 from petransfer.recipe.values import Name, Real, Strict, Whole
 
 # The error type that pydantic reports for an unknown key of a method.
@@ -114,7 +114,7 @@ class MethodPart(Strict):
             reason = declared.unsupported_bits[self.bits]
             raise ValueError(f"{self.name} cannot go on a base of {self.bits} bits: {reason}")
         if self.keep_wide and self.bits > 8:
-            raise ValueError(f"keep_wide names layers that are not quantised; at {self.bits} bits none are")
+            raise ValueError(unused_keep_wide(self.bits))
         return self
 
     @model_validator(mode="after")

@@ -165,6 +165,14 @@ class MethodSpec:
         object.__setattr__(self, "options", Options(self.options))
 
 
+def unused_keep_wide(bits: int) -> str:
+    """Return the error message for `keep_wide` at 16 or 32 bits."""
+    return (
+        f"keep_wide names layers that are not quantised, but no layer is quantised at {bits} bits; leave "
+        "keep_wide out, or take bits 8 or 4"
+    )
+
+
 @dataclass(frozen=True)
 class EarlyStopping:
     """The conditions that end a run before its last step. Only the dev set is used.

@@ -88,6 +88,12 @@ def test_a_width_that_does_not_exist_is_refused() -> None:
         petransfer.load("nano/english", bits=5)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("bits", [32, 16])
+def test_layers_cannot_be_kept_wide_if_none_are_quantized(bits: Bits) -> None:
+    with pytest.raises(petransfer.UserError, match=f"^keep_wide names layers .* no layer is quantised at {bits} bits"):
+        petransfer.load("nano/english", bits=bits, keep_wide="wo", device="cpu")
+
+
 def test_loading_shows_no_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
     """The user's own setting of transformers' progress bars stays."""
     transformers.logging.enable_progress_bar()

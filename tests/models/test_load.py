@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForSeq2SeqLM, BertConfig, BertModel, MT5Config, PreTrainedModel, T5Config
+from transformers.pytorch_utils import Conv1D
 
 from petransfer.errors import UserError
 from petransfer.methods import apply_method
@@ -330,6 +331,20 @@ def test_layers_are_kept_wide_where_the_recipe_says_so(tiny_t5: Path) -> None:
         assert type(again.encoder.block[0].layer[1].DenseReluDense.wo) is not torch.nn.Linear
         with pytest.raises(UserError, match="no layer's name ends in 'wx'"):
             load_checkpoint(spec, bits, keep_wide=("wx",))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_layers_of_gpt2_are_kept_wide(bits: Bits, tiny_gpt2: Path) -> None:
+    """Its linear layers are of transformers' own class Conv1D."""
+    model = load_checkpoint(checkpoint_spec(str(tiny_gpt2)), bits, keep_wide=("c_proj",)).model
+    wide = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, Conv1D)}
+    assert wide == {"c_proj"}
+    assert set(inventory(model, ("c_proj",)).as_dict()["wide"]["keep_wide"]["tensors"]) == {
+        "transformer.h.0.attn.c_proj.weight",
+        "transformer.h.0.mlp.c_proj.weight",
+    }
+    with pytest.raises(UserError, match="no layer's name ends in 'c_prox'"):
+        load_checkpoint(checkpoint_spec(str(tiny_gpt2)), bits, keep_wide=("c_prox",))
 
 
 def test_what_stays_wide_unasked_is_not_said_to_be_the_recipe_s(tiny_t5: Path) -> None:
