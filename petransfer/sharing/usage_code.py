@@ -26,12 +26,15 @@ petransfer adapter verify adapter.petransfer.zip
 petransfer predict adapter.petransfer.zip {argument}
 ```"""
 
-# Quantise the same layers as petransfer does: transformers would keep some layers of T5 in 32 bits.
+# Quantise the same layers as petransfer does: transformers would not quantise some layers of T5. The parts of a model
+# inherit the list of these layers from a common class.
 _SAME_LAYERS = """\
 from transformers import AutoConfig
 
 model_class = {auto}._model_mapping[type(AutoConfig.from_pretrained({place}))]
-model_class._keep_in_fp32_modules = {wide}  # quantise the same layers as in training
+for owner in model_class.__mro__:
+    if hasattr(owner, "_keep_in_fp32_modules"):
+        owner._keep_in_fp32_modules = {wide}  # quantise the same layers as in training
 """
 
 # On a CPU with avx512_bf16, bitsandbytes would repack 4-bit weights in a way that gives wrong results.
@@ -159,7 +162,7 @@ def _code(spec: RunSpec, provenance: dict[str, Any], name: str, commit: str | No
         "from peft import PeftModel",
         f"from transformers import {auto}, AutoTokenizer{more}, GenerationConfig",
     ]
-    if quantised and encoder_decoder:
+    if quantised:
         wide = list(spec.method.keep_wide) or None
         lines += _SAME_LAYERS.format(auto=auto, place=place, wide=wide).splitlines()
     lines += ["", f"base = {auto}.from_pretrained({place}, {width})"]

@@ -14,11 +14,13 @@ import zipfile
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from transformers import GPT2PreTrainedModel, T5ForConditionalGeneration
 
 from petransfer.data import TASKS
 from petransfer.errors import UserError
@@ -36,6 +38,9 @@ from petransfer.sharing.pack import placeless, refuse_private
 from petransfer.sharing.sources import Source
 from petransfer.sharing.task_data import data_of
 from tests.sharing.conftest import ROWS, call, contents, refused, write
+
+# The attribute of transformers' classes by which layers are not quantised.
+KEPT = "_keep_in_fp32_modules"
 
 
 def test_the_same_run_gives_the_same_bytes(packed: Path, run: Path, here: Path) -> None:
@@ -314,7 +319,8 @@ def test_at_4_and_8_bits_the_card_s_code_quantises_the_same_layers(
     assert call("adapter", "pack", str(run), "--out", "a.petransfer.zip") == 0
     adapter = Adapter.load(run, device="cpu")
     texts = [example.input for example in data_of(of_folder(run), None).test]
-    plain = plainly(here / "a.petransfer.zip", here, texts)
+    plain, base = executed(script(here / "a.petransfer.zip", here, texts))
+    assert inventory(base).bytes == inventory(adapter.predictor.loaded.model).bytes
     ours = [adapter.predict([text], max_new_tokens=64)[0] for text in texts]
     same = sum(one == other for one, other in zip(plain, ours, strict=True))
     assert same >= 8
@@ -327,28 +333,58 @@ def test_at_4_and_8_bits_the_card_s_code_quantises_the_same_layers(
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("layer", ["wo", "c_proj"])
+def test_the_card_s_code_keeps_the_layers_of_keep_wide(
+    layer: str, trained: Callable[..., Path], tiny_gpt2: Path, here: Path
+) -> None:
+    if layer == "wo":
+        assert call("checkpoints", "cp", "nano/english", "base") == 0
+    else:
+        (here / "base").symlink_to(tiny_gpt2)
+    model = "nano/english" if layer == "wo" else str(tiny_gpt2)
+    run = trained(model, "--bits", "4", "--set", f"methods.0.keep_wide=[{layer}]")
+    assert call("adapter", "pack", str(run), "--out", "a.petransfer.zip") == 0
+    _, base = executed(script(here / "a.petransfer.zip", here, ["to walk"]))
+    found, expected = inventory(base), inventory(Adapter.load(run, device="cpu").predictor.loaded.model)
+    assert found.bytes == expected.bytes
+    assert any(f".{layer}.weight" in tensor.name for tensor in found.wide)
+
+
 def plainly(bundle: Path, here: Path, texts: list[str], *, apart: bool = False) -> list[str]:
     """What the code of the card says to texts, where petransfer cannot be imported; apart: in a process of its own."""
+    code = script(bundle, here, texts)
+    if not apart:
+        return executed(code)[0]
+    (here / "plain.py").write_text(code)
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    plain = subprocess.run(
+        [sys.executable, "-I", "plain.py"], env=environment, capture_output=True, text=True, check=True
+    )
+    return plain.stdout.splitlines()
+
+
+def script(bundle: Path, here: Path, texts: list[str]) -> str:
+    """The code of the card, changed to answer these texts and to fail if it imports petransfer."""
     with zipfile.ZipFile(bundle) as archive:
         archive.extractall("adapter")
     (code,) = re.findall(r"```python\n(.*?)```", (here / "adapter" / "README.md").read_text(), flags=re.DOTALL)
     once = code.index("inputs = ")
     looped = "".join(f"    {line}\n" for line in code[once:].splitlines())
     looped = re.sub(r"tokenizer\('an input(.*?)'", r"tokenizer(text + '\1'", looped).replace("=128", "=64")
-    script = "import sys\nsys.modules['petransfer'] = None  # importing it fails\n" + code[:once]
-    script = f"{script}for text in {texts!r}:\n{looped}"
-    if not apart:
-        said = io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
-            patch.setitem(sys.modules, "petransfer", None)  # and it is there again afterwards
-            exec(compile(script, "plain.py", "exec"), {"__name__": "__main__"})
-        return said.getvalue().splitlines()
-    (here / "plain.py").write_text(script)
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    plain = subprocess.run(
-        [sys.executable, "-I", "plain.py"], env=environment, capture_output=True, text=True, check=True
-    )
-    return plain.stdout.splitlines()
+    before = "import sys\nsys.modules['petransfer'] = None  # importing it fails\n" + code[:once]
+    return f"{before}for text in {texts!r}:\n{looped}"
+
+
+def executed(code: str) -> tuple[list[str], Any]:
+    """What the code of a card prints, and the base that it makes."""
+    said, names = io.StringIO(), {"__name__": "__main__"}
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setitem(sys.modules, "petransfer", None)  # and it is there again afterwards
+        for model_class in (*T5ForConditionalGeneration.__mro__, GPT2PreTrainedModel):
+            if hasattr(model_class, KEPT):  # the code sets it for its whole process
+                patch.setattr(model_class, KEPT, getattr(model_class, KEPT))
+        exec(compile(code, "plain.py", "exec"), names)
+    return said.getvalue().splitlines(), names["base"]
 
 
 def test_a_card_or_a_bundle_never_replaces_a_folder(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
