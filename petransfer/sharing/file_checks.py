@@ -168,10 +168,10 @@ def _check_lora(config: Mapping[str, Any], tensors: Tensors, is_own: bool) -> No
         if wrong:
             raise _refused(f"the tensor {_short(name)} has the shape {list(shape)}; {wrong}")
         if ".lora_" in name:
-            end = _target_of(module, targets)
-            if end is None:
+            names = _targets_of(module, targets)
+            if not names:
                 raise _refused(f"target_modules does not name {_short(module)}, for which there is a tensor")
-            met.add(end)
+            met |= names
     _check_pairs(tensors, bool(config.get("use_dora")))
     idle = [] if isinstance(targets, str) else sorted(set(targets) - met - {_NONE})
     # lists for several kinds of models are common, and `exclude_modules` takes layers out of the list
@@ -280,12 +280,12 @@ def _part(name: str, config: Mapping[str, Any]) -> tuple[str, Callable[[tuple[in
     return inner, (lambda shape: None) if kept else None
 
 
-def _target_of(module: str, targets: Any) -> str | None:
-    """Return the entry of target_modules that matches a module's name. None without a match."""
+def _targets_of(module: str, targets: Any) -> set[str]:
+    """Return the entries of target_modules that match a module's name."""
     # A pattern is not matched here: peft will match it.
     if isinstance(targets, str):
-        return targets
-    return next((one for one in targets if module == one or module.endswith(f".{one}")), None)
+        return {targets}
+    return {one for one in targets if module == one or module.endswith(f".{one}")}
 
 
 def _check_pairs(tensors: Tensors, dora: bool) -> None:

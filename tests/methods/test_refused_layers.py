@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, BartConfig, LlamaConfig, MambaConfig, MixtralConfig
+from transformers import AutoConfig, BartConfig, LlamaConfig, MambaConfig, MixtralConfig, T5Config
 
 from petransfer.api import Study
 from petransfer.errors import UserError
@@ -116,9 +117,42 @@ def test_a_layer_that_texts_do_not_pass_through_is_refused_by_the_memory_check()
         simulate(config, "bart", Demand(method, 1, 4, 4, "cpu"), False)
 
 
-def test_targets_that_no_layer_has_are_refused_before_anything_is_written(tmp_path: Path) -> None:
-    method = {"name": "lora", "rank": 4, "targets": ["q_proj"]}
-    study = Study("smoke", arms=["english"], methods=[method], effects=[], out=tmp_path / "out")
-    with pytest.raises(UserError, match=r"^LoRA cannot be put on the layers q_proj of this model \(t5\)"):
+@pytest.mark.parametrize("name", ["lora", "ia3"])
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (["q_proj"], r"q_proj of this model \(t5\): .*'q_proj'"),
+        (
+            ["q", "vv"],
+            r"q, vv of this model \(t5\): no layer's name ends in 'vv' \(did you mean 'v'\?\); .*=\[k, .*v, wi",
+        ),
+        ("q, vv", r"q, vv of this model \(t5\): no layer's name ends in 'vv'"),
+    ],
+)
+def test_targets_that_no_layer_has_are_refused_before_anything_is_written(
+    name: str, targets: Any, said: str, tmp_path: Path
+) -> None:
+    method = {"name": name, "targets": targets, "bits": 32} | ({"rank": 4} if name == "lora" else {})
+    rate = {"learning_rate": 1e-3}
+    study = Study("smoke", arms=["english"], methods=[method], effects=[], train=rate, out=tmp_path / "out")
+    with pytest.raises(UserError, match=rf"^\S+ cannot be put on the layers {said}"):
         study.run(cpu=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_each_listed_name_must_be_one_of_the_chosen_layers() -> None:
+    config = T5Config(vocab_size=64, d_model=32, d_kv=16, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
+    method = MethodSpec("lora", rank=4, targets=("q", "shared"), layers=(1,))
+    with pytest.raises(UserError, match=r"no layer's name in layers 1 ends in 'shared'"):
+        apply_method(meta_model(config, "t5", method, False), method, 0)
+    method = replace(method, targets=("q", "SelfAttention.q", "encoder.block.1.layer.1.DenseReluDense.wo"))
+    apply_method(meta_model(config, "t5", method, False), method, 0)
+
+
+def test_experts_in_a_list_are_left_out() -> None:
+    config = MixtralConfig(**SMALL, num_hidden_layers=1, num_local_experts=4)
+    method = MethodSpec("lora", rank=4, targets=("q_proj", "w1", "w2", "w3"))
+    apply_method(meta_model(config, "mixtral", method, True), method, 0)
+    method = replace(method, targets=("q_proj", "w4"))
+    with pytest.raises(UserError, match=r"no layer's name ends in 'w4'"):
+        apply_method(meta_model(config, "mixtral", method, True), method, 0)

@@ -21,6 +21,7 @@ from safetensors.numpy import load, save
 
 from petransfer.errors import UserError
 from petransfer.sharing.bundle import checked, opened
+from petransfer.sharing.file_checks import check
 from petransfer.sharing.info import describe
 from tests.sharing.conftest import Contents, call, contents, listed, refused, sealed, write
 
@@ -539,3 +540,12 @@ def test_rows_that_the_base_has_not_are_not_trained(
 
     (here / "x.petransfer.zip").write_bytes(changed(CONFIG, far)(contents(packed)))
     assert "it trains row 1,000,000,000 of" in refused(capsys, "predict", "x.petransfer.zip", "to walk")
+
+
+def test_two_names_in_the_configuration_can_match_the_same_layer() -> None:
+    layer = "base_model.model.encoder.block.0.layer.0.SelfAttention.q"
+    tensors = {f"{layer}.lora_A.weight": ("F32", (2, 8)), f"{layer}.lora_B.weight": ("F32", (8, 2))}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q", "SelfAttention.q"]}
+    check(config, tensors, is_own=True)
+    with pytest.raises(UserError, match="target_modules names 'v', for which there is no tensor"):
+        check(config | {"target_modules": ["q", "v"]}, tensors, is_own=True)

@@ -8,6 +8,7 @@ import logging
 import re
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from peft import PeftConfig, get_peft_model
@@ -15,10 +16,12 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 
 from petransfer.errors import UserError, reason_of, shortened
 from petransfer.methods.shared.compute_dtype import compute_as_in_training
+from petransfer.methods.shared.target_layers import matches, names_or_pattern
 from petransfer.models.loading import Loaded
 from petransfer.models.text_part import text_linear_layers
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import MethodSpec
+from petransfer.similar_names import similar_name
 
 _log = logging.getLogger(__name__)
 
@@ -41,25 +44,28 @@ def attach_adapter(loaded: Loaded, method: MethodSpec, config: PeftConfig, seed:
     """Return the model with frozen weights and a new, trainable adapter in fp32.
 
     Raises:
-        UserError: peft cannot apply the method to this model.
+        UserError: peft cannot apply the method to this model, or a name in the method's `targets` matches no layer.
     """
     torch.manual_seed(seed)
     layers = text_linear_layers(loaded.model)  # peft changes the model even if it fails
+    listed = names_or_pattern(loaded, method.targets)
     try:
         with warnings.catch_warnings():  # peft warns about norm and Conv1D layers, but handles them correctly
             warnings.simplefilter("ignore", UserWarning)
-            _leave_out_experts(config, loaded.model)
+            experts = _leave_out_experts(config, loaded.model)
             model: torch.nn.Module = get_peft_model(loaded.model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise _refused(loaded.model.config.model_type, layers, method, reason_of(error)) from error
     if any(".experts." in name and value.dim() == 3 for name, value in loaded.model.named_parameters()):
         _log_untrained_experts(loaded.model.config.model_type)
+    if isinstance(listed, list):
+        _refuse_unmatched(model, layers, method, [name for name in listed if name not in experts])
     compute_as_in_training(model, method.bits)
     return model
 
 
-def _leave_out_experts(config: PeftConfig, model: torch.nn.Module) -> None:
-    """Remove targets for which peft would adapt the joined weights of experts.
+def _leave_out_experts(config: PeftConfig, model: torch.nn.Module) -> set[str]:
+    """Remove targets for which peft would adapt the joined weights of experts, and return their names.
 
     Raises:
         ValueError: No other target is left.
@@ -67,10 +73,30 @@ def _leave_out_experts(config: PeftConfig, model: torch.nn.Module) -> None:
     found = copy.deepcopy(config)
     convert_peft_config_for_transformers(found, model, None)
     if not getattr(found, "target_parameters", None) or config.target_parameters:
-        return
+        return set()
     if not found.target_modules:
         raise ValueError("they belong to experts, whose weights are joined in one tensor")
+    experts = set() if isinstance(config.target_modules, str) else set(config.target_modules) - found.target_modules
     config.target_modules = found.target_modules
+    return experts
+
+
+def _refuse_unmatched(model: Any, layers: Sequence[str], method: MethodSpec, names: Sequence[str]) -> None:
+    """Raise UserError if one of the names in a method's `targets` matches no adapted layer.
+
+    Args:
+        model: The peft model.
+        layers: The names of the base model's linear layers that a text passes through.
+    """
+    adapted = model.base_model.targeted_module_names
+    unmatched = next((name for name in names if not any(matches(layer, [name]) for layer in adapted)), None)
+    if unmatched is None:
+        return
+    where = f" in layers {', '.join(map(str, method.layers))}" if method.layers else ""
+    similar = similar_name(unmatched, {layer.rpartition(".")[2] for layer in layers})
+    hint = f" (did you mean '{similar}'?)" if similar else ""
+    reason = f"no layer's name{where} ends in '{shortened(unmatched, 80)}'"
+    raise _refused(model.config.model_type, layers, method, reason, hint)
 
 
 @functools.cache
@@ -96,8 +122,11 @@ def refuse_untrained(kind: str, layers: Sequence[str], method: MethodSpec, tenso
     )
 
 
-def _refused(kind: str, layers: Sequence[str], method: MethodSpec, reason: str) -> UserError:
-    """Return the error for a method that peft cannot apply to a model of type `kind` with these linear layers."""
+def _refused(kind: str, layers: Sequence[str], method: MethodSpec, reason: str, hint: str = "") -> UserError:
+    """Return the error for a method that cannot be applied to a model of type `kind` with these linear layers.
+
+    `reason` has the names of unusable layers in quotes.
+    """
     declared = METHODS.lookup(method.name)
     reason = shortened(re.sub(r"^\[PEFT:[\w.]+\] ", "", reason).split(" Please ")[0].rstrip("."), 200)
     if "targets" not in declared.keys:
@@ -108,6 +137,6 @@ def _refused(kind: str, layers: Sequence[str], method: MethodSpec, reason: str) 
     chosen = sorted({name.rpartition(".")[2] for name in layers} - unusable)[:12]
     other = f"other layers, such as --set 'methods.0.targets=[{', '.join(chosen)}]', or " if chosen else ""
     return UserError(
-        f"{declared.title} cannot be put on the layers {targets:.80} of this model ({kind}): {reason}; choose {other}"
-        "another method"
+        f"{declared.title} cannot be put on the layers {targets:.80} of this model ({kind}): {reason}{hint}; choose "
+        f"{other}another method"
     )

@@ -27,7 +27,7 @@ def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | N
     Raises:
         UserError: `layers` has a number that the model lacks, or `targets` matches no layer.
     """
-    asked = _names_or_pattern(loaded, method.targets)
+    asked = names_or_pattern(loaded, method.targets)
     if asked == "all-linear" and default is not None:
         asked = list(default)
     # layers for images or audio, routers of experts, and layers whose weights are read directly are never adapted
@@ -35,7 +35,7 @@ def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | N
     if not method.layers and not has_other_inputs(loaded.model) and len(linear) == len(linear_layers(loaded.model)):
         return asked
     if not method.layers:
-        chosen = [name for name in linear if _matches(name, asked)]
+        chosen = [name for name in linear if matches(name, asked)]
         if not chosen:
             raise UserError(f"targets: {asked!r} names no linear layer that a text passes through")
         return chosen
@@ -44,13 +44,13 @@ def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | N
     if missing:
         last = max(numbers.values(), default=0)
         raise UserError(f"layers: the model has no layer {missing[0]}; its layers are 0 to {last}")
-    chosen = [name for name, number in numbers.items() if number in method.layers and _matches(name, asked)]
+    chosen = [name for name, number in numbers.items() if number in method.layers and matches(name, asked)]
     if not chosen:
         raise UserError(f"targets: {asked!r} names no linear layer in layers {', '.join(map(str, method.layers))}")
     return chosen
 
 
-def _names_or_pattern(loaded: Loaded, targets: str | tuple[str, ...]) -> str | list[str]:
+def names_or_pattern(loaded: Loaded, targets: str | tuple[str, ...]) -> str | list[str]:
     """Return `targets` as a list of layer names or a pattern. A text such as `q_proj` or `q, v` is a list of names."""
     if not isinstance(targets, str):
         return list(targets)
@@ -66,7 +66,8 @@ def _layer_number(name: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def _matches(name: str, asked: str | list[str]) -> bool:
+def matches(name: str, asked: str | list[str]) -> bool:
+    """Return whether a layer's name matches a pattern, or is or ends in one of several names."""
     if asked == "all-linear":
         return True
     if isinstance(asked, str):
