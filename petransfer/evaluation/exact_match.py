@@ -15,7 +15,7 @@ from petransfer.data.encoding import Encoded, encode_examples
 from petransfer.data.logical_forms import Semantics
 from petransfer.data.task import Example
 from petransfer.errors import UserError
-from petransfer.evaluation.generation import Generation, generations
+from petransfer.evaluation.generation import Generation, generations, virtual_tokens
 from petransfer.evaluation.one_pass import Scored, score
 from petransfer.evaluation.semantic_match import SemanticMatches, compare_meanings
 from petransfer.models.lengths import length_check
@@ -105,7 +105,7 @@ def exact_match(
     pairs = text_pairs(zip(inputs, targets, strict=True))
     rows = [Example(at, *pair, "all") for at, pair in enumerate(pairs)]
     encoded = encode_examples(rows, "", tokenizer, loaded.layout)
-    too_long = length_check(base.config, type(base).__name__, 0, vocabulary=vocabulary_size(base.config))
+    too_long = length_check(base.config, type(base).__name__, 0, virtual_tokens(model), vocabulary_size(base.config))
     for at, row in enumerate(encoded, start=1):
         if problem := too_long(row):
             raise UserError(f"example {at} cannot be scored: {problem}; leave it out")

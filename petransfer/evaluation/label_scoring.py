@@ -17,7 +17,7 @@ from petransfer.models.text_part import text_config
 from petransfer.models.wrappers import base_model_of, evaluating
 from petransfer.training.batches import IGNORED, Tensors, collate
 from petransfer.training.distributed import needs_all_processes
-from petransfer.training.losses import chunked_head, hidden_states
+from petransfer.training.losses import chunked_head, hidden_states, logits_at_labels
 from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
 
 
@@ -64,7 +64,6 @@ def _scores(
     device = next(model.parameters()).device
     rows = [Encoded(source, target) for source in inputs for target in tokens]
     batch = {name: tensor.to(device) for name, tensor in collate(rows, loaded.layout).items()}
-    labels_bt = batch.pop("labels")
     # A call of the encoder alone would leave out peft's virtual tokens.
     if loaded.layout.encoder_decoder and not _adds_inputs(model):
         # The encoder reads each input once, not once for each label.
@@ -73,19 +72,17 @@ def _scores(
         read = base_model_of(model).get_encoder()(input_ids=ids, attention_mask=mask[::count], return_dict=True)
         read.last_hidden_state = read.last_hidden_state.repeat_interleave(count, 0)
         batch["encoder_outputs"] = read
-    asked_bt = labels_bt != IGNORED
-    wanted = iter(_logits_of_labels(model, loaded, batch, labels_bt, asked_bt).tolist())
+    asked_bt = batch["labels"] != IGNORED
+    wanted = iter(_logits_of_labels(model, loaded, batch, asked_bt).tolist())
     found = [list(itertools.islice(wanted, count)) for count in asked_bt.sum(1).tolist()]
     return [found[at : at + len(tokens)] for at in range(0, len(found), len(tokens))]
 
 
-def _logits_of_labels(
-    model: torch.nn.Module, loaded: Loaded, batch: Tensors, labels_bt: torch.Tensor, asked_bt: torch.Tensor
-) -> torch.Tensor:
+def _logits_of_labels(model: torch.nn.Module, loaded: Loaded, batch: Tensors, asked_bt: torch.Tensor) -> torch.Tensor:
     """Return the logits (n,) of the n labels at the positions where `asked_bt` is true, row by row."""
-    head, labels_n = chunked_head(model, labels_bt.numel()), labels_bt[asked_bt]
+    head, labels_n = chunked_head(model, asked_bt.numel()), batch["labels"][asked_bt]
     if head is None:
-        logits_nv = model(**batch, use_cache=False).logits[asked_bt]
+        logits_nv = logits_at_labels(model, batch)[asked_bt]
         return _chosen(logits_nv, labels_n, loaded.layout)
     # With a large vocabulary, the logits of all labels of a single input can be too many for the memory.
     hidden_nd, size = hidden_states(model, head, batch)[asked_bt.flatten()], head.chunk_rows()

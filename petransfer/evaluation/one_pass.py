@@ -21,7 +21,7 @@ from petransfer.models.text_part import text_config
 from petransfer.training.batches import IGNORED, Tensors, collate
 from petransfer.training.cpu.cpu_step import CpuFastPath
 from petransfer.training.distributed import needs_all_processes
-from petransfer.training.losses import Head, chunked_head, hidden_states
+from petransfer.training.losses import Head, chunked_head, hidden_states, logits_at_labels
 
 # The largest number of tokens in a forward pass without padding on a CPU. Such a small pass has sequences of similar
 # lengths. It was measured as fast as larger passes on SCAN, and three times as fast as passes of 256 examples on a part
@@ -148,7 +148,7 @@ def _padded_figures(model: torch.nn.Module, batch: Tensors) -> tuple[torch.Tenso
     head = chunked_head(model, labels_bt.numel())
     if head is not None:
         return _chunked_figures(model, head, batch)
-    raw_btv = model(**{name: value for name, value in batch.items() if name != "labels"}, use_cache=False).logits
+    raw_btv = logits_at_labels(model, batch)
     logits_btv = raw_btv.float()
     asked_bt = labels_bt != IGNORED
     wanted_bt1 = labels_bt.clamp(min=0).unsqueeze(-1)

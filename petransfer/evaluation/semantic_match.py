@@ -22,6 +22,7 @@ from petransfer.models.rotary_positions import longest_shared_length
 from petransfer.models.text_part import text_config
 from petransfer.training.batches import IGNORED, collate
 from petransfer.training.distributed import needs_all_processes
+from petransfer.training.losses import logits_at_labels
 
 # Texts are first generated up to 16 tokens. Those that may still mean the same as the target are generated again, up to
 # the next number of tokens. Most texts can be excluded after a few tokens.
@@ -102,8 +103,8 @@ def _beginnings_of_batch(
 ) -> list[tuple[int, ...] | None]:
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in collate(encoded, loaded.layout).items()}
-    labels_bt = batch.pop("labels")
-    raw_btv = model(**batch, use_cache=False).logits
+    labels_bt = batch["labels"]
+    raw_btv = logits_at_labels(model, batch)
     asked_bt = labels_bt != IGNORED
     noise_b1 = noise_of(raw_btv, asked_bt, compute_dtype(model)).unsqueeze(-1)
     top_bt2, token_bt2 = raw_btv.float().topk(2, dim=-1)

@@ -67,9 +67,8 @@ def token_loss(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
     labels = batch["labels"].flatten()
     head = chunked_head(model, labels.numel())
     if head is None:
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        logits_btv = model(**inputs, use_cache=False).logits
-        return functional.cross_entropy(logits_btv.float().flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
+        logits_nv = logits_at_labels(model, batch).float().flatten(0, 1)
+        return functional.cross_entropy(logits_nv, labels, ignore_index=IGNORED, reduction="sum")
     hidden_nd = hidden_states(model, head, batch)
     weight = head.layer.weight
     return head_cross_entropy(
@@ -102,11 +101,22 @@ def known_head(model: Any) -> Head | None:
     return Head(base, layer, capped_by if getattr(capped_by, "final_logit_softcapping", None) else None)
 
 
-def hidden_states(model: torch.nn.Module, head: Head, batch: Tensors) -> torch.Tensor:
-    """Return the input of the head at every position of a batch: (batch * positions, d)."""
+def logits_at_labels(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
+    """Return the logits at every position of the labels: (batch, positions, v).
+
+    If peft puts virtual tokens before the input of a decoder-only model, the model also returns logits for these
+    tokens. They are left out.
+    """
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    logits_bsv: torch.Tensor = model(**inputs, use_cache=False).logits
+    before = logits_bsv.shape[1] - batch["labels"].shape[1]
+    return logits_bsv[:, before:] if before else logits_bsv  # in training, a slice of all positions would be a copy
+
+
+def hidden_states(model: torch.nn.Module, head: Head, batch: Tensors) -> torch.Tensor:
+    """Return the input of the head at every position of the labels: (batch * positions, d)."""
     with without_head(head):
-        hidden_btd: torch.Tensor = model(**inputs, use_cache=False).logits
+        hidden_btd = logits_at_labels(model, batch)
     return hidden_btd.flatten(0, 1).to(head.layer.weight.dtype)
 
 

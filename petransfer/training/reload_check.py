@@ -22,6 +22,7 @@ from petransfer.methods.shared.compute_dtype import compute_as_in_training
 from petransfer.models.wrappers import evaluating
 from petransfer.recipe.run_spec import MethodSpec
 from petransfer.training.batches import IGNORED, Tensors, collate
+from petransfer.training.losses import logits_at_labels
 from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory, release_cached_memory
 
 EXAMPLES = 4
@@ -87,10 +88,10 @@ def _load(
 def _logits(model: Any, batch: Tensors, autocast: bool) -> torch.Tensor:
     """Return the logits at the positions that have a label: (positions, vocabulary), on the CPU."""
     device = next(model.parameters()).device
-    inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
     with evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        logits_btv: torch.Tensor = model(**inputs, use_cache=False).logits.float().cpu()
-    return logits_btv[batch["labels"] != IGNORED]
+        logits_btv = logits_at_labels(model, batch)
+    return logits_btv[batch["labels"] != IGNORED].float().cpu()
 
 
 def _compare(

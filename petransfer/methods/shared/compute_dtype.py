@@ -18,13 +18,10 @@ from torch.nn import functional
 
 
 def compute_as_in_training(model: Any, bits: int) -> None:
-    """Make a peft model compute in the base model's dtype, and return no logits for virtual tokens.
+    """Make a peft model compute in the base model's dtype.
 
     Call this function again after adding another adapter. With 32 bits, the dtype is not changed.
     """
-    kind = str(model.active_peft_config.peft_type.value)
-    if kind == "PROMPT_TUNING" and not getattr(model.config, "is_encoder_decoder", False):
-        model.register_forward_hook(_without_virtual_tokens)
     if bits == 32:
         return
     for module in model.modules():
@@ -33,12 +30,6 @@ def compute_as_in_training(model: Any, bits: int) -> None:
                 hold_in_fp32(layer, ("weight", "bias"))
         elif isinstance(module, BaseTunerLayer):
             _use_input_dtype(module)
-
-
-def _without_virtual_tokens(model: Any, _: Any, output: Any) -> Any:
-    """Remove the logits of the virtual tokens, to which no label belongs."""
-    output.logits = output.logits[:, model.active_peft_config.num_virtual_tokens :]
-    return output
 
 
 class _InputDtypeLinear(torch.nn.Linear):
