@@ -175,7 +175,8 @@ def room(model: torch.nn.Module, loaded: Loaded, input_tokens: int) -> int | Non
     if not loaded.layout.encoder_decoder:
         return most - input_tokens - virtual.input - virtual.target
     longest = positions(loaded.model.config, of_encoder=True) or most
-    return most - virtual.target if input_tokens + virtual.input <= longest else 0
+    left = most - virtual.target - len(loaded.layout.decoder_prefix)
+    return left if input_tokens + virtual.input <= longest else 0
 
 
 def virtual_tokens(model: torch.nn.Module) -> VirtualTokens:

@@ -84,6 +84,13 @@ def test_generation_and_one_pass_agree(kind: str, folders: dict[str, Path]) -> N
     assert evaluate(loaded.model, loaded, EXAMPLES, encoded).disagreements == 0
 
 
+def test_the_token_of_the_target_language_takes_a_position(folders: dict[str, Path]) -> None:
+    loaded = load_checkpoint(spec_of("mbart", folders), 32)
+    loaded.model.final_logits_bias[:, list(loaded.layout.end_ids)] = -1e9  # type: ignore[index, operator]
+    (found,) = generations(loaded.model, loaded, [(5, 6, 7)], [64])
+    assert (found.tokens, found.ended) == (63, False)
+
+
 def test_without_languages_a_warning_says_what_happens(
     folders: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
