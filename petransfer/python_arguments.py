@@ -80,7 +80,7 @@ def place_of(value: Any, what: str) -> str:
 
 
 def device_of(value: Any) -> Any:
-    """Return a device unchanged, if torch knows it.
+    """Return a device unchanged, if PyTorch can use it on this machine.
 
     Raises:
         UserError: There is no such device.
@@ -90,9 +90,11 @@ def device_of(value: Any) -> Any:
     if value is None:
         return None
     try:
-        torch.device(value)
+        device = torch.device(value)
     except (RuntimeError, TypeError):
         raise UserError(f"device is {shown_value(value)}; give cpu, cuda or cuda:0") from None
+    if problem := _why_unusable(device):
+        raise UserError(f"device is {shown_value(value)}, but {problem}")
     return value
 
 
@@ -158,6 +160,25 @@ def name_of(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{what} is {shown_value(value)}; give a name as text")
     return value
+
+
+def _why_unusable(device: Any) -> str:
+    """Return why PyTorch cannot use a device on this machine, and what to give. Empty: it can."""
+    import torch
+
+    if device.type == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not found:
+            return "PyTorch finds no GPU on this machine; give cpu, or install PyTorch with CUDA"
+        if (device.index or 0) >= found:
+            names = " or ".join(f"cuda:{at}" for at in range(found))
+            return f"PyTorch finds {count(found, 'GPU')} on this machine; give {names}"
+    elif device.type != "cpu":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, ImportError):
+            return "PyTorch cannot use it on this machine; give cpu, cuda or cuda:0"
+    return ""
 
 
 def list_of(value: Any, what: str) -> list[Any]:

@@ -14,7 +14,7 @@ import pytest
 import petransfer as pt
 from petransfer.data import load_task
 from petransfer.errors import UserError
-from petransfer.python_arguments import naming_arguments
+from petransfer.python_arguments import device_of, naming_arguments
 from petransfer.study.quick_recipe import TrainRequest, train_request
 from petransfer.training.execution import Execution
 
@@ -157,6 +157,21 @@ def test_other_arguments_are_refused_in_one_line(ask: Any, message: str, adapter
     with pytest.raises(UserError, match=message) as refused:
         ask(adapter)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("load", [pt.load, pt.Adapter.load])
+def test_a_device_that_is_not_there_is_refused(load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(UserError, match=r"^device is 'cuda' .*, but PyTorch finds no GPU on this machine; give cpu"):
+        load("nano/english", device="cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"^device is 'cuda:2' .*, but PyTorch finds 2 GPUs .*; give cuda:0 or cuda:1"):
+        load("nano/english", device="cuda:2")
+    assert device_of("cuda:1") == "cuda:1"
+    with pytest.raises(UserError, match=r"^device is 'vulkan' .*, but PyTorch cannot use it on this machine; give cpu"):
+        load("nano/english", device="vulkan")
 
 
 def test_a_command_in_a_message_keeps_its_options() -> None:

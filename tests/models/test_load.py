@@ -295,6 +295,17 @@ def test_the_inventory_counts_every_byte_and_says_why_a_tensor_is_wide(tiny_t5: 
     assert inventory(load_checkpoint(checkpoint_spec(str(tiny_t5)), 8).model).bytes["scales"] == rows
 
 
+def test_an_error_of_the_device_is_not_taken_for_a_damaged_checkpoint(
+    tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(PreTrainedModel, "to", fail)
+    with pytest.raises(AssertionError, match="CUDA"):
+        load_checkpoint(checkpoint_spec(str(tiny_t5)), 32)
+
+
 def test_a_checkpoint_that_is_quantised_already_is_refused(tiny_t5: Path, tmp_path: Path) -> None:
     for path in tiny_t5.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
