@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -47,16 +47,16 @@ def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
     if brings and len(bundles) > 1:
         raise UserError(f"{brings.label} brings embeddings of its own for the base; use it without other adapters")
     own_embeddings = [check_sizes(bundle, model) for bundle in bundles]
-    tables = {name for bundle in bundles for name in _embedding_rows(bundle.config)}
+    tables = _trained_tables(bundles, model)
     for at, bundle in enumerate(bundles):
         try:
             config = PeftConfig.from_pretrained(str(bundle.weights.parent))
             config.inference_mode = True
-            borrows = bool(tables) and hasattr(config, "trainable_token_indices") and not _embedding_rows(bundle.config)
+            borrows = bool(tables) and hasattr(config, "trainable_token_indices") and not config.trainable_token_indices
             if borrows:
                 # peft fails if some adapters train rows of the embeddings and others do not. The first row of each
                 # table is therefore given to the others, with the values of the base.
-                config.trainable_token_indices = {table: [0] for table in sorted(tables)}
+                config.trainable_token_indices = {table: [0] for table in tables}
             config.base_model_name_or_path = loaded.model.name_or_path  # peft warns about any other name
             if at:  # the layers of the adapters before have names too
                 refuse_slow_patterns(bundle, model)
@@ -72,10 +72,14 @@ def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
     return model.to(loaded.model.device).eval()
 
 
-def _embedding_rows(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the rows of the embeddings that an adapter trains, by the name of the table."""
-    rows = config.get("trainable_token_indices")
-    return rows if isinstance(rows, dict) else {"embed_tokens": rows} if rows else {}
+def _trained_tables(bundles: Sequence[Bundle], base: Any) -> list[str]:
+    """Return the names of the embeddings, or the ends of these names, of which adapters train some rows."""
+    embeddings = base.get_input_embeddings()
+    own = next(name for name, module in base.named_modules() if module is embeddings)
+    rows = [bundle.config.get("trainable_token_indices") or {} for bundle in bundles]
+    # a list of rows means the base's input embeddings
+    names = {name for one in rows for name in (one if isinstance(one, dict) else [own])}
+    return sorted(name for name in names if not name.endswith(tuple(f".{other}" for other in names)))
 
 
 def _name(at: int) -> str:

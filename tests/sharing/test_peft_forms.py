@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from pathlib import Path
@@ -151,6 +152,36 @@ def test_the_base_of_an_adapter_with_another_vocabulary_is_resized(
         pytest.raises(UserError, match="brings embeddings of its own for the base; use it without other adapters"),
     ):
         put_together([source.adapter(), source.adapter()], Where(checkpoint=str(base), device="cpu"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_rows_of_embeddings_without_the_name_of_their_table(tiny_gpt2: Path, tmp_path: Path) -> None:
+    """A list means the input embeddings, which GPT-2 calls `wte`."""
+    forms: list[Any] = [[5, 6], None, {"wte": [7]}]
+    ids = torch.tensor([[5, 6, 7, 8]])
+    wanted = []
+    for at, rows in enumerate(forms):
+        torch.manual_seed(at)
+        made = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(tiny_gpt2),
+            LoraConfig(
+                task_type="CAUSAL_LM", r=4, target_modules=["c_attn"], init_lora_weights=False,
+                trainable_token_indices=rows,
+            ),
+        ).eval()  # fmt: skip
+        for name, value in made.named_parameters():
+            if "trainable_tokens_delta" in name:
+                value.data += torch.randn(value.shape)
+        made.save_pretrained(tmp_path / str(at))
+        with torch.inference_mode():
+            wanted.append(made(ids).logits)
+    with contextlib.ExitStack() as stack:
+        bundles = [stack.enter_context(opened_source(str(tmp_path / str(at)))).adapter() for at in range(3)]
+        adapters = put_together(bundles, Where(checkpoint=str(tiny_gpt2), device="cpu"), bits=32)
+    for name, logits in zip(adapters.bundles, wanted, strict=True):
+        adapters.model.set_adapter(name)
+        with torch.inference_mode():
+            assert torch.allclose(adapters.model(ids).logits, logits, atol=1e-5)
 
 
 ENCODER_DECODERS: dict[str, Any] = {
