@@ -78,6 +78,11 @@ class Bundle:
         """Text of README.md. None if there is no such file."""
         return read_text(self.files[CARD]) if CARD in self.files else None
 
+    @property
+    def method(self) -> str | None:
+        """Name of the method with which petransfer trained the adapter. None for an adapter of another program."""
+        return self.spec.method.name if self.spec else None
+
     def result(self) -> dict[str, Any] | None:
         """Return the content of result.json. None if there is no such file."""
         return read_json(self.files[RESULT]) if RESULT in self.files else None
@@ -200,7 +205,7 @@ def checked(bundle: Bundle) -> Bundle:
     Raises:
         UserError: the configuration does not fit the tensors or the run, or a file was changed.
     """
-    checks.check(bundle.config, bundle.tensors, is_own=bundle.spec is not None)
+    checks.check(bundle.config, bundle.tensors, bundle.method)
     other = other_base(bundle)
     if other:
         raise UserError(f"{bundle.label} is refused: {other}")

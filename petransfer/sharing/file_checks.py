@@ -74,13 +74,16 @@ _PREFIX = "base_model.model."
 _NONE = "dummy-target-modules"
 
 
-def check(config: Mapping[str, Any], tensors: Tensors, is_own: bool) -> None:
+def check(config: Mapping[str, Any], tensors: Tensors, method: str | None) -> None:
     """Raise UserError if an adapter's configuration is unsafe or wrong, or does not describe the tensors.
 
     Args:
-        is_own: whether petransfer trained the adapter. An adapter of another program may have patterns that
-            `pattern_times` checks when the base is known, and may name layers that the base does not have.
+        method: name of the method with which petransfer trained the adapter. None for an adapter of another program,
+            which may have patterns that `pattern_times` checks when the base is known, and may name layers that the
+            base does not have.
     """
+    is_own = method is not None
+    _check_kind(config.get("peft_type"), method)
     _check_config(config)
     _check_patterns(config, is_own)
     _check_tensors(tensors)
@@ -88,12 +91,19 @@ def check(config: Mapping[str, Any], tensors: Tensors, is_own: bool) -> None:
         _check_lora(config, tensors, is_own)
 
 
-def _check_config(config: Mapping[str, Any]) -> None:
-    kind = config.get("peft_type")
-    known = sorted({method.peft_type for method in METHODS.of_package() if method.peft_type})
-    if kind not in known:
+def _check_kind(kind: Any, method: str | None) -> None:
+    """Refuse a kind of adapter that neither petransfer nor the package of the run's method declares."""
+    known = sorted({declared.peft_type for declared in METHODS.of_package() if declared.peft_type})
+    if kind in known or (method is not None and method in METHODS and kind == METHODS[method].peft_type):
+        return
+    if method is not None and method not in METHODS:
+        advice = f"install the package with the method {shortened(method, 40)!r}"
+    else:
         advice = "use it with plain peft" if str(kind) in _NEVER_MERGED else _MERGED_BY_PEFT
-        raise _refused(f"peft_type {str(kind)[:40]!r} is not supported (supported: {', '.join(known)}); {advice}")
+    raise _refused(f"peft_type {str(kind)[:40]!r} is not supported (supported: {', '.join(known)}); {advice}")
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
     _refuse_keys(config)
     for key, kinds in TYPES.items():
         if config.get(key) is not None and not isinstance(config[key], kinds):

@@ -57,7 +57,7 @@ def _rows(rows: Any) -> int | str:
 
 def _sound(bundle: Bundle) -> str:
     try:
-        checks.check(bundle.config, bundle.tensors, is_own=bundle.spec is not None)
+        checks.check(bundle.config, bundle.tensors, bundle.method)
     except UserError as error:
         return f"no: {error}"
     wrong = differences(bundle)

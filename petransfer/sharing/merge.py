@@ -144,8 +144,9 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
 
 def _refuse_inputs(bundle: Bundle) -> None:
     """Raise UserError for a method that changes no weight, such as prompt tuning."""
-    kind = bundle.config.get("peft_type")
-    for method in METHODS.of_package():
+    kind, name = bundle.config.get("peft_type"), bundle.method
+    of_run = [METHODS[name]] if name is not None and name in METHODS else []
+    for method in (*of_run, *METHODS.of_package()):
         if method.peft_type == kind and method.not_merged:
             raise UserError(f"{bundle.label} cannot be merged, as {method.title} never can: {method.not_merged}")
 

@@ -78,7 +78,7 @@ def verify(
         )
     if not bundle.provenance.get("base") or not bundle.provenance.get("claims"):
         raise UserError(f"{bundle.label} was made by an older petransfer, which kept nothing to verify")
-    checks.check(bundle.config, bundle.tensors, is_own=True)
+    checks.check(bundle.config, bundle.tensors, bundle.spec.method.name)
     of_files = [*_files(bundle), *_card(bundle), *_saved_figures(bundle)]
     sound = all(check.passed for check in of_files)
     if not sound:  # a changed file is reported even if the base or the data are missing

@@ -1,4 +1,4 @@
-"""A method of another installed package: a recipe uses it, it is trained and saved, and plain peft loads it."""
+"""A method of another installed package: it is trained, saved, used and merged, and plain peft loads it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def apply(loaded, method, seed):
     return attach_adapter(loaded, method, config, seed)
 
 METHOD = Method(name="loha", title="LoHa", source="", apply=apply, keys=LAYER_KEYS | {"rank"}, size="rank",
-                peft_type="LOHA", options={"drop": Option(0.0, "share of layers left out", minimum=0, maximum=0.5)})
+                peft_type="LOHA", options={"drop": Option(0.0, "share of layers left out", minimum=0, maximum=0.5)},
+                not_merged="its package says so")
 """
 SCRIPT = """
 import sys
@@ -59,6 +60,22 @@ assert result["trained_parameters"] > 0
 plain = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(sys.argv[1]), str(folder / "adapter"))
 assert plain.peft_config["default"].peft_type.value == "LOHA"
 assert "torch._inductor.compile_fx" not in sys.modules, "torch's compiler was imported, which takes a second"
+
+import petransfer
+from dataclasses import replace
+from petransfer.recipe.methods import METHODS
+
+adapter = petransfer.Adapter.load(folder, device="cpu")
+assert len(adapter.predict(["jump"], max_new_tokens=2)) == 1
+assert all(check.passed for check in adapter.verify(evaluate=False))
+try:
+    adapter.merge("merged")
+except UserError as error:
+    assert "as LoHa never can: its package says so" in str(error), error
+else:
+    raise AssertionError("merged")
+METHODS._loaded["loha"] = replace(METHODS["loha"], not_merged="")
+assert adapter.merge("merged").moved < 1e-3
 print("plugin works")
 """
 

@@ -546,6 +546,14 @@ def test_two_names_in_the_configuration_can_match_the_same_layer() -> None:
     layer = "base_model.model.encoder.block.0.layer.0.SelfAttention.q"
     tensors = {f"{layer}.lora_A.weight": ("F32", (2, 8)), f"{layer}.lora_B.weight": ("F32", (8, 2))}
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q", "SelfAttention.q"]}
-    check(config, tensors, is_own=True)
+    check(config, tensors, method="lora")
     with pytest.raises(UserError, match="target_modules names 'v', for which there is no tensor"):
-        check(config | {"target_modules": ["q", "v"]}, tensors, is_own=True)
+        check(config | {"target_modules": ["q", "v"]}, tensors, method="lora")
+
+
+def test_the_package_of_a_method_has_to_be_installed() -> None:
+    config, tensors = {"peft_type": "LOHA", "r": 2}, {"base_model.model.q.hada_w1_a": ("F32", (2, 8))}
+    with pytest.raises(UserError, match=r"'LOHA' is not supported .*; install the package with the method 'loha'"):
+        check(config, tensors, method="loha")
+    with pytest.raises(UserError, match=r"'LOHA' is not supported .*; merge it with plain peft"):
+        check(config, tensors, method=None)
