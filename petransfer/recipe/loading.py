@@ -176,6 +176,11 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     _set(content, *_parse(override))
 
 
+def overridden_key(override: str) -> list[str]:
+    """Return the names of the nested keys that an override sets: `['a', 'b']` for `a.b=c`."""
+    return _parse(override)[0]
+
+
 def _parse(override: str) -> tuple[list[str], Any]:
     key, sign, text = override.partition("=")
     if not sign or not key.strip("."):

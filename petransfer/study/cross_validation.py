@@ -14,6 +14,7 @@ from petransfer.atomic_files import write_text
 from petransfer.data.rows.folds import ALL
 from petransfer.errors import RunError, UserError
 from petransfer.plurals import count
+from petransfer.recipe.loading import overridden_key
 from petransfer.study.folders import StudyFolder
 from petransfer.study.launched_processes import this_place
 from petransfer.study.quick_recipe import TrainRequest
@@ -105,8 +106,7 @@ class CrossValidation:
 
 def _sets_the_length(override: str) -> bool:
     """Return whether an override such as `train.steps=500` sets the length of the training."""
-    key = override.partition("=")[0].strip()
-    return ".".join(key.split(".")[:2]) in ("train.steps", "train.epochs", "train.early_stopping")
+    return overridden_key(override)[:2] in (["train", "steps"], ["train", "epochs"], ["train", "early_stopping"])
 
 
 def cross_validation(

@@ -16,7 +16,7 @@ from petransfer.data.bad_rows import UnusableRows
 from petransfer.errors import UserError, unknown
 from petransfer.models.registry import CONTROLS, checkpoint_spec, is_embedded
 from petransfer.python_arguments import list_of, place_of, shown_value
-from petransfer.recipe.loading import apply_override, validate
+from petransfer.recipe.loading import apply_override, overridden_key, validate
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.schema import ArmPart, FamilyPart, Recipe
 from petransfer.study.grid import expand, resolve, task_of
@@ -291,7 +291,7 @@ def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainReq
     rate = request.learning_rate
     if rate is None:
         rate = default_rate(request.method, config, is_embedded(spec.name))
-    steps = given.steps if any(one.partition("=")[0].strip() == "train.steps" for one in overrides) else None
+    steps = given.steps if any(overridden_key(one) == ["train", "steps"] for one in overrides) else None
     length = _length(request, rows, batch, steps if isinstance(steps, int) else None)
     content["train"] = {**length, "batch_size": content["train"]["batch_size"], "learning_rate": rate}
     if request.packing:
