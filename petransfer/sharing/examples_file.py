@@ -12,6 +12,7 @@ import pyarrow.parquet
 
 from petransfer.errors import UserError, reason_of
 from petransfer.sharing.bundle_files import EXAMPLES
+from petransfer.study.examples_table import write_table
 from petransfer.unreadable_files import refuse_unreadable
 
 # The columns without inputs, targets and generated texts.
@@ -65,5 +66,5 @@ def without_texts(path: Path) -> bytes:
     table = read_table(path)
     kept = table.select([name for name in FIGURES if name in table.column_names]).replace_schema_metadata(None)
     sink = io.BytesIO()
-    pyarrow.parquet.write_table(kept, sink)
+    write_table(kept, sink)
     return sink.getvalue()

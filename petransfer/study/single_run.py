@@ -10,8 +10,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import torch
 from transformers import PreTrainedModel
 
@@ -30,6 +28,7 @@ from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.checkpointing_choice import with_room
 from petransfer.study.encoded_data import encoded_task, log_notes
 from petransfer.study.environment import environment
+from petransfer.study.examples_table import write_examples
 from petransfer.study.folders import RunFolder
 from petransfer.study.launched_processes import splits_tensors
 from petransfer.study.prepared_run import Base, Prepared
@@ -202,7 +201,7 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
             model, saved, spec.method, prepared.parts["dev"], loaded.layout, prepared.autocast, base.load_anew
         )
         shown = None if TASKS.lookup(spec.task.name).text_is_private else data.test
-        _write_examples(evaluations["test"], shown, measured["test"].answers, folder.path / "examples.parquet")
+        write_examples(evaluations["test"], shown, measured["test"].answers, folder.path / "examples.parquet")
     result = {
         "run_id": spec.run_id,
         **{part: summary(evaluation) | measured[part].scores for part, evaluation in evaluations.items()},
@@ -280,24 +279,3 @@ def _save_weights(
             tokenizer.save_pretrained(partial)
         RunFolder(partial).write_json("petransfer.json", seal(partial, made_from))
     return target
-
-
-def _write_examples(
-    evaluation: Evaluation, examples: Sequence[Example] | None, answers: Sequence[str] | None, path: Path
-) -> None:
-    """Write examples.parquet with one row per example. No texts are written if `examples` is None."""
-    names = ["index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct"]
-    names += ["said"] if examples is not None else []
-    names += ["semantic_correct"] if evaluation.meant else []
-    columns = {name: [getattr(row, name) for row in evaluation.scored] for name in names}
-    for name in ("input", "target") if examples is not None else ():
-        texts = zip(evaluation.scored, examples or (), strict=True)
-        columns[name] = [None if row.said is None else getattr(example, name) for row, example in texts]
-    text = pyarrow.string()
-    arrays = {name: pyarrow.array(values, text if name in _TEXTS else None) for name, values in columns.items()}
-    table = pyarrow.table(arrays | ({} if answers is None else {"answer": pyarrow.array(answers, text)}))
-    with replacing(path) as partial:
-        pyarrow.parquet.write_table(table, partial)
-
-
-_TEXTS = ("said", "input", "target")

@@ -19,8 +19,8 @@ from petransfer.training.autocast import autocast_forward
 from petransfer.training.batch_feed import BatchFeed
 from petransfer.training.batches import Batch, BatchSource, Tensors
 from petransfer.training.cpu.cpu_step import CpuFastPath
+from petransfer.training.dev_evaluation import DevEvaluation
 from petransfer.training.distributed import Process, clip_gradients, processes_of
-from petransfer.training.early_stopping import EarlyStopper, StoppingState
 from petransfer.training.execution import Execution, refuse_small_batch
 from petransfer.training.graphs import GraphedStep, NotCaptured
 from petransfer.training.hooks import Hooks
@@ -38,15 +38,7 @@ from petransfer.training.out_of_memory import (
 from petransfer.training.self_checks import STEPS as CHECKED_STEPS
 from petransfer.training.self_checks import SelfChecks, refuse_not_finite
 from petransfer.training.smaller_batches import with_smaller_micro_batches
-from petransfer.training.state import (
-    Progress,
-    load_best,
-    load_state,
-    peek_progress,
-    remove_other_bests,
-    save_best,
-    save_state,
-)
+from petransfer.training.state import Progress, load_state, peek_progress, save_state
 
 # Note of a run that used CUDA graphs at first, and could not use them to the end.
 ENDED = "ended"
@@ -102,7 +94,9 @@ class Loop:
         self.optimizer = make_optimizer(model, spec)
         if self.progress.step:
             load_state(self.state_folder, self.progress, model, self.optimizer)
-        self.stopper = self._make_stopper()
+        self.dev = DevEvaluation(
+            model, spec, self.progress, self.processes, hooks, self.state_folder, writes=process.leads
+        )
         # Reading a loss from a GPU waits until the GPU has finished all queued work, so it is not done every step.
         self.reads_every_step = process.device.type != "cuda"
         self.feed = BatchFeed(source, spec.steps, process)
@@ -140,7 +134,7 @@ class Loop:
     @property
     def finished(self) -> bool:
         """Whether all steps are done or early stopping ended the run."""
-        return self.progress.step >= self.spec.steps or self._stopping_state.stop_reason != ""
+        return self.progress.step >= self.spec.steps or self.dev.ended
 
     def run(self) -> Progress:
         """Train to the end and return the progress. With early stopping, the model then has its best weights.
@@ -154,7 +148,7 @@ class Loop:
                 self._train()
         finally:
             self._end_graphs()
-        self._restore_best()
+        self.dev.restore_best()
         return self.progress
 
     def _train(self) -> None:
@@ -189,7 +183,7 @@ class Loop:
         self.progress.step = step + 1
         self.progress.seconds = seconds
         if not self.processes.shared:
-            self._out_of_time = self._is_out_of_time()
+            self._out_of_time = self.dev.is_out_of_time(seconds)
         self._unread.append((step, loss, norm))
         if self.reads_every_step or step < CHECKED_STEPS or self._line_is_due(step + 1):
             self.read_losses()
@@ -234,8 +228,7 @@ class Loop:
             save_state(
                 self.state_folder, self.progress, self.model, self.optimizer, self.identity, keep_earlier, writes
             )
-        if writes and self.stopper is not None:
-            remove_other_bests(self.state_folder, self._stopping_state.best_step)
+        self.dev.remove_other_bests()
 
     def use_less_memory(self) -> None:
         """Halve the micro-batch and the token budget, and drop the gradients of the failed step."""
@@ -346,7 +339,12 @@ class Loop:
     def _exchange(self, failed: bool) -> None:
         """Sum the gradients over all processes, and agree whether to repeat the step, stop or save."""
         leads = self.process.leads
-        own = [failed, self.hooks.should_stop(), leads and self._save_is_due(), leads and self._is_out_of_time()]
+        own = [
+            failed,
+            self.hooks.should_stop(),
+            leads and self._save_is_due(),
+            leads and self.dev.is_out_of_time(self.progress.seconds),
+        ]
         any_failed, stop, save, out_of_time = self.processes.exchange(own, self._parameters())
         self._stop_requested, self._save_requested, self._out_of_time = stop > 0, save > 0, out_of_time > 0
         # All processes raise the error, because all must repeat the step.
@@ -390,8 +388,7 @@ class Loop:
         return [value for group in self.optimizer.param_groups for value in group["params"]]
 
     def _learning_rate(self, step: int) -> float:
-        cooldown = self.stopper.cooldown_factor(step, self.spec.steps) if self.stopper else 1.0
-        return self.spec.learning_rate * learning_rate_factor(self.spec, step) * cooldown
+        return self.spec.learning_rate * learning_rate_factor(self.spec, step) * self.dev.cooldown_factor(step)
 
     def _save_is_due(self) -> bool:
         return time.monotonic() - self._saved_at >= self.execution.save_every
@@ -400,12 +397,16 @@ class Loop:
         return done % self.execution.log_every == 0 or done == self.spec.steps or self._evaluation_is_due(done)
 
     def _evaluation_is_due(self, done: int) -> bool:
-        return done in self.hooks.evaluate_at or self._out_of_time
+        return self.dev.is_due(done, out_of_time=self._out_of_time)
+
+    def _evaluate(self) -> dict[str, Any]:
+        self.feed.wait()
+        return self.dev.run(self.progress, out_of_time=self._out_of_time)
 
     def _log(self, step: int) -> None:
         """Evaluate on dev when due, call `hooks.progress`, and write a line of metrics when due."""
         done = step + 1
-        scores = self._evaluate(done) if self._evaluation_is_due(done) else {}
+        scores = self._evaluate() if self._evaluation_is_due(done) else {}
         self.hooks.progress(done, self._mean_loss, self.progress.seconds)
         if not self._line_is_due(done):
             return
@@ -421,50 +422,6 @@ class Loop:
             self.metrics.append(line)
             self.hooks.log(line)
         self.progress.loss_sum, self.progress.loss_steps = 0.0, 0
-
-    def _evaluate(self, done: int) -> dict[str, Any]:
-        """Return the scores on dev. With early stopping, also save the best weights and decide about stopping."""
-        self.feed.wait()
-        scores = self.hooks.evaluate(self.progress.micro_batch)
-        if self.stopper is None:
-            return scores
-        # All processes use the scores of the first process. Otherwise rounding could make them decide differently.
-        if self.processes.shared:
-            leads = self.process.leads
-            scores = dict(
-                zip(scores, self.processes.agree([score if leads else 0.0 for score in scores.values()]), strict=True)
-            )
-        if self.stopper.record(done, scores):
-            save_best(self.state_folder, self.model, done, writes=self.process.leads)
-        state = self.stopper.state
-        if not state.stop_reason:
-            state.stop_reason = "max_minutes" if self._out_of_time else "max_steps" if done == self.spec.steps else ""
-        self.progress.early_stopping = state.as_dict()
-        return scores
-
-    @property
-    def _stopping_state(self) -> StoppingState:
-        return self.stopper.state if self.stopper else StoppingState()
-
-    def _make_stopper(self) -> EarlyStopper | None:
-        if self.spec.early_stopping is None:
-            return None
-        return EarlyStopper(self.spec.early_stopping, StoppingState.from_dict(self.progress.early_stopping))
-
-    def _is_out_of_time(self) -> bool:
-        return self.stopper is not None and self.stopper.is_out_of_time(self.progress.seconds)
-
-    def _restore_best(self) -> None:
-        """With early stopping, load the weights of the best step into the model."""
-        best = self._stopping_state.best_step
-        if best:
-            self._wait_for_others()  # the first process must have written the best weights
-            load_best(self.state_folder, self.model, best)
-            self._wait_for_others()  # all must have loaded them, because the first process later removes the files
-
-    def _wait_for_others(self) -> None:
-        if self.processes.shared:
-            self.processes.agree([0.0])
 
 
 def dropout_seed(seed: int, step: int, process: int) -> int:

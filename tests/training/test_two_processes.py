@@ -95,7 +95,7 @@ def _stopped_early(rank: int, folder: Path) -> dict[str, Any]:
         return {"dev_em": [5.0, 9.0, 7.0, 8.0][step - 1] + 10 * step * rank, "dev_loss": 1.0}
 
     loop = _loop(folder, squares, evaluate_at={1, 2, 3, 4}, evaluate=evaluate)
-    loop.stopper = EarlyStopper(EarlyStopping(patience=1), StoppingState())
+    loop.dev.stopper = EarlyStopper(EarlyStopping(patience=1), StoppingState())
     progress = loop.run()
     values = [value.tolist() for value in loop.model.parameters()]
     return {"step": progress.step, **progress.early_stopping, "is_best": values == seen[2]}

@@ -1,0 +1,49 @@
+"""Write examples.parquet, the outcomes of a run's test examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from petransfer.atomic_files import replacing
+from petransfer.data import Example
+from petransfer.evaluation.exact_match import Evaluation
+
+_TEXTS = ("said", "input", "target")
+# Encodings of columns in which hardly any value occurs twice. They need half of the space of parquet's defaults.
+_ENCODINGS = {"index": "DELTA_BINARY_PACKED", "margin": "BYTE_STREAM_SPLIT", "log_prob": "BYTE_STREAM_SPLIT"}
+
+
+def write_examples(
+    evaluation: Evaluation, examples: Sequence[Example] | None, answers: Sequence[str] | None, path: Path
+) -> None:
+    """Write examples.parquet with one row per example. No texts are written if `examples` is None."""
+    names = ["index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct"]
+    names += ["said"] if examples is not None else []
+    names += ["semantic_correct"] if evaluation.meant else []
+    columns = {name: [getattr(row, name) for row in evaluation.scored] for name in names}
+    for name in ("input", "target") if examples is not None else ():
+        texts = zip(evaluation.scored, examples or (), strict=True)
+        columns[name] = [None if row.said is None else getattr(example, name) for row, example in texts]
+    text = pyarrow.string()
+    arrays = {name: pyarrow.array(values, text if name in _TEXTS else None) for name, values in columns.items()}
+    table = pyarrow.table(arrays | ({} if answers is None else {"answer": pyarrow.array(answers, text)}))
+    with replacing(path) as partial:
+        write_table(table, partial)
+
+
+def write_table(table: pyarrow.Table, where: Any) -> None:
+    """Write a table of examples as parquet, in little space.
+
+    Args:
+        where: a path or a binary file that is open for writing.
+    """
+    encodings = {name: encoding for name, encoding in _ENCODINGS.items() if name in table.column_names}
+    others = [name for name in table.column_names if name not in encodings]
+    pyarrow.parquet.write_table(
+        table, where, compression="zstd", use_dictionary=others, column_encoding=encodings or None
+    )
