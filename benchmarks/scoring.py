@@ -65,10 +65,10 @@ def trained_before(folder: Path, data_dir: Path | None, device: torch.device) ->
         UserError: The folder is not that of a finished run, or the data cannot be found.
     """
     predictor = Adapter.load(folder, device=str(device)).predictor
-    said = folder / "spec.json"
-    if not said.is_file():
+    path = folder / "spec.json"
+    if not path.is_file():
         raise UserError(f"{folder} has no spec.json; name a run's folder like results/<study>/runs/<run-id>")
-    spec = RunSpec.from_dict(json.loads(said.read_text(encoding="utf-8")))
+    spec = RunSpec.from_dict(json.loads(path.read_text(encoding="utf-8")))
     options = spec.task.arguments
     examples = load_task(spec.task.name, data_dir, **options).load(spec.task.split).test
     encoded = encode_examples(examples, spec.task.prefix, predictor.loaded.tokenizer, predictor.loaded.layout)
@@ -143,9 +143,9 @@ def _sides(
 
     def generated() -> float:
         started = clock(device)
-        said = generations(model, loaded, [one.input_ids for one in encoded], [limit] * len(encoded))
+        predictions = generations(model, loaded, [one.input_ids for one in encoded], [limit] * len(encoded))
         taken = clock(device) - started
-        right.by["generate"] = [answer.text == one.target for answer, one in zip(said, rows, strict=True)]
+        right.by["generate"] = [answer.text == one.target for answer, one in zip(predictions, rows, strict=True)]
         return len(rows) / taken
 
     return {"petransfer": ours, "generate": generated}

@@ -15,7 +15,7 @@ from petransfer.wrong_paths import weight_file_advice
 COMMITS = ("0" * 40, "1" * 40)
 
 
-def said_of(place: Path) -> tuple[str, str]:
+def messages_of(place: Path) -> tuple[str, str]:
     """Return the errors for a path that was named as a checkpoint, and as an adapter or model."""
     with pytest.raises(UserError) as of_checkpoint:
         checkpoint_spec(str(place))
@@ -38,29 +38,31 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("inner", ["", "snapshots", "refs"])
 def test_a_folder_of_the_hub_s_cache_leads_to_the_model_in_it(cache: Path, inner: str) -> None:
-    for said in said_of(cache / inner):
-        assert "is the folder of owner/small--model in the hub's cache; name the folder" in said
-        assert said.endswith(str(cache / "snapshots" / COMMITS[1]))
+    for message in messages_of(cache / inner):
+        assert "is the folder of owner/small--model in the hub's cache; name the folder" in message
+        assert message.endswith(str(cache / "snapshots" / COMMITS[1]))
 
 
 def test_the_whole_cache_leads_to_hub_ids(cache: Path) -> None:
-    assert all("give the hub id of a model, such as owner/small--model" in said for said in said_of(cache.parent))
+    assert all(
+        "give the hub id of a model, such as owner/small--model" in message for message in messages_of(cache.parent)
+    )
 
 
 def test_a_cache_without_a_complete_copy_says_how_to_download_it(cache: Path) -> None:
     for commit in COMMITS:
         (cache / "snapshots" / commit / "config.json").unlink()
-    assert all("download it again with `hf download owner/small--model`" in said for said in said_of(cache))
+    assert all("download it again with `hf download owner/small--model`" in message for message in messages_of(cache))
 
 
 @pytest.mark.parametrize("name", ["a.bin", "a.pt", "a.pth", "a.ckpt", "a.safetensors", "a.onnx", "a.GGUF"])
 def test_a_weight_file_is_no_file_of_rows(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     file.write_bytes(b"\x00\x01weights")
-    for said in said_of(file):
-        assert "your rows" not in said
-        assert "zip" not in said
-        assert "name the" in said or "name a folder" in said
+    for message in messages_of(file):
+        assert "your rows" not in message
+        assert "zip" not in message
+        assert "name the" in message or "name a folder" in message
     with pytest.raises(UserError, match=f"{name} (has no rows: it )?is .*; (name a file with rows|save a table)"):
         find_source(str(file), None)
 

@@ -133,7 +133,7 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
     try:
         given = [argument for argument in arguments if argument not in _ANYWHERE]
-        name = "petransfer" if application is app else None  # `python -m petransfer` is said as the command too
+        name = "petransfer" if application is app else None  # `python -m petransfer` is named as the command too
         code = application(utf8_arguments(given), prog_name=name, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except (UserError, RunError) as error:
@@ -148,10 +148,10 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        said = _file_error(error)
-        if debug or not said:
+        message = _file_error(error)
+        if debug or not message:
             raise
-        _end(2, f"error: {said}")
+        _end(2, f"error: {message}")
     except (KeyboardInterrupt, typer.Abort):
         _end(130, "stopped")
     except (MemoryError, RuntimeError) as error:  # after typer.Abort, which is a RuntimeError
@@ -162,8 +162,8 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
         print_text(*lost_characters_note(), file=sys.stderr)
 
 
-def _end(code: int, said: str) -> NoReturn:
+def _end(code: int, message: str) -> NoReturn:
     """End the process with an exit code, after a message from the first of the processes of a launcher."""
-    if said and this_place().leads:
-        print_text(said, file=sys.stderr)
+    if message and this_place().leads:
+        print_text(message, file=sys.stderr)
     sys.exit(code)

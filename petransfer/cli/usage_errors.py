@@ -35,14 +35,14 @@ def usage_error(error: Any) -> str:
             place = inner_key(error.option_name)
             near = f"--set {place}=VALUE" if place else None
         error.possibilities = [near] if near else []
-    said = " ".join(error.format_message().split()).rstrip(".")
-    if context is not None and said.startswith(_TOO_MANY):
-        said = _too_many_arguments(context, said.partition("(s) ")[2].strip("()"))
+    message = " ".join(error.format_message().split()).rstrip(".")
+    if context is not None and message.startswith(_TOO_MANY):
+        message = _too_many_arguments(context, message.partition("(s) ")[2].strip("()"))
     dashed = next((argument for argument in sys.argv[1:] if argument.startswith(_LONG_DASHES)), None)
     if dashed is not None:
-        said += f"; {dashed} begins with a long dash, such as text editors write: options begin with -- (two hyphens)"
+        message += f"; {dashed} begins with a long dash, as text editors write it: options begin with -- (two hyphens)"
     see = "" if context is None else f"see `{context.command_path} --help`"
-    return f"error: {said} {see}" if said.endswith("?") else f"error: {said}; {see}".rstrip("; ")
+    return f"error: {message} {see}" if message.endswith("?") else f"error: {message}; {see}".rstrip("; ")
 
 
 def _too_many_arguments(context: Any, extra: str) -> str:

@@ -53,10 +53,10 @@ def same_meaning(target: str, answer: str) -> bool:
     Forms with other parts, such as the lambda terms of single verbs, are compared as sets of strings. Unlike Wu et al.,
     this function does not accept a prediction that splits one variable of the target into two.
     """
-    wanted, said = conjuncts(target), conjuncts(answer)
-    if wanted is None or said is None:
-        return wanted is said and _parts(target) == _parts(answer)
-    return wanted == said or (_shape(wanted) == _shape(said) and _isomorphic(wanted, said))
+    wanted, predicted = conjuncts(target), conjuncts(answer)
+    if wanted is None or predicted is None:
+        return wanted is predicted and _parts(target) == _parts(answer)
+    return wanted == predicted or (_shape(wanted) == _shape(predicted) and _isomorphic(wanted, predicted))
 
 
 def may_become(target: str, beginning: str) -> bool:
@@ -73,16 +73,16 @@ def may_become(target: str, beginning: str) -> bool:
     found = [_CONJUNCT.fullmatch(part) for part in whole]
     if not all(found):
         return False
-    said = {(match[1], tuple(match[2].split(","))) for match in found if match}
+    predicted = {(match[1], tuple(match[2].split(","))) for match in found if match}
     if match := _CONJUNCT.fullmatch(last):
-        said.add((match[1], tuple(match[2].split(","))))
+        predicted.add((match[1], tuple(match[2].split(","))))
     elif match := _OPEN.fullmatch(last):
         if not any(name == match[1] for name, _ in wanted):
             return False
     elif not any(name.startswith(last) for name, _ in wanted):
         return False
     # no continuation corrects too many variables, or a predicate that occurs too often
-    return len(_variables(said)) <= len(_variables(wanted)) and _shape(said) <= _shape(wanted)
+    return len(_variables(predicted)) <= len(_variables(wanted)) and _shape(predicted) <= _shape(wanted)
 
 
 RECOGS = Semantics(same_meaning, may_become)

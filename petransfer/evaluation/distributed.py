@@ -50,7 +50,7 @@ def put_together(parts: Sequence[Evaluation]) -> Evaluation:
         near_ties=sum(part.near_ties for part in parts),
         audited=sum(part.audited for part in parts),
         disagreements=sum(part.disagreements for part in parts),
-        meant=_joined_matches(scored, [part.meant for part in parts if part.meant]),
+        semantic=_joined_matches(scored, [part.semantic for part in parts if part.semantic]),
         by_generation=any(part.by_generation for part in parts),
     )
 

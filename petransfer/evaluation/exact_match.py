@@ -38,7 +38,7 @@ class Evaluation:
         near_ties: number of examples that one forward pass cannot decide. Their texts were generated.
         audited: number of other examples whose texts were generated, to check the forward pass.
         disagreements: number of audited examples whose text contradicts the forward pass. It should be 0.
-        meant: result of the comparison of meanings. None for tasks that do not compare meanings.
+        semantic: result of the comparison of meanings. None for tasks that do not compare meanings.
         by_generation: whether generated texts decided all outcomes.
     """
 
@@ -46,7 +46,7 @@ class Evaluation:
     near_ties: int
     audited: int
     disagreements: int
-    meant: SemanticMatches | None = None
+    semantic: SemanticMatches | None = None
     by_generation: bool = False
 
     @property
@@ -142,19 +142,21 @@ def evaluate(
         found = generations(model, loaded, [encoded[at].input_ids for at in both], [limit] * len(both))
         generated = dict(zip(both, found, strict=True))
         for at, one in generated.items():
-            scored[at] = replace(scored[at], said=one.text)
+            scored[at] = replace(scored[at], prediction=one.text)
         for at in ties:
             scored[at] = replace(scored[at], correct=generated[at].text == examples[at].target)
-        meant = _judge_meaning(model, loaded, examples, encoded, scored, semantics, batch_size) if semantics else None
+        semantic = (
+            _judge_meaning(model, loaded, examples, encoded, scored, semantics, batch_size) if semantics else None
+        )
         disagreements = sum(_disagree(scored[at], examples[at].target, generated[at], semantics) for at in sample)
         if by_generation:
             scored = [
                 _as_generated(row, examples[at].target, generated[at], semantics) for at, row in enumerate(scored)
             ]
-            meant = meant and replace(
-                meant, same=tuple(bool(row.semantic_correct) for row in scored if not row.correct)
+            semantic = semantic and replace(
+                semantic, same=tuple(bool(row.semantic_correct) for row in scored if not row.correct)
             )
-    return Evaluation(tuple(scored), len(ties), len(sample), disagreements, meant, by_generation)
+    return Evaluation(tuple(scored), len(ties), len(sample), disagreements, semantic, by_generation)
 
 
 def _to_generate(scored: Sequence[Scored], audited: int, seed: int) -> tuple[list[int], list[int]]:
@@ -170,8 +172,8 @@ def _means_the_same(target: str, generated: Generation, semantics: Semantics) ->
 
 def _as_generated(row: Scored, target: str, generated: Generation, semantics: Semantics | None) -> Scored:
     correct = generated.text == target
-    meant = correct or _means_the_same(target, generated, semantics) if semantics else None
-    return replace(row, correct=correct, semantic_correct=meant)
+    semantic = correct or _means_the_same(target, generated, semantics) if semantics else None
+    return replace(row, correct=correct, semantic_correct=semantic)
 
 
 def _disagree(row: Scored, target: str, generated: Generation, semantics: Semantics | None) -> bool:
@@ -193,10 +195,10 @@ def _judge_meaning(
     # If the text equals the target's string, `semantic_correct` is True without a comparison.
     missed = [at for at, row in enumerate(scored) if not row.correct]
     of = [examples[at] for at in missed]
-    meant = compare_meanings(model, loaded, of, [encoded[at] for at in missed], semantics, batch_size)
-    same = dict(zip(missed, meant.same, strict=True))
+    semantic = compare_meanings(model, loaded, of, [encoded[at] for at in missed], semantics, batch_size)
+    same = dict(zip(missed, semantic.same, strict=True))
     scored[:] = [replace(row, semantic_correct=same.get(at, True)) for at, row in enumerate(scored)]
-    return meant
+    return semantic
 
 
 def summary(evaluation: Evaluation) -> dict[str, object]:
@@ -208,7 +210,7 @@ def summary(evaluation: Evaluation) -> dict[str, object]:
     for row in evaluation.scored:
         groups.setdefault(row.category, []).append(row)
     tokens = sum(row.tokens for row in evaluation.scored)
-    meant = evaluation.meant
+    semantic = evaluation.semantic
     return {
         **_percentages(evaluation.scored),
         "log_prob_per_token": sum(row.log_prob for row in evaluation.scored) / tokens,
@@ -218,7 +220,7 @@ def summary(evaluation: Evaluation) -> dict[str, object]:
         "audited": evaluation.audited,
         "disagreements": evaluation.disagreements,
         **({"by_generation": True} if evaluation.by_generation else {}),
-        **({"generated": meant.generated, "unfinished": meant.unfinished} if meant else {}),
+        **({"generated": semantic.generated, "unfinished": semantic.unfinished} if semantic else {}),
     }
 
 

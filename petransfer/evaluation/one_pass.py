@@ -39,7 +39,7 @@ class Scored:
         tokens: number of target tokens, including the end token.
         tokens_correct: number of target tokens with the largest logit.
         near_tie: whether the forward pass cannot decide if the example is correct.
-        said: generated text. None if no text was generated.
+        prediction: generated text. None if no text was generated.
         semantic_correct: whether the text has the meaning of the target. None if meanings were not compared.
     """
 
@@ -51,7 +51,7 @@ class Scored:
     tokens: int
     tokens_correct: int
     near_tie: bool = False
-    said: str | None = None
+    prediction: str | None = None
     semantic_correct: bool | None = None
 
 

@@ -98,14 +98,14 @@ def _errors(group: Group, study: StudyFolder) -> Iterator[Error]:
     if not group.done:
         return
     cell = group.done[0].cell
-    columns = ["category", "correct", "said", "input", "target"]
+    columns = ["category", "correct", "prediction", "input", "target"]
     with examples_of(study, cell.run_id) as path:
         if not set(columns) <= set(pyarrow.parquet.read_schema(path).names):
             return
         rows = pyarrow.parquet.read_table(path, columns=columns).to_pylist()
-    wrong = [row for row in rows if row["said"] is not None and not row["correct"]]
+    wrong = [row for row in rows if row["prediction"] is not None and not row["correct"]]
     for row in wrong[:MOST_ERRORS]:
-        yield Error(group, cell.seed, row["category"], row["input"], row["target"], row["said"])
+        yield Error(group, cell.seed, row["category"], row["input"], row["target"], row["prediction"])
 
 
 def environments(groups: Sequence[Group], study: StudyFolder) -> list[str]:

@@ -288,7 +288,7 @@ _NOT_SHOWN = ("Matplotlib currently does not support", "constrained_layout not a
 def _missing_characters(say: bool) -> Iterator[None]:
     """Inside the context, turn matplotlib's warnings about characters that its font lacks into one line, or into none.
 
-    say: whether the missing characters are said. In an SVG file, they are text and are drawn by the reader's program.
+    say: whether to report the missing characters. In an SVG file, they are text and are drawn by the reader's program.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

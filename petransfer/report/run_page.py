@@ -159,13 +159,13 @@ def _categories(result: dict[str, Any]) -> Table | None:
 def _texts(findings: Findings, row: Row) -> list[dict[str, Any]]:
     import pyarrow.parquet
 
-    wanted = ["category", "correct", "said", "input", "target"]
+    wanted = ["category", "correct", "prediction", "input", "target"]
     with examples_of(findings.study, row.cell.run_id) as path:
         names = pyarrow.parquet.read_schema(path).names
         if not set(wanted) <= set(names):
             return []
         rows = pyarrow.parquet.read_table(path, columns=wanted).to_pylist()
-    return [one for one in rows if one["said"] is not None and one["target"] is not None]
+    return [one for one in rows if one["prediction"] is not None and one["target"] is not None]
 
 
 def _samples(texts: list[dict[str, Any]]) -> list[Answer]:
@@ -179,7 +179,7 @@ def _samples(texts: list[dict[str, Any]]) -> list[Answer]:
             "right" if one["correct"] else "wrong",
             readable_input(one["input"] or ""),
             one["target"],
-            marked(one["target"], one["said"]),
+            marked(one["target"], one["prediction"]),
         )
         for one in few
     ]
@@ -207,12 +207,12 @@ def _confusion(texts: list[dict[str, Any]]) -> Confusion | None:
     labels = sorted(targets)
     if not 2 <= len(labels) <= MOST_LABELS or len(texts) < 3 * len(labels):
         return None
-    counts = Counter((one["target"], one["said"]) for one in texts)
-    other = any(said not in targets for _, said in counts)
+    counts = Counter((one["target"], one["prediction"]) for one in texts)
+    other = any(prediction not in targets for _, prediction in counts)
     columns = [*labels, *(["other"] if other else [])]
     rows = []
     for label in labels:
-        line = [counts[label, said] for said in labels]
+        line = [counts[label, prediction] for prediction in labels]
         line += [targets[label] - sum(line)] if other else []
         cells = [{"count": count, "share": round(100 * count / targets[label])} for count in line]
         rows.append({"name": label, "cells": cells})

@@ -182,8 +182,8 @@ def weight_lines(rows: Sequence[Row]) -> list[str]:
     return list(lines.values())
 
 
-def _reason(kind: str, said: dict[str, Any]) -> str:
-    return f"{kind} ({said['why']})" if said.get("why") else kind
+def _reason(kind: str, error: dict[str, Any]) -> str:
+    return f"{kind} ({error['why']})" if error.get("why") else kind
 
 
 def generated_lines(rows: Sequence[Row]) -> list[str]:

@@ -115,10 +115,10 @@ def snippet(content: dict[str, Any]) -> str:
 
 def sentences(groups: Sequence[Group]) -> list[str]:
     """Return warnings about the chosen learning rates."""
-    said = []
+    lines = []
     shorter = [one for one in groups if one["steps"] < one["own_steps"]]
     if shorter:
-        said.append(
+        lines.append(
             f"The learning rates were chosen at {_steps(shorter, 'steps')}; the study trains for "
             f"{_steps(shorter, 'own_steps')}, where others may be best."
         )
@@ -131,8 +131,8 @@ def sentences(groups: Sequence[Group]) -> list[str]:
         "The study trains with another learning rate than the chosen one": others,
     }.items():
         if members:
-            said.append(f"{text}: {'; '.join(members)}.")
-    return said
+            lines.append(f"{text}: {'; '.join(members)}.")
+    return lines
 
 
 def _named(one: Group) -> str:

@@ -74,8 +74,8 @@ def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             done = api.create_commit(name, files, commit_message=message)
-        said = [reason_of(one.message) for one in caught if "README.md" in str(one.message)]
-        return Pushed(str(done.commit_url), str(done.oid), private, tuple(said))
+        warned = [reason_of(one.message) for one in caught if "README.md" in str(one.message)]
+        return Pushed(str(done.commit_url), str(done.oid), private, tuple(warned))
 
 
 def holds_adapter(source: str) -> bool:

@@ -13,7 +13,7 @@ from petransfer.atomic_files import replacing
 from petransfer.data import Example
 from petransfer.evaluation.exact_match import Evaluation
 
-_TEXTS = ("said", "input", "target")
+_TEXTS = ("prediction", "input", "target")
 # Encodings of columns in which hardly any value occurs twice. They need half of the space of parquet's defaults.
 _ENCODINGS = {"index": "DELTA_BINARY_PACKED", "margin": "BYTE_STREAM_SPLIT", "log_prob": "BYTE_STREAM_SPLIT"}
 
@@ -23,12 +23,12 @@ def write_examples(
 ) -> None:
     """Write examples.parquet with one row per example. No texts are written if `examples` is None."""
     names = ["index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct"]
-    names += ["said"] if examples is not None else []
-    names += ["semantic_correct"] if evaluation.meant else []
+    names += ["prediction"] if examples is not None else []
+    names += ["semantic_correct"] if evaluation.semantic else []
     columns = {name: [getattr(row, name) for row in evaluation.scored] for name in names}
     for name in ("input", "target") if examples is not None else ():
         texts = zip(evaluation.scored, examples or (), strict=True)
-        columns[name] = [None if row.said is None else getattr(example, name) for row, example in texts]
+        columns[name] = [None if row.prediction is None else getattr(example, name) for row, example in texts]
     text = pyarrow.string()
     arrays = {name: pyarrow.array(values, text if name in _TEXTS else None) for name, values in columns.items()}
     table = pyarrow.table(arrays | ({} if answers is None else {"answer": pyarrow.array(answers, text)}))

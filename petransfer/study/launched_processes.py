@@ -45,18 +45,18 @@ class Place:
 
 def splits_tensors() -> bool:
     """Return whether the launcher is configured for FSDP (each process holds a part of every tensor)."""
-    return _told("FSDP")
+    return _is_enabled("FSDP")
 
 
 def refuse_launch(specs: Iterable[RunSpec]) -> None:
     """Raise UserError if the launcher's configuration does not suit these runs."""
-    for name, said in _ENGINES.items():
-        if _told(name):
+    for name, engine in _ENGINES.items():
+        if _is_enabled(name):
             raise UserError(
-                f"Accelerate is configured for {said}, which brings a model and an optimiser of its own; to split the "
+                f"Accelerate is configured for {engine}, which has a model and an optimiser of its own; to split the "
                 "tensors among the processes take FSDP (--use_fsdp --fsdp_version 2)"
             )
-    if _told("PARALLELISM_CONFIG"):
+    if _is_enabled("PARALLELISM_CONFIG"):
         raise UserError("Accelerate's parallelism_config is not supported; leave it out, FSDP splits among all")
     if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and not this_place().shared:
         _log.warning(
@@ -85,7 +85,7 @@ def _not_split(spec: RunSpec) -> str:
     return METHODS.lookup(spec.method.name).not_split.get(spec.method.bits, "")
 
 
-def _told(name: str) -> bool:
+def _is_enabled(name: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1")
 
 

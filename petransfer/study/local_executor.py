@@ -120,9 +120,9 @@ def outcome_of(pending: Sequence[Named], study: StudyFolder, interrupted: bool) 
             for run_id, reason in failures.items()
         }
     mistakes = dict.fromkeys(failures[folder.path.name] for folder in open_runs if _is_mistake(folder))
-    said = {run_id: reason for run_id, reason in failures.items() if reason}
+    reasons = {run_id: reason for run_id, reason in failures.items() if reason}
     elsewhere = sum(folder.status() == "running" for folder in left)
-    return Outcome(interrupted, said, tuple(mistake for mistake in mistakes if mistake), elsewhere)
+    return Outcome(interrupted, reasons, tuple(mistake for mistake in mistakes if mistake), elsewhere)
 
 
 def _spawn(

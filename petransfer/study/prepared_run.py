@@ -76,7 +76,7 @@ class Prepared:
     Attributes:
         parts: The token ids of `train`, `dev` and, if evaluated, `test`.
         model: The model with the method applied.
-        hollow: With FSDP, a copy of the model on the meta device. Otherwise None.
+        empty_copy: With FSDP, a copy of the model on the meta device. Otherwise None.
     """
 
     spec: RunSpec
@@ -85,10 +85,10 @@ class Prepared:
     parts: dict[str, Sequence[Encoded]]
     model: torch.nn.Module
     trackers: RunTrackers
-    hollow: torch.nn.Module | None = None
+    empty_copy: torch.nn.Module | None = None
 
     @property
     def autocast(self) -> bool:
         """Whether the training loop uses autocast to bf16."""
         # with FSDP, the model itself sets the dtype of the computation
-        return self.hollow is None and computes_narrower(self.spec.method)
+        return self.empty_copy is None and computes_narrower(self.spec.method)

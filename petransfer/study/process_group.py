@@ -120,13 +120,13 @@ class Group:
         while not self.store.check([self._key(index) for index in range(self.place.count)]):
             # Processes that do not end the run within `PATIENCE` seconds wait for this process in a step that can never
             # be completed. This process therefore ends, and the launcher then ends the others.
-            parted = (error is not None or self.stopped()) and time.monotonic() - since > PATIENCE
-            if parted or (error is not None and self.stopped()):
+            gives_up = (error is not None or self.stopped()) and time.monotonic() - since > PATIENCE
+            if gives_up or (error is not None and self.stopped()):
                 self._part(error)
             time.sleep(0.05)
-        said = [self.store.get(self._key(index)).decode() for index in range(self.place.count)]
-        if error is None and any(said):
-            return RuntimeError(next(filter(None, said)))
+        errors = [self.store.get(self._key(index)).decode() for index in range(self.place.count)]
+        if error is None and any(errors):
+            return RuntimeError(next(filter(None, errors)))
         return error
 
     def leave(self) -> None:

@@ -54,9 +54,9 @@ def connect(address: str | None) -> Any:
     try:
         ray.init(address=address or "local", **quietly)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        said = reason_of(error, 200)
+        reason = reason_of(error, 200)
         raise UserError(
-            f"no Ray cluster at --address {address}: {said}; start one with `ray start --head`, or leave --address out"
+            f"no Ray cluster at --address {address}: {reason}; start one with `ray start --head` or leave --address out"
         ) from None
     return ray
 
@@ -214,7 +214,7 @@ def _carry_out(cells: Sequence[Named], places: tuple[Path, Path, Path], job: Job
         os.chdir(here)
     if not (path / "recipe.yaml").is_file():
         raise UserError(f"a node of the cluster does not see {path}; take an --out on a disk that all nodes share")
-    return attempt_together(cells, StudyFolder(path), job, threads, _seldom(stop.exists), lambda: None)
+    return attempt_together(cells, StudyFolder(path), job, threads, _at_most_every(stop.exists), lambda: None)
 
 
 def _look_at_card() -> int | None:
@@ -224,16 +224,16 @@ def _look_at_card() -> int | None:
     return card.bytes if card else None
 
 
-def _seldom(ask: Callable[[], bool], seconds: float = 1.0) -> Callable[[], bool]:
+def _at_most_every(ask: Callable[[], bool], seconds: float = 1.0) -> Callable[[], bool]:
     """Return a version of `ask` that calls `ask` at most once every `seconds`."""
     # `ask` reads a remote disk, which is slow; after its first True, `ask` is not called again
-    last, said = 0.0, False
+    last, answered = 0.0, False
 
     def asked() -> bool:
-        nonlocal last, said
-        if not said and time.monotonic() - last >= seconds:
-            last, said = time.monotonic(), ask()
-        return said
+        nonlocal last, answered
+        if not answered and time.monotonic() - last >= seconds:
+            last, answered = time.monotonic(), ask()
+        return answered
 
     return asked
 

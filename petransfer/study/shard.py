@@ -20,8 +20,8 @@ class Shard:
     def of(self, cells: Sequence[CellType]) -> list[CellType]:
         """Return the runs of this shard, in the order of `cells`."""
         # sorted run ids give every job the same division, without communication
-        dealt = set(sorted(cell.run_id for cell in cells)[self.index - 1 :: self.count])
-        return [cell for cell in cells if cell.run_id in dealt]
+        own = set(sorted(cell.run_id for cell in cells)[self.index - 1 :: self.count])
+        return [cell for cell in cells if cell.run_id in own]
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"

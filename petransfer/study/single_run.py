@@ -144,8 +144,8 @@ def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel
     names = base.settings.log_with if base.process.leads else ()
     trackers = start_trackers(names, folder.path, spec, base.process.device, resumed.step if resumed else 0)
     if splits_tensors():
-        hollow = shard_model(applied, base.process.device, computes_narrower(spec.method))
-        return Prepared(spec, folder, loaded, parts, applied, trackers, hollow)
+        empty_copy = shard_model(applied, base.process.device, computes_narrower(spec.method))
+        return Prepared(spec, folder, loaded, parts, applied, trackers, empty_copy)
     return Prepared(spec, folder, loaded, parts, applied.to(base.process.device), trackers)
 
 
@@ -161,7 +161,7 @@ def make_loop(
     most = STOPPING_EXAMPLES if spec.train.early_stopping else CURVE_EXAMPLES
     curve = dev_curve(prepared.model, loaded, base.data.dev, parts["dev"], most)
     packed = collate_packed if spec.train.packing else None
-    if packed and prepared.hollow is None:
+    if packed and prepared.empty_copy is None:
         check_packing(prepared.model, parts["train"], loaded.layout)
     return Loop(
         prepared.model,
@@ -188,8 +188,8 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
     spec, folder, loaded, model = prepared.spec, prepared.folder, prepared.loaded, prepared.model
     data, process, writes = base.data, base.process, base.process.leads
     evaluations, measured = judged(prepared, base, at_once or done.micro_batch, writes)
-    if prepared.hollow is not None:
-        model = gather_model(model, prepared.hollow, writes)
+    if prepared.empty_copy is not None:
+        model = gather_model(model, prepared.empty_copy, writes)
     if not writes:
         return {}
     reloads = True
@@ -232,9 +232,9 @@ def _log_result(
     """Log the scores and some dev examples with their generated texts to the trackers."""
     scores = {f"final/{part}_exact_match": 100 * found.exact_match for part, found in evaluations.items()}
     generated = [
-        SamplePrediction(readable_input(example.input), example.target, row.said)
+        SamplePrediction(readable_input(example.input), example.target, row.prediction)
         for example, row in zip(examples, evaluations["dev"].scored, strict=False)
-        if row.said is not None
+        if row.prediction is not None
     ]
     trackers.log_result(scores, generated[:SAMPLES], step)
 

@@ -258,10 +258,10 @@ def _samples(folder: RunFolder) -> tuple[Sample, ...]:
     import pyarrow.parquet  # imported here because it is slow to import
 
     path = folder.path / "examples.parquet"
-    names = {"said", "input", "target", "correct"}
+    names = {"prediction", "input", "target", "correct"}
     if not path.is_file() or not names <= set(pyarrow.parquet.read_schema(path).names):
         return ()
     rows = pyarrow.parquet.read_table(path, columns=sorted(names)).to_pylist()
-    kept = [row for row in rows if row["said"] is not None]
+    kept = [row for row in rows if row["prediction"] is not None]
     chosen = kept[:: max(1, len(kept) // SAMPLES)][:SAMPLES]
-    return tuple(Sample(row["input"], row["target"], row["said"], bool(row["correct"])) for row in chosen)
+    return tuple(Sample(row["input"], row["target"], row["prediction"], bool(row["correct"])) for row in chosen)

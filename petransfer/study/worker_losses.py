@@ -47,8 +47,8 @@ def note_failure(folder: RunFolder, error: Exception) -> None:
         # after a user's mistake, a run without training state leaves no files
         if kind == "mistake" and not (folder.path / "state").exists():
             folder.clear()
-        said = "".join(traceback.format_exception(error))
-        folder.write_json("failed.json", {"error": reason_of(error), "kind": kind, "traceback": said})
+        text = "".join(traceback.format_exception(error))
+        folder.write_json("failed.json", {"error": reason_of(error), "kind": kind, "traceback": text})
     except OSError as problem:  # such as a full disk, which is then probably also the error of the run
         logger.error(
             f"run {folder.path.name} failed: {reason_of(error)}; this cannot be recorded in {folder.path} "

@@ -154,9 +154,9 @@ def keep_only(folder: Path, step: int) -> None:
     for state in folder.glob("step-*"):
         if state.name != f"step-{step:09d}":
             # Rename the folder first: a run must not resume from a partly removed state.
-            doomed = folder / f".partial-{state.name}"
-            state.replace(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            removed = folder / f".partial-{state.name}"
+            state.replace(removed)
+            shutil.rmtree(removed, ignore_errors=True)
 
 
 def peek_progress(folder: Path, identity: str) -> Progress | None:

@@ -177,8 +177,8 @@ def test_a_device_that_is_not_there_is_refused(load: Callable[..., Any], monkeyp
 def test_a_command_in_a_message_keeps_its_options() -> None:
     with pytest.raises(UserError) as refused, naming_arguments():
         raise UserError("x-- of --lr or --use_fsdp (--micro-batch-size); run `petransfer run --recipe x`")
-    said = "x-- of 'learning_rate' or --use_fsdp ('micro_batch'); run `petransfer run --recipe x`"
-    assert str(refused.value) == said
+    output = "x-- of 'learning_rate' or --use_fsdp ('micro_batch'); run `petransfer run --recipe x`"
+    assert str(refused.value) == output
 
 
 def test_settings_keep_their_values() -> None:

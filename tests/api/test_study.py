@@ -115,9 +115,9 @@ def test_a_failed_run_is_an_error_that_names_it(tmp_path: Path, monkeypatch: pyt
 def test_the_library_prints_nothing(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("petransfer").handlers.clear()
     study.plan(), study.results(), study.effects(), study.run(cpu=True)
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err == ""
+    message = capsys.readouterr()
+    assert message.out == ""
+    assert message.err == ""
 
 
 def test_every_public_name_is_there_and_documented() -> None:

@@ -155,9 +155,9 @@ def test_the_page_says_what_was_measured() -> None:
 def test_stacked_and_single_runs_take_turns() -> None:
     from benchmarks.stacked import Setting, measure
 
-    said: list[str] = []
+    message: list[str] = []
     setting = Setting(batch=2, threads=1, rounds=2, steps=1)
-    found = measure(setting, [1, 2], torch.device("cpu"), said.append)
+    found = measure(setting, [1, 2], torch.device("cpu"), message.append)
     assert [row["runs"] for row in found["rows"]] == [1, 2]
     for row in found["rows"]:
         assert len(row["ratios"]) == 2

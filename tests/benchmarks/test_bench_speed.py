@@ -225,7 +225,7 @@ def test_where_figures_go_is_looked_at_before_they_are_measured(
     out.write_text(held or "[]")
     asked = out if held else out / "deeper" / "out.json"
     assert _bench(monkeypatch, "startup", "--out", str(asked)) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: --out {asked}")
-    assert len(said.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: --out {asked}")
+    assert len(message.splitlines()) == 1
     assert out.read_text() == (held or "[]")

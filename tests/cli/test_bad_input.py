@@ -53,9 +53,9 @@ def refused_at_once(refused: Refused, elsewhere: Path) -> Refused:
 
     def call(*arguments: str) -> str:
         before = contents(elsewhere)
-        said = refused(*arguments)
+        message = refused(*arguments)
         assert contents(elsewhere) == before
-        return said
+        return message
 
     return call
 
@@ -67,7 +67,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["-r", "lora-scn"], ["unknown recipe 'lora-scn'", "did you mean 'lora-scan'?"]),
         (["-r", "none.yaml"], ["no recipe file none.yaml", "petransfer recipes ls"]),
@@ -87,9 +87,9 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     ],
 )
 @pytest.mark.parametrize("verb", ["run", "plan"])
-def test_unknown_names(refused_at_once: Refused, verb: str, arguments: list[str], said: list[str]) -> None:
+def test_unknown_names(refused_at_once: Refused, verb: str, arguments: list[str], message: list[str]) -> None:
     error = refused_at_once(verb, "-r", "smoke", *arguments)
-    for part in said:
+    for part in message:
         assert part in error
 
 
@@ -101,12 +101,12 @@ def test_unknown_names(refused_at_once: Refused, verb: str, arguments: list[str]
      ("--warmup_ratio", "--set train.warmup=VALUE"), ("--optimizer", "--set train.optimizer=VALUE")],
 )  # fmt: skip
 def test_an_option_of_another_program_is_answered_with_ours(refused_at_once: Refused, option: str, ours: str) -> None:
-    said = refused_at_once("train", "nano/english", "rows.csv", option, "1")
-    assert f"No such option: {option} (Possible options: {ours}); see `petransfer train --help`" in said
+    message = refused_at_once("train", "nano/english", "rows.csv", option, "1")
+    assert f"No such option: {option} (Possible options: {ours}); see `petransfer train --help`" in message
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("train.steps=many", ["train.steps", "whole number", "'many'"]),
         ("train.steps=0", ["train.steps", "greater than or equal to 1", "0"]),
@@ -133,9 +133,9 @@ def test_an_option_of_another_program_is_answered_with_ours(refused_at_once: Ref
         ("family={name: mine, arm: {}}", ["family"]),
     ],
 )
-def test_values_of_the_wrong_type_or_out_of_range(refused_at_once: Refused, override: str, said: list[str]) -> None:
+def test_values_of_the_wrong_type_or_out_of_range(refused_at_once: Refused, override: str, message: list[str]) -> None:
     error = refused_at_once("run", "-r", "smoke", "--set", override)
-    for part in said:
+    for part in message:
         assert part in error
 
 
@@ -152,7 +152,7 @@ def test_fp16_is_refused_with_the_reason(refused_at_once: Refused, override: str
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"name: [1", "is not YAML"),
         (b"name: \x00", "is not YAML"),
@@ -166,11 +166,11 @@ def test_fp16_is_refused_with_the_reason(refused_at_once: Refused, override: str
         (b"name: mine\n", "task: Field required"),
     ],
 )
-def test_files_that_are_no_recipe(refused_at_once: Refused, elsewhere: Path, content: bytes, said: str) -> None:
+def test_files_that_are_no_recipe(refused_at_once: Refused, elsewhere: Path, content: bytes, message: str) -> None:
     (elsewhere / "mine.yaml").write_bytes(content)
     error = refused_at_once("run", "-r", "mine.yaml")
     assert "mine.yaml" in error
-    assert said in error
+    assert message in error
 
 
 def test_a_folder_is_no_recipe(refused_at_once: Refused, elsewhere: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_folder_is_no_recipe(refused_at_once: Refused, elsewhere: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("train.steps", "write it as key=value, for example train.steps=500"),
         ("=5", "write it as key=value"),
@@ -190,10 +190,10 @@ def test_a_folder_is_no_recipe(refused_at_once: Refused, elsewhere: Path) -> Non
         ("name.a.b=1", "there is no name.a in the recipe"),
     ],
 )
-def test_set_malformed(refused_at_once: Refused, override: str, said: str) -> None:
+def test_set_malformed(refused_at_once: Refused, override: str, message: str) -> None:
     error = refused_at_once("run", "-r", "smoke", "--set", override)
     assert f"--set {override.partition('=')[0]}" in error
-    assert said in error
+    assert message in error
 
 
 def run_of(checkpoint: str | Path) -> list[str]:
@@ -240,8 +240,10 @@ def test_a_tensor_that_is_missing_is_noticed_before_anything_is_written(
     del weights["encoder.final_layer_norm.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     for arguments in (run_of("./mine"), ("train", "mine", "gone.tsv", "--cpu"), ("fit", "mine", "--bits", "32")):
-        said = refused(*arguments)
-        assert all(part in said for part in ("mine lack encoder.final_layer_norm.weight", "get the checkpoint again"))
+        text = refused(*arguments)
+        assert all(
+            part in text for part in ("mine lack encoder.final_layer_norm.weight", "get the checkpoint again")
+        )
     assert "mine lack encoder.final_layer_norm.weight" in refused("predict", "mine", "to walk", "--cpu")
     assert [path.name for path in elsewhere.iterdir()] == ["mine"], "not even the rows were looked for"
 
@@ -502,7 +504,7 @@ def test_other_errors_of_the_system_are_not_hidden() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--language", "en,,de"), "--language: '' is no language code"),
         (("--language", "English text"), "--language: 'English text' is no language code"),
@@ -510,9 +512,9 @@ def test_other_errors_of_the_system_are_not_hidden() -> None:
         (("--licence", "a" * 200), "is no licence's identifier"),
     ],
 )
-def test_languages_and_licences_of_a_card_are_checked(options: tuple[str, str], said: str) -> None:
+def test_languages_and_licences_of_a_card_are_checked(options: tuple[str, str], message: str) -> None:
     named = dict(zip(options[::2], options[1::2], strict=True))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         _wishes(named.get("--licence"), named.get("--language"), None)
 
 

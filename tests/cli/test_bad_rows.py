@@ -47,16 +47,16 @@ def rows(path: str, *more: str, count: int = 20) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ("one\n", "a.tsv:21: expected 2 columns (input, target), found 1"),
         ("one\ttwo\tthree\n", "a.tsv:21: expected 2 columns (input, target), found 3"),
         ("one\t\n", "a.tsv:21: the target is empty"),
     ],
 )
-def test_a_broken_row(refused: Refused, elsewhere: Path, more: str, said: str) -> None:
+def test_a_broken_row(refused: Refused, elsewhere: Path, more: str, message: str) -> None:
     rows("a.tsv", more)
-    assert said in refused("nano/english", "a.tsv")
+    assert message in refused("nano/english", "a.tsv")
     assert [path.name for path in elsewhere.iterdir()] == ["a.tsv"]
 
 
@@ -70,7 +70,7 @@ def test_bad_rows_are_left_out_and_listed(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["nano/english", "none.tsv"], "no file none.tsv"),
         (["nano/englsh", "a.tsv"], "unknown checkpoint 'nano/englsh'"),
@@ -101,9 +101,9 @@ def test_bad_rows_are_left_out_and_listed(monkeypatch: pytest.MonkeyPatch, capsy
         (["nano/english", "a.tsv", "--template", "{input!r}"], "formats 'input'"),
     ],
 )
-def test_a_mistake_in_the_command(refused: Refused, arguments: list[str], said: str) -> None:
+def test_a_mistake_in_the_command(refused: Refused, arguments: list[str], message: str) -> None:
     rows("a.tsv")
-    assert said in refused(*arguments)
+    assert message in refused(*arguments)
 
 
 def test_rows_longer_than_asked_for_are_refused_not_cut(refused: Refused) -> None:
@@ -136,11 +136,11 @@ def test_more_virtual_tokens_than_positions_are_refused_by_train_and_fit(
     method: str, refused: Refused, tiny_gpt2: Path
 ) -> None:
     rows("a.tsv", "one\ttwo\n")
-    said = "119 virtual tokens are too many: "
-    assert said in refused(
+    message = "119 virtual tokens are too many: "
+    assert message in refused(
         str(tiny_gpt2), "a.tsv", "--cpu", "--set", f"methods=[{{name: {method}, virtual_tokens: 119, bits: 32}}]"
     )
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         fit(tiny_gpt2, method=method, bits=32, virtual_tokens=119, device="cpu")
 
 
@@ -176,7 +176,7 @@ def test_labels_of_a_benchmark_are_refused(monkeypatch: pytest.MonkeyPatch, caps
 
 
 @pytest.mark.parametrize(
-    ("family", "said"),
+    ("family", "message"),
     [
         ({"arms": {"scratch": "nano/english"}}, "'scratch' is a control arm that every family has"),
         ({"arms": {"one": "nano/english"}, "base": "two"}, "unknown base of family mine 'two'"),
@@ -189,7 +189,7 @@ def test_labels_of_a_benchmark_are_refused(monkeypatch: pytest.MonkeyPatch, caps
     ],
 )
 def test_mistakes_in_a_family(
-    family: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    family: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     setting = f"family={json.dumps({'name': 'mine'} | family)}"
     arguments = ["plan", "--recipe", "smoke", "--set", setting, "--set", "arms=[one]", "--set", "effects=[]"]
@@ -198,7 +198,7 @@ def test_mistakes_in_a_family(
         main()
     written = capsys.readouterr().err
     assert ended.value.code == 2
-    assert said in written
+    assert message in written
     assert len([line for line in written.splitlines() if line.startswith("error: ")]) == 1
 
 

@@ -81,10 +81,10 @@ def test_a_damaged_run_is_named_by_every_verb_that_reads_it(
     }
     for verb, code in verbs.items():
         assert calls.call(monkeypatch, *verb) == code, verb
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
+        shown = capsys.readouterr()
+        assert "Traceback" not in shown.err
         if verb[0] != "plan":
-            named = [line for line in (said.out + said.err).splitlines() if study[0].run_id in line and file in line]
+            named = [line for line in (shown.out + shown.err).splitlines() if study[0].run_id in line and file in line]
             assert named, verb
 
 
@@ -101,11 +101,11 @@ def test_a_run_folder_that_is_no_folder(
         run.symlink_to("gone" if kind == "a dangling link" else run.name)
     for verb in (("status", "study"), ("plan", "study"), ("report", "./study"), ("run", "study", "--cpu")):
         code = calls.call(monkeypatch, *verb)
-        said = capsys.readouterr().err
+        shown = capsys.readouterr().err
         assert code in (0, 2), verb
-        assert "Traceback" not in said
+        assert "Traceback" not in shown
     assert code == 2
-    assert run.name in said
+    assert run.name in shown
 
 
 @pytest.mark.parametrize("name", ["study", "compare"])
@@ -116,8 +116,8 @@ def test_a_study_whose_folder_has_the_name_of_a_verb_is_reported(
     if name != "study":
         Path("study").rename(name)
     assert calls.call(monkeypatch, "report", name) == 0
-    said = " ".join(capsys.readouterr().err.split())
-    files = said[said.index(f"written to {name}: report.html") :].split(": ", 1)[1].split(", ")
+    shown = " ".join(capsys.readouterr().err.split())
+    files = shown[shown.index(f"written to {name}: report.html") :].split(": ", 1)[1].split(", ")
     assert all(Path(name, file).exists() for file in files)
     assert Path(name, "report.html").is_file()
     assert calls.call(monkeypatch, "report", "study", name) == 0

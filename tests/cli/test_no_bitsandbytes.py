@@ -26,7 +26,7 @@ def without(name):
 
 metadata.Distribution.from_name = without
 """
-# (file, what is in it, what is said of it)
+# (file, what is in it, what the message says of it)
 STATES = {
     "missing": ("sitecustomize.py", MISSING, "import of bitsandbytes halted"),
     "cannot be linked": ("bitsandbytes/__init__.py", "raise ImportError('no libcudart.so')", "no libcudart.so"),
@@ -53,7 +53,7 @@ if __name__ == "__main__":
 def test_only_what_needs_bitsandbytes_fails_without_it(
     state: str, tiny_t5: Path, tiny_rows: Path, tmp_path: Path
 ) -> None:
-    file, content, said = STATES[state]
+    file, content, message = STATES[state]
     (tmp_path / "first" / file).parent.mkdir(parents=True)
     (tmp_path / "first" / file).write_text(content)
     (tmp_path / "commands.py").write_text(MAIN)
@@ -92,8 +92,8 @@ def test_only_what_needs_bitsandbytes_fails_without_it(
     assert optimizer.startswith("error: optimizer: adamw-8bit needs bitsandbytes, which does not work here (")
     assert optimizer.endswith("; use optimizer: adamw, or install it for this platform")
     assert bits.startswith("error: bits: 4 needs bitsandbytes, which does not work here (")
-    assert said in optimizer
-    assert said in bits
+    assert message in optimizer
+    assert message in bits
     (result,) = (tmp_path / "plain" / "runs").glob("*/result.json")
     packages = json.loads(result.read_text())["environment"]["packages"]
     assert packages["peft"]

@@ -72,8 +72,8 @@ def test_the_plan_loads_nothing(
     assert (
         call(monkeypatch, "pretrain", "--recipe", "two.yaml", "--sizes", "nano,micro", "--seeds", "0,1", "--plan") == 0
     )
-    said = capsys.readouterr().out
-    assert said.count("letters") == said.count("brackets") == 4
+    output = capsys.readouterr().out
+    assert output.count("letters") == output.count("brackets") == 4
     assert not (folder / "pretrained").exists()
 
 
@@ -99,9 +99,9 @@ def test_mistakes_are_one_line(
 ) -> None:
     one = ["--set", "arms=[letters]"] if "--arms" not in arguments else []
     assert call(monkeypatch, "pretrain", "--recipe", "two.yaml", "--cpu", "--threads", "1", *one, *arguments) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert sum(line.startswith("error: ") for line in said.splitlines()) == 1
+    output = capsys.readouterr().err
+    assert message in output
+    assert sum(line.startswith("error: ") for line in output.splitlines()) == 1
     assert not list(folder.glob("pretrained/*/runs/*/s*"))  # neither spec.json nor state/
 
 

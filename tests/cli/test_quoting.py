@@ -14,9 +14,9 @@ from petransfer.data.rows.store import find_sources
 from petransfer.errors import UserError
 
 
-@pytest.mark.parametrize(("quoting", "said"), [("none", "'\"so\" 0'"), ("csv", "'so 0'")])
+@pytest.mark.parametrize(("quoting", "message"), [("none", "'\"so\" 0'"), ("csv", "'so 0'")])
 def test_quotes_are_text_or_enclose_cells(
-    quoting: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    quoting: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -28,7 +28,7 @@ def test_quotes_are_text_or_enclose_cells(
         main()
     assert not stop.value.code
     caught = capsys.readouterr()
-    assert said in caught.out + caught.err
+    assert message in caught.out + caught.err
 
 
 @pytest.mark.parametrize(

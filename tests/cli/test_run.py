@@ -60,10 +60,10 @@ def test_a_study_is_written_as_designed(study: Path) -> None:
         assert result["test"]["disagreements"] == 0
         table = pyarrow.parquet.read_table(run / "examples.parquet")
         figures = ["index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct"]
-        assert table.column_names == [*figures, "said", "input", "target"]
-        said = [row for row in table.to_pylist() if row["said"] is not None]
-        assert said
-        assert all((row["said"] == row["target"]) == row["correct"] for row in said)
+        assert table.column_names == [*figures, "prediction", "input", "target"]
+        texts = [row for row in table.to_pylist() if row["prediction"] is not None]
+        assert texts
+        assert all((row["prediction"] == row["target"]) == row["correct"] for row in texts)
         assert len(table) == 100
         assert sum(table["correct"].to_pylist()) == round(result["test"]["exact_match"])
     common = {"spec.json", "metrics.jsonl", "result.json", "examples.parquet", "DONE"}
@@ -117,13 +117,13 @@ def test_effects_that_fewer_arms_leave_no_room_for_are_named(
 ) -> None:
     words = ("plan", "--recipe", "lora-transfer-nano", "--out", str(tmp_path))
     assert call(monkeypatch, *words, "--arms", "english,code,scratch") == 0
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     line = (
         "effects skipped, because they need other arms than english, code, scratch: german-scratch, hungarian-scratch, "
         "code_anon-scratch, code-code_anon, protein-scratch, protein-english-newemb, "
         "retention of german-scratch under lora, retention of code_anon-scratch under lora"
     )
-    assert line in said.splitlines()
+    assert line in message.splitlines()
     assert call(monkeypatch, *words, "--arms", "english,code,scratch", "--json") == 0
     assert "code-code_anon" in json.loads(capsys.readouterr().out)["dropped_effects"]
     assert call(monkeypatch, *words) == 0
@@ -169,9 +169,9 @@ def test_one_failed_run_stops_no_other(
     )
     arguments = ["run", "--recipe", str(recipe), "--out", str(out), "--workers", "1", "--cpu"]
     assert call(monkeypatch, *arguments, "--arms", "scratch,english") == 1
-    said = capsys.readouterr().err
-    assert "1 of 2 runs failed" in said
-    assert re.search(r"error: the (loss|gradient's norm) is", said)
+    message = capsys.readouterr().err
+    assert "1 of 2 runs failed" in message
+    assert re.search(r"error: the (loss|gradient's norm) is", message)
     assert len(list(out.glob("runs/*/DONE"))) == 1
 
 
@@ -255,7 +255,7 @@ def test_runs_are_stacked_where_that_is_asked_for(
     (tmp_path / "rows.tsv").write_text("".join(ROWS))
     recipe.write_text(STACKED.format(rows=tmp_path / "rows.tsv"))
     words = ("run", "--recipe", str(recipe), "--out", str(tmp_path / "out"), "--cpu", "--workers", "1")
-    for wrong, said in {
+    for wrong, message in {
         "x": "--stack x: write a whole number from 1 on, auto or off",
         "0": "--stack 0: write a whole number from 1 on, auto or off",
         "2 --checkpointing": "--stack 2 cannot be combined with --checkpointing",
@@ -263,7 +263,7 @@ def test_runs_are_stacked_where_that_is_asked_for(
     }.items():
         assert call(monkeypatch, *words, "--stack", *wrong.split()) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
-        assert line.startswith(f"error: {said}")
+        assert line.startswith(f"error: {message}")
     assert call(monkeypatch, *words, "--stack", "2") == 0
     runs = sorted((tmp_path / "out" / "runs").iterdir())
     stacked = [json.loads((run / "result.json").read_text())["environment"].get("stacked") for run in runs]
@@ -284,19 +284,19 @@ def test_by_generation_new_runs_are_scored_so_and_done_ones_stay(
     kept = (done / "result.json").read_bytes()
     capsys.readouterr()
     assert call(monkeypatch, *words, "--seeds", "0-2", "--stack", "2", "--by-generation") == 0
-    said = capsys.readouterr()
+    message = capsys.readouterr()
     assert (
         "scored by generating texts: 2 runs, 80 test answers. The scores from one forward pass differ for 0 of them"
-        in said.out
+        in message.out
     )
-    assert "1 finished run will not be scored again" in said.err
+    assert "1 finished run will not be scored again" in message.err
     assert (done / "result.json").read_bytes() == kept
     assert expand(load_recipe(str(recipe)))[0].run_id == done.name
     for run in (tmp_path / "out" / "runs").iterdir():
         test = json.loads((run / "result.json").read_text())["test"]
-        said_of = pyarrow.parquet.read_table(run / "examples.parquet")["said"].to_pylist()
-        assert test["audited"] + test["near_ties"] == 40 - said_of.count(None)
-        assert ("by_generation" in test) == (run != done) == (None not in said_of)
+        predictions = pyarrow.parquet.read_table(run / "examples.parquet")["prediction"].to_pylist()
+        assert test["audited"] + test["near_ties"] == 40 - predictions.count(None)
+        assert ("by_generation" in test) == (run != done) == (None not in predictions)
 
 
 STACKED = """

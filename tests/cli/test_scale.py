@@ -37,15 +37,15 @@ def _call(*arguments: str) -> tuple[str, float]:
 
 
 def test_a_plan_of_ten_thousand_runs(recipe: Path, tmp_path: Path) -> None:
-    said, seconds = _call("plan", "--recipe", str(recipe), "--out", str(tmp_path))
-    assert f"{RUNS:,} runs, 0 done" in said
-    assert len({line.split()[0] for line in said.splitlines()[:RUNS]}) == RUNS
+    message, seconds = _call("plan", "--recipe", str(recipe), "--out", str(tmp_path))
+    assert f"{RUNS:,} runs, 0 done" in message
+    assert len({line.split()[0] for line in message.splitlines()[:RUNS]}) == RUNS
     assert seconds < BOUND
 
 
 def test_a_shard_of_ten_thousand_runs(recipe: Path, tmp_path: Path) -> None:
-    said, _ = _call("plan", "--recipe", str(recipe), "--out", str(tmp_path), "--shard", "2/3", "--json")
-    found = [run["run_id"] for run in json.loads(said)["runs"]]
+    message, _ = _call("plan", "--recipe", str(recipe), "--out", str(tmp_path), "--shard", "2/3", "--json")
+    found = [run["run_id"] for run in json.loads(message)["runs"]]
     assert found == [cell.run_id for cell in Shard(2, 3).of(expand(load_recipe(str(recipe))))]
     assert RUNS // 3 <= len(found) <= RUNS // 3 + 1
 
@@ -57,6 +57,6 @@ def test_the_status_of_thousands_of_runs_that_are_done(seeds: int, tmp_path: Pat
     write_recipe(tmp_path / "recipe.yaml", seeds)
     study = tmp_path / "thousands"
     write_study(tmp_path / "recipe.yaml", study)
-    said, seconds = _call("status", str(study))
-    assert f"{runs:,} runs: {runs - 1:,} done, 1 waiting" in said
+    message, seconds = _call("status", str(study))
+    assert f"{runs:,} runs: {runs - 1:,} done, 1 waiting" in message
     assert seconds < 3 + (BOUND - 3) * seeds / SEEDS

@@ -46,32 +46,32 @@ def test_plan_says_how_runs_would_be_stacked(
 ) -> None:
     words = ("plan", "--recipe", recipe, "--out", str(tmp_path / "out"), "--card", "1.2GB")
     assert call(monkeypatch, *words) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert "stacks: 1 of 4 runs; trained alone: 4 runs" in said
-    assert DORA in said
+    message = capsys.readouterr().out.splitlines()
+    assert "stacks: 1 of 4 runs; trained alone: 4 runs" in message
+    assert DORA in message
     stacked = rf"{tiny_t5.name}, rslora of rank 4, 32 bits, 4 stacked: [01]\.\d GB of 1\.2"
-    assert any(re.match(stacked, line) for line in said), said
+    assert any(re.match(stacked, line) for line in message), message
     assert call(monkeypatch, *words, "--stack", "3", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     methods = {run["run_id"]: run["method"] for run in found["runs"]}
     (stack,) = found["stacks"]
     assert [methods[name].startswith("rslora") for name in stack] == [True] * 3
     assert call(monkeypatch, *words, "--stack", "off") == 0
-    said = capsys.readouterr().out.splitlines()
-    assert not any(line.startswith("stacks: ") or " stacked: " in line for line in said)
+    message = capsys.readouterr().out.splitlines()
+    assert not any(line.startswith("stacks: ") or " stacked: " in line for line in message)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--stack", "abc"], "--stack abc: write a whole number from 1 on, auto or off"),
         (["--stack", "4", "--checkpointing"], "--stack 4 cannot be combined with --checkpointing"),
     ],
 )
 def test_plan_refuses_a_stack_before_it_lists_the_runs(
-    options: list[str], said: str, recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    options: list[str], message: str, recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said in refused(monkeypatch, capsys, "plan", "--recipe", recipe, *options)
+    assert message in refused(monkeypatch, capsys, "plan", "--recipe", recipe, *options)
 
 
 def test_a_stack_that_does_not_fit_the_card_is_refused(
@@ -99,8 +99,8 @@ def test_a_batch_that_is_too_small_is_refused_before_anything_is_started(
     monkeypatch.setattr("petransfer.cli.run.launch", lambda processes: pytest.fail("launched"))
     for verb in ("run", "sweep"):
         assert call(monkeypatch, verb, "--recipe", recipe, "--out", str(tmp_path / "out"), "--processes", "9") == 2
-        said = "error: a batch of 8 cannot be shared by 9 processes; use 8 processes or fewer"
-        assert capsys.readouterr().err.strip() == said
+        message = "error: a batch of 8 cannot be shared by 9 processes; use 8 processes or fewer"
+        assert capsys.readouterr().err.strip() == message
     assert not (tmp_path / "out").exists()
 
 

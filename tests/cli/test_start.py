@@ -80,7 +80,7 @@ def test_a_wrong_option_is_one_line(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["train", "x", "y", "--out", "-"], "- stands for standard input or output, which is not used here; name a"),
         (["status", "-"], "- stands for standard input or output"),
@@ -91,10 +91,10 @@ def test_a_wrong_option_is_one_line(
     ],
 )
 def test_a_name_that_cannot_be_one(
-    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert said in refused(monkeypatch, capsys, *arguments)
+    assert message in refused(monkeypatch, capsys, *arguments)
 
 
 def test_help_and_version_end_well(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,7 +77,7 @@ def test_a_sweep_chooses_on_dev_and_is_kept_with_the_study(
     out = tmp_path / "out"
     words = ("sweep", "--recipe", str(recipe), "--out", str(out), "--cpu", "--workers", "1", "--steps", "3")
     assert call(*words) == 0
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     content = json.loads((out / "sweep.json").read_text())
     groups = {one["arm"]: one for one in content["groups"]}
     assert [rate["rate"] for rate in groups["english"]["rates"]] == [1e-3, 2e-3, 4e-3]
@@ -98,10 +98,10 @@ def test_a_sweep_chooses_on_dev_and_is_kept_with_the_study(
             assert run["dev_em"] == result["dev"]["exact_match"]
             assert run["dev_loss"] == -result["dev"]["log_prob_per_token"]
             assert json.loads((folder / "spec.json").read_text())["train"]["learning_rate"] == rate["rate"]
-    rates = yaml.safe_load(said[said.index("learning_rate:") :])["learning_rate"]
+    rates = yaml.safe_load(message[message.index("learning_rate:") :])["learning_rate"]
     assert rates == content["learning_rate"]
     assert rates["lora"] == groups["english"]["chosen"]
-    assert "rates were chosen at 3 steps; the study trains for 6 steps" in said
+    assert "rates were chosen at 3 steps; the study trains for 6 steps" in message
 
 
 def test_a_sweep_goes_on_and_is_widened(
@@ -126,9 +126,9 @@ def test_a_sweep_goes_on_and_is_widened(
     assert (kept.seeds, kept.arms, kept.effects) == ([0, 1], ["english", "scratch"], ["english-scratch"])
     capsys.readouterr()
     assert call("status", str(out)) == 0
-    said = capsys.readouterr().out
-    assert "4 runs: 4 waiting\nsweep: 4 runs: 4 done\n" in said
-    assert "swept: sweep" in said
+    message = capsys.readouterr().out
+    assert "4 runs: 4 waiting\nsweep: 4 runs: 4 done\n" in message
+    assert "swept: sweep" in message
     assert call("status", str(out), "--json") == 0
     assert [one["arm"] for one in json.loads(capsys.readouterr().out)["sweep"]] == ["english", "scratch"]
     draw_nothing(monkeypatch)
@@ -163,9 +163,9 @@ def test_no_run_fails_silently(
     words = ("sweep", "--recipe", str(recipe), "--out", str(out), "--cpu", "--workers", "1", "--arms", "english")
     sets = ("--set", "train.max_grad_norm=0", "--set", "train.schedule=constant", "--steps", "4")
     assert call(*words, "--rates", "2e-3,4e-3,9", *sets) == 1
-    said = capsys.readouterr()
-    assert "1 of 3 runs failed" in said.err
-    assert "9: failed" in said.out
+    message = capsys.readouterr()
+    assert "1 of 3 runs failed" in message.err
+    assert "9: failed" in message.out
     (group,) = json.loads((out / "sweep.json").read_text())["groups"]
     assert group["chosen"] in (2e-3, 4e-3)
     assert group["edge"] == ("lowest" if group["chosen"] == 2e-3 else None)
@@ -173,7 +173,7 @@ def test_no_run_fails_silently(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--rates", "1e-3", "--factors", "2"], "--rates and --factors say the same thing; give one of them"),
         (["--rates", "1e-3,x"], "--rates 1e-3,x: write numbers above 0, separated by commas, such as 0.5,1,2"),
@@ -182,10 +182,10 @@ def test_no_run_fails_silently(
     ],
 )
 def test_what_is_no_rate_is_refused(
-    options: list[str], said: str, recipe: Path, tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
+    options: list[str], message: str, recipe: Path, tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call("sweep", "--recipe", str(recipe), "--out", str(tmp_path / "out"), *options) == 2
-    assert capsys.readouterr().err.strip() == f"error: {said}"
+    assert capsys.readouterr().err.strip() == f"error: {message}"
     assert not (tmp_path / "out").exists()
 
 

@@ -39,21 +39,22 @@ def test_ten_lines_one_command_an_adapter(
 ) -> None:
     write(elsewhere / "pairs.tsv")
     assert call(monkeypatch, "train", "nano/english", "pairs.tsv", "--steps", "120", "--cpu") == 0
-    said = capsys.readouterr()
-    assert "data: 8 training rows, 1 dev row to choose the best step, 1 test row for the final score\n" in said.out
-    assert "only 1 dev row and 1 test row, so the scores are not reliable" in said.out
+    message = capsys.readouterr()
+    assert "data: 8 training rows, 1 dev row to choose the best step, 1 test row for the final score\n" in message.out
+    assert "only 1 dev row and 1 test row, so the scores are not reliable" in message.out
     assert re.search(
-        r"rank 16(, and the embeddings of \d+ tokens? that occurs? in the rows but not in pretraining)?; le", said.out
+        r"rank 16(, and the embeddings of \d+ tokens? that occurs? in the rows but not in pretraining)?; l",
+        message.out,
     )
-    assert "length: 120 steps of 8 examples (120 epochs)" in said.out
-    assert "first row: input 'to walk', target 'zu gehen'" in said.err
+    assert "length: 120 steps of 8 examples (120 epochs)" in message.out
+    assert "first row: input 'to walk', target 'zu gehen'" in message.err
     study = elsewhere / "results" / "pairs-english"
     (run,) = (study / "runs").iterdir()
-    lines = said.out.splitlines()
+    lines = message.out.splitlines()
     assert f"adapter: {run / 'adapter'}".replace(f"{elsewhere}/", "") in lines
     assert any(line.startswith("exact match: ") for line in lines)
     assert "trained for 120 steps" in lines
-    _commands_run(said.out, monkeypatch)
+    _commands_run(message.out, monkeypatch)
     capsys.readouterr()
     data = load_task("lines", None, train="pairs.tsv").load("held-out")
     assert call(monkeypatch, "predict", str(run), *(row.input for row in data.train)) == 0
@@ -95,12 +96,12 @@ def test_plan_shows_the_recipe_and_trains_nothing(
     write(elsewhere / "pairs.tsv")
     arguments = ["train", "google/flan-t5-xl", "pairs.tsv", "--bits", "4", "--epochs", "2", "--rank", "8", "--plan"]
     assert call(monkeypatch, *arguments, "--seeds", "0-1", "--set", "train.warmup=0.1") == 0
-    said = capsys.readouterr().out
-    assert "data: 8 training rows, 1 dev row" in said
-    assert "tokenizer is not on this machine): an input has about " in said, "no network: the tokenizer is not here"
-    assert "estimated from the size of the model and the speed of the machine" in said
-    assert ":\ngoogle/flan-t5-xl, LoRA of rank 8, 4 bits per weight, on the CPU" in said
-    recipe = yaml.safe_load(said.split("\nsettings (change one with --set, such as --set train.batch_size=8):\n")[1])
+    message = capsys.readouterr().out
+    assert "data: 8 training rows, 1 dev row" in message
+    assert "tokenizer is not on this machine): an input has about " in message, "no network: the tokenizer is not here"
+    assert "estimated from the size of the model and the speed of the machine" in message
+    assert ":\ngoogle/flan-t5-xl, LoRA of rank 8, 4 bits per weight, on the CPU" in message
+    recipe = yaml.safe_load(message.split("\nsettings (change one with --set, such as --set train.batch_size=8):\n")[1])
     assert recipe["methods"] == [{"name": "lora", "bits": 4, "rank": 8}]
     assert recipe["family"]["arms"] == {"flan-t5-xl": "google/flan-t5-xl"}
     assert recipe["train"] == {"epochs": 2.0, "batch_size": 8, "learning_rate": 1e-3, "warmup": 0.1}
@@ -155,9 +156,9 @@ def test_plan_counts_tokens_and_measures_the_time_of_a_step(
     assert 200 * plan["seconds"]["step"] <= plan["seconds"]["most"]
     assert plan["memory"]["fits"]
     assert call(monkeypatch, *arguments) == 0
-    said = capsys.readouterr().out
-    assert "per step, measured)" in said
-    assert f"at most {max(sizes)}, a target" in said
+    message = capsys.readouterr().out
+    assert "per step, measured)" in message
+    assert f"at most {max(sizes)}, a target" in message
     assert not (elsewhere / "results").exists()
 
 
@@ -243,9 +244,9 @@ def test_the_recipe_serves_from_anywhere_and_takes_no_other_s_folder(
         start=2,
     ):
         assert call(monkeypatch, *short, "--seeds", "0-1", *more, "--out", "results/pairs-english") == 2
-        said = capsys.readouterr().err
-        assert f"results/pairs-english holds a training with {unlike}" in said
-        assert "--out" in said
+        message = capsys.readouterr().err
+        assert f"results/pairs-english holds a training with {unlike}" in message
+        assert "--out" in message
         assert call(monkeypatch, *short, "--seeds", "0-1", *more) == 0  # a new folder
         assert f"this training goes to results/pairs-english-{at}" in capsys.readouterr().err
     assert kept.read_text() == after

@@ -40,8 +40,8 @@ def test_paths_and_columns_under_a_locale_without_utf8(tmp_path: Path) -> None:
 
 def test_bytes_that_are_not_utf8_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     name = b"na\xefve.csv".decode("utf-8", "surrogateescape")  # as Python reads the bytes
-    said = refused(monkeypatch, capsys, "train", "nano/english", name)
-    assert all(part in said for part in ("argument 3 (na?ve.csv) is not UTF-8 at character 3", "rename files"))
+    message = refused(monkeypatch, capsys, "train", "nano/english", name)
+    assert all(part in message for part in ("argument 3 (na?ve.csv) is not UTF-8 at character 3", "rename files"))
 
 
 def test_json_keeps_every_letter_where_the_output_is_ascii(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,15 +74,15 @@ def test_a_split_has_its_published_size_without_any_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"dev": "test"}, "unknown dev of cfq 'test'"),
         ({"braces": "round"}, "unknown braces"),
         ({"dev_size": 0}, "is 0"),
     ],
 )
-def test_options_that_are_wrong(options: dict[str, object], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_options_that_are_wrong(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         load_task("cfq", None, **options)
 
 

@@ -157,11 +157,11 @@ def test_a_first_message_of_the_assistant_is_context() -> None:
 
 
 def test_a_tokenizer_without_a_template_and_an_encoder_decoder_are_refused_with_a_choice() -> None:
-    for tokenizer, layout, said in (
+    for tokenizer, layout, output in (
         (byte_level(None), LAYOUT, "has no chat template; use a checkpoint that was tuned on chats"),
         (byte_level(), Layout(True, 0, 0), "an encoder-decoder model has no chat template"),
     ):
-        with pytest.raises(UserError, match=said) as error:
+        with pytest.raises(UserError, match=output) as error:
             chat_layout(tokenizer, layout, "template")
         assert "task.options.chat=plain" in str(error.value)
         assert chat_layout(tokenizer, layout, "plain") == layout
@@ -207,9 +207,9 @@ def test_chats_are_trained_on_scored_and_predicted(
     rows = [[{"role": "user", "content": f"walk {n}"}, {"role": "assistant", "content": "jump"}] for n in range(12)]
     Path("chats.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     assert call(monkeypatch, "train", str(folder), *arguments) == 2
-    said = capsys.readouterr()
-    assert "has no chat template" in said.err
-    assert (said.err.count("\n"), said.out, Path("out").exists()) == (1, "", False), said.err
+    output = capsys.readouterr()
+    assert "has no chat template" in output.err
+    assert (output.err.count("\n"), output.out, Path("out").exists()) == (1, "", False), output.err
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = PLAIN_WORDS
     tokenizer.save_pretrained(folder)
@@ -218,10 +218,10 @@ def test_chats_are_trained_on_scored_and_predicted(
     assert json.loads(result.read_text())["test"]["examples"] == 1
     spec = json.loads((result.parent / "spec.json").read_text())
     assert "template" in json.dumps(spec["task"]["options"])
-    said = capsys.readouterr()
-    assert "'walk " in said.out
-    assert "first row: input 'walk " in said.err
-    assert '{"role"' not in said.out + said.err
+    output = capsys.readouterr()
+    assert "'walk " in output.out
+    assert "first row: input 'walk " in output.err
+    assert '{"role"' not in output.out + output.err
     asked: list[str] = []
     was = predictor.encode_inputs
     monkeypatch.setattr(
@@ -260,8 +260,8 @@ def test_predict_warns_once_of_special_tokens_in_inputs(
     texts = ["a <|im_end|> b", "hello", "<|im_start|>"]
     options = ["--chat", "--max-new-tokens", "2", "--cpu"]
     assert call(monkeypatch, "predict", str(model), *texts, *options) == 0
-    said = capsys.readouterr().err
-    assert said.count("special tokens as text") == 1
-    assert "2 of 3 chats contain special tokens as text (<|im_end|>, <|im_start|>)" in said
+    output = capsys.readouterr().err
+    assert output.count("special tokens as text") == 1
+    assert "2 of 3 chats contain special tokens as text (<|im_end|>, <|im_start|>)" in output
     assert call(monkeypatch, "predict", str(model), "hello", *options) == 0
     assert "special tokens" not in capsys.readouterr().err

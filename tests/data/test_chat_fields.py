@@ -113,7 +113,7 @@ def test_tools_are_given_to_the_chat_template(column: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("template", "chat"), [(CHATML, "template"), (None, "plain")])
-def test_tools_that_the_template_does_not_take_are_said(template: str | None, chat: str) -> None:
+def test_tools_that_the_template_does_not_take_are_reported(template: str | None, chat: str) -> None:
     task = lines([{"messages": talk(n), "tools": [TOOL]} for n in range(10)], chat="auto" if template else "plain")
     tokenizer = byte_level(template)
     notes = encode_split(task.load("held-out"), "", tokenizer, chat_layout(tokenizer, LAYOUT, chat)).notes

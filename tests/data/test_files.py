@@ -346,7 +346,7 @@ def test_messages_name_a_file_relative_to_the_current_folder(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "output"),
     [
         ("train.en", "join them with `paste train.en train.de > train.tsv`"),
         ("other.xyz", "name the format as in --set task.options.format=tsv"),
@@ -357,7 +357,7 @@ def test_messages_name_a_file_relative_to_the_current_folder(tmp_path: Path, mon
     ],
 )
 def test_files_of_no_known_format_get_advice_that_can_be_followed(
-    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "corpus"
     folder.mkdir()
@@ -367,13 +367,13 @@ def test_files_of_no_known_format_get_advice_that_can_be_followed(
     with pytest.raises(UserError) as refused:
         open_dataset(find_source(name, None))
     line = str(refused.value).replace(f"{folder}/", "")
-    assert said in line
+    assert output in line
     if name != "train.en":
         assert ("paste" in line) == (name == ".")
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "output"),
     [
         ("data/*.csv", r"data/\*.csv stands for 2 files; .*`mkdir joined; cp data/\*.csv joined`"),
         ("data/a*.csv", r"stands for 1 file; name it: data/a b.csv"),
@@ -382,11 +382,11 @@ def test_files_of_no_known_format_get_advice_that_can_be_followed(
         ("data/a b.csv,none.csv", r"no file data/a b.csv,none.csv in"),
     ],
 )
-def test_names_of_several_files(name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_several_files(name: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
     for file in ("a b.csv", "c.csv", "d[1].jsonl"):
         Path("data", file).write_text("input,target\na,b\n")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=output):
         find_source(name, None)
     assert find_source("data/d[1].jsonl", None).format == "jsonl"

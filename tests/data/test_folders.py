@@ -44,13 +44,13 @@ def test_no_row_of_a_folder_is_lost_silently_or_read_twice() -> None:
 
     for name in ("a.csv", "b.csv", "c.jsonl"):
         write(f"formats/{name}", name)
-    (said,) = warnings("formats")
-    assert "warning: formats: 1 file not read (c.jsonl)" in said
+    (message,) = warnings("formats")
+    assert "warning: formats: 1 file not read (c.jsonl)" in message
     for name in ("train.csv", "more.csv"):
         write(f"names/{name}", name)
-    (said,) = warnings("names")
-    assert "1 file not read (more.csv)" in said
-    assert "train-2.csv" in said
+    (message,) = warnings("names")
+    assert "1 file not read (more.csv)" in message
+    assert "train-2.csv" in message
     for name in ("train-train.csv", "dev-valid.csv"):
         write(f"twice/{name}", name)
     data = lines("twice", test=1).load("held-out")

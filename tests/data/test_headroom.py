@@ -163,7 +163,7 @@ def test_plan_and_run_carry_it_out_and_write_nothing_closed_in_clear(
     written = [path for path in elsewhere.rglob("*") if path.is_file() and path.suffix != ".tsv"]
     assert len(written) > 5
     if name == "slog":
-        assert not {"said", "input", "target"} & set(columns)
+        assert not {"prediction", "input", "target"} & set(columns)
         assert not [path for path in written if SECRET.encode() in path.read_bytes()]
 
 
@@ -255,7 +255,7 @@ def test_mcd_runs(mcd: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"dev": "test"}, "unknown dev of scan-mcd 'test'"),
         ({"dev_size": 0}, "dev_size of scan-mcd is 0"),
@@ -263,8 +263,8 @@ def test_mcd_runs(mcd: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -
         ({"size": 1}, "unknown option of task scan-mcd 'size'"),
     ],
 )
-def test_mcd_options_that_are_wrong(options: dict[str, object], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_mcd_options_that_are_wrong(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         load_task("scan-mcd", None, **options)
 
 

@@ -42,8 +42,8 @@ def load(train: str, **options: Any) -> SplitData:
 
 
 def write_tsv(path: Path, rows: Any = ROWS, header: bool = True) -> None:
-    said = [NAMES, *rows] if header else rows
-    path.write_text("".join("\t".join(row) + "\n" for row in said), encoding="utf-8")
+    message = [NAMES, *rows] if header else rows
+    path.write_text("".join("\t".join(row) + "\n" for row in message), encoding="utf-8")
 
 
 def write_csv(path: Path, rows: Any = ROWS) -> None:
@@ -203,18 +203,18 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_broken_row_is_refused_by_its_line_or_left_out_and_listed(name: str, elsewhere: Path) -> None:
-    row, said = BAD[name]
+    row, message = BAD[name]
     (elsewhere / name).write_bytes(GOOD[Path(name).suffix].encode() + row)
     with pytest.raises(UserError) as error:
         load(name)
     assert f"{name}:11: " in str(error.value)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "--skip-bad-rows" in str(error.value)
     assert not list((elsewhere / "cache").glob("lines/*"))
     task = lines(name, bad_rows="skip")
     (note,) = (note for note in task.notes() if "left out" in note)
     assert note.startswith(f"1 bad row left out: {name}:11: ")
-    assert said in note
+    assert message in note
     assert sum(task.about()["sizes"].values()) == (9 if name.endswith("csv") else 10)
 
 
@@ -247,9 +247,9 @@ def test_a_bad_row_of_a_csv_takes_no_other_with_it(content: bytes, left: int, ba
     assert len(inputs) == left
     assert {f"in {n}" for n in range(20) if n not in (4, 5)} <= inputs
     assert ("one\n\ntwo" in inputs) == (not bad)
-    said = " ".join(note for note in task.notes() if "left out" in note)
-    assert said.startswith(f"{len(bad)} bad row" if bad else "")
-    assert all(f"a.csv:{line}: " in said for line in bad[:1])
+    message = " ".join(note for note in task.notes() if "left out" in note)
+    assert message.startswith(f"{len(bad)} bad row" if bad else "")
+    assert all(f"a.csv:{line}: " in message for line in bad[:1])
 
 
 def test_a_quote_that_is_never_closed_in_a_long_file_is_refused(
@@ -263,19 +263,19 @@ def test_a_quote_that_is_never_closed_in_a_long_file_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("name", "first", "said"),
+    ("name", "first", "message"),
     [
         ("a.tsv", "one\n", "a.tsv:1: expected 2 or 3 tab-separated columns (input, target, category), found 1"),
         ("a.jsonl", '{"input": "c"}\n', "a.jsonl:1: no key 'target' (it has: input)"),
     ],
 )
-def test_a_bad_first_row_is_left_out_like_any_other(name: str, first: str, said: str, elsewhere: Path) -> None:
+def test_a_bad_first_row_is_left_out_like_any_other(name: str, first: str, message: str, elsewhere: Path) -> None:
     (elsewhere / name).write_text(first + GOOD[Path(name).suffix])
     with pytest.raises(UserError, match="--skip-bad-rows"):
         load(name)
     task = lines(name, bad_rows="skip")
     assert sum(task.about()["sizes"].values()) == 10
-    assert any(note.startswith("1 bad row left out: ") and said in note for note in task.notes())
+    assert any(note.startswith("1 bad row left out: ") and message in note for note in task.notes())
     (elsewhere / name).write_text(first * 3)
     with pytest.raises(UserError, match=r"leaves no train rows .* 3 bad rows left out: a\.|no column 'target'"):
         load(name, bad_rows="skip")
@@ -302,9 +302,9 @@ def test_all_missing_columns_are_named_at_once(elsewhere: Path) -> None:
     (elsewhere / "a.csv").write_text("review,label\na,b\n")
     with pytest.raises(UserError) as error:
         load("a.csv")
-    said = str(error.value)
-    assert "a.csv has no columns 'input' and 'target' (it has: review, label)" in said
-    assert "--input-column COLUMN --target-column COLUMN, or --set" in said
+    message = str(error.value)
+    assert "a.csv has no columns 'input' and 'target' (it has: review, label)" in message
+    assert "--input-column COLUMN --target-column COLUMN, or --set" in message
 
 
 def test_the_first_columns_decide(elsewhere: Path) -> None:
@@ -341,18 +341,18 @@ def test_the_first_columns_decide(elsewhere: Path) -> None:
         "r.tsv": ("a\tb\n" * 9, {"seed": -1}, "seed of lines is -1"),
         "s.tsv": ("a\tb\n" * 9, {"bad_rows": "drop"}, "unknown value of bad_rows of lines 'drop'"),
     }
-    for name, (text, options, said) in cases.items():
+    for name, (text, options, message) in cases.items():
         (elsewhere / name).write_text(text)
         with pytest.raises(UserError) as error:
             load(name, **options)
-        assert said in str(error.value), name
+        assert message in str(error.value), name
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="`datasets` cannot load"):
         load(str(elsewhere / "cache"))
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("page.csv", b"\n<!DOCTYPE html>\n<html><body>sign in, please</body></html>", "a web page (HTML)"),
         ("db.tsv", b"SQLite format 3\0" + bytes(200), "an SQLite database; export the table as CSV"),
@@ -365,11 +365,11 @@ def test_the_first_columns_decide(elsewhere: Path) -> None:
         ("tabs.jsonl", b"input\ttarget\na\tb\n" * 9, "rename it so that the name ends in .tsv"),
     ],
 )
-def test_a_misnamed_file_is_named_by_its_content(name: str, content: bytes, said: str, elsewhere: Path) -> None:
+def test_a_misnamed_file_is_named_by_its_content(name: str, content: bytes, message: str, elsewhere: Path) -> None:
     (elsewhere / name).write_bytes(content)
     with pytest.raises(UserError, match=f"^{name} looks like ") as error:
         load(name)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_unusual_files_are_not_taken_for_misnamed(elsewhere: Path) -> None:
@@ -448,7 +448,7 @@ def test_rows_of_an_unknown_part_are_left_out_and_counted(elsewhere: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"dev": None}, "dev of lines is None"),
         ({"test": [1]}, r"test of lines is \[1\]"),
@@ -458,9 +458,9 @@ def test_rows_of_an_unknown_part_are_left_out_and_counted(elsewhere: Path) -> No
         ({"seed": 10**70}, "seed of lines is 1000.*: give a whole number"),
     ],
 )
-def test_options_of_a_wrong_type_are_named(options: dict[str, Any], said: str, elsewhere: Path) -> None:
+def test_options_of_a_wrong_type_are_named(options: dict[str, Any], message: str, elsewhere: Path) -> None:
     write_tsv(elsewhere / "a.tsv")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load("a.tsv", **options)
 
 

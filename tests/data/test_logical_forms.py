@@ -41,10 +41,10 @@ def test_renaming_and_shuffling_change_nothing(form: frozenset[Conjunct], seed: 
     order = random.Random(seed)
     used = sorted({variable for _, variables in form for variable in variables})
     names = dict(zip(used, map(str, order.sample(range(90), len(used))), strict=True))
-    said = written(renamed(form, names), order)
-    assert same_meaning(written(form, order), said)
+    message = written(renamed(form, names), order)
+    assert same_meaning(written(form, order), message)
     # nothing that leads there is given up on the way
-    assert all(may_become(written(form, order), said[:cut]) for cut in range(len(said) + 1))
+    assert all(may_become(written(form, order), message[:cut]) for cut in range(len(message) + 1))
 
 
 @settings(max_examples=300)

@@ -92,10 +92,10 @@ def test_equal_numbers_among_labels_are_named() -> None:
 def test_columns_of_a_test_file_are_named_like_those_of_training() -> None:
     Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     Path("b.csv").write_text("question,answer\na,b\n")
-    said = refusal("a.jsonl", test="b.csv")
-    assert "b.csv has no columns 'input' and 'target'" in said
-    assert "give it the column names of the training data, a.jsonl" in said
-    assert "--input-column" not in said
+    message = refusal("a.jsonl", test="b.csv")
+    assert "b.csv has no columns 'input' and 'target'" in message
+    assert "give it the column names of the training data, a.jsonl" in message
+    assert "--input-column" not in message
 
 
 def test_chats_in_other_columns_and_preferences_get_the_option_that_reads_them() -> None:
@@ -157,8 +157,8 @@ def test_first_lines_that_are_no_column_names_get_advice() -> None:
     Path("c.csv").write_text("red dog,blue cat\n" * 12)
     assert "if its first line is a row, write a line with the names input,target above it" in refusal("c.csv")
     Path("d.csv").write_text("# made by a tool\ninput,target\n" + "a,b\n" * 12)
-    said = "line 2 has the column names: delete the lines above it, for example with `tail -n +2 d.csv > new.csv`"
-    assert said in refusal("d.csv")
+    message = "line 2 has the column names: delete the lines above it, for example with `tail -n +2 d.csv > new.csv`"
+    assert message in refusal("d.csv")
     Path("e.csv").write_text("input,target\n" + "a, b,c\n" * 12)
     assert "found 3; put texts with commas in quotes" in refusal("e.csv")
 
@@ -172,9 +172,9 @@ def test_chats_in_the_test_file_do_not_make_chats_of_training_pairs() -> None:
     talk = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     Path("chats.jsonl").write_text(json.dumps(talk) + "\n")
-    said = refusal("pairs.jsonl", test="chats.jsonl")
-    assert "chats.jsonl has chats, and pairs.jsonl has inputs and targets" in said
-    assert "task.options.chat=template" in said
+    message = refusal("pairs.jsonl", test="chats.jsonl")
+    assert "chats.jsonl has chats, and pairs.jsonl has inputs and targets" in message
+    assert "task.options.chat=template" in message
     data = lines("pairs.jsonl", test="chats.jsonl", chat="template").load("held-out")
     assert data.train[0].input.startswith('[{"role": "user", "content": "text')
 
@@ -183,10 +183,10 @@ def test_files_of_a_folder_with_unlike_columns_are_named_one_by_one() -> None:
     Path("folder").mkdir()
     for name, more in (("a", {}), ("b", {"extra": 1})):
         Path(f"folder/{name}.jsonl").write_text("".join(json.dumps(row | more) + "\n" for row in ROWS))
-    said = refusal("folder")
-    assert "unlike columns (folder/a.jsonl has input, target; folder/b.jsonl has input, target, extra)" in said
-    assert "write the same column names into every file" in said
-    assert "name its files one by one" in said
+    message = refusal("folder")
+    assert "unlike columns (folder/a.jsonl has input, target; folder/b.jsonl has input, target, extra)" in message
+    assert "write the same column names into every file" in message
+    assert "name its files one by one" in message
     assert pairs("folder/a.jsonl", test="folder/b.jsonl")[0] == ("text 0", "answer 0")
 
 
@@ -223,14 +223,14 @@ def test_lines_above_the_column_names_are_to_be_deleted_and_never_trained(title:
         Path(f"a.{form}").write_text((title + body).replace(",", sign))
         if form == "tsv" and names != "input,target":
             continue  # lines of a tsv file without a header are rows, and the first one is shown
-        said = refusal(f"a.{form}")
+        message = refusal(f"a.{form}")
         if form == "csv" and names != "input,target" and title.startswith("Export, of"):
-            assert "if it is a title, delete it" in said  # two texts can also be column names
+            assert "if it is a title, delete it" in message  # two texts can also be column names
             continue
-        assert "delete the lines above" in said
+        assert "delete the lines above" in message
         above = title.count("\n")
         Path(f"new.{form}").write_text("".join(Path(f"a.{form}").read_text().splitlines(True)[above:]))
-        assert f"line {above + 1} " in said or form == "tsv"
+        assert f"line {above + 1} " in message or form == "tsv"
         options = {} if names == "input,target" else {"input": "Frage", "target": "Antwort"}
         assert pairs(f"new.{form}", **options) == rows
         assert "delete the lines above" in refusal(f"a.{form}", bad_rows="skip")

@@ -107,7 +107,7 @@ def test_a_file_in_any_form_gives_the_same_rows(name: str, elsewhere: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "shown_text"),
     [
         ("blanks.csv", "blanks.csv: blanks before cells are left out, because the header has them before quotes"),
         ("semicolon.csv", "semicolon.csv: columns are separated by semicolon characters"),
@@ -115,10 +115,10 @@ def test_a_file_in_any_form_gives_the_same_rows(name: str, elsewhere: Path) -> N
         ("plain.csv", ""),
     ],
 )
-def test_an_unusual_form_is_said(name: str, said: str, elsewhere: Path) -> None:
+def test_an_unusual_form_is_reported(name: str, shown_text: str, elsewhere: Path) -> None:
     (elsewhere / name).write_bytes(FILES[name]())
     notes = [note for note in lines(name).notes() if not note.startswith("first row: ")]
-    assert notes == ([said] if said else [])
+    assert notes == ([shown_text] if shown_text else [])
 
 
 def test_arrow_files_and_saved_datasets_give_the_same_rows(elsewhere: Path) -> None:
@@ -223,8 +223,8 @@ def test_missing_values_are_bad_rows_and_missing_categories_a_category(elsewhere
     for name, reasons in (("a.jsonl", ["a.jsonl:4: the target is missing (NaN)"]), ("b.parquet", ["1 more row has"])):
         with pytest.raises(UserError) as error:
             lines(name).load("held-out")
-        for said in (f"3 of 20 rows of {name} cannot be used", "the input is empty", "--skip-bad-rows", *reasons):
-            assert said in str(error.value)
+        for shown_text in (f"3 of 20 rows of {name} cannot be used", "the input is empty", "--skip-bad-rows", *reasons):
+            assert shown_text in str(error.value)
         data = lines(name, bad_rows="skip").load("held-out")
         found = [row for part in (data.train, data.dev, data.test) for row in part]
         assert len(found) == 17
@@ -388,17 +388,17 @@ def test_a_long_value_is_decoded_few_times(name: str, elsewhere: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "shown_text"),
     [
         ('[{"input": 1},\n {"input": "a" "b"}, ', "item 2 .*Expecting ',' delimiter at character 15 of the item"),
         ('[{"input": 1},\n {"input": 1, "input": 2}, ', "item 2 .*the key 'input' occurs twice"),
         ('{\n"input": 1}\n{"input": "a" "b"}\n', "object 2 .*Expecting ',' delimiter at character 15 of the object"),
     ],
 )
-def test_the_rest_of_a_file_is_not_read_after_a_fault(text: str, said: str, elsewhere: Path) -> None:
+def test_the_rest_of_a_file_is_not_read_after_a_fault(text: str, shown_text: str, elsewhere: Path) -> None:
     (elsewhere / "a.json").write_text(text + '{"input": "x"}, ' * 400_000)
     tracemalloc.start()
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=shown_text):
         list(read_json(Source("a.json", "jsonl", elsewhere / "a.json")))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -457,8 +457,8 @@ def test_a_long_list_is_read_in_chunks(elsewhere: Path, monkeypatch: pytest.Monk
 def test_prompt_and_completion_are_taken_where_no_column_was_named(elsewhere: Path) -> None:
     (elsewhere / "a.csv").write_text("id,prompt,completion\n" + "".join(f"{n},p{n},c\n" for n in range(10)))
     assert pairs("a.csv")[2] == ("p2", "c")
-    said = "a.csv: inputs are in the column 'prompt', targets in 'completion'; not read: 'id'"
-    assert said in lines("a.csv").notes()
+    shown_text = "a.csv: inputs are in the column 'prompt', targets in 'completion'; not read: 'id'"
+    assert shown_text in lines("a.csv").notes()
 
 
 def test_input_and_input_column_are_one_option(elsewhere: Path) -> None:

@@ -62,13 +62,13 @@ REASONS = {
 def test_all_targets_that_do_not_come_back_are_counted_by_reason() -> None:
     with pytest.raises(UserError) as error:
         encode(split(TARGETS))
-    said = str(error.value)
-    assert "7 of 11 rows of the data" in said
-    assert "--skip-bad-rows" in said
-    assert "train row 2: the tokenizer drops" in said
+    message = str(error.value)
+    assert "7 of 11 rows of the data" in message
+    assert "--skip-bad-rows" in message
+    assert "train row 2: the tokenizer drops" in message
     for reason in REASONS:
-        assert reason in said
-    assert "\n" not in said
+        assert reason in message
+    assert "\n" not in message
 
 
 def test_they_are_left_out_where_bad_rows_are_skipped() -> None:

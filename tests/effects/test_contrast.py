@@ -82,10 +82,10 @@ def test_the_verdict(left: float, right: float, seeds: int, spread: float, verdi
         assert effect.seeds_needed is not None
         assert effect.seeds_needed > 3
     kept = json.loads(json.dumps(asdict(effect)))
-    said = sentence(kept, EM)
-    assert f" {verdict.capitalize()}" in said
-    assert "nan" not in said
-    assert "-" not in said.replace("a-b", "")  # minus signs are real
+    message = sentence(kept, EM)
+    assert f" {verdict.capitalize()}" in message
+    assert "nan" not in message
+    assert "-" not in message.replace("a-b", "")  # minus signs are real
     assert "Difference in test loss per token: \u22121.000 nats" in details(kept, EM)
 
 

@@ -1,4 +1,4 @@
-"""Effects that are taken on another metric than exact match: on one figure a run, and said to be so."""
+"""Effects that are taken on another metric than exact match: one figure per run, and marked as such."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_study_that_did_not_measure_it_is_named(tmp_path: Path) -> None:
     assert found["missing"] == [line]
 
 
-def test_a_run_that_lost_its_figure_is_said_in_a_line(tmp_path: Path) -> None:
+def test_a_run_that_lost_its_figure_is_reported_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"result\.json has no finite test score for chrf, .* repeat the run") as one:
         judged(tmp_path, judged_by("chrf"), lambda cell: {} if cell.seed == 3 else {"chrf": 50.0})
     assert len(str(one.value).splitlines()) == 1

@@ -149,9 +149,9 @@ def test_what_the_paper_has_not_is_not_made_up() -> None:
 
 
 def test_the_caveats_are_those_that_apply() -> None:
-    said = " ".join(caveats("nano", "scan", "add_jump", ["english"]))
-    assert "chosen on test" in said
-    assert "ours nano" in said
-    assert "COGS" not in said
+    message = " ".join(caveats("nano", "scan", "add_jump", ["english"]))
+    assert "chosen on test" in message
+    assert "ours nano" in message
+    assert "COGS" not in message
     assert "51 rows" in " ".join(caveats("t5-base", "cogs", "gen", ["english", "protein"]))
     assert "new ones too" in " ".join(caveats("t5-base", "cogs", "gen", ["english", "protein"]))

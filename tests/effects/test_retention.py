@@ -20,7 +20,7 @@ from tests.effects.test_scale import contrast, flat, group
 from tests.report.made import make, recipe_of
 
 
-def said_of(one: Retention) -> str:
+def sentence_of(one: Retention) -> str:
     return sentence(json.loads(json.dumps(asdict(one))), CRITERIA["exact_match"])
 
 
@@ -29,7 +29,7 @@ def test_retention_by_hand() -> None:
     assert one.ratio == pytest.approx(0.75)
     assert one.interval is not None
     assert one.interval.low < 0.75 < one.interval.high
-    assert "75 % of the effect is kept (95 % interval " in said_of(one)
+    assert "75 % of the effect is kept (95 % interval " in sentence_of(one)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_ratio_to_what_may_be_nothing_is_not_given(
     one = retention(Two(contrast(*under), contrast(*over), "lora", "full"))
     assert one.ratio is None
     assert one.interval is None
-    assert str(one.undefined) in said_of(one)
+    assert str(one.undefined) in sentence_of(one)
     assert why in str(one.undefined)
     assert str(one.undefined).startswith("not defined, because ")
 

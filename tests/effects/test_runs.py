@@ -86,7 +86,7 @@ def test_effects_without_runs_count_in_the_correction(tmp_path: Path) -> None:
     assert effect["least_p_holm"] == pytest.approx(2 * effect["smallest_p"])
 
 
-def test_one_pretraining_an_arm_is_said(tmp_path: Path) -> None:
+def test_one_pretraining_an_arm_is_reported(tmp_path: Path) -> None:
     recipe = recipe_of(task=RIGHT)
     cells, folder = make(tmp_path, recipe)
     (note,) = update_effects(recipe, cells, folder)["notes"]
@@ -94,7 +94,7 @@ def test_one_pretraining_an_arm_is_said(tmp_path: Path) -> None:
     assert "scratch" not in note
 
 
-def test_an_arm_with_a_pretraining_for_each_seed_is_not_said_to_have_one() -> None:
+def test_an_arm_with_a_pretraining_for_each_seed_is_not_reported() -> None:
     family = {"name": "mine", "arms": {"english": "owner/english-{seed}", "german": "owner/german"}}
     cells = expand(recipe_of(task=RIGHT, family=family, effects=["english-german"]))
     assert few_pretrainings_note(cells).startswith("The arm german has only one pretrained checkpoint")
@@ -108,7 +108,7 @@ def test_an_arm_with_a_pretraining_for_each_seed_is_not_said_to_have_one() -> No
     assert [row for row in rows if row[0] == "german"] == [("german", "owner/german", "main")]
 
 
-def test_a_checkpoint_that_several_seeds_share_is_said() -> None:
+def test_a_checkpoint_that_several_seeds_share_is_reported() -> None:
     family = {"name": "mine", "arms": {"english": "owner/english-{seed}", "german": "owner/german-{seed}"}}
     cells = expand(recipe_of(task=RIGHT, family=family, effects=["english-german"]))
     assert few_pretrainings_note(cells) == ""
@@ -121,7 +121,7 @@ def test_a_checkpoint_that_several_seeds_share_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cpus", "said"),
+    ("cpus", "message"),
     [
         ([], []),
         (["A"], ["not recorded: 23 runs", "A: 1 run)"]),
@@ -129,7 +129,7 @@ def test_a_checkpoint_that_several_seeds_share_is_said() -> None:
         (["A"] * 23 + ["B"], ["A: 23 runs; B: 1 run)"]),
     ],
 )
-def test_runs_of_different_cpus_are_said(tmp_path: Path, cpus: list[str], said: list[str]) -> None:
+def test_runs_of_different_cpus_are_reported(tmp_path: Path, cpus: list[str], message: list[str]) -> None:
     task = {"name": "scan", "splits": ["add_jump"]}
     recipe = recipe_of(task=task, arms=["english", "scratch"], effects=["english-scratch"])
     cells, folder = make(tmp_path, recipe)
@@ -140,11 +140,11 @@ def test_runs_of_different_cpus_are_said(tmp_path: Path, cpus: list[str], said: 
         result["environment"]["cpu"] = cpu
         path.write_text(json.dumps(result))
     notes = [note for note in update_effects(recipe, cells, folder)["notes"] if "CPU" in note]
-    assert len(notes) == bool(said)
-    assert all(part in notes[0] for part in said)
+    assert len(notes) == bool(message)
+    assert all(part in notes[0] for part in message)
 
 
-def test_runs_of_a_cpu_and_of_a_gpu_are_said(tmp_path: Path) -> None:
+def test_runs_of_a_cpu_and_of_a_gpu_are_reported(tmp_path: Path) -> None:
     recipe = recipe_of(task=RIGHT, methods=[{"name": "full", "bits": 32}], effects=[])
     cells, folder = make(tmp_path, recipe)
     path = folder.run(cells[0].run_id).path / "result.json"
@@ -202,7 +202,7 @@ def test_an_effect_can_count_some_categories_only(tmp_path: Path) -> None:
     assert len(head.rows) == 4
 
 
-def test_categories_without_test_examples_are_said(tmp_path: Path) -> None:
+def test_categories_without_test_examples_are_reported(tmp_path: Path) -> None:
     effects = [
         {"contrast": "english-scratch", "categories": "cp_recursion"},
         {"contrast": "4-bit - lora 32-bit", "categories": "cp_recursion"},

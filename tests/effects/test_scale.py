@@ -18,7 +18,7 @@ from petransfer.effects.pairs import Contrast, Two
 EXAMPLES = 200
 
 
-def said_of(scale: Scale) -> str:
+def sentence_of(scale: Scale) -> str:
     return sentence(json.loads(json.dumps(asdict(scale))), CRITERIA["exact_match"])
 
 
@@ -48,10 +48,10 @@ def test_a_scale_effect_by_hand() -> None:
     assert scale.verdict == "holds"
     (other,) = judge([Two(two.there, two.here, "small", "large")])
     assert other.verdict == "reversed"
-    said = said_of(scale)
-    assert "in large (80.0 against 10.0 %)" in said
-    assert "in small (70.0 against 50.0 %)" in said
-    assert "+10.0 from the first arm and +40.0 from the second" in said
+    message = sentence_of(scale)
+    assert "in large (80.0 against 10.0 %)" in message
+    assert "in small (70.0 against 50.0 %)" in message
+    assert "+10.0 from the first arm and +40.0 from the second" in message
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_the_verdict_on_scale(levels: tuple[float, ...], seeds: int, verdict: st
     sides = [flat(level, seeds) if level else np.zeros((seeds, EXAMPLES)) for level in levels]
     (scale,) = judge([Two(contrast(*sides[:2]), contrast(*sides[2:]), "x", "y")])
     assert scale.verdict == verdict
-    assert "nan" not in said_of(scale)
+    assert "nan" not in sentence_of(scale)
 
 
 def test_a_scale_effect_is_no_surer_than_the_seeds_of_a_side_allow() -> None:

@@ -75,7 +75,7 @@ def test_the_smallest_p_of_so_many_seeds(seeds: int, p: float) -> None:
 
 
 @pytest.mark.parametrize(("left", "right"), [(2, 4), (3, 4), (4, 3), (5, 6), *itertools.product((2, 5), (2, 3, 7))])
-def test_unequal_groups_reach_what_is_said_and_no_less(left: int, right: int) -> None:
+def test_unequal_groups_reach_what_is_reported_and_no_less(left: int, right: int) -> None:
     """The largest of all differences is the one where every seed of a group is above every seed of the other."""
     apart = permutation_p(np.arange(left) + 100.0, np.arange(right) * 1.0)
     assert apart == pytest.approx(smallest_p(left, right)) == pytest.approx(2 / math.comb(left + right, left))

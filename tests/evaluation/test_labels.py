@@ -52,12 +52,12 @@ def test_labels_agree_with_generating_and_comparing(
 ) -> None:
     checkpoint = name if "/" in name else str(request.getfixturevalue(name))
     model, loaded, encoded = taught(checkpoint, steps, rate)
-    said = generate(model, loaded, [row.input_ids for row in encoded], 12)
+    predictions = generate(model, loaded, [row.input_ids for row in encoded], 12)
     chosen = choose_labels(model, loaded, encoded, LABELS)
-    heard = [at for at, text in enumerate(said) if text in LABELS]
+    heard = [at for at, text in enumerate(predictions) if text in LABELS]
     assert len(heard) > 48
-    assert len({said[at] for at in heard}) > 1
-    assert [chosen[at] for at in heard] == [said[at] for at in heard]
+    assert len({predictions[at] for at in heard}) > 1
+    assert [chosen[at] for at in heard] == [predictions[at] for at in heard]
     assert set(chosen) <= set(LABELS)
 
 

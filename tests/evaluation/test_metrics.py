@@ -36,8 +36,8 @@ def test_rouge_is_rouge_score_s() -> None:
     names = ["rouge1", "rouge2", "rougeL"]
     scorer, sums = RougeScorer(names), dict.fromkeys(names, 0.0)
     aggregate = BootstrapAggregator()
-    for target, said in zip(TARGETS, SAID, strict=True):
-        row = scorer.score(target, said)
+    for target, message in zip(TARGETS, SAID, strict=True):
+        row = scorer.score(target, message)
         aggregate.add_scores(row)
         sums = {name: total + row[name].fmeasure for name, total in sums.items()}
     assert found == pytest.approx({name: 100 * total / 3 for name, total in sums.items()})
@@ -78,9 +78,9 @@ def test_bleu_says_that_it_needs_four_words(caplog: pytest.LogCaptureFixture) ->
 
 def test_accuracy_and_macro_f1_by_hand() -> None:
     targets = ["a", "a", "a", "b", "b", "c"]
-    said = ["a", "a", "b", "b", "a", "b"]
-    # a: 2 hits of 3 said and 3 asked, b: 1 of 3 and 2, c: never said
-    found = scores(("accuracy", "macro_f1"), said, targets)
+    message = ["a", "a", "b", "b", "a", "b"]
+    # a: 2 hits of 3 predicted and 3 expected, b: 1 of 3 and 2, c: never predicted
+    found = scores(("accuracy", "macro_f1"), message, targets)
     assert found["accuracy"] == 50
     assert found["macro_f1"] == pytest.approx(100 * (4 / 6 + 2 / 5 + 0) / 3)
 

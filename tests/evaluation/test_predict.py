@@ -46,8 +46,8 @@ def test_all_inputs_that_are_too_long_are_counted_and_placed(tiny_gpt2: Path) ->
     ask, long = predictor(tiny_gpt2, None), "word " * 140
     with pytest.raises(UserError, match=r"^input 2 \('word .*; the model has 128 positions; shorten it"):
         ask(["word", long])
-    said = r"^2 of 3 inputs are too long: line 1 of x \('word .*\) has \d+ tokens, line 3 of x .*; shorten them"
-    with pytest.raises(UserError, match=said):
+    message = r"^2 of 3 inputs are too long: line 1 of x \('word .*\) has \d+ tokens, line 3 of x .*; shorten them"
+    with pytest.raises(UserError, match=message):
         ask.token_ids([long, "word", long + long], ["line 1 of x", "line 2 of x", "line 3 of x"])
     with pytest.raises(UserError, match=r"9 of 9 inputs .*, and 4 more; the model"):
         ask([long] * 9)
@@ -76,7 +76,7 @@ def test_positions_left_are_those_that_virtual_tokens_leave(tiny_gpt2: Path, tin
 
 
 @pytest.mark.parametrize(
-    ("virtual", "source", "target", "said"),
+    ("virtual", "source", "target", "message"),
     [
         (VirtualTokens(), 64, 56, ""),
         (VirtualTokens(), 65, 5, "the input has more tokens than .* \\(65 of 64"),
@@ -87,10 +87,10 @@ def test_positions_left_are_those_that_virtual_tokens_leave(tiny_gpt2: Path, tin
     ],
 )
 def test_an_encoder_decoder_keeps_them_on_their_own_side(
-    virtual: VirtualTokens, source: int, target: int, said: str
+    virtual: VirtualTokens, source: int, target: int, message: str
 ) -> None:
     check = length_check(BartConfig(max_position_embeddings=64), "bart", 0, virtual)
-    assert re.match(said or "None", str(check(Encoded((3,) * source, (3,) * target))))
+    assert re.match(message or "None", str(check(Encoded((3,) * source, (3,) * target))))
 
 
 def test_a_text_after_a_long_input_is_limited_and_no_other_text_is(tiny_gpt2: Path) -> None:

@@ -48,17 +48,17 @@ def taught(tiny_t5: Path) -> tuple[Loaded, list[Example], list[Encoded]]:
 def test_answers_with_other_names_count_as_meant(taught: tuple[Loaded, list[Example], list[Encoded]]) -> None:
     loaded, examples, encoded = taught
     outcome = evaluate(loaded.model, loaded, examples, encoded, semantics=TASKS["recogs"].semantics)
-    said = generate(loaded.model, loaded, [row.input_ids for row in encoded], 64)
+    predictions = generate(loaded.model, loaded, [row.input_ids for row in encoded], 64)
     assert [row.correct for row in outcome.scored] == [
-        text == row.target for text, row in zip(said, examples, strict=True)
+        text == row.target for text, row in zip(predictions, examples, strict=True)
     ]
-    meant = [same_meaning(row.target, text) for text, row in zip(said, examples, strict=True)]
+    meant = [same_meaning(row.target, text) for text, row in zip(predictions, examples, strict=True)]
     assert meant == [True, True, False] * 2
     assert [row.semantic_correct for row in outcome.scored] == meant
     assert outcome.disagreements == 0
     # a wrong role is known from the forward pass alone
-    assert outcome.meant is not None
-    assert outcome.meant.generated == 2
+    assert outcome.semantic is not None
+    assert outcome.semantic.generated == 2
     written = summary(outcome)
     assert written["exact_match"] == pytest.approx(100 / 3)
     assert written["semantic_exact_match"] == pytest.approx(200 / 3)
@@ -92,8 +92,8 @@ def test_beginnings_within_rounding_are_left_to_generation(
 ) -> None:
     loaded, _, encoded = taught
     sure = semantic.beginnings(loaded.model, loaded, encoded, 4)
-    said = generate(loaded.model, loaded, [row.input_ids for row in encoded], 64)
-    for ids, text in zip(sure, said, strict=True):
+    predictions = generate(loaded.model, loaded, [row.input_ids for row in encoded], 64)
+    for ids, text in zip(sure, predictions, strict=True):
         assert ids is None or text.startswith(loaded.tokenizer.decode(list(ids), skip_special_tokens=True))
     assert [ids is None for ids in sure] == [True, False, False] * 2
     monkeypatch.setattr("petransfer.evaluation.batches.NOISE_UNITS", 1e9)
@@ -112,9 +112,9 @@ def test_a_decoder_that_starts_from_the_end_piece_still_answers(
 ) -> None:
     loaded, _, encoded = taught
     start = replace(loaded.layout, decoder_start_id=loaded.layout.eos_id)
-    said = generations(loaded.model, replace(loaded, layout=start), [encoded[0].input_ids], [4])
+    predictions = generations(loaded.model, replace(loaded, layout=start), [encoded[0].input_ids], [4])
     ids = loaded.model.generate(  # type: ignore[operator]
         input_ids=torch.tensor([encoded[0].input_ids]), decoder_start_token_id=start.eos_id, max_new_tokens=4
     )
-    assert said[0].text == loaded.tokenizer.decode(ids[0, 1:], skip_special_tokens=True)
-    assert said[0].text
+    assert predictions[0].text == loaded.tokenizer.decode(ids[0, 1:], skip_special_tokens=True)
+    assert predictions[0].text

@@ -21,7 +21,7 @@ def test_the_examples_come_out_in_their_order(total: int, count: int) -> None:
     parts = [Evaluation(tuple(rows[at::count]), near_ties=at, audited=1, disagreements=0) for at in range(count)]
     whole = put_together(parts)
     assert whole.scored == tuple(rows)
-    assert (whole.near_ties, whole.audited, whole.meant) == (sum(range(count)), count, None)
+    assert (whole.near_ties, whole.audited, whole.semantic) == (sum(range(count)), count, None)
     assert not whole.by_generation
     assert put_together([replace(part, by_generation=True) for part in parts]).by_generation
 
@@ -32,4 +32,4 @@ def test_meanings_are_put_together_too() -> None:
         Evaluation((rows[0], rows[2]), 0, 0, 0, SemanticMatches((False,), generated=1, unfinished=1)),
         Evaluation((rows[1], rows[3]), 0, 0, 0, SemanticMatches((True, True), generated=2, unfinished=0)),
     ]
-    assert put_together(parts).meant == SemanticMatches((True, False, True), generated=3, unfinished=1)
+    assert put_together(parts).semantic == SemanticMatches((True, False, True), generated=3, unfinished=1)

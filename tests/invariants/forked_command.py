@@ -42,7 +42,7 @@ class ForkedCommand:
             raise subprocess.TimeoutExpired(self.arguments, timeout or 0.0)
         return code
 
-    def said(self) -> str:
+    def message(self) -> str:
         """Return the end of what the command printed."""
         return self.log.read_text(errors="replace")[-2000:]
 

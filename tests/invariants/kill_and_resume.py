@@ -216,8 +216,8 @@ def main(kills: int, seed: int = 0, what: str = "run", steps: int = 0, forked: b
         recipe.write_text(yaml.safe_dump(content, sort_keys=False))
         same = {"--processes", "--stack", "--factors", "--no-compile"} & {*way.options}
         alone = list(way.options) if same else ["--workers", "1"]
-        code, said = to_its_end(command(recipe, folder / "whole", alone, way.verb), forked)
-        assert code == 0, said
+        code, message = to_its_end(command(recipe, folder / "whole", alone, way.verb), forked)
+        assert code == 0, message
         if way.early:
             results = [json.loads(path.read_text()) for path in (folder / "whole").rglob("result.json")]
             assert any(result["steps"] < steps for result in results), "no run stopped early: take more steps"
@@ -257,11 +257,11 @@ def until(kills: int, one_round: Callable[[int], int]) -> list[int]:
 def end(way: Way, cluster: Cluster, recipe: Path, out: Path, forked: bool = False) -> None:
     """Carries the study to its end."""
     for _ in range(10):  # what a killed process started may hold its runs a while longer
-        code, said = to_its_end(command(recipe, out, [*way.options, *cluster.options()], way.verb), forked)
+        code, message = to_its_end(command(recipe, out, [*way.options, *cluster.options()], way.verb), forked)
         if code == 0:
             return
         time.sleep(3)
-    raise AssertionError(said)
+    raise AssertionError(message)
 
 
 def to_its_end(line: list[str], forked: bool) -> tuple[int, str]:
@@ -269,7 +269,7 @@ def to_its_end(line: list[str], forked: bool) -> tuple[int, str]:
     if forked:
         with tempfile.TemporaryDirectory() as folder:
             forked_command = ForkedCommand(line[3:], Path(folder), Path(folder) / "output.log")
-            return forked_command.wait(), forked_command.said()
+            return forked_command.wait(), forked_command.message()
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     return done.returncode, done.stderr[-2000:]
 
@@ -410,5 +410,5 @@ if __name__ == "__main__":
     if arguments.out:
         before = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
         arguments.out.write_text(json.dumps([*before, record], indent=1) + "\n")
-    said = f"{record['kills']} kills ({arguments.what}) in {record['rounds']} rounds: nothing lost, nothing doubled"
-    print(json.dumps(record) if arguments.json else said)
+    message = f"{record['kills']} kills ({arguments.what}) in {record['rounds']} rounds: nothing lost, nothing doubled"
+    print(json.dumps(record) if arguments.json else message)

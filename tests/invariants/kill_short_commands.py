@@ -86,7 +86,7 @@ def _whole(original: Path, whole: Path, arguments: list[str]) -> float:
     shutil.copytree(original, whole)
     began = time.monotonic()
     done = petransfer(whole, *arguments)
-    assert done.wait() == 0, f"{arguments}: {done.said()}"
+    assert done.wait() == 0, f"{arguments}: {done.message()}"
     return time.monotonic() - began
 
 
@@ -108,7 +108,7 @@ def _repeat(name: str, cut: Path, arguments: list[str], place: str, expected: di
     if name == "push":
         assert set(left) in (set(), {".gitattributes"}, set(expected)), f"push: half a commit: {sorted(left)}"
     again = petransfer(cut, *arguments)
-    assert again.wait() == 0, f"{name}: after a kill: {again.said()}"
+    assert again.wait() == 0, f"{name}: after a kill: {again.message()}"
     assert contents(cut / place, hub) == expected, f"{name}: differs after a kill"
     partial = [path.name for path in cut.rglob("*") if "partial" in path.name or path.suffix == ".tmp"]
     assert not partial, f"{name}: left {partial}"
@@ -132,7 +132,7 @@ def main(kills: int, names: list[str], seed: int = 0) -> list[dict[str, Any]]:
             ["adapter", "pack", "finished", "--out", "bundle.petransfer.zip"],
         ):
             done = petransfer(folder, *words)
-            assert done.wait() == 0, done.said()
+            assert done.wait() == 0, done.message()
         rng = random.Random(seed)
         records = []
         for command in names:

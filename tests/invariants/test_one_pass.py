@@ -55,8 +55,8 @@ def _trained(folder: Path) -> tuple[Loaded, list[Example], list[object]]:
 def test_one_pass_agrees_with_generation_on_every_example(kind: str, bits: int, request: pytest.FixtureRequest) -> None:
     loaded, examples, encoded = _half_learnt(request.getfixturevalue(kind), bits)
     outcome = evaluate(loaded.model, loaded, examples, encoded, batch_size=7, audited=1000)  # type: ignore[arg-type]
-    said = generate(loaded.model, loaded, [row.input_ids for row in encoded], 64)  # type: ignore[attr-defined]
-    right = [text == example.target for text, example in zip(said, examples, strict=True)]
+    predictions = generate(loaded.model, loaded, [row.input_ids for row in encoded], 64)  # type: ignore[attr-defined]
+    right = [text == example.target for text, example in zip(predictions, examples, strict=True)]
     assert [row.correct for row in outcome.scored] == right
     assert 3 <= sum(right) <= 21
     assert max(row.tokens for row in outcome.scored if row.correct) > 8
@@ -83,8 +83,8 @@ def test_by_generation_every_answer_is_generated_and_none_is_another(kind: str, 
     once = evaluate(loaded.model, loaded, examples, encoded)  # type: ignore[arg-type]
     outcome = evaluate(loaded.model, loaded, examples, encoded, audited=0, by_generation=True)  # type: ignore[arg-type]
     limit = max(len(row.target_ids) for row in encoded) + 8  # type: ignore[attr-defined]
-    said = generate(loaded.model, loaded, [row.input_ids for row in encoded], limit)  # type: ignore[attr-defined]
-    assert [row.said for row in outcome.scored] == said
+    texts = generate(loaded.model, loaded, [row.input_ids for row in encoded], limit)  # type: ignore[attr-defined]
+    assert [row.prediction for row in outcome.scored] == texts
     assert [row.correct for row in outcome.scored] == [row.correct for row in once.scored]
     assert outcome.audited + outcome.near_ties == len(examples)
     assert (outcome.disagreements, summary(outcome)["by_generation"]) == (0, True)

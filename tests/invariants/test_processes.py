@@ -59,11 +59,11 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("shared")
     (folder / "rows.tsv").write_text("".join(ROWS))
     (folder / "recipe.yaml").write_text(RECIPE.format(rows=folder / "rows.tsv"))
-    said = io.StringIO()
+    message = io.StringIO()
     words = [*RUN[1:], "--workers", "1", "--recipe", str(folder / "recipe.yaml"), "--out", str(folder / "one")]
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(message):
         assert call(patch, *words) == 0
-    return folder / "one", said.getvalue()
+    return folder / "one", message.getvalue()
 
 
 @pytest.fixture(scope="module", params=list(WAYS))

@@ -306,18 +306,18 @@ def test_t5_11b_fits_twelve_gigabytes_in_four_bits(
 @pytest.mark.usefixtures("two_layers")
 def test_the_table_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert _fit(monkeypatch, "nano/english", "--bits", "4", "--batch", "2", "--measure", "--cpu") == 0
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     for part in ("weights (nf4)", "optimiser state", "activations", "sum at the peak", "prediction divided by"):
-        assert part in said
-    assert "petransfer's own training step needs " in said
-    assert " for copies of weights" in said
+        assert part in message
+    assert "petransfer's own training step needs " in message
+    assert " for copies of weights" in message
     assert _fit(monkeypatch, "google-t5/t5-base", "--method", "full", "--bits", "32", "--card", "1.72GB") == 1
     advice = "does not fit into 1.7 GB; it would with --optimizer paged-adamw-8bit, or --method lora\n"
     assert advice in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["nano/english", "--bits", "5"], "take 4, 8, 16 or 32"),
         (["nano/english", "--method", "lorra"], "did you mean 'lora'"),
@@ -343,11 +343,11 @@ def test_the_table_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     ],
 )
 def test_bad_input_is_one_line(
-    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _fit(monkeypatch, *arguments) == 2
     error = capsys.readouterr().err.strip()
-    assert said in error
+    assert message in error
     assert len(error.splitlines()) == 1
 
 
@@ -528,7 +528,7 @@ def test_an_operation_that_needs_values_is_told_in_one_line(monkeypatch: pytest.
 
 
 def test_a_method_of_another_package_can_train_all_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is said and advised depends on the method's property, not on its name."""
+    """Messages and advice depend on the method's property, not on its name."""
     everything = replace(METHODS.lookup("full"), name="everything", title="all of it")
     lookup = METHODS.lookup
     monkeypatch.setattr(METHODS, "lookup", lambda name: everything if name == "everything" else lookup(name))

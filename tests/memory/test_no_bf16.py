@@ -62,8 +62,8 @@ def test_the_command_says_so(
 ) -> None:
     words = ("fit", str(tiny_t5), "--batch", "1", "--lengths", "4,4", "--card", "T4")
     assert call(monkeypatch, *words, "--bits", "4") == 1
-    said = capsys.readouterr().out.splitlines()[-1]
-    assert said == "does not run on this card, which has no bf16: only 32 bits work there; it would with --bits 32"
+    message = capsys.readouterr().out.splitlines()[-1]
+    assert message == "does not run on this card, which has no bf16: only 32 bits work there; it would with --bits 32"
     assert call(monkeypatch, *words, "--bits", "32") == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("fits into 15.6 GB")
 
@@ -75,8 +75,8 @@ def test_a_model_that_is_too_large_at_32_bits_needs_another_card(
     monkeypatch.setattr("petransfer.cli.fit.parse_card", lambda text: Card(10**9, "Tesla T4", (7, 5)))
     words = ("fit", "google-t5/t5-base", "--batch", "1", "--lengths", "4,4", "--card", "T4", "--bits", "4")
     assert call(monkeypatch, *words) == 1
-    said = capsys.readouterr().out.splitlines()[-1]
-    assert said.endswith("only 32 bits work there, and with 32 bits it does not fit, whatever is changed")
+    message = capsys.readouterr().out.splitlines()[-1]
+    assert message.endswith("only 32 bits work there, and with 32 bits it does not fit, whatever is changed")
 
 
 def test_the_runs_of_a_recipe_are_predicted_likewise(tiny_spec: Callable[..., RunSpec]) -> None:
@@ -88,10 +88,10 @@ def test_the_runs_of_a_recipe_are_predicted_likewise(tiny_spec: Callable[..., Ru
     found = predict_memory([wide, narrow, shipped], card.bytes, capability=card.capability)
     assert [one.fit.fits for one in found if one.fit] == [True, False, False]
     options = recipe_options([wide.method, narrow.method], narrow)
-    said = (
+    message = (
         ": does not run on this card, which has no bf16: only 32 bits work there; it would with --set methods.1.bits=32"
     )
-    assert found[1].line(options).endswith(said)
+    assert found[1].line(options).endswith(message)
     assert len(predict_memory([wide, narrow, shipped], card.bytes)) == 2
 
 

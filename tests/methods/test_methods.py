@@ -180,9 +180,9 @@ def test_one_pass_agrees_with_generation_behind_virtual_tokens(name: str, base: 
     )
     inputs = [row.input_ids for row in taught]
     train(model, loaded, 60, 0.3, taught)
-    said = generate(model, loaded, inputs, 6)
-    assert said == [generate(model, loaded, [one], 6)[0] for one in inputs]  # no padding before virtual tokens
-    examples = [Example(at, word, said[at] if at % 2 else "walk", "all") for at, word in enumerate(words)]
+    predictions = generate(model, loaded, inputs, 6)
+    assert predictions == [generate(model, loaded, [one], 6)[0] for one in inputs]  # no padding before virtual tokens
+    examples = [Example(at, word, predictions[at] if at % 2 else "walk", "all") for at, word in enumerate(words)]
     encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
     found = evaluate(model, loaded, examples, encoded, audited=4)
     assert found.audited + found.near_ties == 4

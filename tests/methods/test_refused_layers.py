@@ -23,11 +23,11 @@ def test_layers_that_peft_refuses_are_left_out_by_the_option_in_the_message() ->
     config = MambaConfig(**SIZES, eos_token_id=1)
     with pytest.raises(UserError, match=r"^LoRA cannot be put on the layers all-linear of this model") as error:
         apply_method(meta_model(config, "mamba", MethodSpec("lora", rank=4), False), MethodSpec("lora", rank=4), 0)
-    said = str(error.value)
-    assert "out_proj" in said
-    assert "Please" not in said
-    assert "PEFT:" not in said
-    found = re.search(r"--set 'methods\.0\.targets=\[(.*)\]'", said)
+    output = str(error.value)
+    assert "out_proj" in output
+    assert "Please" not in output
+    assert "PEFT:" not in output
+    found = re.search(r"--set 'methods\.0\.targets=\[(.*)\]'", output)
     assert found is not None
     method = MethodSpec("lora", rank=4, targets=tuple(found[1].split(", ")))
     apply_method(meta_model(config, "mamba", method, False), method, 0)
@@ -119,7 +119,7 @@ def test_a_layer_that_texts_do_not_pass_through_is_refused_by_the_memory_check()
 
 @pytest.mark.parametrize("name", ["lora", "ia3"])
 @pytest.mark.parametrize(
-    ("targets", "said"),
+    ("targets", "output"),
     [
         (["q_proj"], r"q_proj of this model \(t5\): .*'q_proj'"),
         (
@@ -130,12 +130,12 @@ def test_a_layer_that_texts_do_not_pass_through_is_refused_by_the_memory_check()
     ],
 )
 def test_targets_that_no_layer_has_are_refused_before_anything_is_written(
-    name: str, targets: Any, said: str, tmp_path: Path
+    name: str, targets: Any, output: str, tmp_path: Path
 ) -> None:
     method = {"name": name, "targets": targets, "bits": 32} | ({"rank": 4} if name == "lora" else {})
     rate = {"learning_rate": 1e-3}
     study = Study("smoke", arms=["english"], methods=[method], effects=[], train=rate, out=tmp_path / "out")
-    with pytest.raises(UserError, match=rf"^\S+ cannot be put on the layers {said}"):
+    with pytest.raises(UserError, match=rf"^\S+ cannot be put on the layers {output}"):
         study.run(cpu=True)
     assert not (tmp_path / "out").exists()
 

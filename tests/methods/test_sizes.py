@@ -79,14 +79,14 @@ def test_a_size_that_nothing_meets_stops_a_study_before_it_trains(
     monkeypatch.setattr(sys, "argv", ["petransfer", "run", "--recipe", "lora-scan", "--cpu", *sets])
     with pytest.raises(SystemExit) as stopped:
         main()
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert stopped.value.code == 2
-    assert "match_parameters: 100 cannot be met by lora: the nearest is 11,264, with rank 1" in said
-    assert "Traceback" not in said
+    assert "match_parameters: 100 cannot be met by lora: the nearest is 11,264, with rank 1" in message
+    assert "Traceback" not in message
 
 
 @pytest.mark.parametrize(
-    ("method", "said"),
+    ("method", "message"),
     [
         ({"name": "ia3", "rank": 8}, "rank does not belong to ia3, which takes layers, targets"),
         ({"name": "prompt", "layers": [0]}, "layers does not belong to prompt"),
@@ -102,8 +102,8 @@ def test_a_size_that_nothing_meets_stops_a_study_before_it_trains(
         ({"name": "prompt", "virtual_token": 3}, "virtual_tokens"),
     ],
 )
-def test_what_does_not_belong_is_refused_in_one_line(method: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said) as refused:
+def test_what_does_not_belong_is_refused_in_one_line(method: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as refused:
         recipe(method)
     assert "\n" not in str(refused.value)
 

@@ -1,4 +1,4 @@
-"""The architectures that petransfer is said to take, small, and the widths in which each is tried.
+"""Small models of the architectures that petransfer supports, and the widths in which each is tried.
 
 `test_coverage` tries them.
 """

@@ -142,9 +142,9 @@ def test_weights_of_more_layers_than_config_json_says_are_named(
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_layers": 1}))
     for _ in range(2):
         load(str(folder), bits, device="cpu")
-    (said,) = _warnings(caplog)
+    (text,) = _warnings(caplog)
     assert (
-        "has fewer layers than its weights: encoder.block.1.layer.0.SelfAttention.k.weight and 7 other tensors" in said
+        "has fewer layers than its weights: encoder.block.1.layer.0.SelfAttention.k.weight and 7 other tensors" in text
     )
 
 
@@ -170,12 +170,12 @@ def test_a_weight_file_that_is_a_pointer_or_cut_is_named(name: str, kind: str, c
     load(str(copied), 32, device="cpu")
     whole = (copied / name).read_bytes()
     (copied / name).write_bytes(_POINTER.encode() if kind == "pointer" else whole[: len(whole) // 2])
-    said = "Git LFS pointer.*`git lfs pull`" if kind == "pointer" else "damaged .*get this file of the checkpoint again"
+    text = "Git LFS pointer.*`git lfs pull`" if kind == "pointer" else "damaged .*get this file of the checkpoint again"
     for check in (
         lambda: load(str(copied), 32, device="cpu"),
         lambda: refuse_damaged_files(checkpoint_spec(str(copied))),
     ):
-        with pytest.raises(UserError, match=f"/{name} is (a )?{said}"):
+        with pytest.raises(UserError, match=f"/{name} is (a )?{text}"):
             check()
 
 
@@ -205,16 +205,16 @@ def test_quantised_weights_without_their_configuration_are_refused(copied: Path)
         weights[f"{query}.weight"] = weights[f"{query}.weight"].mul(100).to(torch.int8)
         weights[f"{query}.SCB"] = torch.ones(32)
 
-    said = rf"the weights of .*base are quantised \({query}.SCB\), and config.json has no quantization_config; use the"
+    text = rf"the weights of .*base are quantised \({query}.SCB\), and config.json has no quantization_config; use the"
     _changed(copied, quantise)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=text):
         load(copied, 32, device="cpu")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=text):
         refuse_damaged_files(checkpoint_spec(str(copied)))
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "text"),
     [
         ("model-00001-of-00002.safetensors", r"model.safetensors.index.json, which lists the parts, is missing"),
         ("pytorch_model-00001-of-00002.bin", r"pytorch_model.bin.index.json, which lists the parts, is missing"),
@@ -224,11 +224,11 @@ def test_quantised_weights_without_their_configuration_are_refused(copied: Path)
         ),
     ],
 )
-def test_weights_under_other_names_are_named(name: str, said: str, copied: Path) -> None:
+def test_weights_under_other_names_are_named(name: str, text: str, copied: Path) -> None:
     (copied / "model.safetensors").rename(copied / name)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=text):
         load(copied, 32, device="cpu")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=text):
         refuse_damaged_files(checkpoint_spec(str(copied)))
 
 

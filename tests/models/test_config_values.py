@@ -57,9 +57,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("wrong", "said"), WRONG)
+@pytest.mark.parametrize(("wrong", "message"), WRONG)
 def test_fit_train_and_predict_name_the_wrong_value(
-    wrong: dict[str, Any], said: str, tiny_t5: Path, tmp_path: Path
+    wrong: dict[str, Any], message: str, tiny_t5: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(tiny_t5, tmp_path / "base"))
     content = json.loads((folder / "config.json").read_text())
@@ -68,14 +68,14 @@ def test_fit_train_and_predict_name_the_wrong_value(
     for read in (lambda: load(str(folder), 32, device="cpu"), lambda: configuration(checkpoint_spec(str(folder)))):
         with pytest.raises(UserError) as error:
             read()
-        assert said in str(error.value)
+        assert message in str(error.value)
         assert "config.json of" in str(error.value)
         assert "no configuration" not in str(error.value)
         assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "", "\ufeff{}", "nul", '{"model_type": "t5", "num_heads": {}}'])
-def test_a_config_json_that_is_there_but_wrong_is_said_to_be_wrong(text: str, tiny_t5: Path, tmp_path: Path) -> None:
+def test_a_config_json_that_is_there_but_wrong_is_called_wrong(text: str, tiny_t5: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_t5, tmp_path / "base"))
     (folder / "config.json").write_text(text)
     for read in (lambda: load(str(folder), 32, device="cpu"), lambda: configuration(checkpoint_spec(str(folder)))):

@@ -81,11 +81,11 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("base", "values", "said"), CHANGES, indirect=["base"])
-def test_a_changed_computation_is_named_with_both_values(base: Path, values: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("base", "values", "message"), CHANGES, indirect=["base"])
+def test_a_changed_computation_is_named_with_both_values(base: Path, values: dict[str, Any], message: str) -> None:
     before = _record(base)
     _changed(base, **values)
-    assert said in (differing_fields(before, _record(base), WORDS) or "")
+    assert message in (differing_fields(before, _record(base), WORDS) or "")
 
 
 def _saved_anew(folder: Path) -> None:
@@ -168,5 +168,5 @@ def test_fields_that_only_one_version_of_transformers_has_are_not_compared() -> 
 
 def test_at_most_three_fields_are_shown() -> None:
     one, other = ({"fields": dict.fromkeys("abcdef", value), "tokens": {}, "sha256": str(value)} for value in (1, 2))
-    said = differing_fields(one, other, WORDS)
-    assert said == "a was 1 and is 2, b was 1 and is 2, c was 1 and is 2 and 3 other fields"
+    message = differing_fields(one, other, WORDS)
+    assert message == "a was 1 and is 2, b was 1 and is 2, c was 1 and is 2 and 3 other fields"

@@ -1,4 +1,4 @@
-"""Every architecture that is said to be supported, in every width: loaded, trained, evaluated, saved, read by peft."""
+"""Every architecture that is listed as supported, in every width: loaded, trained, evaluated, saved, read by peft."""
 
 from __future__ import annotations
 
@@ -228,9 +228,9 @@ def test_all_that_full_fine_tuning_trains_has_a_gradient(name: str, checkpoint: 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_supported_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
-    kind, fields, _, said = REFUSED[name]
+    kind, fields, _, message = REFUSED[name]
     AutoConfig.for_model(kind, **fields).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=said) as training:
+    with pytest.raises(UserError, match=message) as training:
         load_checkpoint(checkpoint_spec(str(tmp_path)), 32)
     with pytest.raises(UserError) as fit:
         configuration(checkpoint_spec(str(tmp_path)))

@@ -26,7 +26,7 @@ def test_every_side_has_its_own_positions(config: Any, of_encoder: int | None, o
 
 
 @pytest.mark.parametrize(
-    ("virtual", "source", "target", "said"),
+    ("virtual", "source", "target", "message"),
     [
         (VirtualTokens(), 96, 24, None),
         (VirtualTokens(), 97, 24, "the input has more tokens than led takes (97 of 96)"),
@@ -40,8 +40,8 @@ def test_every_side_has_its_own_positions(config: Any, of_encoder: int | None, o
     ],
 )
 def test_each_side_is_compared_with_its_own_positions(
-    virtual: VirtualTokens, source: int, target: int, said: str | None
+    virtual: VirtualTokens, source: int, target: int, message: str | None
 ) -> None:
     config = LEDConfig(max_encoder_position_embeddings=96, max_decoder_position_embeddings=32)
     problem = length_check(config, "led", 0, virtual)(Encoded((1,) * source, (1,) * target))
-    assert (str(problem) if problem else None) == (said and said.replace("{", "of which "))
+    assert (str(problem) if problem else None) == (message and message.replace("{", "of which "))

@@ -197,7 +197,7 @@ def test_a_checkpoint_with_its_own_tokenizer_has_no_new_pieces(tiny_t5: Path) ->
     assert not any("trainable_tokens" in name for name, _ in model.named_parameters())
 
 
-def test_a_trained_row_counts_wherever_its_piece_is_read_or_said() -> None:
+def test_a_trained_row_counts_wherever_its_token_is_read_or_predicted() -> None:
     """T5's embeddings stand in four places; a row that is trained in one of them only would be half a lie."""
     loaded = load_checkpoint(checkpoint_spec("nano/english"), 32)
     piece, other = (loaded.new_tokens)[5], 300
@@ -358,7 +358,7 @@ def test_layers_of_gpt2_are_kept_wide(bits: Bits, tiny_gpt2: Path) -> None:
         load_checkpoint(checkpoint_spec(str(tiny_gpt2)), bits, keep_wide=("c_prox",))
 
 
-def test_what_stays_wide_unasked_is_not_said_to_be_the_recipe_s(tiny_t5: Path) -> None:
+def test_what_stays_wide_unasked_is_not_called_the_recipe_s(tiny_t5: Path) -> None:
     model = load_checkpoint(checkpoint_spec(str(tiny_t5)), 4).model
     model.extra = torch.nn.Parameter(torch.zeros(3, 3))
     found = inventory(model, ("wo",)).as_dict()["wide"]

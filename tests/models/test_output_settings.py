@@ -43,7 +43,7 @@ def test_a_base_with_such_a_field_gives_the_texts_of_one_without(
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("generation_config.json", "[1]", r"generation_config\.json of .* is wrong \('list' object"),
         ("generation_config.json", '{"compile_config": {"mode": 1}}', r"generation_config\.json of .* is wrong"),
@@ -53,11 +53,11 @@ def test_a_base_with_such_a_field_gives_the_texts_of_one_without(
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(
-    name: str, content: str, said: str, tiny_gpt2: Path, tmp_path: Path
+    name: str, content: str, message: str, tiny_gpt2: Path, tmp_path: Path
 ) -> None:
     changed = Path(shutil.copytree(tiny_gpt2, tmp_path / "base"))
     (changed / name).write_text(content)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load(changed, 32, device="cpu")
 
 

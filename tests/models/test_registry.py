@@ -1,4 +1,4 @@
-"""The registry: entries that hold together, and architectures with the parameters that they are said to have."""
+"""The registry: entries that hold together, and architectures with the parameters that are listed for them."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_full_fine_tuning_predicts_after_reload_what_it_predicted_before(
     run, found = trained(monkeypatch, annalog, pairs, "--method", "full", "--bits", "32", "--lr", "1e-3")
     assert found["dev"]["log_prob_per_token"] > LEARNT
     rows = pyarrow.parquet.read_table(run / "examples.parquet").to_pylist()
-    generated = {row["input"]: row["said"] for row in rows if row["said"] is not None}
+    generated = {row["input"]: row["prediction"] for row in rows if row["prediction"] is not None}
     assert generated
     capsys.readouterr()
     assert call(monkeypatch, "predict", str(run), "--cpu", *generated) == 0

@@ -69,7 +69,7 @@ def test_what_needs_more_than_two_names_is_a_mapping() -> None:
 
 
 @pytest.mark.parametrize(
-    ("effect", "said"),
+    ("effect", "message"),
     [
         ("english-scrach", "did you mean 'english-scratch'"),
         ("4-bit-ful", "did you mean '4-bit-full'"),
@@ -93,10 +93,10 @@ def test_what_needs_more_than_two_names_is_a_mapping() -> None:
         (5, "effects.0"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_the_nearest(effect: Any, said: str) -> None:
+def test_what_makes_no_sense_is_refused_with_the_nearest(effect: Any, message: str) -> None:
     with pytest.raises(UserError) as refusal:
         requested_effects(recipe(effect))
-    assert said in str(refusal.value)
+    assert message in str(refusal.value)
 
 
 @pytest.mark.parametrize(("contrast", "kind"), [("english-scratch", "arms"), ("4-bit-full", "methods")])
@@ -113,7 +113,7 @@ def test_categories_need_a_score_of_each_example() -> None:
 
 
 @pytest.mark.parametrize(
-    ("categories", "said"),
+    ("categories", "message"),
     [
         ("lexical", ""),
         ("cp_recursion", ""),
@@ -122,15 +122,15 @@ def test_categories_need_a_score_of_each_example() -> None:
         ("and", "unknown group of categories, or category, of cogs 'and'"),
     ],
 )
-def test_categories_are_those_of_the_task(categories: str, said: str) -> None:
+def test_categories_are_those_of_the_task(categories: str, message: str) -> None:
     made = recipe({"contrast": "english-scratch", "categories": categories})
     made = made.model_copy(update={"task": made.task.model_copy(update={"name": "cogs", "splits": ["gen"]})})
-    if not said:
+    if not message:
         assert expand(made)
         return
     with pytest.raises(UserError) as refusal:
         expand(made)
-    assert said in str(refusal.value)
+    assert message in str(refusal.value)
 
 
 def test_words_of_a_label_are_enough() -> None:

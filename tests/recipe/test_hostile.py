@@ -170,21 +170,21 @@ def test_plan_and_run_refuse_it_in_one_line_and_write_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if case in TEXTS:
-        text, said = TEXTS[case]
+        text, shown = TEXTS[case]
     else:
-        place, value, said = CHANGES[case]
+        place, value, shown = CHANGES[case]
         text = yaml.safe_dump(changed(place, value))
     (tmp_path / "hostile.yaml").write_text(text)
     errors = {refused([verb, "--recipe", "hostile.yaml"], capsys, monkeypatch) for verb in ("plan", "run")}
     (error,) = errors
-    assert said in error
+    assert shown in error
     assert len(error.strip().splitlines()) == 1
     assert len(error) < 1000
     assert [path.name for path in tmp_path.iterdir()] == ["hostile.yaml"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "shown"),
     [
         (["--seeds", "0-999999999"], "at most 20,000 seeds"),
         (["--seeds", "0-" + "9" * 30], "write whole numbers"),
@@ -196,12 +196,16 @@ def test_plan_and_run_refuse_it_in_one_line_and_write_nothing(
     ],
 )
 def test_options_that_no_recipe_can_hold_are_refused(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    shown: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for verb in "plan", "run":
         error = refused([verb, "--recipe", "lora-scan", *arguments], capsys, monkeypatch)
-        assert said in error
+        assert shown in error
         assert len(error) < 1000
     assert list(tmp_path.iterdir()) == []
 

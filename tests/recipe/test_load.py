@@ -186,7 +186,7 @@ def test_effects_are_taken_on_a_metric_which_changes_no_run(
 
 
 @pytest.mark.parametrize(
-    ("sets", "said"),
+    ("sets", "message"),
     [
         (["judge_by=chrff"], "judge_by: unknown metric among task.metrics 'chrff': did you mean 'chrf'?"),
         (["judge_by=bleu"], r"'bleu' \(known: chrf, exact_match\)"),
@@ -198,8 +198,8 @@ def test_effects_are_taken_on_a_metric_which_changes_no_run(
         (["judge_by=chrf", "task.metrics=[chrff]"], r"task\.metrics"),
     ],
 )
-def test_a_metric_that_is_not_measured_judges_nothing(recipe: str, sets: list[str], said: str) -> None:
-    with pytest.raises(UserError, match=said) as refusal:
+def test_a_metric_that_is_not_measured_judges_nothing(recipe: str, sets: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as refusal:
         load_recipe(recipe, ["task.metrics=[chrf]", *sets])
     assert len(str(refusal.value).splitlines()) == 1
 
@@ -254,7 +254,7 @@ def test_a_value_may_hold_an_equals_sign(recipe: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("train.steps", "write it as key=value"),
         ("=3", "write it as key=value"),
@@ -264,13 +264,13 @@ def test_a_value_may_hold_an_equals_sign(recipe: str) -> None:
         ("name.first=1", "there is no name.first"),
     ],
 )
-def test_a_malformed_set_is_refused(recipe: str, override: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_a_malformed_set_is_refused(recipe: str, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         load_recipe(recipe, [override])
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("train.learning_rate=abc", r"train\.learning_rate: .*number.*'abc'"),
         ("train.learning_rate={lora: abc}", r"train\.learning_rate\.lora: .*number.*'abc'"),
@@ -285,8 +285,8 @@ def test_a_malformed_set_is_refused(recipe: str, override: str, said: str) -> No
         ("zzz=3", r"unknown key 'zzz': known here: .*train"),
     ],
 )
-def test_a_mistake_is_named_by_the_keys_that_lead_to_it(recipe: str, override: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_a_mistake_is_named_by_the_keys_that_lead_to_it(recipe: str, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         load_recipe(recipe, [override])
 
 
@@ -444,7 +444,7 @@ def test_data_beside_the_recipe_give_the_same_runs(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("methods=lora", "methods: give a list in brackets, such as methods: [{name: lora}] (it is 'lora')"),
         ("methods.0=lora", "methods.0: give a mapping of keys to values, such as methods: [{name: lora}]"),
@@ -469,10 +469,10 @@ def test_data_beside_the_recipe_give_the_same_runs(tmp_path: Path, monkeypatch: 
         ("train.steps=0", "the value should be greater than or equal to 1 (it is 0)"),
     ],
 )
-def test_a_wrong_kind_of_value_is_named_with_the_right_form(recipe: str, change: str, said: str) -> None:
+def test_a_wrong_kind_of_value_is_named_with_the_right_form(recipe: str, change: str, message: str) -> None:
     with pytest.raises(UserError) as refused:
         load_recipe(recipe, [change])
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_the_right_forms_can_be_used(recipe: str) -> None:
@@ -499,12 +499,12 @@ def test_no_message_about_a_wrong_value_names_a_class(recipe: str) -> None:
             for name in outer:
                 at = at[name]
             at[last] = value
-            said = ""
+            message = ""
             try:
                 validate(content, "mine.yaml")
             except UserError as error:
-                said = str(error)
-            assert not re.search(r"Part\b|instance of|dictionary|valid (list|string|integer|number)", said)
+                message = str(error)
+            assert not re.search(r"Part\b|instance of|dictionary|valid (list|string|integer|number)", message)
 
 
 def test_the_configuration_of_another_program_is_named_as_such(tmp_path: Path) -> None:

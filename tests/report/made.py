@@ -64,7 +64,7 @@ def make(
     examples: int = 100,
     categories: int | tuple[str, ...] = 2,
     skip: Callable[[Cell], bool] = lambda cell: False,
-    said: bool = True,
+    texts: bool = True,
     scores: Callable[[Cell], dict[str, float]] = lambda cell: {},
 ) -> tuple[list[Cell], StudyFolder]:
     """A study's folder as runs leave it; those that `skip` names are not there. categories: their number or names.
@@ -77,7 +77,7 @@ def make(
     cells = expand(recipe)
     for cell in cells:
         if not skip(cell):
-            finish(folder, cell, level(cell), examples, cases, said, scores(cell))
+            finish(folder, cell, level(cell), examples, cases, texts, scores(cell))
     return cells, folder
 
 
@@ -87,7 +87,7 @@ def finish(
     level: float,
     examples: int,
     categories: tuple[str, ...],
-    said: bool,
+    texts: bool,
     scores: dict[str, float],
 ) -> None:
     """One run that is done, with so large a share of right answers, evenly spread over its categories."""
@@ -97,7 +97,7 @@ def finish(
     curve = [(50, 20.0 + cell.seed), (100, 90.0 + cell.seed)]
     lines = [json.dumps({"step": step, "loss": 1.0, "seconds": 9.0, "dev_em": em}) for step, em in curve]
     (run.path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    content, measured = _rows(cell.seed, level, examples, categories, said)
+    content, measured = _rows(cell.seed, level, examples, categories, texts)
     (run.path / "examples.parquet").write_bytes(content)
     run.finish(
         {
@@ -112,7 +112,7 @@ def finish(
 
 @functools.lru_cache(maxsize=256)  # runs on two splits, and studies of many tests, have the same rows
 def _rows(
-    seed: int, level: float, examples: int, categories: tuple[str, ...], said: bool
+    seed: int, level: float, examples: int, categories: tuple[str, ...], texts: bool
 ) -> tuple[bytes, dict[str, Any]]:
     """The content of a run's examples.parquet, and its figures."""
     right = np.zeros(examples, dtype=bool)
@@ -127,9 +127,9 @@ def _rows(
         "tokens": np.full(examples, 10),
         "tokens_correct": np.where(right, 10, 9),
     }
-    if said:
+    if texts:
         drawn = np.arange(examples) < 8
-        table["said"] = [
+        table["prediction"] = [
             ("WALK LEFT" if right[at] else "WALK <RIGHT>") if drawn[at] else None for at in range(examples)
         ]
         table["input"] = ["walk left & back" if one else None for one in drawn]

@@ -71,10 +71,10 @@ def test_it_is_written_as_a_page_or_as_text(tmp_path: Path, call: Call, capsys: 
         assert "B minus A" in text
         assert "english-scratch" in text
         assert "http" not in text
-    said = capsys.readouterr().out
-    assert "A and B differ in these settings:" in said
-    assert "seeds: [0, 1, 2, 3, 4, 5] in A and [6, 7, 8, 9, 10, 11] in B" in said
-    assert "effects that both studies have" in said
+    message = capsys.readouterr().out
+    assert "A and B differ in these settings:" in message
+    assert "seeds: [0, 1, 2, 3, 4, 5] in A and [6, 7, 8, 9, 10, 11] in B" in message
+    assert "effects that both studies have" in message
     assert call("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c.pdf") == 2
 
 
@@ -109,12 +109,12 @@ def test_one_method_in_each_study_is_compared_though_they_differ(
     make(tmp_path / "b", recipe_of(name="b", methods=[{"name": "full", "bits": 32, "rate_scaling": "rms"}],
                                    effects=["english-scratch"]))  # fmt: skip
     assert call("compare", tmp_path / "a", tmp_path / "b") == 0
-    said = capsys.readouterr().out
-    assert "full 32-bit less lora r16 32-bit" in said
-    assert "not compared, because both studies have the same runs: scratch on add_jump (full 32-bit: all 6)" in said
-    assert "english-scratch on add_jump (full 32-bit less lora r16 32-bit): english" in " ".join(said.split())
+    message = capsys.readouterr().out
+    assert "full 32-bit less lora r16 32-bit" in message
+    assert "not compared, because both studies have the same runs: scratch on add_jump (full 32-bit: all 6)" in message
+    assert "english-scratch on add_jump (full 32-bit less lora r16 32-bit): english" in " ".join(message.split())
     assert (
-        "effects that both studies have" not in said
+        "effects that both studies have" not in message
     )  # the control's luck is one and the same, not two that are independent
 
 
@@ -151,9 +151,9 @@ def test_seeds_are_paired_where_one_study_has_them_all(
     found = json.loads(capsys.readouterr().out)["cells"]
     assert {(one["paired"], one["left_out"]) for one in found} == {(paired, left_out)}
     assert call("compare", tmp_path / "a", tmp_path / "b") == 0
-    said = capsys.readouterr().out
-    assert ("english on right: 3 runs have no partner of the same seed" in said) == paired
-    assert ("(3 pairs)" in said) == paired
+    message = capsys.readouterr().out
+    assert ("english on right: 3 runs have no partner of the same seed" in message) == paired
+    assert ("(3 pairs)" in message) == paired
 
 
 def test_a_study_and_itself_have_nothing_to_compare(
@@ -195,8 +195,8 @@ def test_the_papers_figures_stand_beside_both(tmp_path: Path, call: Call, capsys
     assert english == {"t5-base": pytest.approx(published()["t5-base", "english", "scan", "right", ""].mean)}
     assert german == {}
     assert call("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c.md") == 0
-    said = capsys.readouterr().out
-    assert "paper: Orhan (2021), arXiv:2109.15101, t5-base, all weights trained; its epochs were chosen on" in said
+    message = capsys.readouterr().out
+    assert "paper: Orhan (2021), arXiv:2109.15101, t5-base, all weights trained; its epochs were chosen on" in message
     text = (tmp_path / "c.md").read_text()
     lines = [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     figures = {(line[0], line[1]): line[-1] for line in lines}
@@ -209,7 +209,7 @@ def test_the_papers_figures_stand_beside_both(tmp_path: Path, call: Call, capsys
     assert figures["right", "german"] == figures["right", "german-scratch"] == ""
 
 
-def test_nothing_in_common_is_said(tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_in_common_is_reported(tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     make(tmp_path / "a", recipe_of(arms=["english"], effects=[]))
     make(tmp_path / "b", recipe_of(name="b", arms=["german"], effects=[]))
     assert call("compare", tmp_path / "a", tmp_path / "b") == 2

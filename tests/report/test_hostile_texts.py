@@ -59,8 +59,10 @@ def test_plots_of_bad_names_are_well_formed_and_quiet(as_page: bool, tmp_path: P
     assert "$x_{$" in drawn
 
 
-def test_characters_that_the_font_lacks_are_said_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    plots._said_to_be_missing.clear()
+def test_characters_that_the_font_lacks_are_reported_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plots._reported_missing.clear()
     with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
         warnings.simplefilter("error")
         for number in range(2):

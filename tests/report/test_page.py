@@ -179,7 +179,7 @@ def test_the_same_runs_give_the_same_bytes(
 
 def test_what_has_no_data_is_left_out(tmp_path: Path, sketched: Callable[[Path], str]) -> None:
     methods = [{"name": "full", "bits": 32, "rate_scaling": "rms"}]
-    _, folder = make(tmp_path / "made", recipe_of(methods=methods, effects=[]), categories=1, said=False)
+    _, folder = make(tmp_path / "made", recipe_of(methods=methods, effects=[]), categories=1, texts=False)
     text = sketched(folder.path)
     assert sections(text) == ["Exact match", "Learning curves"]
     assert {path.stem for path in (folder.path / "plots").iterdir()} == {
@@ -220,7 +220,7 @@ def test_other_metrics_stand_in_a_table_a_split(tmp_path: Path, told: Callable[[
     no_figure_is_missing(folder.path)
 
 
-def test_effects_on_another_metric_are_said_to_be_so(tmp_path: Path, shown: Callable[[Path], str]) -> None:
+def test_effects_on_another_metric_are_marked(tmp_path: Path, shown: Callable[[Path], str]) -> None:
     """Its name stands wherever exact match's would; the picture and the tables go by it."""
     task = {"name": "scan", "splits": ["add_jump", "right"], "metrics": ["chrf"]}
     methods = [{"name": "lora", "bits": 32}, {"name": "full", "bits": 32, "rate_scaling": "rms"}]
@@ -243,9 +243,7 @@ def test_effects_on_another_metric_are_said_to_be_so(tmp_path: Path, shown: Call
     no_figure_is_missing(folder.path)
 
 
-def test_what_is_kept_of_effects_on_another_metric_is_said_to_be_so(
-    tmp_path: Path, told: Callable[[Path], str]
-) -> None:
+def test_what_is_kept_of_effects_on_another_metric_is_marked(tmp_path: Path, told: Callable[[Path], str]) -> None:
     task = {"name": "scan", "splits": ["right"], "metrics": ["chrf"]}
     recipe = recipe_of(task=task, effects=[{"retention": "english-scratch", "under": "4-bit"}])
     _, folder = make(tmp_path / "made", recipe, scores=chrf_and_rouge)
@@ -317,7 +315,7 @@ def test_a_sweep_is_seen_before_anything_was_run(
     assert (folder.path / "plots" / "by-arm.svg").is_file()
 
 
-def test_rates_that_were_not_swept_are_said_to_be_so(
+def test_rates_that_were_not_swept_are_marked(
     tmp_path: Path, told: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = "No other learning rates were tried: each arm and method has the learning rate of the recipe."
@@ -344,7 +342,7 @@ def is_4_bit_german(cell: Cell) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("skip", "level", "said"),
+    ("skip", "level", "message"),
     [
         (lambda cell: cell.seed > 1, level_of, "Inconclusive"),
         (lambda cell: cell.seed > 0, level_of, "1 seed is too few; a verdict needs 4 on each side"),
@@ -361,13 +359,13 @@ def is_4_bit_german(cell: Cell) -> bool:
         ),
     ],
 )
-def test_every_lack_is_said(
-    skip: Callable[[Cell], bool], level: Callable[[Cell], float], said: str, tmp_path: Path,
+def test_every_lack_is_reported(
+    skip: Callable[[Cell], bool], level: Callable[[Cell], float], message: str, tmp_path: Path,
     told: Callable[[Path], str],
 ) -> None:  # fmt: skip
     _, folder = make(tmp_path / "made", recipe_of(task=RIGHT), level, skip=skip)
     text = told(folder.path)
-    assert said in text
+    assert message in text
     Checked(text)
     no_figure_is_missing(folder.path)
 
@@ -392,9 +390,7 @@ def test_a_failed_run_is_named_with_its_reason(
 
 
 @pytest.mark.parametrize("figure", [math.nan, -math.inf])
-def test_a_figure_that_is_not_finite_is_said_to_be_so(
-    figure: float, tmp_path: Path, told: Callable[[Path], str]
-) -> None:
+def test_a_figure_that_is_not_finite_is_marked(figure: float, tmp_path: Path, told: Callable[[Path], str]) -> None:
     cells, folder = make(tmp_path / "made", recipe_of(task=RIGHT))
     run = folder.run(next(cell for cell in cells if cell.arm == "english" and cell.split == "right").run_id)
     result = run.result()

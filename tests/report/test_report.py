@@ -113,7 +113,7 @@ def test_every_seed_is_in_the_picture(study: tuple[list[Cell], StudyFolder]) -> 
     assert loss.get_xlabel().replace("\n", " ") == "test loss per token, nats"
 
 
-def test_what_quantised_weights_weigh_is_said(study: tuple[list[Cell], StudyFolder]) -> None:
+def test_what_quantised_weights_weigh_is_reported(study: tuple[list[Cell], StudyFolder]) -> None:
     row = tables.rows_of(*study)[0]
     assert tables.weight_lines([row]) == []
     weights = {
@@ -174,7 +174,7 @@ def test_a_report_made_again_is_the_same(
 ) -> None:
     folder = study[1].path
     assert _report(folder, monkeypatch) == 0
-    said = capsys.readouterr()
+    message = capsys.readouterr()
     first = _hashes(folder)
     names = {"table.csv", "table.md", "table.tex", "effects.json", "report.html"}
     plotted = ("learning-curves", "by-arm", "by-arm-one-column", "effects", "effects-one-column")
@@ -185,8 +185,8 @@ def test_a_report_made_again_is_the_same(
             path.unlink()
     assert _report(folder, monkeypatch) == 0
     assert _hashes(folder) == first
-    assert "2 of 3" in said.out
-    assert "+50.5 points" in said.out
+    assert "2 of 3" in message.out
+    assert "+50.5 points" in message.out
     assert "+50.5 points" in (folder / "table.md").read_text()
     ElementTree.parse(folder / "plots" / "by-arm.svg")
 
@@ -253,10 +253,10 @@ def _without_a_column(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"), [(_lose, "is missing"), (_cut, "cannot be read"), (_without_a_column, "cannot be read")]
+    ("damage", "message"), [(_lose, "is missing"), (_cut, "cannot be read"), (_without_a_column, "cannot be read")]
 )
 def test_a_run_whose_examples_are_lost_or_damaged_is_left_out_and_named(
-    study: tuple[list[Cell], StudyFolder], damage: Callable[[Path], None], said: str,
+    study: tuple[list[Cell], StudyFolder], damage: Callable[[Path], None], message: str,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     cells, folder = study
@@ -264,7 +264,7 @@ def test_a_run_whose_examples_are_lost_or_damaged_is_left_out_and_named(
     damage(run / "examples.parquet")
     assert _report(folder.path, monkeypatch) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
-    assert f"{run / 'examples.parquet'} {said}" in line
+    assert f"{run / 'examples.parquet'} {message}" in line
     assert "--repair" in line
 
 
@@ -272,7 +272,7 @@ def test_a_run_whose_examples_are_lost_or_damaged_is_left_out_and_named(
     "content",
     [b"\x80\xff\n", b"[1]\n", b'{"step": 1}\n', b'{"step": 0, "loss": 1, "seconds": 1}\n', b"[" * 100_000 + b"\n"],
 )
-def test_damaged_metrics_are_said_in_a_line(
+def test_damaged_metrics_are_reported_in_a_line(
     study: tuple[list[Cell], StudyFolder], content: bytes,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -317,34 +317,34 @@ def test_deleted_files_of_finished_runs_are_named_with_the_way_to_get_only_them_
         (path / "adapter" / "adapter_model.safetensors").touch()
     again = f"petransfer run --recipe {folder.path / 'recipe.yaml'} --out {folder.path}"
 
-    def said(*arguments: str) -> str:
+    def message(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
         with pytest.raises(SystemExit):
             main()
         return " ".join("".join(capsys.readouterr()).split())
 
     name = str(folder.path)
-    assert "trained weights" not in said("status", name) + said("report", name)
+    assert "trained weights" not in message("status", name) + message("report", name)
     (paths[0] / "adapter" / "adapter_model.safetensors").unlink()
     shutil.rmtree(paths[1] / "adapter")
     lost = "2 finished runs without trained weights: "
     for verb in ("status", "report"):  # people share studies without weights on purpose
-        line = said(verb, name)
+        line = message(verb, name)
         assert "2 finished runs have no trained weights: the scores are kept" in line, verb
         assert "delete the folder" not in line, verb
     for verb in ("run", "predict"):
         more = {"predict": ["walk"], "run": ["--repair", "--cpu"]}.get(verb, [])
-        line = said(verb, name, *more)
+        line = message(verb, name, *more)
         assert lost in line, verb
         assert f"run `{again}`, which does not repeat other finished runs" in line, verb
-    assert "1 finished run without" in said("predict", name, "walk", "--run", paths[0].name)
-    assert f"delete the folder {paths[1]} and" in said("predict", str(paths[1]), "walk")
+    assert "1 finished run without" in message("predict", name, "walk", "--run", paths[0].name)
+    assert f"delete the folder {paths[1]} and" in message("predict", str(paths[1]), "walk")
     for path in paths:
         (path / "examples.parquet").unlink()
     for arguments in (("status", name), ("report", name), ("report", "compare", name, name)):
-        line = said(*arguments)
+        line = message(*arguments)
         assert f"`{again} --repair`" in line
         assert "examples.parquet is missing" in line
     for path in paths:
         (path / "DONE").unlink()
-    assert f"run them with `{again}`" in said("report", name)
+    assert f"run them with `{again}`" in message("report", name)

@@ -68,7 +68,7 @@ def test_labels_have_a_confusion_matrix(run: RunFolder) -> None:
     count = len(pairs)
     table = {
         "index": list(range(count)), "category": ["all"] * count, "correct": [a == b for a, b in pairs],
-        "log_prob": [-1.0] * count, "tokens": [1] * count, "said": [b for _, b in pairs], "input": ["x"] * count,
+        "log_prob": [-1.0] * count, "tokens": [1] * count, "prediction": [b for _, b in pairs], "input": ["x"] * count,
         "target": [a for a, _ in pairs],
     }  # fmt: skip
     result = run.result() or {}

@@ -32,11 +32,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line with which a call is refused."""
     capsys.readouterr()
     assert call(*arguments) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("error: ")
-    assert said.err.count("\n") == 1
-    return said.err
+    message = capsys.readouterr()
+    assert message.out == ""
+    assert message.err.startswith("error: ")
+    assert message.err.count("\n") == 1
+    return message.err
 
 
 @pytest.fixture(scope="session")

@@ -132,8 +132,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def refuse_stranger(self) -> bool:
         if not self.known():
-            said = self.headers.get("Authorization", "nothing")
-            self.send(401, {"error": f"Invalid credentials: {said}"})  # a careless server repeats what it was told
+            output = self.headers.get("Authorization", "nothing")
+            self.send(401, {"error": f"Invalid credentials: {output}"})  # a careless server repeats what it was told
         return not self.known()
 
 

@@ -52,10 +52,10 @@ def test_a_study_with_several_runs_lists_them(
     other = trained("nano/english", "--seeds", "1")
     for folder in (run, other):
         shutil.copytree(folder, here / "study" / "runs" / folder.name)
-    said = refused(capsys, "predict", "study", "to walk")
-    assert f"{run.name} (nano/english, lora, seed 0)" in said
-    assert f"{other.name} (nano/english, lora, seed 1)" in said
-    assert "--run ID" in said
+    message = refused(capsys, "predict", "study", "to walk")
+    assert f"{run.name} (nano/english, lora, seed 0)" in message
+    assert f"{other.name} (nano/english, lora, seed 1)" in message
+    assert "--run ID" in message
     asked = predicted(capsys, "study", *TEXTS, "--run", other.name[:6])
     assert asked == predicted(capsys, str(other), *TEXTS)
     assert "holds no finished run whose id begins with zz" in refused(capsys, "predict", "study", "x", "--run", "zz")
@@ -114,8 +114,8 @@ def test_rows_that_were_trained_on_are_counted_and_scored_apart(
     (place / "pairs.tsv").rename(place / "moved.tsv")
     capsys.readouterr()
     assert call("eval", str(run), "--data", "more.tsv", "--cpu") == 0
-    said = capsys.readouterr().err
-    assert said.count("its training data are not here, or have changed, so it is not known which of these rows") == 1
+    message = capsys.readouterr().err
+    assert message.count("its training data are not here, or have changed, so it is not known which of these rows") == 1
     (place / "moved.tsv").rename(place / "pairs.tsv")
 
 
@@ -185,10 +185,10 @@ def test_a_base_whose_weights_changed_is_refused(here: Path, capsys: pytest.Capt
     other = AutoModelForSeq2SeqLM.from_pretrained(NANO / "german")
     other.save_pretrained("base")
     for verb in (("predict", "study", "to walk"), ("eval", "study"), ("adapter", "merge", "study", "merged")):
-        said = refused(capsys, *verb, "--cpu")
-        assert "base is not the base that the adapter was trained on: model.safetensors has the sha256" in said
-        assert "and its tensors have other values; --any-base uses it" in said
-        assert "which is right if" not in said
+        message = refused(capsys, *verb, "--cpu")
+        assert "base is not the base that the adapter was trained on: model.safetensors has the sha256" in message
+        assert "and its tensors have other values; --any-base uses it" in message
+        assert "which is right if" not in message
     assert len(predicted(capsys, "study", "to walk", "--any-base")) == 1
 
 
@@ -206,7 +206,7 @@ def test_a_base_whose_configuration_changed_is_refused(here: Path, capsys: pytes
     shutil.copytree(here / "base", here / "elsewhere" / "base")
     before = json.loads((here / "base" / "config.json").read_text())["layer_norm_epsilon"]
     _changed(here / "base", layer_norm_epsilon=0.5)
-    said = f"config.json of base changed since the adapter was trained: layer_norm_epsilon was {before} and is 0.5"
+    message = f"config.json of base changed since the adapter was trained: layer_norm_epsilon was {before} and is 0.5"
     verbs = (
         ("predict", "study", "to walk"),
         ("eval", "study"),
@@ -215,7 +215,7 @@ def test_a_base_whose_configuration_changed_is_refused(here: Path, capsys: pytes
     )
     for verb in verbs:
         error = refused(capsys, *verb, "--cpu")
-        assert said in error
+        assert message in error
         assert "--any-base" in error
     assert not (here / "merged").exists()
     assert call("adapter", "verify", "study", "--no-evaluate", "--cpu") == 1

@@ -71,9 +71,9 @@ def test_other_token_ids_are_refused_and_added_tokens_are_only_named(
     ids[first], ids[second] = ids[second], ids[first]
     file.write_text(json.dumps(content), encoding="utf-8")
     for verb in (("predict", "study", "to walk"), ("eval", "study"), ("adapter", "merge", "study", "merged")):
-        said = refused(capsys, *verb, "--cpu")
-        assert "the tokenizer of base changed since the adapter was trained: texts now have other token ids" in said
-        assert "restore it, or --any-base uses it as it is" in said
+        message = refused(capsys, *verb, "--cpu")
+        assert "the tokenizer of base changed since the adapter was trained: texts now have other token ids" in message
+        assert "restore it, or --any-base uses it as it is" in message
     assert not (here / "merged").exists()
     assert call("predict", "study", "to walk", "--max-new-tokens", "2", "--cpu", "--any-base") == 0
 

@@ -42,9 +42,9 @@ def test_cut_texts_are_counted(
     assert cut > 0  # the weights are random
     verb = "was" if cut == 1 else "were"
     assert call("predict", model, *TEXTS, "--max-new-tokens", "3", "--cpu") == 0
-    said = capsys.readouterr()
-    assert said.out.count("\n") == len(TEXTS)
-    assert f"{cut} of {len(TEXTS)} texts {verb} cut at 3 tokens; --max-new-tokens 6 allows more" in said.err
+    message = capsys.readouterr()
+    assert message.out.count("\n") == len(TEXTS)
+    assert f"{cut} of {len(TEXTS)} texts {verb} cut at 3 tokens; --max-new-tokens 6 allows more" in message.err
     with caplog.at_level(logging.WARNING, "petransfer"):
         assert len(adapter.predict(TEXTS, 3)) == len(TEXTS)
     assert f"{cut} of {len(TEXTS)} texts {verb} cut at 3 tokens; max_new_tokens=6 allows more" in caplog.text
@@ -69,6 +69,6 @@ def test_a_decoder_that_has_no_more_positions(tiny_gpt2: Path, capsys: pytest.Ca
     (text,) = predictor.generations(["to walk"], 500)
     assert not text.ended
     assert call("predict", model, "to walk", "--max-new-tokens", "500", "--cpu") == 0
-    said = capsys.readouterr().err
-    assert "the text was cut, because the model" in said
-    assert "allows more" not in said
+    message = capsys.readouterr().err
+    assert "the text was cut, because the model" in message
+    assert "allows more" not in message

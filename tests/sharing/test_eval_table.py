@@ -29,17 +29,17 @@ def test_metrics_stand_beside_exact_match(run: Path, few: str, capsys: pytest.Ca
     right = 100 * sum(text == target for text, (_, target) in zip(found, ROWS, strict=False)) / 4
     assert rows[1]["metrics"]["token_f1"] == rows[1]["exact_match"] == right  # each target is one word
     assert call(*arguments) == 0
-    said = capsys.readouterr().out
-    assert all(word in said for word in ("exact match %", "token F1 %", "base: nano/english", "merged: "))
+    message = capsys.readouterr().out
+    assert all(word in message for word in ("exact match %", "token F1 %", "base: nano/english", "merged: "))
 
 
 def test_a_file_of_one_row_is_scored(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "one.tsv"
     path.write_text("to laugh\tlachen\n", encoding="utf-8")
     assert call("eval", str(run), "--data", str(path), "--cpu") == 0
-    said = capsys.readouterr()
-    assert "one.tsv, 1 example\n" in "\n".join(line.strip() for line in said.out.splitlines()) + "\n"
-    assert "agreement with first" not in said.out  # there is one adapter
+    message = capsys.readouterr()
+    assert "one.tsv, 1 example\n" in "\n".join(line.strip() for line in message.out.splitlines()) + "\n"
+    assert "agreement with first" not in message.out  # there is one adapter
 
 
 def test_metrics_that_cannot_be_computed_are_refused(run: Path, few: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,10 +112,10 @@ def test_weight_files_with_other_names_are_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("petransfer.sharing.base.weight_hashes", lambda *_: {"part-1.safetensors": "b" * 64})
     trained_on = {"weights_sha256": {"model.safetensors": "a" * 64}}
     base = Base(CheckpointSpec("nano/english"), 32, 0, (), None, trained_on)
-    said = differing_weights(base, SimpleNamespace(commit=None))  # type: ignore[arg-type]
-    assert said is not None
-    assert "None" not in said
-    assert "in training: model.safetensors; now: part-1.safetensors" in said
+    message = differing_weights(base, SimpleNamespace(commit=None))  # type: ignore[arg-type]
+    assert message is not None
+    assert "None" not in message
+    assert "in training: model.safetensors; now: part-1.safetensors" in message
 
 
 FORMS = {

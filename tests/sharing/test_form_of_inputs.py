@@ -166,9 +166,9 @@ def test_adapters_of_petransfer_and_of_another_program_are_not_mixed(
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "plain")
     run, plain_one = str(trained(str(base))), str(tmp_path / "plain")
     for first, second in ((run, plain_one), (plain_one, run)):
-        said = refused(capsys, "predict", first, "to walk", "--with", second, "--checkpoint", str(base), "--cpu")
-        assert f"{run} was trained by petransfer and {plain_one} by another program" in said
-        assert "one after the other" in said
+        message = refused(capsys, "predict", first, "to walk", "--with", second, "--checkpoint", str(base), "--cpu")
+        assert f"{run} was trained by petransfer and {plain_one} by another program" in message
+        assert "one after the other" in message
 
 
 def test_adapters_that_name_one_base_differently_share_the_base_that_is_given(

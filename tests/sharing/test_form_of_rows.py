@@ -69,9 +69,9 @@ def test_a_trained_folder_is_no_base_and_says_how_it_becomes_one(run: Path, here
 
 def test_the_card_s_code_has_the_template(templated: tuple[Path, list[dict[str, Any]]]) -> None:
     run, _ = templated
-    said = card(petransfer.Adapter.load(run)._source.adapter())
-    assert "tokenizer('title: the title of the year'," in said
-    assert """predict adapter.petransfer.zip '{"title": "the title", "year": "the year"}'""" in said
+    message = card(petransfer.Adapter.load(run)._source.adapter())
+    assert "tokenizer('title: the title of the year'," in message
+    assert """predict adapter.petransfer.zip '{"title": "the title", "year": "the year"}'""" in message
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +108,10 @@ def test_the_card_s_code_asks_and_ends_as_the_chat_template_does(chat_run: Path,
     shutil.copytree(bundle.weights.parent, "adapter")
     shutil.copytree(chat_run.parent / "base", "base")
     (code,) = re.findall(r"```python\n(.*?)```", card(bundle), flags=re.DOTALL)
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    message = io.StringIO()
+    with contextlib.redirect_stdout(message):
         exec(code.replace("max_new_tokens=128", "max_new_tokens=16"), names := {})
-    assert said.getvalue() == adapter.predict(["an input"], max_new_tokens=16)[0] + "\n"
+    assert message.getvalue() == adapter.predict(["an input"], max_new_tokens=16)[0] + "\n"
     assert names["end"] == adapter.predictor.loaded.layout.eos_id != names["tokenizer"].eos_token_id
 
 
@@ -119,9 +119,9 @@ def test_a_base_with_languages_is_shown_without_code(run: Path) -> None:
     spec = of_folder(run).spec
     assert spec is not None
     languages = replace(spec.checkpoint, source_language="en_XX", target_language="de_DE")
-    said = usage(replace(spec, checkpoint=languages), {})
-    assert "en_XX and de_DE" in said
-    assert "```python" not in said
+    message = usage(replace(spec, checkpoint=languages), {})
+    assert "en_XX and de_DE" in message
+    assert "```python" not in message
 
 
 @pytest.mark.parametrize("name", ['a", trust_remote_code=True) #', "a](https://x.y) <b>", "a`\n```\n<script>", "a|b"])
@@ -130,10 +130,10 @@ def test_a_stranger_s_name_of_a_base_is_text(name: str, run: Path) -> None:
     assert spec is not None
     named = replace(spec, checkpoint=replace(spec.checkpoint, name=name, weights="main"))
     assert not re.search(r"[<`\n]|\]\(https://x\.y", base_in_words(named))
-    said = usage(named, {})
-    assert f"from_pretrained({json.dumps(name)}" in said
-    assert "<script>" not in said.partition("```python")[0]
-    assert said.count("\n```") == 4
+    message = usage(named, {})
+    assert f"from_pretrained({json.dumps(name)}" in message
+    assert "<script>" not in message.partition("```python")[0]
+    assert message.count("\n```") == 4
 
 
 def test_a_dataset_is_scored_on_its_test_split(run: Path, here: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_damaged_recipe_is_named(content: str, run: Path, here: Path) -> None:
 
 def test_a_damaged_merged_model_is_named(run: Path, here: Path) -> None:
     petransfer.Adapter.load(run, device="cpu").merge("merged")
-    for name, content, said in (
+    for name, content, message in (
         ("model.safetensors", Path("merged/model.safetensors").read_bytes()[:-50], r"model\.safetensors is damaged"),
         ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
         ("tokenizer.json", b'{"version"', "the tokenizer of merged cannot be loaded"),
@@ -194,7 +194,7 @@ def test_a_damaged_merged_model_is_named(run: Path, here: Path) -> None:
         file = Path("merged", name)
         kept = file.read_bytes()
         file.write_bytes(content)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             petransfer.Adapter.load("merged", device="cpu").predict(["to walk"])
         file.write_bytes(kept)
 

@@ -43,9 +43,9 @@ def ask(endpoint: str, here: Path, *arguments: str, **extra: str) -> subprocess.
 def test_push_and_pull_bring_the_same_files_back(hub: Hub, packed: Path, here: Path) -> None:
     done = ask(hub.url, here, "push", str(packed), "me/mine", "--tag", "german", "--json")
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    message = json.loads(done.stdout)
     made = hub.repositories["me/mine"]
-    assert said == {"url": f"{hub.url}/me/mine/commit/{made.head}", "commit": made.head, "private": True}
+    assert message == {"url": f"{hub.url}/me/mine/commit/{made.head}", "commit": made.head, "private": True}
     assert made.private
     assert len(made.commits) == 2, "one commit beside the one that makes a repository"
     assert made.lfs == {"adapter_model.safetensors", "examples.parquet"}
@@ -67,7 +67,7 @@ def test_push_and_pull_bring_the_same_files_back(hub: Hub, packed: Path, here: P
     assert not any("modeling.py" in call for call in hub.calls)
 
 
-def test_what_is_public_stays_so_only_when_it_is_said(hub: Hub, packed: Path, here: Path) -> None:
+def test_what_is_public_stays_so_only_when_it_is_reported(hub: Hub, packed: Path, here: Path) -> None:
     assert ask(hub.url, here, "push", str(packed), "me/open", "--public").returncode == 0
     assert not hub.repositories["me/open"].private
     commits = len(hub.repositories["me/open"].commits)
@@ -110,7 +110,7 @@ time.sleep = sleep
 """
 
 
-def test_without_a_network_it_is_said_at_once_and_the_rest_works(packed: Path, here: Path) -> None:
+def test_without_a_network_it_is_reported_at_once_and_the_rest_works(packed: Path, here: Path) -> None:
     nowhere = "http://127.0.0.1:9"
     (here / "first").mkdir()
     (here / "first" / "sitecustomize.py").write_text(NO_WAITING)

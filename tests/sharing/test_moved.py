@@ -25,8 +25,8 @@ def moved(run: Path, tmp_path: Path) -> Path:
 
 
 def test_data_that_are_gone_are_found_by_name(moved: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "eval", str(moved), "--cpu")
-    assert all(word in said for word in ("there is no file /gone/pairs.tsv", "--data-dir", "--data"))
+    message = refused(capsys, "eval", str(moved), "--cpu")
+    assert all(word in message for word in ("there is no file /gone/pairs.tsv", "--data-dir", "--data"))
     assert "has no pairs.tsv" in refused(capsys, "eval", str(moved), "--cpu", "--data-dir", str(moved))
     assert call("eval", str(moved), "--cpu", "--data-dir", str(place), "--json") == 0
     (row,) = json.loads(capsys.readouterr().out)
@@ -37,8 +37,8 @@ def test_a_base_that_is_gone_is_asked_for(moved: Path, capsys: pytest.CaptureFix
     spec = json.loads((moved / "spec.json").read_text())
     spec["checkpoint"]["source"] = "/gone/base"
     (moved / "spec.json").write_text(json.dumps(spec))
-    said = refused(capsys, "predict", str(moved), "to walk", "--cpu")
-    assert all(word in said for word in ("there is no folder /gone/base", "--checkpoint"))
+    message = refused(capsys, "predict", str(moved), "to walk", "--cpu")
+    assert all(word in message for word in ("there is no folder /gone/base", "--checkpoint"))
 
 
 def test_rows_that_changed_since_training(
@@ -53,17 +53,17 @@ def test_rows_that_changed_since_training(
     (copied / "spec.json").write_text(json.dumps(spec))
     (here / "pairs.tsv").write_text((place / "pairs.tsv").read_text().replace("gehen", "laufen"))
 
-    said = refused(capsys, "eval", "study", "--cpu")
-    assert all(part in said for part in ("pairs.tsv holds other rows", "--data-dir", "--data FILE"))
-    assert "--out" not in said
+    message = refused(capsys, "eval", "study", "--cpu")
+    assert all(part in message for part in ("pairs.tsv holds other rows", "--data-dir", "--data FILE"))
+    assert "--out" not in message
     assert call("eval", "study", "--cpu", "--data", "pairs.tsv") == 0
     assert call("eval", "study", "--cpu", "--data-dir", str(place)) == 0, "the folder with the old rows comes first"
 
     capsys.readouterr()
     assert call("adapter", "verify", "study", "--cpu") == 2
-    said = capsys.readouterr().err
-    assert all(part in said for part in ("pairs.tsv holds other rows", "--data-dir", "--no-evaluate"))
-    assert "--data FILE" not in said
+    message = capsys.readouterr().err
+    assert all(part in message for part in ("pairs.tsv holds other rows", "--data-dir", "--no-evaluate"))
+    assert "--data FILE" not in message
     assert call("adapter", "verify", "study", "--cpu", "--no-evaluate") == 0
     assert call("adapter", "verify", "study", "--cpu", "--data-dir", str(place)) == 0
     assert call("adapter", "verify", "study", "--cpu", "--no-evaluate", "--plain") == 2
@@ -84,7 +84,7 @@ def test_a_whole_model_works_without_its_base(here: Path, tiny_t5: Path, capsys:
     (saved,) = (here / "study" / "runs").glob("*/model")
     AutoTokenizer.from_pretrained(saved)
     (saved / "tokenizer_config.json").unlink()
-    said = refused(capsys, "predict", "study", "to walk", "--cpu")
-    assert all(word in said for word in ("its base is gone", str(here / "base"), "--checkpoint"))
+    message = refused(capsys, "predict", "study", "to walk", "--cpu")
+    assert all(word in message for word in ("its base is gone", str(here / "base"), "--checkpoint"))
     assert call("predict", "study", "to walk", "{", "--cpu", "--max-new-tokens", "4", "--checkpoint", "./moved") == 0
     assert capsys.readouterr().out.splitlines() == expected

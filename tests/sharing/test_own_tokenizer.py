@@ -82,13 +82,13 @@ def test_the_tokenizer_of_the_adapter_is_used_by_predict_eval_serve_and_merge(
     options = ("--checkpoint", str(base), "--cpu", "--max-new-tokens", "8", "--json")
     capsys.readouterr()
     assert call("predict", str(folder), "a <tool> b", *options) == 0
-    said = capsys.readouterr()
-    assert json.loads(said.out)["output"] == wanted
-    assert "has a chat template; --chat writes each input with it" in said.err
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["output"] == wanted
+    assert "has a chat template; --chat writes each input with it" in printed.err
     assert call("predict", str(folder), "a <tool> b", "--chat", *options) == 0
-    said = capsys.readouterr()
-    assert json.loads(said.out)["output"] == wanted_chat
-    assert "--chat" not in said.err
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["output"] == wanted_chat
+    assert "--chat" not in printed.err
     with opened_source(str(folder)) as source:
         (served,) = models_of([source], Where(checkpoint=str(base), device="cpu")).values()
     assert served.predictor(["a <tool> b"], 8) == [wanted]

@@ -177,16 +177,16 @@ def test_the_licence_of_own_files_is_the_sharer_s_to_name(
 ) -> None:
     capsys.readouterr()
     assert call("adapter", "card", str(run), "--out", "-") == 0
-    said = capsys.readouterr()
-    assert "license: other" in said.out
-    assert "the licence of its data is not known; name one with --licence" in said.err
+    message = capsys.readouterr()
+    assert "license: other" in message.out
+    assert "the licence of its data is not known; name one with --licence" in message.err
     assert call("adapter", "pack", str(run), "--out", "a.petransfer.zip") == 0
     assert "name one with --licence" in capsys.readouterr().err
     assert call("adapter", "card", str(run), "--out", "-", "--licence", "cc-by-4.0") == 0
-    said = capsys.readouterr()
-    assert "license: cc-by-4.0" in said.out
-    assert "of the data not known; of the adapter cc-by-4.0." in said.out
-    assert "--licence" not in said.err
+    message = capsys.readouterr()
+    assert "license: cc-by-4.0" in message.out
+    assert "of the data not known; of the adapter cc-by-4.0." in message.out
+    assert "--licence" not in message.err
 
 
 def test_a_new_card_in_a_folder_that_was_pulled(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,8 +278,8 @@ def test_so_do_those_of_a_decoder_on_a_base_that_is_a_folder(
     assert all(
         str(tiny_gpt2.parent).encode() not in content for content in contents(here / "a.petransfer.zip").values()
     )
-    said = refused(capsys, "adapter", "verify", "a.petransfer.zip", "--cpu")
-    assert f"was a local folder called {tiny_gpt2.name}" in said
+    message = refused(capsys, "adapter", "verify", "a.petransfer.zip", "--cpu")
+    assert f"was a local folder called {tiny_gpt2.name}" in message
     assert call("adapter", "verify", "a.petransfer.zip", "--cpu", "--checkpoint", "./base") == 0
     texts = [source for source, _ in ROWS[:8]]
     plain = plainly(here / "a.petransfer.zip", here, texts)
@@ -329,8 +329,8 @@ def test_at_4_and_8_bits_the_card_s_code_quantises_the_same_layers(
     monkeypatch.setattr(plain_check, "_plain_model", lambda *given: made.append(make(*given)) or made[-1])
     assert call("adapter", "verify", str(run), "--no-evaluate", "--plain", "--cpu") == 0
     assert inventory(made[0].get_base_model()).bytes == inventory(adapter.predictor.loaded.model).bytes
-    said = f"plain transformers and peft generate the same text for {same} of 10 test inputs"
-    assert said in capsys.readouterr().out
+    message = f"plain transformers and peft generate the same text for {same} of 10 test inputs"
+    assert message in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("layer", ["wo", "c_proj"])
@@ -377,14 +377,14 @@ def script(bundle: Path, here: Path, texts: list[str]) -> str:
 
 def executed(code: str) -> tuple[list[str], Any]:
     """What the code of a card prints, and the base that it makes."""
-    said, names = io.StringIO(), {"__name__": "__main__"}
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+    message, names = io.StringIO(), {"__name__": "__main__"}
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(message):
         patch.setitem(sys.modules, "petransfer", None)  # and it is there again afterwards
         for model_class in (*T5ForConditionalGeneration.__mro__, GPT2PreTrainedModel):
             if hasattr(model_class, KEPT):  # the code sets it for its whole process
                 patch.setattr(model_class, KEPT, getattr(model_class, KEPT))
         exec(compile(code, "plain.py", "exec"), names)
-    return said.getvalue().splitlines(), names["base"]
+    return message.getvalue().splitlines(), names["base"]
 
 
 def test_a_card_or_a_bundle_never_replaces_a_folder(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

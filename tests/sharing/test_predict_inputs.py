@@ -64,8 +64,8 @@ def test_bytes_that_are_not_utf8(
     content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "inputs.txt").write_bytes(content)
-    said = refused(capsys, *ASK, "--file", str(tmp_path / "inputs.txt"))
-    assert "inputs.txt is not UTF-8 at line 2, byte 4; save it as UTF-8" in said
+    message = refused(capsys, *ASK, "--file", str(tmp_path / "inputs.txt"))
+    assert "inputs.txt is not UTF-8 at line 2, byte 4; save it as UTF-8" in message
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
     assert "standard input is not UTF-8 at line 2, byte 4" in refused(capsys, *ASK)
     argument = b"to \xff run".decode("utf-8", "surrogateescape")
@@ -85,7 +85,7 @@ def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (
             gzip.compress(b"to walk\n", mtime=0),
@@ -97,10 +97,10 @@ def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     ],
 )
 def test_binary_data_on_standard_input(
-    content: bytes, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    content: bytes, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-    assert said in refused(capsys, *ASK)
+    assert message in refused(capsys, *ASK)
 
 
 def test_an_argument_that_a_locale_without_utf8_escaped_is_utf8(capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,9 +137,9 @@ def test_a_line_from_a_pipe_is_answered_before_the_next_line_is_written(
     assert stop.is_alive()
     stop.cancel()
     assert answered == ["to walk", "to run", "to see"]
-    said = capsys.readouterr()
-    assert said.out.count("\n") == 3
-    assert "standard input is not UTF-8 at line 4" in said.err
+    message = capsys.readouterr()
+    assert message.out.count("\n") == 3
+    assert "standard input is not UTF-8 at line 4" in message.err
     pipe.close()
     end.close()
 
@@ -158,17 +158,17 @@ def test_a_line_of_a_megabyte(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "inputs.txt").write_text("to walk\n" + "walk " * 200_000 + "\n", encoding="utf-8")
-    said = refused(capsys, *ASK, "--file", str(tmp_path / "inputs.txt"))
-    assert f"line 2 of {tmp_path / 'inputs.txt'} ('walk" in said
-    assert "attention over" in said
-    assert "shorten it" in said
+    message = refused(capsys, *ASK, "--file", str(tmp_path / "inputs.txt"))
+    assert f"line 2 of {tmp_path / 'inputs.txt'} ('walk" in message
+    assert "attention over" in message
+    assert "shorten it" in message
     monkeypatch.setattr(predictor, "SHORT", 2)
     assert len(lines_of(capsys, "to walk to walk")) == 1
 
 
 def test_an_error_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "predict", "no\x1b[31mwhere", "to walk")
-    assert "no\\x1b[31mwhere holds no finished adapter" in said
+    message = refused(capsys, "predict", "no\x1b[31mwhere", "to walk")
+    assert "no\\x1b[31mwhere holds no finished adapter" in message
 
 
 @pytest.mark.parametrize(
@@ -192,16 +192,16 @@ def test_names_that_are_nearly_right(
     (tmp_path / "study" / "runs").mkdir(parents=True)
     for name in ("base/config.json", "base/model.safetensors", "m.gguf", "rows.csv", "study/recipe.yaml"):
         (tmp_path / name).write_text("{}")
-    said = refused(capsys, "predict", place, "to walk", "--cpu")
-    assert advice in said
-    assert "damaged" not in said
+    message = refused(capsys, "predict", place, "to walk", "--cpu")
+    assert advice in message
+    assert "damaged" not in message
 
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]}
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("a.csv", b"input,target\nto walk,gehen\n", "a table with the columns 'input', 'target'"),
         ("a.txt", b'"target"\tinput\ngehen\tto walk\n', "a table with the columns 'input', 'target'"),
@@ -219,11 +219,11 @@ CHAT = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant",
     ],
 )
 def test_a_table_or_a_binary_file_is_no_list_of_inputs(
-    name: str, content: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / name).write_bytes(content)
     line = refused(capsys, *ASK, "--file", str(tmp_path / name))
-    assert said in line
+    assert message in line
     assert "write the inputs to a text file, one input per line" in line
 
 
@@ -278,9 +278,9 @@ def test_rows_on_standard_input_are_no_inputs(
     content: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-    said = refused(capsys, *ASK)
-    assert "standard input holds" in said
-    assert "`petransfer eval ADAPTER --data FILE`" in said
+    message = refused(capsys, *ASK)
+    assert "standard input holds" in message
+    assert "`petransfer eval ADAPTER --data FILE`" in message
 
 
 def test_a_hyphen_names_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -300,7 +300,7 @@ def test_the_name_of_a_file_as_a_text_gets_a_hint(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("predict", "nano/english", "to walk", "--file", "inputs.txt"), "--file inputs.txt and 1 input as arguments"),
         (("predict", "nano/english", "to walk", "--combination", "cat"), "--combination cat needs --weights"),
@@ -308,6 +308,6 @@ def test_the_name_of_a_file_as_a_text_gets_a_hint(
     ],
 )
 def test_options_that_would_be_ignored_are_refused(
-    options: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+    options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said in refused(capsys, *options, "--cpu")
+    assert message in refused(capsys, *options, "--cpu")

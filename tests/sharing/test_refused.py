@@ -385,10 +385,10 @@ def test_a_malformed_bundle_is_refused(name: str, packed: Path, here: Path, caps
     bundle = inner / "x.petransfer.zip"
     bundle.write_bytes(MALFORMED[name](contents(packed)))
     before = everything(here)
-    said = refused(capsys, "adapter", "pull", str(bundle), "--out", str(inner / "target"))
+    message = refused(capsys, "adapter", "pull", str(bundle), "--out", str(inner / "target"))
     assert everything(here) == before
-    assert REASONS[name] in said
-    assert all(sign.isprintable() or sign == "\n" for sign in said)
+    assert REASONS[name] in message
+    assert all(sign.isprintable() or sign == "\n" for sign in message)
 
 
 def test_the_bundle_that_they_were_made_of_is_sound(packed: Path, here: Path) -> None:
@@ -404,11 +404,11 @@ def outcome(data: bytes, folder: Path) -> str:
         with opened(str(bundle)) as found:
             json.dumps(describe(found))
             checked(found)
-        said = "sound"
+        message = "sound"
     except UserError as error:
-        said = str(error)
-    assert "\n" not in said
-    return said
+        message = str(error)
+    assert "\n" not in message
+    return message
 
 
 ANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

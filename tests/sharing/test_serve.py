@@ -132,9 +132,9 @@ def test_bad_requests_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]
         (b"x" * (BODY + 1), 413, "larger than"),
     ]
     with serving("nano/english", waiting=4) as place:
-        for content, status, said in cases:
+        for content, status, output in cases:
             code, answer = post(place, content)
-            assert (code, said in answer["error"]["message"]) == (status, True), (content, answer)
+            assert (code, output in answer["error"]["message"]) == (status, True), (content, answer)
             assert "\n" not in answer["error"]["message"]
         code, answer = post(place, {"prompt": "a"}, "/v1/embeddings")
         assert (code, "POST /v1/chat/completions" in answer["error"]["message"]) == (404, True)
@@ -144,10 +144,10 @@ def test_bad_requests_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]
         code, answer = post(place, {"prompt": ["to walk", ""], "max_tokens": 2})
         assert (code, len(answer["choices"])) == (200, 2)
         taken = place.rsplit(":", 1)[1]
-        said = refused(capsys, "serve", "nano/english", "--port", taken, "--cpu")
-        assert f"port {taken} on 127.0.0.1 cannot be used" in said
-        assert "--port" in said
+        output = refused(capsys, "serve", "nano/english", "--port", taken, "--cpu")
+        assert f"port {taken} on 127.0.0.1 cannot be used" in output
+        assert "--port" in output
     for host in ("192.0.2.1", "no such host"):
-        said = refused(capsys, "serve", "nano/english", "--port", "0", "--cpu", "--host", host)
-        assert "name an address of this machine with --host" in said
+        output = refused(capsys, "serve", "nano/english", "--port", "0", "--cpu", "--host", host)
+        assert "name an address of this machine with --host" in output
     assert "named twice" in refused(capsys, "serve", "nano/english", "nano/english", "--port", "0", "--cpu")

@@ -51,8 +51,8 @@ def test_several_answer_as_each_does_alone_and_the_base_is_loaded_once(
     assert len(loads) == 3
     together = answers(capsys, two[0], *texts, "--with", two[1], "--with", str(run))
     assert len(loads) == 4
-    for one, said in alone.items():
-        assert [row["output"] for row in together if row["adapter"] == one] == said
+    for one, message in alone.items():
+        assert [row["output"] for row in together if row["adapter"] == one] == message
     assert len({tuple(one) for one in alone.values()}) > 1
 
 
@@ -111,12 +111,12 @@ def test_by_generation_a_run_is_scored_anew_on_its_own_task(
     claimed = json.loads((folder / "result.json").read_text())["test"]
     capsys.readouterr()
     assert call("eval", str(folder), "--by-generation", "--cpu", "--json") == 0
-    said = capsys.readouterr()
-    (row,) = json.loads(said.out)
+    message = capsys.readouterr()
+    (row,) = json.loads(message.out)
     assert (row["exact_match"], row["claimed"], row["examples"]) == (claimed["exact_match"],) * 2 + (10,)
     assert row["log_prob_per_token"] == pytest.approx(claimed["log_prob_per_token"], abs=1e-5)
     assert (row["generated"], row["disagreements"]) == (10, 0)
-    assert "contradict" not in said.err
+    assert "contradict" not in message.err
     real = exact_match.score
 
     def lying(*arguments: Any) -> list[exact_match.Scored]:
@@ -125,9 +125,9 @@ def test_by_generation_a_run_is_scored_anew_on_its_own_task(
 
     monkeypatch.setattr(exact_match, "score", lying)
     assert call("eval", str(folder), "--by-generation", "--cpu") == 0
-    said = capsys.readouterr()
-    assert "1 of 10 generated texts contradict the scores" in said.err
-    assert f"{claimed['exact_match']:.1f}" in said.out
+    message = capsys.readouterr()
+    assert "1 of 10 generated texts contradict the scores" in message.err
+    assert f"{claimed['exact_match']:.1f}" in message.out
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -207,8 +207,8 @@ def test_no_merging_into_a_link_to_nothing(run: Path, here: Path, capsys: pytest
 
 
 def test_no_merging_into_a_quantised_base(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "adapter", "merge", str(run), "merged", "--bits", "4")
-    assert "cannot be merged into a base of 4 bits: the sum would be rounded to a few levels" in said
+    message = refused(capsys, "adapter", "merge", str(run), "merged", "--bits", "4")
+    assert "cannot be merged into a base of 4 bits: the sum would be rounded to a few levels" in message
     assert not (here / "merged").exists()
 
 
@@ -273,10 +273,10 @@ def test_training_rows_of_any_adapter_are_told_apart_among_the_first_one_s_own_t
     assert 0 < seen < 20
     capsys.readouterr()
     assert call("eval", other, two[0], "--weights", "0.5,0.5", "--cpu", "--json") == 0
-    said = capsys.readouterr()
-    first, second, combined = json.loads(said.out)
+    message = capsys.readouterr()
+    first, second, combined = json.loads(message.out)
     assert [len(row["seen_rows"]) for row in (first, second, combined)] == [0, seen, seen]
     assert (first["claimed"], second["claimed"]) == (first["exact_match"], None)
     assert second["exact_match"] == pytest.approx((second["seen"] * seen + second["unseen"] * (20 - seen)) / 20)
     assert first["task"] == second["task"] == f"test rows of the data of {other}"
-    assert f"{two[0]} was trained on {seen} of these 20 rows" in said.err
+    assert f"{two[0]} was trained on {seen} of these 20 rows" in message.err

@@ -85,11 +85,11 @@ def test_a_small_bundle_of_any_method(
     case: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pattern_times, "SECONDS", 0.5)
-    config, tensors, said = CASES[case]
+    config, tensors, message = CASES[case]
     files = {"adapter_config.json": json.dumps(COMMON | config).encode(), "adapter_model.safetensors": save(tensors)}
     write(here / "x.petransfer.zip", files)
     before = time.process_time()
-    assert said in refused(capsys, "predict", "x.petransfer.zip", "to walk", "--cpu")
+    assert message in refused(capsys, "predict", "x.petransfer.zip", "to walk", "--cpu")
     assert time.process_time() - before < 30
 
 
@@ -102,13 +102,13 @@ def test_a_rank_for_layers_without_tensors(packed: Path, here: Path, capsys: pyt
     config |= {"r": rank, "target_modules": ["q"], "rank_pattern": {}, "trainable_token_indices": None}
     plain = {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": save(kept)}
     write(here / "x.petransfer.zip", plain)
-    said = refused(capsys, "predict", "x.petransfer.zip", "to walk", "--cpu")
-    assert "does not fit its base: on this base it would have" in said
+    message = refused(capsys, "predict", "x.petransfer.zip", "to walk", "--cpu")
+    assert "does not fit its base: on this base it would have" in message
 
 
 def test_a_parquet_file_that_stands_for_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "examples.parquet"
-    columns = {"index": [0] * 2000, "correct": [True] * 2000, "log_prob": [0.0] * 2000, "said": ["x"] * 2000}
+    columns = {"index": [0] * 2000, "correct": [True] * 2000, "log_prob": [0.0] * 2000, "prediction": ["x"] * 2000}
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
     assert len(rows_of(path)) == 2000
     (tmp_path / "kept.parquet").write_bytes(without_texts(path))

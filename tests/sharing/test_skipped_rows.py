@@ -29,9 +29,9 @@ def test_rows_that_were_left_out_are_left_out_again(
     assert json.loads(result.read_text())["test"]["examples"] == 6
     capsys.readouterr()
     code = call(monkeypatch, "adapter", "verify", str(result.parent / "adapter"))
-    said = capsys.readouterr().out
-    assert code == 0, said
-    assert "as claimed (6 examples)" in " ".join(said.split())
+    message = capsys.readouterr().out
+    assert code == 0, message
+    assert "as claimed (6 examples)" in " ".join(message.split())
     adapter = petransfer.Adapter.load("out", device="cpu")
     scores = adapter.evaluate()
     assert (scores.examples, scores.exact_match) == (6, scores.claimed)

@@ -18,19 +18,19 @@ def test_labels_unlike_the_trained_ones_are_named(
     rows = tuple(Example(n, "text", label, "all") for n, label in enumerate("012"))
     monkeypatch.setattr(task_data, "data_of", lambda *_: SplitData(rows, rows, rows, ("0", "1", "2")))
 
-    def said(metrics: tuple[str, ...], *labels: str) -> str:
+    def message(metrics: tuple[str, ...], *labels: str) -> str:
         caplog.clear()
         bundle: Any = SimpleNamespace(spec=SimpleNamespace(task=SimpleNamespace(metrics=metrics)), label="mine")
         task_data.warn_of_untrained_labels(bundle, labels, "new.csv", None)
         return caplog.text
 
-    found = said(("exact_match", "accuracy"), "0", "1.0", "2.0")
+    found = message(("exact_match", "accuracy"), "0", "1.0", "2.0")
     assert "new.csv has 2 labels that mine was not trained on: 1.0, 2.0 (trained on: 0, 1, 2)" in found
-    assert said(("exact_match", "accuracy"), "0", "2") == ""
-    assert said(("exact_match",), "x") == ""
+    assert message(("exact_match", "accuracy"), "0", "2") == ""
+    assert message(("exact_match",), "x") == ""
 
     def gone(*_: Any) -> SplitData:
         raise UserError("the data are gone")
 
     monkeypatch.setattr(task_data, "data_of", gone)
-    assert said(("accuracy",), "x") == ""
+    assert message(("accuracy",), "x") == ""

@@ -39,9 +39,9 @@ def test_it_passes_on_the_bundle_the_run_and_the_folder_that_was_pulled(
     for source in (packed, run, here / "pulled"):
         assert failures(capsys, str(source)) == {}
     assert call("adapter", "verify", str(packed), "--cpu") == 0
-    said = capsys.readouterr()
-    assert "all 10 test examples have the outcome in examples.parquet" in said.out
-    assert "is what it claims to be" in said.err
+    message = capsys.readouterr()
+    assert "all 10 test examples have the outcome in examples.parquet" in message.out
+    assert "is what it claims to be" in message.err
     claims = json.loads((run / "adapter" / "petransfer.json").read_text())["claims"]
     assert claims["test"]["exact_match"] > 0
 
@@ -70,8 +70,8 @@ def test_line_ends_that_git_changed_are_no_change(
 
     config = here / "pulled" / "adapter_config.json"
     config.write_bytes(config.read_bytes().replace(b'"lora_dropout": 0', b'"lora_dropout":  0'))
-    said = refused(capsys, "predict", "pulled", "to walk", "--cpu")
-    assert all(part in said for part in ("adapter_config.json is not the file that was packed", "restore this file"))
+    message = refused(capsys, "predict", "pulled", "to walk", "--cpu")
+    assert all(part in message for part in ("adapter_config.json is not the file that was packed", "restore this file"))
 
 
 def test_one_byte_of_the_weights(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +133,7 @@ def test_a_changed_claim(packed: Path, here: Path, capsys: pytest.CaptureFixture
     assert {"files", "card", "claim"} <= set(failures(capsys, str(plain)))
 
 
-def test_examples_that_are_all_said_to_be_right(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_examples_that_all_called_right(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = Path(shutil.copytree(run, here / "runs" / run.name))
     table = pyarrow.parquet.read_table(copy / "examples.parquet")
     at = table.column_names.index("correct")
@@ -230,24 +230,24 @@ def test_what_cannot_be_verified_is_refused(
     foreign = write(here / "foreign.petransfer.zip", plain)
     assert "was not made by petransfer" in refused(capsys, "adapter", "verify", str(foreign))
     for verb in ("pack", "card"):
-        said = refused(capsys, "adapter", verb, str(foreign))
-        assert "was not made by petransfer, so there are no records to" in said
-        assert "`hf upload USER/NAME foreign.petransfer.zip`" in said
+        message = refused(capsys, "adapter", verb, str(foreign))
+        assert "was not made by petransfer, so there are no records to" in message
+        assert "`hf upload USER/NAME foreign.petransfer.zip`" in message
     (here / "pairs.tsv").unlink()
     assert "pairs.tsv" in refused(capsys, "adapter", "verify", str(packed), "--cpu")
     assert failures(capsys, str(packed), "--no-evaluate") == {}
 
 
-def test_a_readme_that_is_no_card_is_said_to_be_none(
+def test_a_readme_that_is_no_card_is_called_none(
     run: Path, packed: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(run / "adapter", here / "mine")
     (here / "mine" / "README.md").write_text("## My notes\nIt works.\n", encoding="utf-8")
     asked = ("adapter", "verify", "mine", "--cpu", "--no-evaluate")
     assert call(*asked) == 0
-    said = capsys.readouterr().out
-    assert "README.md is not a card of petransfer" in said
-    assert "petransfer adapter card mine" in said
+    message = capsys.readouterr().out
+    assert "README.md is not a card of petransfer" in message
+    assert "petransfer adapter card mine" in message
     card = contents(packed)["README.md"].decode()
     sha = json.loads((run / "adapter" / "petransfer.json").read_text())["files"][WEIGHTS]
     assert sha in card

@@ -166,11 +166,11 @@ def test_the_report_does_not_take_training_rows_for_test_rows(
     pt.train("nano/english", rows, folds=2, steps=2, out=tmp_path / "study", cpu=True)
     capsys.readouterr()
     assert call(monkeypatch, "report", str(tmp_path / "study")) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "exact match on its training rows" in said
-    assert "dev exact match" not in said
-    assert "test" not in said.replace(str(tmp_path), "")
-    assert "For new rows, the 2 folds count: exact match 0.0 % (standard deviation 0.0 points)." in said
+    message = " ".join(capsys.readouterr().out.split())
+    assert "exact match on its training rows" in message
+    assert "dev exact match" not in message
+    assert "test" not in message.replace(str(tmp_path), "")
+    assert "For new rows, the 2 folds count: exact match 0.0 % (standard deviation 0.0 points)." in message
 
 
 def test_processes_of_a_launcher_cannot_share_folds(monkeypatch: pytest.MonkeyPatch) -> None:

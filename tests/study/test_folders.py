@@ -210,9 +210,9 @@ def test_a_damaged_run_is_named_and_repaired(name: str, damage: Callable[[Path],
     assert folder.status() == "damaged"
     assert folder.result() is None
     assert not folder.done
-    (said,) = grid.damaged.values()
-    assert str(folder.path / name) in said
-    assert "\n" not in said
+    (output,) = grid.damaged.values()
+    assert str(folder.path / name) in output
+    assert "\n" not in output
     assert not grid.waiting
     assert grid.repair() == [folder.path.name]
     assert folder.status() == "waiting"
@@ -334,7 +334,9 @@ def test_an_error_that_cannot_be_recorded_is_logged(
     assert "No space left on device" in caplog.text
 
 
-def test_only_runs_with_a_usable_state_are_said_to_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_runs_with_a_usable_state_are_announced_to_resume(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     content = load_recipe("smoke").model_dump(mode="json")
     grid = load_grid(content, options={"seeds": [0, 1]}, out=tmp_path)

@@ -95,7 +95,7 @@ def test_an_arm_and_method_together_go_before_either(rates: dict[str, float], fo
 
 
 @pytest.mark.parametrize(
-    ("rates", "said"),
+    ("rates", "message"),
     [
         (
             {"lora": 1, "englsh lora": 1},
@@ -111,10 +111,10 @@ def test_an_arm_and_method_together_go_before_either(rates: dict[str, float], fo
         ({"english lora": 1}, "train.learning_rate has no rate for method full (arm scratch); add full: 1e-3"),
     ],
 )
-def test_a_pair_that_speaks_of_nothing_or_of_too_much_is_refused(rates: dict[str, float], said: str) -> None:
+def test_a_pair_that_speaks_of_nothing_or_of_too_much_is_refused(rates: dict[str, float], message: str) -> None:
     with pytest.raises(UserError) as refused:
         expand(recipe(train={"steps": 1, "learning_rate": rates}))
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_one_rate_is_everyones() -> None:
@@ -244,7 +244,7 @@ SPLIT = ["simple"]
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"task": {"name": "scam", "splits": SPLIT}}, "unknown task 'scam': did you mean 'scan'"),
         ({"task": {"name": "scan", "splits": ["add_jmp"]}}, "unknown split of scan 'add_jmp': did you mean 'add_jump'"),
@@ -262,8 +262,8 @@ SPLIT = ["simple"]
         ({"train": {"steps": 1, "learning_rate": {"lora": 1}}}, r"no rate for method full \(arm scratch\)"),
     ],
 )
-def test_unknown_names_are_refused_with_the_nearest(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_unknown_names_are_refused_with_the_nearest(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         expand(recipe(**changes))
 
 

@@ -28,9 +28,9 @@ def test_training_ends_and_resumes_in_the_new_place(
     options = ["--bits", "32", "--steps", "8", "--test", "4", "--cpu", "--seeds", seeds]
     command = ["train", str(tiny_t5), str(tiny_rows), *options, "--save-every", "0", "--out"]
     assert call(monkeypatch, *command, "study") == 1
-    said = capsys.readouterr().err
-    assert "was moved or removed during the training" in said
-    assert "its new place with --out" in said
+    message = capsys.readouterr().err
+    assert "was moved or removed during the training" in message
+    assert "its new place with --out" in message
     assert len(steps) == 6, "no further step, and no further run"
     assert not Path("study", "recipe.yaml").exists()
     assert not list(Path("study").rglob("DONE"))

@@ -97,12 +97,12 @@ def test_a_stack_is_one_task_and_its_runs_stay_each_their_own(
 
 
 def test_at_most_so_many_at_once_and_a_word_to_stop_reaches_the_nodes(cluster: Any, tmp_path: Path) -> None:
-    said: list[bool] = []
+    message: list[bool] = []
 
     def tick() -> None:
-        if not said and len(list((tmp_path / "marks").iterdir())) == 2:
+        if not message and len(list((tmp_path / "marks").iterdir())) == 2:
             time.sleep(1.5)  # a third would have begun by now
-            said.append(True)
+            message.append(True)
             signal.raise_signal(signal.SIGINT)
 
     cells = [Named(f"run{at}", "waits") for at in range(4)]

@@ -30,7 +30,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "place"),
+    ("message", "place"),
     [
         ({}, Place()),
         ({"RANK": "1", "WORLD_SIZE": "2"}, Place(1, 2)),
@@ -41,9 +41,9 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_environment_says_which_one_it_is(
-    said: dict[str, str], place: Place, monkeypatch: pytest.MonkeyPatch
+    message: dict[str, str], place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in said.items():
+    for name, value in message.items():
         monkeypatch.setenv(name, value)
     assert this_place() == place
     assert this_place().leads == (place.index == 0)
@@ -77,21 +77,21 @@ def test_a_launcher_that_starts_one_process_only(
     assert "--multi_gpu" in caplog.text
 
 
-@pytest.mark.parametrize(("name", "said"), [("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")])
+@pytest.mark.parametrize(("name", "message"), [("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")])
 def test_engines_are_refused_before_anything_is_begun(
-    name: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    name: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     assert call(monkeypatch, "run", "--recipe", "smoke", "--out", str(tmp_path / "out")) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert "take FSDP" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("told", "changes", "said"),
+    ("told", "changes", "message"),
     [
         ({"FSDP_VERSION": "1"}, {}, "fsdp_version: 2"),
         ({"WORLD_SIZE": "1", "RANK": "0"}, {}, "one alone"),
@@ -105,14 +105,14 @@ def test_engines_are_refused_before_anything_is_begun(
 def test_what_cannot_be_split_is_refused_in_a_line(
     told: dict[str, str],
     changes: dict[str, Any],
-    said: str,
+    message: str,
     tiny_spec: Callable[..., RunSpec],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     launched = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "RANK": "0", "WORLD_SIZE": "2"}
     for name, value in (launched | told).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=said) as refused:
+    with pytest.raises(UserError, match=message) as refused:
         refuse_launch([tiny_spec(), tiny_spec(**changes)])
     assert "\n" not in str(refused.value)
 
@@ -126,7 +126,7 @@ def test_what_can_be_split_is_not_refused(tiny_spec: Callable[..., RunSpec], mon
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--executor", "slurm"), "slurm"),
         (("--address", "auto"), "--executor ray"),
@@ -136,10 +136,10 @@ def test_what_can_be_split_is_not_refused(tiny_spec: Callable[..., RunSpec], mon
     ],
 )
 def test_ways_that_do_not_go_together(
-    options: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    options: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, "run", "--recipe", "smoke", *options) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("late", [0.0, 60.0])

@@ -25,6 +25,6 @@ def test_train_names_the_reading_of_its_rows(
 ) -> None:
     monkeypatch.setattr("petransfer.study.slow_work.SILENCE", 0.0)
     assert call(monkeypatch, "train", str(tiny_t5), str(tiny_rows), "--bits", "32", "--plan", "--cpu") == 0
-    said = capsys.readouterr().err
-    assert f"reading the rows of {tiny_rows} ..." in said
-    assert "counting tokens, and estimating time and memory ..." in said
+    message = capsys.readouterr().err
+    assert f"reading the rows of {tiny_rows} ..." in message
+    assert "counting tokens, and estimating time and memory ..." in message

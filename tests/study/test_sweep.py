@@ -96,7 +96,7 @@ def test_seeds_and_splits_are_averaged(tmp_path: Path) -> None:
     assert [len(one["runs"]) for one in found["rates"]] == [4, 4, 4]
 
 
-def test_the_chosen_rates_are_said_as_the_recipe_takes_them(tmp_path: Path) -> None:
+def test_the_chosen_rates_are_printed_as_the_recipe_takes_them(tmp_path: Path) -> None:
     """Put into the recipe, they give every arm and method its own."""
     best = {
         ("english", 32): 2e-3, ("german", 32): 1e-3, ("protein", 32): 5e-4,

@@ -114,6 +114,6 @@ def test_an_advice_names_a_new_folder_if_out_was_given(
         monkeypatch.setattr(train_output, "summaries", lambda grid, one=one: [one, one])
         capsys.readouterr()
         train_output.print_summaries(study)
-        said = capsys.readouterr().out
-        assert (said.count("use a new --out, because") == 1) == (out is not None)
-        assert "adapter push" not in said, "the model has not learnt its task"
+        message = capsys.readouterr().out
+        assert (message.count("use a new --out, because") == 1) == (out is not None)
+        assert "adapter push" not in message, "the model has not learnt its task"

@@ -177,11 +177,11 @@ def test_logits_are_judged_as_softmax_and_argmax_do() -> None:
     logits_nv[5, (wanted_n[5] + 1) % 50] = logits_nv[5, wanted_n[5]]  # a tie
     others_nv = logits_nv.scatter(1, wanted_n[:, None], -torch.inf)
     expected, rival_id_n = others_nv.max(1)
-    said, log_prob, rival, found_id, largest = _score_block(logits_nv.clone(), wanted_n[:, None])
-    missed = rival >= said
+    message, log_prob, rival, found_id, largest = _score_block(logits_nv.clone(), wanted_n[:, None])
+    missed = rival >= message
     assert 75 < int(missed.sum()) < 85
     assert missed[5]
-    assert torch.equal(said, logits_nv.gather(1, wanted_n[:, None])[:, 0])
+    assert torch.equal(message, logits_nv.gather(1, wanted_n[:, None])[:, 0])
     assert torch.equal(rival, expected)
     assert torch.equal(found_id[missed], rival_id_n[missed])
     assert torch.equal(largest, logits_nv.abs().amax(1))

@@ -172,7 +172,7 @@ def test_a_batch_is_not_padded_beyond_the_positions() -> None:
     }
 
 
-def test_a_finished_run_is_not_said_to_have_used_graphs(tmp_path: Path) -> None:
+def test_a_finished_run_is_not_recorded_with_graphs(tmp_path: Path) -> None:
     loop = make_loop(tmp_path)
     loop.run()
     assert "cuda_graphs" not in graphed(tmp_path).progress.notes

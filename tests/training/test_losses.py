@@ -1,4 +1,4 @@
-"""The loss in pieces is the loss in one piece, for every architecture that is said to take it."""
+"""The loss in pieces is the loss in one piece, for every architecture that supports it."""
 
 from __future__ import annotations
 

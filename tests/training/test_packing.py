@@ -165,8 +165,8 @@ def test_a_training_with_packing_learns_what_one_without_does(
         results[name] = [line["loss"] for line in lines if "loss" in line]
     assert results["packed"] == pytest.approx(results["plain"], rel=1e-4)
     assert call(*arguments, "--packing", "--plan", "--json") == 0
-    said = capsys.readouterr().out
-    plan = json.loads(said[said.index("\n{") :] if not said.startswith("{") else said)
+    message = capsys.readouterr().out
+    plan = json.loads(message[message.index("\n{") :] if not message.startswith("{") else message)
     rows, tokens = plan["tokens"]["packed"]
     assert 1 <= rows < 16, "16 chats of a step, cut into micro-batches of 8, each in one row"
     assert tokens < 16 * sum(plan["tokens"]["longest"])

@@ -324,9 +324,9 @@ def test_one_file_has_its_end_held_out(tmp_path: Path, tokenizer: PreTrainedToke
     (tmp_path / "verses.txt").write_text("\n".join(verses))
     part = CorpusPart(path=".", files=["verses"], documents="line")
     corpus = read_corpus(part, tmp_path, tokenizer, None)
-    said = [tokenizer.decode(ids, skip_special_tokens=False) for ids in (corpus.train, corpus.valid)]
-    assert said[0].count("verse") == 97
-    assert said[1].split("</s>")[:3] == ["verse number 97", " verse number 98", " verse number 99"]
+    output = [tokenizer.decode(ids, skip_special_tokens=False) for ids in (corpus.train, corpus.valid)]
+    assert output[0].count("verse") == 97
+    assert output[1].split("</s>")[:3] == ["verse number 97", " verse number 98", " verse number 99"]
 
 
 def test_a_corpus_of_windows_is_read_as_one_of_linux(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

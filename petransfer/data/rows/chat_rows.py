@@ -64,16 +64,16 @@ def chat_turns(
             from_here, messages = from_here + 1, [{"role": "system", "content": system}, *messages]
     given = read_tools(tools)
     first = next((message["content"] for message in messages if message["role"] == "user"), "")
-    spoken = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+    from_assistant = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
     # the text before a call of a tool does not end the turn, so alone it cannot be trained as an answer
-    answers = [at for at in spoken if not (is_plain and messages[at].get("tool_calls"))]
+    answers = [at for at in from_assistant if not (is_plain and messages[at].get("tool_calls"))]
     if not answers:
-        raise BadRow(_ONLY_CALLS if spoken else "the chat has no answer of the assistant")
+        raise BadRow(_ONLY_CALLS if from_assistant else "the chat has no answer of the assistant")
     if answers == [0]:
         raise BadRow("the chat begins with the assistant; a message of the user or system must come before")
     notes.greetings += answers[0] == 0
     trained = [is_trained(message, notes) for message in messages]
-    notes.calls += len(spoken) - len(answers)
+    notes.calls += len(from_assistant) - len(answers)
     targets = [at for at in answers if trained[at] and at >= max(from_here, 1)]
     if not targets:
         raise BadRow("no answer of the assistant is a target: each has weight 0, train false or the like")

@@ -200,10 +200,10 @@ def sentence(scale: dict[str, Any], criterion: Criterion) -> str:
     moved = f"of which {signed(scale['of_left'])} from the first arm and {signed(scale['of_right'])} from the second"
     tested = f"{p_text(scale['p_holm'])} (Holm)" if scale["p_holm"] is not None else "not tested"
     total = f"{signed(scale['difference'])} points{bounds(scale['interval'])}"
-    said = _CONCLUSIONS.get(scale["verdict"], capital(scale["verdict"]))
+    conclusion = _CONCLUSIONS.get(scale["verdict"], capital(scale["verdict"]))
     because = f": {scale['because']}" if scale["because"] else ""
     about = f"Scale of {scale['name']} on {scale['split']} ({scale['method']})"
-    return f"{about}: {sides}. Difference: {total}, {moved}, {tested}. {said}{because}."
+    return f"{about}: {sides}. Difference: {total}, {moved}, {tested}. {conclusion}{because}."
 
 
 def details(scale: dict[str, Any], criterion: Criterion) -> str:

@@ -128,9 +128,9 @@ def paper_note(families: Iterable[str], task: str, splits: Iterable[str], arms: 
         splits, arms: splits and arms for which the paper's scores are shown.
     """
     names, splits = list(dict.fromkeys(families)), list(splits)
-    said = dict.fromkeys(line for split in splits for family in names for line in caveats(family, task, split, arms))
+    remarks = dict.fromkeys(line for split in splits for family in names for line in caveats(family, task, split, arms))
     theirs = " and ".join(dict.fromkeys(map(nearest_paper_family, names)))
-    return f"paper: {CITATION}, {theirs}, all weights trained; {'; '.join(said)}."
+    return f"paper: {CITATION}, {theirs}, all weights trained; {'; '.join(remarks)}."
 
 
 def caveats(family: str, task: str, split: str, arms: Collection[str]) -> list[str]:

@@ -88,8 +88,8 @@ def shard_model(model: torch.nn.Module, device: torch.device, narrow: bool) -> t
 
 def _plugin() -> FullyShardedDataParallelPlugin:
     """Return Accelerate's FSDP plugin with the settings of the launcher. By default each layer is a unit."""
-    told = "FSDP_AUTO_WRAP_POLICY" in os.environ
-    plugin = FullyShardedDataParallelPlugin(auto_wrap_policy=None if told else "transformer_based_wrap")
+    has_policy = "FSDP_AUTO_WRAP_POLICY" in os.environ
+    plugin = FullyShardedDataParallelPlugin(auto_wrap_policy=None if has_policy else "transformer_based_wrap")
     if plugin.ignored_modules:
         raise UserError(
             "fsdp_ignored_modules is not supported: the gradients of ignored modules would not be summed; remove it"

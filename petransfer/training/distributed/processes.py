@@ -120,10 +120,10 @@ class ReplicatedProcesses(SingleProcess):
 
     def exchange(self, flags: Sequence[float], parameters: Sequence[torch.nn.Parameter]) -> list[float]:
         present = [value.grad is not None for value in parameters]
-        told = agree([*flags, *present], self.device)
-        if not told[0]:
-            sum_gradients(parameters, told[len(flags) :])
-        return told[: len(flags)]
+        totals = agree([*flags, *present], self.device)
+        if not totals[0]:
+            sum_gradients(parameters, totals[len(flags) :])
+        return totals[: len(flags)]
 
 
 class ShardedProcesses(ReplicatedProcesses):
