@@ -1,4 +1,4 @@
-"""A byte-level tokenizer with a chat template, and a small Llama with random weights that has it."""
+"""Make a byte-level tokenizer with a chat template, and a small Llama with random weights that uses it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def byte_level(template: str | None = CHATML) -> PreTrainedTokenizerFast:
 
 
 def chat_llama(folder: Path, template: str | None = CHATML, **changes: object) -> Path:
-    """Save a Llama of one layer and 32 dimensions with the tokenizer."""
+    """Save a Llama with one layer, 32 dimensions and random weights, together with the tokenizer."""
     tokenizer = byte_level(template)
     options: dict[str, object] = {
         "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,

@@ -1,4 +1,4 @@
-"""Small checkpoints with random weights, made anew for the test session, and specs that run on them in seconds."""
+"""Fixtures of all tests: small checkpoints with random weights, and specs whose runs take seconds."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# tests run beside each other; more threads than cores make all of them slower
+# Tests run in parallel. More threads than cores would slow down all of them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from petransfer.models.registry import checkpoint_spec, registry
 from petransfer.recipe.run_spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
 from tests.tiny_models import keep, make_tiny_t5
 
-# The suite tries the same examples each time, so that a change cannot fail by bad luck; CONTRIBUTING.md says how to try
-# new ones.
+# Hypothesis tries the same examples in every session, so that a change cannot fail by bad luck. CONTRIBUTING.md
+# describes how to try new examples.
 settings.register_profile("same", derandomize=True, database=None)
 settings.load_profile("same")
 
-# Files with tests or fixtures of ten seconds and more run first: no worker is left alone with one of them at the end.
+# Files with tests or fixtures that take ten seconds or more. They run first, so that no worker still runs one of them
+# when all other workers are idle.
 LONGEST = (
     "tests/invariants/",
     "tests/study/test_on_ray.py",
@@ -41,9 +42,10 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked gpu are skipped where there is none, and slow ones unless `-m` says what to run.
+    """Sort the longest tests to the front, and skip tests marked `gpu` or `slow` where necessary.
 
-    With PETRANSFER_GPU_TESTS=cpu the ones in tests/gpu run on the CPU. The longest tests come first.
+    Tests marked `gpu` are skipped if there is no CUDA device. With PETRANSFER_GPU_TESTS=cpu they are not skipped, and
+    the tests in tests/gpu run on the CPU. Tests marked `slow` are skipped unless the option `-m` selects tests.
     """
     import torch
 
@@ -60,9 +62,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def _modules_are_no_garbage() -> None:
-    """Leave what was imported out of garbage collections: torch and its friends make each of them take half a second.
+    """Exclude the imported modules from garbage collection.
 
-    A run collects garbage when it ends, and so does the training across processes.
+    With torch and similar libraries, each collection takes half a second. Every run collects garbage when it ends, and
+    so does training in several processes.
     """
     gc.collect()
     gc.freeze()
@@ -70,7 +73,7 @@ def _modules_are_no_garbage() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_waiting_for_the_disk() -> Iterator[None]:
-    """Leave out fsync, which protects files from a power failure only: tests write thousands of small files."""
+    """Disable fsync, because tests write thousands of small files. It only protects files from a power failure."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: None)
         yield
@@ -78,7 +81,7 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _slow_work_is_not_named() -> Iterator[None]:
-    """Leave out the lines that a busy machine would add to what a test expects."""
+    """Prevent log lines about slow work, which a busy machine would add to the output that a test expects."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("petransfer.study.slow_work.SILENCE", 1e6)
         yield
@@ -86,7 +89,7 @@ def _slow_work_is_not_named() -> Iterator[None]:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with a cache of its own, in which the test works."""
+    """An empty folder, which is the working directory and has a separate petransfer cache."""
     monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -94,13 +97,13 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A T5 of one layer each way and 32 dimensions."""
+    """A T5 with one encoder layer, one decoder layer and 32 dimensions."""
     return make_tiny_t5(tmp_path_factory.mktemp("tiny-t5"))
 
 
 @pytest.fixture
 def two_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The registry's T5s have two layers each way: a prediction of memory takes as long as a model has layers."""
+    """Limit every T5 of the registry to two layers each, because a memory prediction takes time for every layer."""
     architectures = registry().architectures
     for name, fields in architectures.items():
         if fields["model_type"] == "t5":
@@ -109,7 +112,7 @@ def two_layers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GPT-2 of one layer and 32 dimensions."""
+    """A GPT-2 with one layer and 32 dimensions."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     def make(tokens: int) -> Any:
@@ -128,9 +131,9 @@ FULL = MethodSpec("full", bits=32)
 
 @pytest.fixture(scope="session")
 def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with two hundred rows of SCAN with at most eight actions.
+    """A file with 204 rows of SCAN that have at most eight actions.
 
-    To encode and score all of SCAN, or to generate 48 actions, takes most of a short run's time.
+    Encoding and scoring all of SCAN, or generating 48 actions, would take most of the time of a short run.
     """
     from petransfer.data import load_task
 
@@ -142,7 +145,7 @@ def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_spec(tiny_t5: Path, tiny_rows: Path) -> Callable[..., RunSpec]:
-    """Makes specs on the tiny T5; keyword arguments replace fields."""
+    """A function that makes a spec with the tiny T5. Keyword arguments replace fields of the spec."""
 
     def make(method: MethodSpec = LORA, steps: int = 8, **changes: object) -> RunSpec:
         spec = RunSpec(

@@ -1,7 +1,6 @@
-"""Tables of the README and the documentation that are made from the files in results/.
+"""Generate the tables in the README and the documentation from the files in results/ and from petransfer's defaults.
 
-A table is written after a line `<!-- NAME -->`. tests/test_readme.py checks that the tables are up to date; this writes
-them:
+A table follows a line `<!-- NAME -->`. tests/test_readme.py checks that the tables are up to date. To update them, run:
 
     python -m tests.generated_tables
 """
@@ -17,10 +16,11 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-# The studies of the table of claims: the name of the benchmark, the study, and the test examples that count.
+# The studies in the table of claims: name of the benchmark, name of the study, and the test categories that are counted
+# (None: all).
 STUDIES = (("SCAN", "transfer-scan", None), ("COGS", "transfer-cogs", "lexical"))
 SEEDS = 6
-# The paper's claims, and one question that the paper did not ask, each with its effect in the study.
+# The paper's claims, and one question that the paper did not ask. Each has the name of its effect in the studies.
 CLAIMS = (
     ("English helps: English − no pretraining", "english-scratch"),  # noqa: RUF001
     ("other languages help: German − no pretraining", "german-scratch"),  # noqa: RUF001
@@ -41,7 +41,7 @@ def claims(results: Path = RESULTS) -> str:
                 name = effect["name"].removesuffix(f" ({categories})")
                 found[benchmark, effect["method"].split()[0], name] = effect
     columns = [(benchmark, method) for benchmark, *_ in STUDIES for method in ("lora", "full")]
-    # a column is shown when all of its runs are there
+    # a column is shown only if the study has all of its effects
     columns = [column for column in columns if all((*column, name) in found for _, name in CLAIMS)]
     words = {"lora": "LoRA", "full": "full fine-tuning"}
     rows = [[claim, *(_cell(found[(*column, name)]) for column in columns)] for claim, name in CLAIMS]
@@ -62,12 +62,12 @@ def _cell(effect: dict[str, Any]) -> str:
 
 
 def signed(value: float) -> str:
-    """Return a number with its sign and one decimal; minus is the minus sign and not a hyphen."""
+    """Return a number with its sign and one decimal. Negative numbers have a minus sign, not a hyphen."""
     return f"{value:+.1f}".replace("-", "−")  # noqa: RUF001
 
 
 def quantised_memory() -> str:
-    """Return the table of the weights of T5 checkpoints at 4 bits, the usual way and petransfer's, in GB (10^9)."""
+    """Return the table of the sizes of T5 weights, quantised the usual way and by petransfer, in GB (10^9 bytes)."""
     cells = json.loads((RESULTS / "bench" / "memory-cpu.json").read_text(encoding="utf-8"))
     rows = []
     for checkpoint in dict.fromkeys(cell["checkpoint"] for cell in cells):
@@ -126,7 +126,7 @@ _PLACE = re.compile(rf"^(<!-- ({'|'.join(TABLES)}) -->\n)(?:\|.*\n)*", flags=re.
 
 
 def updated(text: str) -> str:
-    """Return the text with every generated table as it should be."""
+    """Return the text with every generated table replaced by an up-to-date table."""
     return _PLACE.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n", text)
 
 

@@ -15,7 +15,7 @@ import petransfer.atomic_files
 from petransfer.atomic_files import creating, replacing, sync, write_text
 
 
-def test_the_first_of_two_writers_creates_the_folder_and_the_other_is_refused(
+def test_the_first_writer_to_finish_creates_the_folder_and_the_other_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "merged"
@@ -35,7 +35,7 @@ def test_the_first_of_two_writers_creates_the_folder_and_the_other_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
 
-def test_what_a_killed_writer_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partial_folders_of_killed_writers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".merged.77.partial").mkdir()
     (tmp_path / ".merged.78.partial").mkdir()
     monkeypatch.setattr(psutil, "pid_exists", lambda number: number == 78)
@@ -61,10 +61,10 @@ def test_a_library_error_about_the_disk_becomes_an_os_error(tmp_path: Path, writ
 
 
 @pytest.mark.parametrize("write", [creating, replacing])
-def test_an_error_of_writing_has_the_name_of_the_target(
+def test_a_write_error_names_the_target_and_a_read_error_names_the_source(
     write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # of a write to an open file
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # raised by a write to an open file
     copied = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "source", None, "target")
     unread = OSError(errno.EIO, os.strerror(errno.EIO), "source")
     for error, name in ((full, tmp_path / "merged"), (copied, tmp_path / "merged"), (unread, "source")):
@@ -93,7 +93,7 @@ def test_a_file_never_replaces_a_folder(name: str, tmp_path: Path, monkeypatch: 
 
 
 def test_on_windows_nothing_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There, a file that is open for reading cannot be synced, and a folder cannot be opened."""
+    """On Windows, a file that is open for reading cannot be synced, and a folder cannot be opened."""
     with monkeypatch.context() as patch:
         patch.setattr(sys, "platform", "win32")
         patch.setattr(os, "fsync", lambda file: pytest.fail("synced"))

@@ -1,4 +1,4 @@
-"""Long messages of libraries are cut between words, and say so."""
+"""Test the shortening of long error messages of libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The structure of the package: which folder may import which, no circular imports, and no torch in reports."""
+"""Test the structure of the package: allowed imports, no circular imports, and no import of torch for reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "petransfer"
 
-# From the top floor to the ground floor. A folder may import its own files and any folder of a lower floor.
+# The layers of the package (floors), from top to bottom. A folder may import its own files and any folder of a lower
+# floor.
 FLOORS = (
     {"cli"},
     {"api"},
@@ -32,7 +33,7 @@ FLOORS = (
     {"errors", "atomic_files", "plurals", "visible_text"},
     {"similar_names"},
 )
-# Folders of one floor that may be imported by a folder beside them, with the reason.
+# Allowed imports within one floor: (importing folder, imported folder), with the reason.
 BESIDE = {
     ("sharing", "report"): "cards are escaped as pages are",
     ("memory", "training"): "the planner simulates the loop's own step",
@@ -50,7 +51,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Yield the names that a file imports from petransfer, inside functions and for types too."""
+    """Yield the names that a file imports from petransfer, including imports inside functions and for type checking."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "petransfer":
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
@@ -59,18 +60,18 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def floor_of(name: str) -> int | None:
-    """Return the number of the floor on which a module stands, 0 being the top, or None for the package itself."""
+    """Return the number of a module's floor. 0 is the top. None means that the module has no floor."""
     parts = name.split(".")
     return next((at for at, folders in enumerate(FLOORS) if len(parts) > 1 and parts[1] in folders), None)
 
 
-def test_every_folder_stands_on_a_floor() -> None:
+def test_every_module_has_a_floor() -> None:
     homeless = [name for name in modules() if "." in name and "__main__" not in name and floor_of(name) is None]
     assert not homeless, f"add these to FLOORS: {homeless}"
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
-def test_no_import_goes_up(name: str) -> None:
+def test_modules_import_only_from_lower_floors(name: str) -> None:
     here = floor_of(name)
     if here is None:
         pytest.skip("the package's own files import any floor")
@@ -81,8 +82,8 @@ def test_no_import_goes_up(name: str) -> None:
         assert there > here, f"{name} (floor {here}) imports {target} (floor {there})"
 
 
-def test_no_circle_of_imports() -> None:
-    """Imports inside functions and for types count too, so that the files have one order for a reader."""
+def test_there_are_no_circular_imports() -> None:
+    """Imports inside functions and for type checking count too, so that the files can be read in one order."""
     known = modules()
     graph: dict[str, set[str]] = {}
     for name, path in known.items():
@@ -107,12 +108,12 @@ def test_no_circle_of_imports() -> None:
 
 
 @pytest.mark.parametrize("name", ["petransfer", "petransfer.effects.study_effects", "petransfer.report.page"])
-def test_no_torch_is_loaded_by(name: str) -> None:
+def test_importing_the_module_does_not_import_torch(name: str) -> None:
     code = f"import sys, {name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-# Features with an interface of their own: the modules that other folders may import, and names that belong inside.
+# Features with an interface: the modules that other folders may import, and names that only the feature itself may use.
 FEATURES = {
     "training.distributed": ({"training.distributed"}, "FSDPModule|DTensor|fully_shard|is_sharded"),
     "training.stacked": ({"training.stacked"}, "StackedLora|MemberDropout"),
@@ -124,7 +125,7 @@ FEATURES = {
 
 
 @pytest.mark.parametrize("feature", FEATURES)
-def test_a_feature_is_used_through_its_interface_alone(feature: str) -> None:
+def test_a_feature_is_used_only_through_its_interface(feature: str) -> None:
     interface, inner_names = FEATURES[feature]
     for name, path in modules().items():
         if name.startswith(f"petransfer.{feature}"):
@@ -133,17 +134,17 @@ def test_a_feature_is_used_through_its_interface_alone(feature: str) -> None:
             module = target.removeprefix("petransfer.").rpartition(".")[0]
             assert not module.startswith(feature) or module in interface, f"{name} imports {target}"
         found = re.search(rf"\b(?:{inner_names})\b", path.read_text(encoding="utf-8"))
-        assert not found, f"{name} names {found[0]}, which belongs to {feature}"
+        assert not found, f"{name} uses the name {found[0]}, which belongs to {feature}"
 
 
-def test_no_library_is_asked_to_forget_its_state() -> None:
-    """Two runs in one process, and a user's own Accelerator beside them, must not need it."""
+def test_petransfer_does_not_reset_the_state_of_libraries() -> None:
+    """Two runs in one process, also together with a user's own Accelerator, must work without `_reset_state`."""
     for name, path in modules().items():
         assert "_reset_state" not in path.read_text(encoding="utf-8"), name
 
 
-def test_every_package_is_installed() -> None:
-    """`packages` of pyproject.toml lists every folder with code; an installed petransfer would lack others."""
+def test_every_folder_with_code_is_in_pyproject_toml() -> None:
+    """`packages` in pyproject.toml must list every folder with code. Other folders would not be installed."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     folders = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("*.py")}
     assert set(settings["packages"]) == folders | {"petransfer._recipes"}

@@ -1,4 +1,4 @@
-"""JSON on one line."""
+"""Test that JSON is written on one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from petransfer.json_lines import json_line
 @pytest.mark.parametrize(
     "sign", ["\x00", "\n", "\r", "\x0b", "\x1b", "\x1e", "\x7f", "\x85", "\x9b", "\u2028", "\u2029"]
 )
-def test_no_sign_ends_a_line_or_reaches_a_terminal(sign: str) -> None:
+def test_line_breaks_and_control_characters_are_escaped(sign: str) -> None:
     content = {f"größe{sign}": [f'a "{sign}" b\\', 1.5, None]}
     line = json_line(content)
     assert len(line.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""The README: short, with tables as they stand in results/, working links, and the command that the CI runs."""
+"""Test the README and the documentation: length, generated tables, links and commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.generated_tables import PAGES, RESULTS, ROOT, claims, updated
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_it_is_short() -> None:
+def test_the_readme_has_at_most_200_lines() -> None:
     assert len(README.splitlines()) <= 200
 
 
@@ -24,15 +24,15 @@ def test_generated_tables_are_up_to_date(page: Path) -> None:
     assert text == updated(text), "run: python -m tests.generated_tables"
 
 
-def test_a_wrong_figure_is_put_right() -> None:
+def test_a_wrong_table_is_replaced() -> None:
     head = "<!-- claims -->\n"
     right = updated(head)
     assert right.count("\n") > 6
     assert updated(f"{head}| claim | +99.9 |\n\nmore") == f"{right}\nmore"
 
 
-def test_a_benchmark_is_a_column_of_the_claims_when_it_has_all_effects(tmp_path: Path) -> None:
-    """On COGS, the lexical categories count, and one seed gives no interval."""
+def test_the_table_of_claims_has_a_column_for_each_benchmark_with_all_effects(tmp_path: Path) -> None:
+    """For COGS, the lexical categories are used. An effect with one seed has no interval."""
     for study, categories in (("transfer-scan", None), ("transfer-cogs", "lexical")):
         content = json.loads((RESULTS / "transfer-scan" / "effects.json").read_text(encoding="utf-8"))
         for effect in content["effects"] if categories else []:
@@ -46,13 +46,13 @@ def test_a_benchmark_is_a_column_of_the_claims_when_it_has_all_effects(tmp_path:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_link_and_picture_exists(page: Path) -> None:
+def test_every_relative_link_and_picture_exists(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_first_command_runs_the_default_recipe() -> None:
+def test_the_run_command_uses_the_recipe_lora_scan() -> None:
     (command,) = re.findall(r"<!-- run-command -->\n```bash\n(.*)\n```", README)
     assert command.endswith("petransfer run --recipe lora-scan")
 

@@ -1,4 +1,4 @@
-"""Entries are found in petransfer's own modules and in other installed packages; broken packages fail in one line."""
+"""Test registries: they find entries in petransfer and in other packages, and report broken packages in one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from petransfer.registries import Registry
 
 @dataclass(frozen=True)
 class Fruit:
-    """An entry of these tests."""
+    """An entry of the registry under test."""
 
     name: str
 
@@ -40,7 +40,7 @@ apple = trees:APPLE
 
 @pytest.fixture
 def fruits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[Fruit]:
-    """A registry over a package made here, beside an installed package that declares entry points."""
+    """A registry of a temporary package, together with an installed package that declares entry points."""
     package = tmp_path / "fruits"
     (package / "inner").mkdir(parents=True)
     (package / "inner" / "__init__.py").write_text("raise AssertionError\n")
@@ -67,13 +67,15 @@ def test_entries_of_the_folder_and_of_installed_packages_are_found(fruits: Regis
     assert "fig" not in fruits
 
 
-def test_nothing_is_imported_before_it_is_asked_for(fruits: Registry[Fruit]) -> None:
+def test_listing_the_names_does_not_import_other_packages(fruits: Registry[Fruit]) -> None:
     assert "fruits.apple" not in sys.modules
     assert "plum" in list(fruits)
     assert "trees" not in sys.modules
 
 
-def test_a_built_in_entry_is_not_replaced(fruits: Registry[Fruit], caplog: pytest.LogCaptureFixture) -> None:
+def test_an_entry_of_another_package_does_not_replace_a_built_in_entry(
+    fruits: Registry[Fruit], caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         assert fruits["apple"] is sys.modules["fruits.apple"].APPLE
         assert len(list(fruits)) == 8
@@ -90,7 +92,7 @@ def test_a_built_in_entry_is_not_replaced(fruits: Registry[Fruit], caplog: pytes
         ("broken", ["'broken'", "orchard", "nowhere_at_all:CHERRY", "ModuleNotFoundError", "repair or remove it"]),
     ],
 )
-def test_errors_are_one_line_with_the_package(fruits: Registry[Fruit], name: str, parts: list[str]) -> None:
+def test_errors_are_one_line_and_name_the_package(fruits: Registry[Fruit], name: str, parts: list[str]) -> None:
     with pytest.raises(UserError) as refused:
         fruits.lookup(name)
     assert all(part in str(refused.value) for part in parts), refused.value

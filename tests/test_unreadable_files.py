@@ -1,4 +1,4 @@
-"""A file without permission, on a failing disk, or behind a Git LFS pointer is not called damaged by any reader."""
+"""Test that unreadable files (no permission, failing disk, Git LFS pointer) are not reported as damaged."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 
 def _failing(patch: pytest.MonkeyPatch, file: str, number: int) -> None:
-    """Let each try to open a file of this name fail. root may open a file without permissions."""
+    """Make opening a file with this name fail. Changed permissions would have no effect, because root ignores them."""
     real = io.open
 
     def opened(path: Any, *how: Any, **more: Any) -> Any:
@@ -47,7 +47,9 @@ def _failing(patch: pytest.MonkeyPatch, file: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("file", READERS)
-def test_each_reader_says_why_it_cannot_read(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_reader_reports_why_a_file_cannot_be_read(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / file
     path.write_text(POINTER)
     with pytest.raises(UserError, match=rf"{file} is a Git LFS pointer.*`git lfs pull`"):
@@ -60,7 +62,7 @@ def test_each_reader_says_why_it_cannot_read(file: str, tmp_path: Path, monkeypa
         assert str(refused.value).startswith(f"{path} cannot be read ({os.strerror(number)}); {advice}")
 
 
-def test_a_finished_run_that_cannot_be_read_is_not_damaged(
+def test_a_finished_run_that_cannot_be_read_is_not_reported_as_damaged(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cells, folder = make(Path("study"), recipe_of(arms=["english"], methods=[METHODS[0]], effects=[]), examples=10)
@@ -80,7 +82,7 @@ def test_a_finished_run_that_cannot_be_read_is_not_damaged(
     assert (run / "DONE").exists()
 
 
-def test_a_folder_of_runs_that_cannot_be_read_is_not_empty(
+def test_a_folder_of_runs_that_cannot_be_read_is_not_reported_as_empty(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(Path("study"), recipe_of(arms=["english"], methods=[METHODS[0]], effects=[]), examples=10)

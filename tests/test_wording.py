@@ -1,4 +1,4 @@
-"""How messages are written: commands stand between backquotes, and one word has one spelling."""
+"""Test the wording of messages: commands are between backquotes, and `quantise` has one spelling."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from petransfer.cli.lazy_verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "petransfer").rglob("*.py"))
-# Files with code and commands for a page or for --help, where each command has a line of its own.
+# Files with code and commands for a page or for --help, where each command is on a separate line.
 WHOLE_COMMANDS = {"cli/examples.py", "sharing/usage_code.py", "report/page.py", "report/run_page.py"}
 # A command that is not at the beginning of a text or of a line, and not after a backquote.
 LOOSE = re.compile(rf"(?<=[^\s`\w] )(petransfer ({'|'.join(VERBS)})\b|pip install)")
-# A word that is no part of a name, path or call.
+# The spelling `quantiz` in a word that is not part of a name, path or call.
 SPELLING = re.compile(r"(?<![\w/`\"'.])(?:un|de)?quantiz(?:e|ed|es|ing|ations?)\b(?![\w(/=`\"'_]|\.\w)", re.I)
 
 
 def messages(path: Path) -> Iterator[str]:
-    """Yield the texts of a file that are no docstrings. A value inside a text is written as `{}`."""
+    """Yield all strings of a file except docstrings. A value inside an f-string is written as `{}`."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
@@ -34,8 +34,8 @@ def messages(path: Path) -> Iterator[str]:
             yield node.value
 
 
-def test_commands_in_messages_stand_between_backquotes() -> None:
-    """A terminal does not break a line inside backquotes."""
+def test_commands_in_messages_are_between_backquotes() -> None:
+    """When petransfer breaks lines for the terminal, it keeps text between backquotes on one line."""
     found = [
         (path.name, text)
         for path in SOURCES
@@ -46,7 +46,7 @@ def test_commands_in_messages_stand_between_backquotes() -> None:
     assert found == []
 
 
-def test_a_loose_command_would_be_found() -> None:
+def test_a_command_without_backquotes_is_found() -> None:
     assert LOOSE.search("no run is finished; petransfer status results/a")
     assert LOOSE.search("not installed: pip install x")
     assert not LOOSE.search("run `petransfer status results/a`")
@@ -54,7 +54,7 @@ def test_a_loose_command_would_be_found() -> None:
 
 
 def test_quantised_is_spelt_in_one_way() -> None:
-    """Names of code keep the spelling of the libraries, as in `quantization_config`."""
+    """Names in code keep the spelling of the libraries, as in `quantization_config`."""
     found = []
     for path in [*SOURCES, *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]:
         text = path.read_text(encoding="utf-8")

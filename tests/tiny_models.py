@@ -1,4 +1,4 @@
-"""Checkpoints with random weights, one layer and 32 dimensions, with the tokenizer of the embedded family."""
+"""Make checkpoints with random weights, one layer, 32 dimensions and the tokenizer of the nano family."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from petransfer.models.registry import NANO
 
 
 def keep(folder: Path, make: Callable[[int], Any]) -> Path:
-    """Save `make(size of the vocabulary)` with random weights, and its tokenizer, in a folder."""
+    """Save the model `make(vocabulary size)` with random weights, and the tokenizer, in a folder."""
     import torch
     from transformers import AutoTokenizer
 
@@ -22,7 +22,7 @@ def keep(folder: Path, make: Callable[[int], Any]) -> Path:
 
 
 def make_tiny_t5(folder: Path) -> Path:
-    """Save a T5 of one layer each way and 32 dimensions."""
+    """Save a T5 with one encoder layer, one decoder layer and 32 dimensions."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     def make(tokens: int) -> Any:

@@ -1,4 +1,4 @@
-"""`petransfer.Adapter` and `petransfer.exact_match`: the examples of their docstrings run."""
+"""The examples in the docstrings of `petransfer.Adapter` and `petransfer.exact_match` run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from petransfer.sharing import adapter
 
 
 @pytest.mark.parametrize("module", [adapter, exact_match], ids=["Adapter", "exact_match"])
-def test_the_examples_of_the_docstrings_run(module: object) -> None:
+def test_the_examples_in_the_docstrings_run(module: object) -> None:
     outcome = doctest.testmod(module)  # type: ignore[arg-type]
     assert outcome.attempted > 2
     assert outcome.failed == 0

@@ -1,4 +1,4 @@
-"""`petransfer.fit`: the prediction of `petransfer fit` as a function."""
+"""The function `petransfer.fit`, which predicts the memory of a training like the verb `fit`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from petransfer.memory import fit as module
 from petransfer.memory import study_memory
 
 
-def test_the_example_of_the_documentation_runs() -> None:
+def test_the_example_in_the_docstring_runs() -> None:
     (found,) = doctest.DocTestFinder(recurse=False).find(module.fit, "fit", globs={})
     assert doctest.DocTestRunner().run(found).failed == 0
 
 
 @pytest.mark.usefixtures("two_layers")
-def test_what_does_not_fit_says_what_would() -> None:
+def test_a_training_that_does_not_fit_gets_suggestions() -> None:
     found = petransfer.fit("google-t5/t5-small", method="full", bits=32, batch_size=1, lengths=(4, 4), card="1.1GB")
     assert not found.fits
     assert "--method lora" in found.suggestions
@@ -39,15 +39,15 @@ def test_what_does_not_fit_says_what_would() -> None:
         ({"method": "bias", "match_parameters": 50}, ("bias", "no size")),
     ],
 )
-def test_a_mistake_is_named(changes: dict[str, object], parts: tuple[str, ...]) -> None:
+def test_a_wrong_argument_is_named_in_the_error(changes: dict[str, object], parts: tuple[str, ...]) -> None:
     with pytest.raises(petransfer.UserError) as error:
         petransfer.fit("nano/english", **changes)  # type: ignore[arg-type]
     assert all(part in str(error.value) for part in parts)
 
 
 @pytest.mark.slow
-def test_a_long_row_of_an_embedded_checkpoint_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Usual rows fit everywhere and are not predicted; a target of 60,000 words fits no CPU."""
+def test_a_very_long_row_of_an_embedded_checkpoint_is_predicted_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Usual rows surely fit and need no prediction. A target of 400,000 characters does not fit 16 GB."""
     from petransfer.recipe.loading import load_recipe
     from petransfer.study.grid import expand
 
@@ -60,8 +60,8 @@ def test_a_long_row_of_an_embedded_checkpoint_is_predicted(monkeypatch: pytest.M
     assert all(part in str(error.value) for part in ("nano/", "does not fit", "16 GB", "--force"))
 
 
-def test_the_largest_step_is_predicted_quickly() -> None:
-    """Its batch is cut, because a simulated step takes longer the more tokens it has."""
+def test_the_micro_batch_of_the_largest_step_is_reduced() -> None:
+    """A step with more tokens takes longer to simulate, so a simulated micro-batch has at most 2**22 tokens."""
     found = petransfer.fit("nano/english", bits=32, batch_size=2**16, lengths=(2**20, 2**20))
     assert found.batch == 2**16
     assert found.micro_batch == 2

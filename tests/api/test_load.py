@@ -1,4 +1,4 @@
-"""`petransfer.load`: a quantised T5 that peft and the user's own loop, or transformers' Trainer, train."""
+"""`petransfer.load` returns a quantised T5 that the user can train with peft and a plain loop or the Trainer."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def rows(tokenizer: Any) -> list[dict[str, list[int]]]:
     return [dict(tokenizer(source), labels=tokenizer(target + "</s>")["input_ids"]) for source, target in PAIRS]
 
 
-def test_the_example_of_the_documentation_runs() -> None:
+def test_the_example_in_the_docstring_runs() -> None:
     finder = doctest.DocTestFinder(recurse=False)
     (found,) = finder.find(loading.load, "load", globs={})
     assert doctest.DocTestRunner().run(found).failed == 0
 
 
-def test_it_is_quantized_and_trains_in_a_loop_of_the_users_own() -> None:
+def test_the_loaded_model_is_quantized_and_trains_in_a_plain_loop() -> None:
     model, tokenizer = adapted(4)
     assert inventory(model).bytes["nf4"] > 0
     inputs, labels = zip(*((row["input_ids"], row["labels"]) for row in rows(tokenizer)), strict=True)
@@ -54,7 +54,7 @@ def test_it_is_quantized_and_trains_in_a_loop_of_the_users_own() -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_it_trains_in_transformers_trainer(bits: Bits, tmp_path: Path) -> None:
+def test_the_loaded_model_trains_with_the_trainer_of_transformers(bits: Bits, tmp_path: Path) -> None:
     from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
     model, tokenizer = adapted(bits)
@@ -74,7 +74,7 @@ def test_it_trains_in_transformers_trainer(bits: Bits, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["", "/gone/site-packages/petransfer/models/nano/english"])
-def test_an_adapter_that_plain_peft_saved_finds_the_shipped_base(place: str, tmp_path: Path) -> None:
+def test_an_adapter_saved_by_plain_peft_finds_the_shipped_base_model(place: str, tmp_path: Path) -> None:
     adapted(32)[0].save_pretrained(tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = place or config["base_model_name_or_path"]
@@ -83,19 +83,19 @@ def test_an_adapter_that_plain_peft_saved_finds_the_shipped_base(place: str, tmp
     assert petransfer.Adapter.load(tmp_path, device="cpu").predict(["to walk"], 3) == with_base.predict(["to walk"], 3)
 
 
-def test_a_width_that_does_not_exist_is_refused() -> None:
+def test_an_unsupported_number_of_bits_is_refused() -> None:
     with pytest.raises(petransfer.UserError, match="32, 16, 8 or 4"):
         petransfer.load("nano/english", bits=5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bits", [32, 16])
-def test_layers_cannot_be_kept_wide_if_none_are_quantized(bits: Bits) -> None:
+def test_keep_wide_is_refused_at_32_and_16_bits(bits: Bits) -> None:
     with pytest.raises(petransfer.UserError, match=f"^keep_wide names layers .* no layer is quantised at {bits} bits"):
         petransfer.load("nano/english", bits=bits, keep_wide="wo", device="cpu")
 
 
 def test_loading_shows_no_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    """The user's own setting of transformers' progress bars stays."""
+    """Loading does not change the user's setting of the progress bars of transformers."""
     transformers.logging.enable_progress_bar()
     petransfer.load("nano/english", bits=32, device="cpu")
     shown = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""The public functions take what Python programs have at hand, or say in one line what they take."""
+"""The public functions accept common Python types, and refuse other arguments with a one-line error."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def labelled() -> datasets.Dataset:
     )
 
 
-def test_the_advice_for_a_dataset_keeps_the_names_of_labels(tmp_path: Path) -> None:
+def test_a_dataset_saved_to_disk_keeps_the_names_of_its_labels(tmp_path: Path) -> None:
     labelled().save_to_disk(str(tmp_path / "rows"))
     data = load_task(
         "lines", None, train=str(tmp_path / "rows"), dev=str(tmp_path / "rows"), test=str(tmp_path / "rows")
@@ -153,14 +153,14 @@ REFUSED: dict[str, tuple[Callable[[pt.Adapter], Any], str]] = {
 
 
 @pytest.mark.parametrize(("ask", "message"), REFUSED.values(), ids=REFUSED)
-def test_other_arguments_are_refused_in_one_line(ask: Any, message: str, adapter: pt.Adapter) -> None:
+def test_wrong_arguments_are_refused_with_a_one_line_error(ask: Any, message: str, adapter: pt.Adapter) -> None:
     with pytest.raises(UserError, match=message) as refused:
         ask(adapter)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("load", [pt.load, pt.Adapter.load])
-def test_a_device_that_is_not_there_is_refused(load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_does_not_exist_is_refused(load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(UserError, match=r"^device is 'cuda' .*, but PyTorch finds no GPU on this machine; give cpu"):
@@ -174,15 +174,15 @@ def test_a_device_that_is_not_there_is_refused(load: Callable[..., Any], monkeyp
         load("nano/english", device="vulkan")
 
 
-def test_a_command_in_a_message_keeps_its_options() -> None:
+def test_errors_name_arguments_instead_of_options_except_in_commands() -> None:
     with pytest.raises(UserError) as refused, naming_arguments():
         raise UserError("x-- of --lr or --use_fsdp (--micro-batch-size); run `petransfer run --recipe x`")
     output = "x-- of 'learning_rate' or --use_fsdp ('micro_batch'); run `petransfer run --recipe x`"
     assert str(refused.value) == output
 
 
-def test_settings_keep_their_values() -> None:
-    """A number of rows must not become a share, because the ids of runs have it."""
+def test_train_request_keeps_the_values_of_settings() -> None:
+    """A number of rows must stay an int and not become a float, because run ids depend on it."""
     asked = train_request({"dev": 10, "test": 0.1, "steps": "7", "seeds": range(2), "metrics": "rouge", "bits": 4})
     assert asked == TrainRequest(dev=10, test=0.1, steps=7, seeds=(0, 1), metrics=("rouge",), bits=4)
     assert type(asked.dev) is int
@@ -199,12 +199,12 @@ def test_settings_keep_their_values() -> None:
         ({"early_stopping": -1}, "--early-stopping -1"),
     ],
 )
-def test_lengths_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_impossible_training_lengths_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         train_request(settings)
 
 
-def test_numbers_of_numpy_are_taken_like_numbers() -> None:
+def test_numpy_numbers_are_accepted() -> None:
     import numpy as np
 
     found = Execution(np.int64(4), np.int32(2), np.float32(1.5), log_every=np.int64(5), checkpointing=True)  # type: ignore[arg-type]
@@ -219,7 +219,7 @@ def test_numbers_of_numpy_are_taken_like_numbers() -> None:
     assert pt.fit("nano/english", **options).card == 12 * 10**9
 
 
-def test_paths_are_taken_like_names(tiny_t5: Path) -> None:
+def test_paths_are_accepted_like_names(tiny_t5: Path) -> None:
     assert pt.fit(tiny_t5, bits=32, device="cpu").needed == pt.fit(str(tiny_t5), bits=32, device="cpu").needed
     model, _ = pt.load(tiny_t5, bits=32, device="cpu")
     assert model.config.d_model == 32

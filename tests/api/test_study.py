@@ -1,4 +1,4 @@
-"""`petransfer.Study`: from a recipe to its results, effects and report, without the command line."""
+"""`petransfer.Study` runs a recipe and gives its results, effects and report without the command line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROWS = [
 
 
 def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
-    """A study of eight rows on the embedded English checkpoint."""
+    """Return a recipe with eight rows and the embedded English checkpoint."""
     data = folder / "rows.tsv"
     data.write_text("".join(f"{source}\t{target}\n" for source, target in ROWS))
     content: dict[str, Any] = {
@@ -47,7 +47,7 @@ def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """A study that was run."""
+    """A finished study."""
     folder = tmp_path_factory.mktemp("api")
     made = Study(recipe(folder), out=folder / "out")
     ticks: list[int] = []
@@ -56,7 +56,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return made
 
 
-def test_the_examples_of_the_docstrings_hold() -> None:
+def test_the_examples_in_the_docstrings_run() -> None:
     assert doctest.testmod(petransfer.api).failed == 0
 
 
@@ -80,14 +80,14 @@ def test_a_study_ends_with_results_effects_and_a_report(study: Study) -> None:
     assert "2 runs, 2 done" in repr(study)
 
 
-def test_a_study_is_opened_again_by_its_folder(study: Study) -> None:
+def test_a_study_can_be_opened_by_its_folder(study: Study) -> None:
     again = Study(study.folder)
     assert again.folder == study.folder
     assert again.results().equals(study.results())
     assert again.run(cpu=True)["status"].tolist() == ["done", "done"]  # nothing is left to do
 
 
-def test_the_documentation_of_plan_has_every_status() -> None:
+def test_the_docstring_of_plan_lists_every_status() -> None:
     assert all(f"`{status}`" in str(Study.plan.__doc__) for status in get_args(Status))
 
 
@@ -102,7 +102,9 @@ def test_overrides_change_single_keys(tmp_path: Path) -> None:
         Study("no-such-recipe")
 
 
-def test_a_failed_run_is_an_error_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_runs_raise_an_error_with_their_number_and_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any) -> None:
         raise ValueError("no good")
 
@@ -120,13 +122,13 @@ def test_the_library_prints_nothing(study: Study, capsys: pytest.CaptureFixture[
     assert message.err == ""
 
 
-def test_every_public_name_is_there_and_documented() -> None:
+def test_every_public_name_exists_and_has_a_docstring() -> None:
     for name in petransfer._PUBLIC:
         assert getattr(petransfer, name).__doc__, name
 
 
-def test_repeated_runs_are_judged_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A repeated run has its earlier id, and on another machine other scores."""
+def test_effects_are_computed_again_after_repeated_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repeated run has the same id, but can have other scores on another machine."""
     recipe = recipe_of(task={"name": "scan", "splits": ["right"]}, effects=["english-scratch"])
     cells, folder = make(tmp_path / "study", recipe)
     folder.open(recipe)

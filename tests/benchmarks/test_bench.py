@@ -1,4 +1,4 @@
-"""The benchmarks, on shapes of one layer, and the bounds that are claimed of them."""
+"""Memory benchmarks on models with one or two layers, and the claims about the files in results/bench."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _bench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(stop.value.code or 0)
 
 
-def test_random_weights_are_written_in_shards_and_load_whole(tmp_path: Path) -> None:
+def test_random_weights_are_written_in_shards_and_load_completely(tmp_path: Path) -> None:
     parameters = write_random("google/t5-v1_1-small", tmp_path, layers=1, shard=2**25)
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) > 2
@@ -45,7 +45,7 @@ def test_random_weights_are_written_in_shards_and_load_whole(tmp_path: Path) -> 
 
 
 def _memory(monkeypatch: pytest.MonkeyPatch, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Measure both sides. T5-small's embeddings are a third of it at one layer: the large ones stand in results/."""
+    """Measure both sides on T5-small with one layer. A third of it are embeddings. results/ has large models."""
     small = ("google-t5/t5-small", "--layers", "1", "--bits", "4", "--out", str(out))
     assert _bench(monkeypatch, "memory", *small) == 0
     ours, usual = json.loads(out.read_text())
@@ -55,10 +55,10 @@ def _memory(monkeypatch: pytest.MonkeyPatch, out: Path) -> tuple[dict[str, Any],
     return ours, usual
 
 
-def test_memory_beside_the_usual_path(
+def test_petransfer_needs_less_memory_than_the_usual_path(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Both sides in this process, so that only what the allocator gave out can be compared."""
+    """Both sides are measured in this process, so only allocated memory can be compared."""
 
     def here(what: Any, cell: memory.Cell) -> Any:
         return None if what == "loading" else asdict(memory._here(what, cell))
@@ -70,13 +70,13 @@ def test_memory_beside_the_usual_path(
 
 
 @pytest.mark.slow
-def test_each_side_is_measured_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_each_side_is_measured_in_a_separate_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ours, _ = _memory(monkeypatch, tmp_path / "out.json")
     assert ours["host"] is None or ours["host"] > ours["weights"]
     assert ours["loading"] is None or 0 < ours["loading"] < ours["host"]
 
 
-def test_the_largest_that_trains_is_found() -> None:
+def test_the_largest_micro_batch_that_trains_is_found() -> None:
     for limit in range(1, 20):
         for largest in range(limit + 1):
             tried: list[int] = []
@@ -85,7 +85,9 @@ def test_the_largest_that_trains_is_found() -> None:
             assert max(tried) <= max(1, min(limit, 2 * largest))
 
 
-def test_a_cap_wants_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_memory_cap_without_a_gpu_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert _bench(monkeypatch, "memory", "google-t5/t5-small", "--layers", "1", "--cap", "6GB,8GB") == 2
     error = capsys.readouterr().err.strip()
@@ -94,7 +96,7 @@ def test_a_cap_wants_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 @pytest.mark.gpu
-def test_less_trains_under_a_lower_cap(
+def test_a_lower_memory_cap_gives_a_smaller_micro_batch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out.json"
@@ -109,13 +111,13 @@ def test_less_trains_under_a_lower_cap(
     assert _bench(monkeypatch, "memory", *small, "--cap", "9000GB") == 2
 
 
-def test_the_theory_is_4_127_bits() -> None:
+def test_the_theoretical_size_of_a_4_bit_weight_is_4_127_bits() -> None:
     assert theoretical(8_000_000, 4) == pytest.approx(4_127_000, rel=1e-3)
     assert theoretical(1000, 8) == 1000
 
 
 @pytest.mark.slow
-def test_what_is_claimed_of_the_planner_stands_in_results() -> None:
+def test_the_recorded_errors_of_the_planner_are_within_the_claims() -> None:
     rows = json.loads((RESULTS / "fit-cpu.json").read_text())
     assert len(rows) >= 12
     assert all(abs(row["ratio"] - 1) < 0.1 for row in rows)
@@ -123,8 +125,8 @@ def test_what_is_claimed_of_the_planner_stands_in_results() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_claimed_of_large_checkpoints_stands_in_results() -> None:
-    """At 4 bits at most 0.45 of the usual path's weights, and 1.10 of the bytes of all weights quantised."""
+def test_the_recorded_sizes_of_large_checkpoints_are_within_the_claims() -> None:
+    """At most 0.6 (8 bits) or 0.45 (4 bits) of the usual path's weights, and 1.10 of the theoretical size."""
     rows = json.loads((RESULTS / "memory-cpu.json").read_text())
     sides = {(row["checkpoint"], row["bits"], row["side"]): row for row in rows}
     for (checkpoint, bits, side), row in sides.items():
@@ -134,7 +136,7 @@ def test_what_is_claimed_of_large_checkpoints_stands_in_results() -> None:
 
 
 @pytest.mark.slow
-def test_the_page_says_what_was_measured() -> None:
+def test_the_page_of_results_has_the_recorded_numbers() -> None:
     page = (RESULTS / "README.md").read_text()
     for row in json.loads((RESULTS / "train-cpu.json").read_text()):
         rates = " | ".join(f"{rate:.0f}" for rate in row["examples_per_second"].values())
@@ -144,7 +146,7 @@ def test_the_page_says_what_was_measured() -> None:
         ours, generate = row["examples_per_second"].values()
         beside = f"{ours:.0f} | {generate:.1f} | {row['ratio']:.1f} | {row['disagreements']} |"
         assert f"| {row['examples']:,} of {row['of']:,} | {row['exact_match']:.1f} | {beside}" in page
-        assert 60 < row["profile"]["products"] < 72, "the page says: two thirds of the time are matrix products"
+        assert 60 < row["profile"]["products"] < 72, "the page claims that matrix products take two thirds of the time"
     taken = {row["command"]: row["processor"] for row in json.loads((RESULTS / "startup-cpu.json").read_text())}
     many = [taken[f"petransfer {verb}, 10,000 runs"] for verb in ("plan", "status")]
     assert max(many) < 10
@@ -152,7 +154,7 @@ def test_the_page_says_what_was_measured() -> None:
 
 
 @pytest.mark.slow
-def test_stacked_and_single_runs_take_turns() -> None:
+def test_the_benchmark_of_stacks_measures_stacked_and_single_runs() -> None:
     from benchmarks.stacked import Setting, measure
 
     message: list[str] = []
@@ -171,8 +173,8 @@ def test_stacked_and_single_runs_take_turns() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_claimed_of_t5_11b_follows_from_one_and_two_layers() -> None:
-    """Its 24 layers are alike, so that each adds what the second adds to the first: whole, it has 11.3B parameters."""
+def test_the_claims_about_t5_11b_follow_from_one_and_two_layers() -> None:
+    """All 24 layers are equal, so each adds as much as the second layer. The whole model has 11.3B parameters."""
     rows = json.loads((RESULTS / "memory-11b-layers-cpu.json").read_text())
     found = {(row["layers"], row["side"]): row for row in rows}
 

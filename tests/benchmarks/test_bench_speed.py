@@ -1,4 +1,4 @@
-"""The timings side by side, on a step or two: that every side runs, agrees with the other and is written down."""
+"""Speed benchmarks with few steps: every side runs, the sides agree, and the results are written to a file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
-def test_a_step_beside_trainer_has_the_same_gradient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_training_benchmark_times_all_sides_and_checks_the_gradient(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     out = tmp_path / "out.json"
     small = ("--recipe", "smoke", "--batch", "4", "--steps", "1", "--repeats", "1", "--out", str(out))
     assert _bench(monkeypatch, "train", *small) == 0
@@ -38,7 +40,9 @@ def test_a_step_beside_trainer_has_the_same_gradient(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_a_decoder_is_timed_beside_trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_gpt2: Path) -> None:
+def test_the_training_benchmark_times_a_decoder_only_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_gpt2: Path
+) -> None:
     out = tmp_path / "out.json"
     small = ("--recipe", "smoke", "--checkpoint", str(tiny_gpt2), "--batch", "4", "--steps", "1", "--repeats", "1")
     assert _bench(monkeypatch, "train", *small, "--out", str(out)) == 0
@@ -47,14 +51,14 @@ def test_a_decoder_is_timed_beside_trainer(monkeypatch: pytest.MonkeyPatch, tmp_
     assert row["hardware"]["processor"]
 
 
-def test_a_decoder_learns_the_target_alone() -> None:
+def test_labels_of_a_decoder_only_model_are_only_the_target() -> None:
     fields = training._fields(Encoded((5, 6, 7), (8, 1)), encoder_decoder=False)
     assert fields == {"input_ids": [5, 6, 7, 8, 1], "attention_mask": [1] * 5, "labels": [-100, -100, -100, 8, 1]}
 
 
 @pytest.mark.slow
-def test_in_a_turn_all_sides_train_on_the_same_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the one that groups by length pads less, over the turn as a whole."""
+def test_all_sides_train_on_the_same_examples_in_a_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a whole turn, the side that groups by length has less padding."""
     steps, size = 8, 4
     prepared = prepare("smoke", "english", Changes(batch=size), None, CPU)
     met: dict[str, list[Any]] = {}
@@ -91,7 +95,7 @@ def _sorted(batches: list[list[Any]]) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_scoring_beside_generate_agrees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_scoring_benchmark_agrees_with_generation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     small = ("--recipe", "smoke", "--train-steps", "3", "--examples", "6", "--repeats", "1", "--out", str(out))
     assert _bench(monkeypatch, "eval", *small) == 0
@@ -103,10 +107,8 @@ def test_scoring_beside_generate_agrees(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_run_that_was_trained_before_is_scored_beside_generate(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Where it answers rightly, as one hopes that it does: sides that agree on wrong answers alone show little."""
+def test_the_scoring_benchmark_can_use_a_finished_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The run has 100 % exact match, because agreement on wrong predictions alone would show little."""
     rows, study, out = tmp_path / "rows.tsv", tmp_path / "study", tmp_path / "out.json"
     rows.write_text("".join(f"jump {count}\twalk left\n" for count in range(20)))
     short = ("--bits", "32", "--steps", "60", "--lr", "1e-2", "--dev", "4", "--test", "8", "--out", str(study))
@@ -120,7 +122,7 @@ def test_a_run_that_was_trained_before_is_scored_beside_generate(
     assert _bench(monkeypatch, "eval", "--run", str(tmp_path)) == 2
 
 
-def test_the_sides_take_turns_and_the_median_counts() -> None:
+def test_the_sides_take_turns_and_the_median_is_returned() -> None:
     order: list[str] = []
     values = iter([1.0, 10.0, 20.0, 2.0, 30.0, 3.0])
     turns = {name: lambda name=name: order.append(name) or next(values) for name in ("a", "b")}
@@ -129,7 +131,7 @@ def test_the_sides_take_turns_and_the_median_counts() -> None:
     assert sides.medians(found) == {"a": 2.0, "b": 10.0}
 
 
-def test_start_up_is_measured_in_processes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_up_time_is_measured_in_separate_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup, "COMMANDS", {"nothing": ("-c", "pass")})
     found = {row["command"]: row for row in startup.rows(1, seeds=2)}
     assert list(found) == ["nothing", "petransfer plan, 8 runs", "petransfer status, 8 runs"]
@@ -138,7 +140,7 @@ def test_start_up_is_measured_in_processes_of_its_own(monkeypatch: pytest.Monkey
         assert row["median"] == row["least"] > 0
 
 
-def test_growth_is_measured_along_sizes_and_along_lengths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_growth_is_measured_over_sizes_and_over_lengths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     small = ("--sizes", "nano,micro", "--lengths", "4,8", "--at-length", "4", "--batch", "2", "--repeats", "1")
     assert _bench(monkeypatch, "growth", *small, "--threads", "0", "--out", str(out)) == 0
@@ -157,8 +159,8 @@ def test_growth_is_measured_along_sizes_and_along_lengths(monkeypatch: pytest.Mo
     assert _bench(monkeypatch, "growth", "--lengths", "16,x") == 2
 
 
-def test_the_operations_of_a_token_are_counted(tmp_path: Path) -> None:
-    """Of nano's 2 + 2 layers: eight products of 128 x 128, two of 128 x 512, and the head's 128 x 6,176."""
+def test_floating_point_operations_are_counted(tmp_path: Path) -> None:
+    """nano has 2 + 2 layers. A decoder layer has 8 products of 128 x 128 and 2 of 128 x 512. The head is 128 x 6176."""
     tokenizer = load_checkpoint(checkpoint_spec("nano/english"), 32).tokenizer
     side = growth._Side(growth.Point("nano", 10), tokenizer, 1, tmp_path, CPU, 32)
     square, wide, head = 128 * 128, 128 * 512, 128 * len(tokenizer)
@@ -170,8 +172,8 @@ def test_the_operations_of_a_token_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_and_a_width_of_ones_own_are_timed(tiny_t5: Path) -> None:
-    """Of 4 bits, too: packed, a weight's tensor has half as many numbers as it stands for."""
+def test_another_checkpoint_and_number_of_bits_can_be_timed(tiny_t5: Path) -> None:
+    """This includes 4 bits, where a packed tensor has half as many numbers as weights."""
     found = {bits: prepare("smoke", "english", Changes(4, str(tiny_t5), bits), None, CPU) for bits in (32, 4)}
     assert {bits: one.spec.method.bits for bits, one in found.items()} == {32: 32, 4: 4}
     assert all(one.spec.checkpoint == checkpoint_spec(str(tiny_t5)) for one in found.values())
@@ -179,7 +181,7 @@ def test_a_checkpoint_and_a_width_of_ones_own_are_timed(tiny_t5: Path) -> None:
     assert work[4] == work[32] > 0
 
 
-def test_several_gpus_are_refused_and_the_cpu_is_taken_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_gpus_are_refused_unless_the_cpu_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert sides.device_of(cpu=True) == CPU
@@ -189,7 +191,7 @@ def test_several_gpus_are_refused_and_the_cpu_is_taken_where_it_is_asked_for(mon
     assert sides.device_of(cpu=False).type == "cuda"
 
 
-def test_a_card_is_waited_for_and_its_time_is_wall_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_synchronizes_a_gpu_and_measures_wall_time(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     monkeypatch.setattr(time, "process_time", lambda: -1.0)
@@ -201,7 +203,7 @@ def test_a_card_is_waited_for_and_its_time_is_wall_time(monkeypatch: pytest.Monk
 
 
 @pytest.mark.gpu
-def test_the_gpu_is_measured_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_speed_benchmarks_run_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     short = ("--repeats", "1", "--out", str(out))
     smoke = ("--recipe", "smoke", "--bits", "16", *short)
@@ -217,7 +219,7 @@ def test_the_gpu_is_measured_where_there_is_one(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("held", ["not JSON", "{}", None], ids=["not JSON", "no list", "a file for a folder"])
-def test_where_figures_go_is_looked_at_before_they_are_measured(
+def test_an_unusable_output_file_is_refused_before_measuring(
     held: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(startup, "rows", lambda repeats: pytest.fail("measured"))

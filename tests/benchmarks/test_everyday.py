@@ -1,4 +1,4 @@
-"""The everyday tasks: rows that differ, targets that are right, the same rows from the same seed."""
+"""The everyday tasks: distinct and repeatable rows, correct targets, and the table of results."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ RESULTS = Path(__file__).parents[2] / "results" / "bench"
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_rows_differ_and_are_repeatable(name: str) -> None:
+def test_rows_are_distinct_and_repeatable(name: str) -> None:
     rows = TASKS[name].examples()
     assert rows == TASKS[name].examples() != TASKS[name].examples(seed=1)
     assert len({text for text, _ in rows}) == len(rows) == TASKS[name].rows
     assert all(text.strip() == text and target.strip() == target and target for text, target in rows)
 
 
-def test_targets_are_right() -> None:
+def test_targets_are_plausible() -> None:
     assert all(date.fromisoformat(target).year >= 1990 for _, target in TASKS["dates"].examples())
     assert all(json.loads(target)["name"] in text for text, target in TASKS["json"].examples())
     assert ("5 km in m", "5000 m") in TASKS["units"].examples() or len(TASKS["units"].examples()) == 1000
@@ -32,7 +32,7 @@ def test_targets_are_right() -> None:
             assert int(target.split()[0]) == 60 * int(text.split()[0])
     for text, target in smiles_rows(50):
         assert text != target
-    assert len(dict(rows_of("smiles"))) == SMILES_ROWS, "all inputs differ"
+    assert len(dict(rows_of("smiles"))) == SMILES_ROWS, "two rows have the same input"
 
 
 def _run(dev: float, test: float) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def test_the_best_of_the_sweep_is_chosen_on_dev() -> None:
     assert compare({"runs": {"default": _run(0, 0), "full": _run(0, 0)}})["share_of_best"]["dev"] is None
 
 
-def test_the_table_has_one_row_a_task() -> None:
+def test_the_table_has_one_row_per_task() -> None:
     runs = {"default": _run(80, 60), "full": _run(90, 50)}
     content = {"tasks": {"dates": {"rows": 500, "runs": runs, **compare({"runs": runs})}}}
     assert table(content).splitlines()[2] == (
@@ -54,7 +54,7 @@ def test_the_table_has_one_row_a_task() -> None:
     )
 
 
-def test_the_table_in_the_results_is_that_of_the_file() -> None:
+def test_the_table_in_the_results_equals_the_recorded_file() -> None:
     content = json.loads((RESULTS / "everyday-cpu.json").read_text())
     assert "benchmarks.everyday" in content["command"]
     assert content["machine"]["processor"]

@@ -1,4 +1,4 @@
-"""The GPU stages rehearsed on the CPU, and the runner that keeps one stage's failure from the others."""
+"""Rehearsals of the GPU stages on the CPU, and the runner, which continues after a failed stage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def only_english(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in the lean copy of the repository, which holds one embedded checkpoint."""
+    """Allow only nano/english, as in the lean copy of the repository, which has one embedded checkpoint."""
     real = registry._embedded_sha256
 
     def present(name: str) -> str:
@@ -33,7 +33,7 @@ def only_english(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_embedded_sha256", present)
 
 
-def test_every_stage_has_its_module() -> None:
+def test_every_stage_has_a_module_with_a_run_function() -> None:
     for stage in STAGES.values():
         assert callable(importlib.import_module(stage.module).run)
 
@@ -49,21 +49,21 @@ def test_a_stage_runs_on_the_cpu(letter: str, only_english: None, tmp_path: Path
     assert all("liger_kernel" in error for error in errors), errors
     expected = {"a": "all", "b": "cap", "c": "training", "d": "scoring", "e": "throughput"}[letter]
     assert records[-1]["what"] == expected
-    if letter == "c":  # before any update: static shapes, graphs and stacks change the order of sums alone
+    if letter == "c":  # before any update, static shapes, graphs and stacks only change the order of sums
         losses = [row["first_loss"] for row in records if row["checkpoint"] == "nano/english" and "first_loss" in row]
         assert len(losses) == 6
         assert losses == pytest.approx([losses[0]] * len(losses), rel=2e-3)
 
 
 def _stages(folder: Path, **bodies: str) -> list[Stage]:
-    """Stages whose modules have these bodies."""
+    """Write modules whose `run` functions have these bodies, and return their stages."""
     for name, body in bodies.items():
         (folder / f"{name}.py").write_text(f"def run(records, task):\n    {body}\n")
     return [Stage(name[0], name, 60, name) for name in bodies]
 
 
 @pytest.mark.slow
-def test_one_stage_that_fails_or_hangs_costs_that_one_only(
+def test_a_stage_that_fails_or_hangs_does_not_affect_other_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stages = _stages(
@@ -72,7 +72,7 @@ def test_one_stage_that_fails_or_hangs_costs_that_one_only(
         hangs="records.add(found=2); import time; time.sleep(600)",
         works="records.add(found=3)",
     )
-    script = tmp_path / "stub.py"  # stands in for benchmarks.gpu.stages, which would import torch
+    script = tmp_path / "stub.py"  # replaces benchmarks.gpu.stages, which would import torch
     script.write_text(
         "import importlib, sys, time\n"
         f"sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\n"
@@ -102,19 +102,19 @@ def test_one_stage_that_fails_or_hangs_costs_that_one_only(
     assert "stage w (works): done" in capsys.readouterr().out
 
 
-def test_no_stage_is_started_when_no_time_is_left(tmp_path: Path) -> None:
+def test_no_stage_is_started_if_no_time_is_left(tmp_path: Path) -> None:
     assert runner.run_all([STAGES["a"]], tmp_path, seconds=1, rehearse=True) == 1
     assert "no time was left" in json.loads((tmp_path / "summary.json").read_text())["a"]["outcome"]
 
 
-def test_an_unknown_stage_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_stage_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         runner.main(["--stages", "a,z"])
     assert stop.value.code == 2
     assert "there is no stage 'z'" in capsys.readouterr().err
 
 
-def test_records_too_large_to_be_brought_back_are_refused(tmp_path: Path) -> None:
+def test_records_above_the_size_limit_are_refused(tmp_path: Path) -> None:
     records = Records(tmp_path / "a.json", {})
     records.add(kept=1)
     with pytest.raises(ValueError, match="at most"):
@@ -124,7 +124,7 @@ def test_records_too_large_to_be_brought_back_are_refused(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("largest", [0, 1, 3, 8, 9, 20, 64])
 @pytest.mark.parametrize("guess", [1, 8, 64])
-def test_the_largest_micro_batch_is_found_near_the_guess(largest: int, guess: int) -> None:
+def test_the_largest_micro_batch_is_nearly_found_from_any_guess(largest: int, guess: int) -> None:
     tried: list[int] = []
     found = largest_near(lambda count: tried.append(count) or count <= largest, guess, 64)  # type: ignore[func-returns-value]
     assert found <= largest
@@ -134,7 +134,7 @@ def test_the_largest_micro_batch_is_found_near_the_guess(largest: int, guess: in
 
 
 @pytest.mark.parametrize("before", [None, "0"])
-def test_the_card_is_hidden_from_processes_of_the_planner(before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_is_hidden_from_processes_of_the_planner(before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if before is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
@@ -148,7 +148,7 @@ def _script(name: str, *arguments: str, **environment: str) -> subprocess.Comple
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
 
 
-def test_the_scripts_are_valid_and_say_what_they_take() -> None:
+def test_the_scripts_have_valid_syntax_and_are_executable() -> None:
     for name in ("pack.sh", "first_light.sh"):
         script = ROOT / "benchmarks" / "gpu" / name
         assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
@@ -156,8 +156,8 @@ def test_the_scripts_are_valid_and_say_what_they_take() -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_script_rehearses(tmp_path: Path) -> None:
-    """Each stage in a process of its own, as on the card."""
+def test_the_whole_script_runs_as_a_rehearsal(tmp_path: Path) -> None:
+    """Each stage runs in a separate process, as on the GPU."""
     import sys
 
     done = _script("first_light.sh", "--rehearse", "--out", str(tmp_path), PYTHON=sys.executable)

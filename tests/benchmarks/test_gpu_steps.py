@@ -1,4 +1,4 @@
-"""The steps that a card replays as CUDA graphs, on the CPU: they give what the training loop gives."""
+"""Training steps for CUDA graphs, tested on the CPU: they give the results of the training loop."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("micro_batch", [6, 4])
-def test_a_static_step_gives_what_the_loop_gives(
+def test_a_static_step_gives_the_result_of_the_training_loop(
     micro_batch: int, base: Loaded, examples: Sequence[Encoded], tmp_path: Path
 ) -> None:
     source = ShuffledExamples(examples, TRAIN.batch_size, 0, base.layout)
@@ -80,7 +80,9 @@ def test_a_static_step_gives_what_the_loop_gives(
         )  # AdamW divides by gradients that are almost zero
 
 
-def test_a_stacked_step_gives_what_single_loops_give(base: Loaded, examples: Sequence[Encoded], tmp_path: Path) -> None:
+def test_a_stacked_step_gives_the_results_of_single_training_loops(
+    base: Loaded, examples: Sequence[Encoded], tmp_path: Path
+) -> None:
     sources = [ShuffledExamples(examples, TRAIN.batch_size, seed, base.layout) for seed in (0, 1)]
     singles = [_member(base, seed) for seed in (0, 1)]
     expected = [
@@ -98,15 +100,15 @@ def test_a_stacked_step_gives_what_single_loops_give(base: Loaded, examples: Seq
             )  # AdamW divides by gradients that are almost zero
 
 
-def test_widths_are_padded_with_what_is_ignored() -> None:
+def test_inputs_are_padded_with_zeros_and_labels_with_ignored_labels() -> None:
     batch = {"input_ids": torch.tensor([[5, 6, 1]]), "labels": torch.tensor([[7, 1]])}
     padded = pad_widths(batch, 4)
     assert padded["input_ids"].tolist() == [[5, 6, 1, 0]]
     assert padded["labels"].tolist() == [[7, 1, IGNORED, IGNORED]]
 
 
-def test_a_corrupted_window_can_be_put_together_again() -> None:
-    """Every window loses the declared number of tokens, in spans that the sentinels mark in both texts."""
+def test_a_window_can_be_rebuilt_from_its_corrupted_input_and_its_target() -> None:
+    """Each window lacks the declared number of tokens, in spans that sentinels mark in the input and the target."""
     noise, marks = Noise(window=32, density=0.3, mean_span=3.0), list(range(900, 950))
     source = Windows(np.arange(10, 400, dtype=np.uint16), noise, 0, marks, eos=1, start=0)
     batch = source.batch(3)
@@ -132,7 +134,7 @@ def _by_mark(tokens: list[int], first: int) -> dict[int, list[int]]:
     return found
 
 
-def test_tensors_of_the_right_width_are_not_copied_out_of_pinned_memory() -> None:
+def test_tensors_that_have_the_padded_width_are_not_copied() -> None:
     batch = {"input_ids": torch.ones(2, 16, dtype=torch.long), "labels": torch.ones(2, 5, dtype=torch.long)}
     padded = pad_widths(batch, 16)
     assert padded["input_ids"] is batch["input_ids"]

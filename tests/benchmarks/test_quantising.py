@@ -23,7 +23,7 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def test_four_bits_cost_more_than_eight_and_a_quantised_head_more_than_a_wide_one(text: Path) -> None:
+def test_losses_and_sizes_are_measured_for_all_forms_of_quantisation(text: Path) -> None:
     found = {(row.bits, row.wide): row for row in rows(checkpoint_spec("nano/english"), text, 4)}
     assert set(found) == {
         (16, "all"),
@@ -36,7 +36,7 @@ def test_four_bits_cost_more_than_eight_and_a_quantised_head_more_than_a_wide_on
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_a_quantised_head_leaves_the_embeddings_alone(bits: int) -> None:
+def test_quantising_the_head_does_not_change_the_embeddings(bits: int) -> None:
     model = load_checkpoint(checkpoint_spec("nano/english"), bits).model  # type: ignore[arg-type]
     before = model.get_input_embeddings().weight.clone()
     quantise_head(model, bits)  # type: ignore[arg-type]
@@ -44,7 +44,7 @@ def test_a_quantised_head_leaves_the_embeddings_alone(bits: int) -> None:
     assert model.get_input_embeddings().weight.equal(before)
 
 
-def test_the_text_must_be_long_enough_and_text(tmp_path: Path, text: Path) -> None:
+def test_a_text_that_is_too_short_or_not_in_utf_8_is_refused(tmp_path: Path, text: Path) -> None:
     with pytest.raises(UserError, match="4000 windows need 512,000"):
         list(rows(checkpoint_spec("nano/english"), text, 4000))
     bad = tmp_path / "bad.txt"
@@ -53,7 +53,7 @@ def test_the_text_must_be_long_enough_and_text(tmp_path: Path, text: Path) -> No
         list(rows(checkpoint_spec("nano/english"), bad, 1))
 
 
-def test_the_verb_prints_a_table_and_adds_to_a_file(
+def test_the_command_prints_a_table_and_writes_a_file(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "q.json"

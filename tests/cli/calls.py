@@ -1,4 +1,4 @@
-"""The command line as a user calls it, in this process."""
+"""Call the command line as a user does, but in the process of the test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from petransfer.cli import main
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """`petransfer ARGUMENTS`; its exit code."""
+    """Run `petransfer ARGUMENTS` and return the exit code."""
     monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
     with pytest.raises(SystemExit) as stop:
         main()
@@ -20,15 +20,15 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str, begun: bool = False
 ) -> str:
-    """The error of `petransfer ARGUMENTS`, which must be one line with exit code 2, with an empty stdout.
+    """Run `petransfer ARGUMENTS`, check for exit code 2, one error line and an empty stdout, and return the line.
 
-    begun: whether the mistake is found only after the run has begun, so that stdout has a table of runs.
+    begun: whether the error occurs after the run has begun. Then stdout may contain a table of runs.
     """
     capsys.readouterr()
     code = call(monkeypatch, *arguments)
     out, written = capsys.readouterr()
     assert code == 2, written
-    assert begun or out == "", "a refusal prints nothing on stdout"
+    assert begun or out == "", "a refused command must not print to stdout"
     errors = [line for line in written.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, written
     assert "Traceback" not in written

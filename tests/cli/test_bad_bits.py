@@ -1,4 +1,4 @@
-"""Eight and four bits that cannot be had: exit code 2 and one line each, from `run` and from `fit --measure`."""
+"""If 8 or 4 bits are not available, `run` and `fit --measure` end with exit code 2 and one error line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def refused(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> Refused:
-    """Asks for LoRA on a checkpoint at so many bits, and gives back the one line that says why it cannot be had."""
+    """A function that requests LoRA on a checkpoint at a number of bits, and returns the one error line."""
 
     def call(folder: Path, bits: int) -> str:
         recipe = {
@@ -49,8 +49,10 @@ def refused(
     return call
 
 
-def test_no_bitsandbytes_for_this_platform(refused: Refused, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not import_problem()  # before the package is hidden, because the answer is kept
+def test_8_and_4_bits_without_bitsandbytes_are_refused(
+    refused: Refused, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not import_problem()  # before the package is hidden, because the result is cached
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     for bits in (8, 4):
         error = refused(tiny_t5, bits)
@@ -58,13 +60,13 @@ def test_no_bitsandbytes_for_this_platform(refused: Refused, tiny_t5: Path, monk
         assert "use bits: 16" in error
 
 
-def test_a_checkpoint_that_is_quantised_another_way(refused: Refused, tiny_t5: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_quantised_by_gptq_is_refused(refused: Refused, tiny_t5: Path, tmp_path: Path) -> None:
     folder = tmp_path / "gptq"
     _quantised_by_gptq(tiny_t5, folder)
     assert "is quantised already (gptq)" in refused(folder, 4)
 
 
-def test_plan_says_so_of_one_that_is_quantised_already(
+def test_plan_reports_a_checkpoint_quantised_by_gptq(
     tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "gptq"
@@ -88,8 +90,8 @@ def _quantised_by_gptq(source: Path, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def test_bits_that_an_architecture_cannot_take(refused: Refused, tiny_t5: Path, tmp_path: Path) -> None:
-    """The experts of a mixture are one tensor for all of them, which bitsandbytes passes over in silence."""
+def test_4_bits_are_refused_for_a_mixture_of_experts(refused: Refused, tiny_t5: Path, tmp_path: Path) -> None:
+    """All experts of a layer are stored in one tensor, which bitsandbytes skips without a warning."""
     from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_t5)
@@ -104,7 +106,7 @@ def test_bits_that_an_architecture_cannot_take(refused: Refused, tiny_t5: Path, 
     assert "experts" in error
 
 
-def test_a_card_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_without_bf16_gets_the_advice_to_use_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     from petransfer.cli import doctor
     from petransfer.models.quantization import check_quantizable
 
@@ -118,7 +120,7 @@ def test_a_card_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("size", ["huge", "12TB", "0GB", ""])
 @pytest.mark.parametrize("verb", [["fit", "nano/english"], ["plan", "-r", "smoke"]])
-def test_a_card_of_no_size(
+def test_an_invalid_card_size_is_refused(
     verb: list[str], size: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["petransfer", *verb, "--card", size])

@@ -1,4 +1,7 @@
-"""A user's mistakes at the command line: exit code 2, one line (what, where, what to do), nothing left over."""
+"""A user's mistakes at the command line give exit code 2 and one error line: what is wrong, where, what to do.
+
+Nearly all of them are found before any file is written.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test works in an empty folder of its own, without a network."""
+    """An empty working folder for each test. The hub is offline."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -42,14 +45,14 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Runs a command that has to end with exit code 2 and one line of error, which it gives back."""
+    """A function that runs a command, checks for exit code 2 and one error line, and returns this line."""
 
     return functools.partial(calls.refused, monkeypatch, capsys)
 
 
 @pytest.fixture
 def refused_at_once(refused: Refused, elsewhere: Path) -> Refused:
-    """The same where no file may be touched."""
+    """Like `refused`, but the function also checks that no file was changed."""
 
     def call(*arguments: str) -> str:
         before = contents(elsewhere)
@@ -61,7 +64,7 @@ def refused_at_once(refused: Refused, elsewhere: Path) -> Refused:
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
-    """Every file and folder below `folder`."""
+    """Return the path of everything below `folder`, with the bytes of each file and None for each folder."""
     found = sorted(folder.rglob("*"))
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in found}
 
@@ -87,7 +90,9 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     ],
 )
 @pytest.mark.parametrize("verb", ["run", "plan"])
-def test_unknown_names(refused_at_once: Refused, verb: str, arguments: list[str], message: list[str]) -> None:
+def test_unknown_names_are_refused(
+    refused_at_once: Refused, verb: str, arguments: list[str], message: list[str]
+) -> None:
     error = refused_at_once(verb, "-r", "smoke", *arguments)
     for part in message:
         assert part in error
@@ -100,7 +105,9 @@ def test_unknown_names(refused_at_once: Refused, verb: str, arguments: list[str]
      ("--target-modules", "--set methods.0.targets=VALUE"), ("--lora_alpha", "--set methods.0.alpha=VALUE"),
      ("--warmup_ratio", "--set train.warmup=VALUE"), ("--optimizer", "--set train.optimizer=VALUE")],
 )  # fmt: skip
-def test_an_option_of_another_program_is_answered_with_ours(refused_at_once: Refused, option: str, ours: str) -> None:
+def test_an_option_of_another_program_gets_a_hint_to_the_equivalent_option(
+    refused_at_once: Refused, option: str, ours: str
+) -> None:
     message = refused_at_once("train", "nano/english", "rows.csv", option, "1")
     assert f"No such option: {option} (Possible options: {ours}); see `petransfer train --help`" in message
 
@@ -133,14 +140,16 @@ def test_an_option_of_another_program_is_answered_with_ours(refused_at_once: Ref
         ("family={name: mine, arm: {}}", ["family"]),
     ],
 )
-def test_values_of_the_wrong_type_or_out_of_range(refused_at_once: Refused, override: str, message: list[str]) -> None:
+def test_values_of_the_wrong_type_or_out_of_range_are_refused(
+    refused_at_once: Refused, override: str, message: list[str]
+) -> None:
     error = refused_at_once("run", "-r", "smoke", "--set", override)
     for part in message:
         assert part in error
 
 
 @pytest.mark.parametrize("seeds", ["a", "1,,2", "-1", "3-1", "1.5"])
-def test_seeds_that_are_none(refused_at_once: Refused, seeds: str) -> None:
+def test_invalid_seeds_are_refused(refused_at_once: Refused, seeds: str) -> None:
     assert "write whole numbers as 0,1,2 or 0-5" in refused_at_once("run", "-r", "smoke", f"--seeds={seeds}")
 
 
@@ -166,14 +175,16 @@ def test_fp16_is_refused_with_the_reason(refused_at_once: Refused, override: str
         (b"name: mine\n", "task: Field required"),
     ],
 )
-def test_files_that_are_no_recipe(refused_at_once: Refused, elsewhere: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_not_a_recipe_is_refused(
+    refused_at_once: Refused, elsewhere: Path, content: bytes, message: str
+) -> None:
     (elsewhere / "mine.yaml").write_bytes(content)
     error = refused_at_once("run", "-r", "mine.yaml")
     assert "mine.yaml" in error
     assert message in error
 
 
-def test_a_folder_is_no_recipe(refused_at_once: Refused, elsewhere: Path) -> None:
+def test_a_folder_given_as_a_recipe_is_refused(refused_at_once: Refused, elsewhere: Path) -> None:
     (elsewhere / "recipes").mkdir()
     error = refused_at_once("run", "-r", "recipes")
     assert "recipes is a folder; name a YAML file in it" in error
@@ -190,20 +201,20 @@ def test_a_folder_is_no_recipe(refused_at_once: Refused, elsewhere: Path) -> Non
         ("name.a.b=1", "there is no name.a in the recipe"),
     ],
 )
-def test_set_malformed(refused_at_once: Refused, override: str, message: str) -> None:
+def test_a_malformed_set_option_is_refused(refused_at_once: Refused, override: str, message: str) -> None:
     error = refused_at_once("run", "-r", "smoke", "--set", override)
     assert f"--set {override.partition('=')[0]}" in error
     assert message in error
 
 
 def run_of(checkpoint: str | Path) -> list[str]:
-    """A command that runs LoRA on one checkpoint."""
+    """Return the arguments of a command that trains LoRA on one checkpoint."""
     family = json.dumps({"name": "mine", "arms": {"english": str(checkpoint)}})
     sets = [f"family={family}", "arms=[english]", "effects=[]"]
     return ["run", "-r", "smoke", "--cpu", "--out", "study", *[part for value in sets for part in ("--set", value)]]
 
 
-def test_a_hub_id_without_a_network(refused: Refused, elsewhere: Path) -> None:
+def test_a_hub_id_without_network_access_is_refused(refused: Refused, elsewhere: Path) -> None:
     error = refused(*run_of("some-owner/some-model"))
     assert "some-owner/some-model" in error
     assert "the hub cannot be reached" in error
@@ -211,7 +222,7 @@ def test_a_hub_id_without_a_network(refused: Refused, elsewhere: Path) -> None:
     assert not (elsewhere / "study").exists()
 
 
-def test_a_local_folder_without_weights(refused: Refused, elsewhere: Path, tiny_t5: Path) -> None:
+def test_a_local_folder_without_weights_is_refused(refused: Refused, elsewhere: Path, tiny_t5: Path) -> None:
     folder = shutil.copytree(tiny_t5, elsewhere / "mine")
     (folder / "model.safetensors").unlink()
     error = refused(*run_of("./mine"))
@@ -222,7 +233,9 @@ def test_a_local_folder_without_weights(refused: Refused, elsewhere: Path, tiny_
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
-def test_a_local_folder_with_truncated_weights(refused: Refused, elsewhere: Path, tiny_t5: Path, share: float) -> None:
+def test_a_local_folder_with_truncated_weights_is_refused(
+    refused: Refused, elsewhere: Path, tiny_t5: Path, share: float
+) -> None:
     folder = shutil.copytree(tiny_t5, elsewhere / "mine")
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: int(share * len(weights))])
@@ -232,7 +245,7 @@ def test_a_local_folder_with_truncated_weights(refused: Refused, elsewhere: Path
     assert not (elsewhere / "study").exists()
 
 
-def test_a_tensor_that_is_missing_is_noticed_before_anything_is_written(
+def test_a_missing_tensor_is_reported_before_any_file_is_written(
     refused: Refused, elsewhere: Path, tiny_t5: Path
 ) -> None:
     folder = shutil.copytree(tiny_t5, elsewhere / "mine")
@@ -241,17 +254,15 @@ def test_a_tensor_that_is_missing_is_noticed_before_anything_is_written(
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     for arguments in (run_of("./mine"), ("train", "mine", "gone.tsv", "--cpu"), ("fit", "mine", "--bits", "32")):
         text = refused(*arguments)
-        assert all(
-            part in text for part in ("mine lack encoder.final_layer_norm.weight", "get the checkpoint again")
-        )
+        assert all(part in text for part in ("mine lack encoder.final_layer_norm.weight", "get the checkpoint again"))
     assert "mine lack encoder.final_layer_norm.weight" in refused("predict", "mine", "to walk", "--cpu")
-    assert [path.name for path in elsewhere.iterdir()] == ["mine"], "not even the rows were looked for"
+    assert [path.name for path in elsewhere.iterdir()] == ["mine"], "a refused command must not write files"
 
 
-def test_weights_that_turn_out_to_be_wrong_leave_only_the_failure(
+def test_a_missing_tensor_found_during_loading_leaves_only_the_failure_file(
     refused: Refused, elsewhere: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some missing tensors are noticed when the model is loaded: nothing looks like the start of a run."""
+    """The check before the run is switched off. The folder of the failed run must not look interrupted."""
     monkeypatch.setattr("petransfer.models.complete_weights.refuse_missing_tensors", lambda checkpoint: None)
     folder = shutil.copytree(tiny_t5, elsewhere / "mine")
     weights = load_file(folder / "model.safetensors")
@@ -261,7 +272,7 @@ def test_weights_that_turn_out_to_be_wrong_leave_only_the_failure(
         assert "final_layer_norm.weight" in refused(*run_of("./mine"), begun=True)
     study = elsewhere / "study"
     runs = list((study / "runs").iterdir())
-    assert len(runs) == 2, "a changed checkpoint is another run"
+    assert len(runs) == 2, "a changed checkpoint must give another run"
     for run in runs:
         assert {path.name for path in run.iterdir()} == {".claim", "failed.json"}
         assert json.loads((run / "failed.json").read_text())["kind"] == "mistake"
@@ -270,7 +281,7 @@ def test_weights_that_turn_out_to_be_wrong_leave_only_the_failure(
 
 @pytest.mark.parametrize("verb", [("run",), ("plan",), ("sweep", "--plan")])
 @pytest.mark.parametrize("out", ["taken", "taken/below", "/proc/none"])
-def test_an_output_folder_that_cannot_be_written_to(
+def test_an_unwritable_output_folder_is_refused(
     refused_at_once: Refused, elsewhere: Path, verb: tuple[str, ...], out: str
 ) -> None:
     (elsewhere / "taken").write_text("a file")
@@ -280,7 +291,7 @@ def test_an_output_folder_that_cannot_be_written_to(
     assert [path.name for path in elsewhere.iterdir()] == ["taken"]
 
 
-def test_a_plan_of_train_refuses_an_output_that_is_a_file(refused: Refused, elsewhere: Path) -> None:
+def test_train_plan_refuses_an_output_folder_that_is_a_file(refused: Refused, elsewhere: Path) -> None:
     (elsewhere / "taken").write_text("a file")
     (elsewhere / "d.tsv").write_text("".join(f"a {at}\tb {at}\n" for at in range(20)))
     assert "taken cannot be written to" in refused(
@@ -288,7 +299,7 @@ def test_a_plan_of_train_refuses_an_output_that_is_a_file(refused: Refused, else
     )
 
 
-def test_an_output_folder_of_another_recipe(refused_at_once: Refused, elsewhere: Path) -> None:
+def test_the_output_folder_of_another_recipe_is_refused(refused_at_once: Refused, elsewhere: Path) -> None:
     (elsewhere / "study").mkdir()
     (elsewhere / "study" / "recipe.yaml").write_text("name: other\n")
     error = refused_at_once("plan", "-r", "smoke", "--out", "study")
@@ -298,14 +309,16 @@ def test_an_output_folder_of_another_recipe(refused_at_once: Refused, elsewhere:
 
 
 @pytest.mark.parametrize("content", [b"", b"[1", b"\xff", b"- a"])
-def test_an_output_folder_with_a_damaged_recipe(refused_at_once: Refused, elsewhere: Path, content: bytes) -> None:
+def test_an_output_folder_with_a_damaged_recipe_is_refused(
+    refused_at_once: Refused, elsewhere: Path, content: bytes
+) -> None:
     (elsewhere / "study").mkdir()
     (elsewhere / "study" / "recipe.yaml").write_bytes(content)
     assert "cannot be read as a recipe" in refused_at_once("run", "-r", "smoke", "--out", "study")
     assert "recipe.yaml" in refused_at_once("status", "study")
 
 
-def test_an_output_folder_with_other_files(refused_at_once: Refused, elsewhere: Path) -> None:
+def test_an_output_folder_with_other_files_is_refused(refused_at_once: Refused, elsewhere: Path) -> None:
     (elsewhere / "study").mkdir()
     (elsewhere / "study" / "thesis.tex").write_text("precious")
     error = refused_at_once("plan", "-r", "smoke", "--out", "study")
@@ -314,7 +327,7 @@ def test_an_output_folder_with_other_files(refused_at_once: Refused, elsewhere: 
     assert "--out" in error
 
 
-def test_predict_on_a_folder_that_is_no_run(refused_at_once: Refused, elsewhere: Path) -> None:
+def test_predict_refuses_a_folder_without_a_finished_run(refused_at_once: Refused, elsewhere: Path) -> None:
     (elsewhere / "runs").mkdir()
     for folder in ("runs", "none"):
         error = refused_at_once("predict", folder, "jump twice")
@@ -323,7 +336,7 @@ def test_predict_on_a_folder_that_is_no_run(refused_at_once: Refused, elsewhere:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_inputs_are_read_in_the_encodings_of_data(elsewhere: Path, encoding: str, end: str) -> None:
+def test_input_files_are_read_in_utf_8_utf_16_and_utf_32(elsewhere: Path, encoding: str, end: str) -> None:
     lines = ["walk twice", "", "größer \u010a\u0a0a\u2028 \U0001f44d", "  jump\u0085", "last"]
     for last in ("", end):
         text = end.join(lines) + last
@@ -334,7 +347,7 @@ def test_inputs_are_read_in_the_encodings_of_data(elsewhere: Path, encoding: str
         refuse_other_files(elsewhere / "inputs.txt", [None])
 
 
-def test_a_table_in_utf_16_is_no_file_of_inputs(elsewhere: Path) -> None:
+def test_utf_16_tables_and_truncated_utf_16_texts_are_refused_as_inputs(elsewhere: Path) -> None:
     (elsewhere / "t.csv").write_bytes("input,target\na,b\n".encode("utf-16"))
     with pytest.raises(UserError, match="holds a table with the columns 'input', 'target'"):
         refuse_other_files(elsewhere / "t.csv", [None])
@@ -343,7 +356,7 @@ def test_a_table_in_utf_16_is_no_file_of_inputs(elsewhere: Path) -> None:
         list(input_lines(elsewhere / "cut.txt"))
 
 
-def test_predict_reads_no_other_encoding(elsewhere: Path) -> None:
+def test_input_lines_refuses_invalid_utf_8_missing_files_and_endless_lines(elsewhere: Path) -> None:
     (elsewhere / "inputs.txt").write_bytes(b"jump\n\xff\n")
     with pytest.raises(UserError, match="not UTF-8 at line 2, byte 1"):
         list(input_lines(elsewhere / "inputs.txt"))
@@ -365,17 +378,19 @@ def test_predict_reads_no_other_encoding(elsewhere: Path) -> None:
         ("fit", "~nobody-here/x"),
     ],
 )
-def test_the_home_of_a_user_that_does_not_exist(refused: Refused, elsewhere: Path, arguments: tuple[str, ...]) -> None:
+def test_a_path_in_the_home_folder_of_an_unknown_user_is_refused(
+    refused: Refused, elsewhere: Path, arguments: tuple[str, ...]
+) -> None:
     (elsewhere / "d.tsv").write_text("".join(f"a {at}\tb {at}\n" for at in range(20)))
     assert "there is no home folder for ~nobody-here; write the whole path" in refused(*arguments)
 
 
-def test_the_next_commands_name_a_folder_that_begins_with_a_hyphen() -> None:
+def test_a_path_that_begins_with_a_hyphen_is_printed_with_a_leading_dot() -> None:
     assert _argument(Path("-x/runs/a b")) == "'./-x/runs/a b'"
     assert _argument(Path("results/x")) == "results/x"
 
 
-def test_status_on_a_folder_that_is_no_study(refused_at_once: Refused, elsewhere: Path) -> None:
+def test_status_and_report_refuse_a_path_that_is_not_a_study(refused_at_once: Refused, elsewhere: Path) -> None:
     (elsewhere / "folder").mkdir()
     (elsewhere / "study" / "runs").mkdir(parents=True)
     (elsewhere / "study" / "recipe.yaml").touch()
@@ -387,13 +402,15 @@ def test_status_on_a_folder_that_is_no_study(refused_at_once: Refused, elsewhere
         assert "there is no folder none; name the folder of a training" in refused_at_once(verb, "none")
 
 
-def test_copying_over_a_file(refused_at_once: Refused, elsewhere: Path) -> None:
+def test_copying_a_recipe_does_not_overwrite_a_file(refused_at_once: Refused, elsewhere: Path) -> None:
     (elsewhere / "mine.yaml").write_text("precious")
     assert "mine.yaml exists; name another file" in refused_at_once("recipes", "cp", "smoke", "mine.yaml")
     assert "none/mine.yaml cannot be written" in refused_at_once("recipes", "cp", "smoke", "none/mine.yaml")
 
 
-def test_a_copy_is_whole_or_absent(refused_at_once: Refused, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_copy_leaves_no_files(
+    refused_at_once: Refused, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (elsewhere / "wrong.yaml").write_text("name: wrong")
     assert "Field required" in refused_at_once("recipes", "cp", "wrong.yaml", "mine.yaml")
     with monkeypatch.context() as patch:
@@ -414,14 +431,14 @@ LAYOUT = Layout(encoder_decoder=True, pad_id=0, eos_id=1)
 
 
 def word_level(*words: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words, which joins them with a blank."""
+    """Return a tokenizer with one token per word. Decoding joins the words with a blank."""
     pieces = {piece: place for place, piece in enumerate(("<pad>", "</s>", "<unk>", *words))}
     tokenizer = Tokenizer(models.WordLevel(pieces, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
-def test_targets_that_come_back_are_encoded() -> None:
+def test_targets_that_decoding_reproduces_are_encoded() -> None:
     assert encode_targets(["jump walk", "walk"], word_level("jump", "walk"), LAYOUT) == [(3, 4, 1), (4, 1)]
 
 
@@ -429,7 +446,7 @@ def test_targets_that_come_back_are_encoded() -> None:
     ("target", "lost"),
     [("jump {run}", ["'{'", "'}'"]), ("jump <unk>", []), ("jump  walk", [])],
 )
-def test_targets_that_do_not_come_back_are_refused(target: str, lost: list[str]) -> None:
+def test_targets_that_decoding_does_not_reproduce_are_refused(target: str, lost: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         encode_targets(["jump walk", target], word_level("jump", "walk"), LAYOUT)
     error = str(caught.value)
@@ -440,7 +457,7 @@ def test_targets_that_do_not_come_back_are_refused(target: str, lost: list[str])
         assert sign in error
 
 
-def test_a_damaged_provenance_is_named(
+def test_predict_reports_a_damaged_provenance_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "adapter").mkdir()
@@ -453,7 +470,7 @@ def test_a_damaged_provenance_is_named(
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EIO, errno.ESTALE, errno.EXDEV])
-def test_a_folder_that_cannot_be_written_to_is_one_line(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_the_file_system_gives_one_error_line(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number), "there/file")
 
@@ -464,13 +481,13 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(number: int, capsys: pyt
     assert written == f"error: there/file cannot be used ({os.strerror(number)}); take another folder or file\n"
 
 
-def test_a_recipe_in_a_pipe_is_named(tmp_path: Path) -> None:
+def test_a_recipe_in_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "recipe.yaml")
     with pytest.raises(UserError, match=r"recipe\.yaml is a pipe or a device; save the recipe in a file"):
         find_recipe(str(tmp_path / "recipe.yaml"))
 
 
-def test_too_many_open_files_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_many_open_files_give_the_advice_to_raise_the_limit(capsys: pytest.CaptureFixture[str]) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "file")
 
@@ -481,8 +498,8 @@ def test_too_many_open_files_are_one_line(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 20 MiB")])
-def test_memory_that_ran_out_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    import torch  # noqa: F401 - only then is a RuntimeError taken for one of torch
+def test_running_out_of_memory_gives_one_error_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch  # noqa: F401 - without torch, a RuntimeError is never treated as a lack of memory
 
     def fail(*_: object, **__: object) -> None:
         raise error
@@ -495,7 +512,7 @@ def test_memory_that_ran_out_is_one_line(error: Exception, capsys: pytest.Captur
     assert written.count("\n") == 1
 
 
-def test_other_errors_of_the_system_are_not_hidden() -> None:
+def test_other_system_errors_are_not_hidden() -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ECHILD, "No child processes")
 
@@ -512,11 +529,11 @@ def test_other_errors_of_the_system_are_not_hidden() -> None:
         (("--licence", "a" * 200), "is no licence's identifier"),
     ],
 )
-def test_languages_and_licences_of_a_card_are_checked(options: tuple[str, str], message: str) -> None:
+def test_languages_and_licences_of_a_model_card_are_checked(options: tuple[str, str], message: str) -> None:
     named = dict(zip(options[::2], options[1::2], strict=True))
     with pytest.raises(UserError, match=message):
         _wishes(named.get("--licence"), named.get("--language"), None)
 
 
-def test_languages_of_a_card_may_have_blanks_between_them() -> None:
+def test_blanks_between_the_languages_of_a_model_card_are_allowed() -> None:
     assert _wishes("cc-by-4.0", "en, pt-BR", None).language == ("en", "pt-BR")

@@ -1,4 +1,4 @@
-"""Bad rows at the command line: one line, exit code 2, nothing trained, nothing left over."""
+"""Unusable rows and wrong settings of `train` give exit code 2 and one error line before any file is written."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], elsewhere: Path) -> Refused:
-    """Runs `train ARGUMENTS`, which has to end with exit code 2 and one line of error, and to leave no file."""
+    """A function that runs `train ARGUMENTS`, checks for one error line and no new file, and returns the line."""
 
     def call(*arguments: str) -> str:
         before = sorted(elsewhere.rglob("*"))
         error = calls.refused(monkeypatch, capsys, "train", *arguments)
-        assert sorted(elsewhere.rglob("*")) == before, "everything is refused before anything is written"
+        assert sorted(elsewhere.rglob("*")) == before, "a refused command must not write files"
         return error
 
     return call
@@ -54,13 +54,15 @@ def rows(path: str, *more: str, count: int = 20) -> None:
         ("one\t\n", "a.tsv:21: the target is empty"),
     ],
 )
-def test_a_broken_row(refused: Refused, elsewhere: Path, more: str, message: str) -> None:
+def test_an_unusable_row_is_refused(refused: Refused, elsewhere: Path, more: str, message: str) -> None:
     rows("a.tsv", more)
     assert message in refused("nano/english", "a.tsv")
     assert [path.name for path in elsewhere.iterdir()] == ["a.tsv"]
 
 
-def test_bad_rows_are_left_out_and_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skip_bad_rows_counts_the_rows_left_out_and_names_the_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows("a.tsv", "one\n", "two\t\n")
     monkeypatch.setattr(sys, "argv", ["petransfer", "train", "nano/english", "a.tsv", "--skip-bad-rows", "--plan"])
     with pytest.raises(SystemExit) as ended:
@@ -101,18 +103,18 @@ def test_bad_rows_are_left_out_and_listed(monkeypatch: pytest.MonkeyPatch, capsy
         (["nano/english", "a.tsv", "--template", "{input!r}"], "formats 'input'"),
     ],
 )
-def test_a_mistake_in_the_command(refused: Refused, arguments: list[str], message: str) -> None:
+def test_a_mistake_in_the_command_is_refused(refused: Refused, arguments: list[str], message: str) -> None:
     rows("a.tsv")
     assert message in refused(*arguments)
 
 
-def test_rows_longer_than_asked_for_are_refused_not_cut(refused: Refused) -> None:
+def test_rows_longer_than_max_length_are_refused_not_cut(refused: Refused) -> None:
     rows("a.tsv", f"long\t{'word ' * 40}end\n")
-    error = refused("nano/english", "a.tsv", "--max-length", "30", "--cpu")  # found by the tokenizer
+    error = refused("nano/english", "a.tsv", "--max-length", "30", "--cpu")  # the limit counts tokens
     assert "a.tsv:21: the target has more tokens than --max-length 30 (42 tokens)" in error
 
 
-def test_targets_longer_than_the_model_s_positions_are_refused(refused: Refused, tiny_gpt2: Path) -> None:
+def test_rows_longer_than_the_positions_of_the_model_are_refused(refused: Refused, tiny_gpt2: Path) -> None:
     rows("a.tsv", f"long\t{'word ' * 140}end\n")
     error = refused(str(tiny_gpt2), "a.tsv", "--cpu")
     assert "a.tsv:21: the input and target have more tokens than" in error
@@ -123,7 +125,7 @@ def test_targets_longer_than_the_model_s_positions_are_refused(refused: Refused,
     "method",
     ["name: prompt, virtual_tokens: 20", "name: prefix, virtual_tokens: 20", "name: prompt, match_parameters: 640"],
 )
-def test_virtual_tokens_take_positions_too(method: str, refused: Refused, tiny_gpt2: Path) -> None:
+def test_virtual_tokens_reduce_the_positions_for_rows(method: str, refused: Refused, tiny_gpt2: Path) -> None:
     rows("a.tsv", f"long\t{'word ' * 100}end\n")
     error = refused(str(tiny_gpt2), "a.tsv", "--cpu", "--set", f"methods=[{{{method}, bits: 32}}]")
     assert "a.tsv:21: the input and target have more tokens than" in error
@@ -132,7 +134,7 @@ def test_virtual_tokens_take_positions_too(method: str, refused: Refused, tiny_g
 
 
 @pytest.mark.parametrize("method", ["prompt", "prefix"])
-def test_more_virtual_tokens_than_positions_are_refused_by_train_and_fit(
+def test_too_many_virtual_tokens_for_the_model_are_refused_by_train_and_fit(
     method: str, refused: Refused, tiny_gpt2: Path
 ) -> None:
     rows("a.tsv", "one\ttwo\n")
@@ -144,8 +146,8 @@ def test_more_virtual_tokens_than_positions_are_refused_by_train_and_fit(
         fit(tiny_gpt2, method=method, bits=32, virtual_tokens=119, device="cpu")
 
 
-def test_a_target_that_does_not_come_back_is_refused(refused: Refused, tiny_t5: Path, elsewhere: Path) -> None:
-    """A tokenizer that makes all letters small loses the large ones."""
+def test_a_target_that_the_tokenizer_changes_is_refused(refused: Refused, tiny_t5: Path, elsewhere: Path) -> None:
+    """A tokenizer that lowercases its text loses the capital letters."""
     import shutil
 
     from tokenizers import normalizers
@@ -161,13 +163,15 @@ def test_a_target_that_does_not_come_back_is_refused(refused: Refused, tiny_t5: 
     assert "a.tsv:21: the tokenizer loses characters of the target ('O' 'T' 'U' in 'OUT')" in error
 
 
-def test_labels_without_end_are_refused(refused: Refused) -> None:
+def test_accuracy_is_refused_for_more_than_200_different_targets(refused: Refused) -> None:
     rows("a.tsv", count=5000)
     error = refused("nano/english", "a.tsv", "--set", "task.metrics=[accuracy]")
     assert "a.tsv has 5,000 different targets, more than 200" in error
 
 
-def test_labels_of_a_benchmark_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_accuracy_is_refused_for_a_benchmark_without_labels(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["petransfer", "plan", "--recipe", "smoke", "--set", "task.metrics=[accuracy]"])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -188,7 +192,7 @@ def test_labels_of_a_benchmark_are_refused(monkeypatch: pytest.MonkeyPatch, caps
         ({"arms": {"one": {"revision": "v1"}}}, "family.arms.one.checkpoint"),
     ],
 )
-def test_mistakes_in_a_family(
+def test_mistakes_in_a_family_are_refused(
     family: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     setting = f"family={json.dumps({'name': 'mine'} | family)}"
@@ -202,7 +206,7 @@ def test_mistakes_in_a_family(
     assert len([line for line in written.splitlines() if line.startswith("error: ")]) == 1
 
 
-def test_a_home_that_cannot_be_written_to_gives_a_command_that_works(
+def test_an_unwritable_home_folder_gives_an_error_with_a_command_that_works(
     refused: Refused, elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows("a.tsv")
@@ -223,7 +227,9 @@ def test_a_home_that_cannot_be_written_to_gives_a_command_that_works(
     assert Path(folder).is_dir()
 
 
-def test_an_account_without_a_home_is_one_line(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_account_without_a_home_folder_gives_one_error_line(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -236,7 +242,7 @@ def test_an_account_without_a_home_is_one_line(refused: Refused, monkeypatch: py
     )
 
 
-def test_rows_that_only_the_tokenizer_refuses_leave_nothing(refused: Refused, tiny_t5: Path) -> None:
+def test_rows_with_a_special_token_are_refused_before_any_file_is_written(refused: Refused, tiny_t5: Path) -> None:
     rows("a.tsv", "in x\tends with a blank </s>\n")
     for model in ("nano/english", str(tiny_t5)):
         assert "a.tsv:21: the target holds a special token" in refused(model, "a.tsv", "--cpu", "--steps", "2")

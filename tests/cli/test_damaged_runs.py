@@ -1,4 +1,4 @@
-"""Finished runs whose files are damaged, and folders that cannot be written to: each verb says so in one line."""
+"""Verbs report damaged files of finished runs, and folders without write access, without a traceback."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 
 @pytest.fixture
 def study(elsewhere: Path) -> list[Cell]:
-    """A study in the folder `study`, of two finished runs."""
+    """A study with two finished runs, in the folder `study`."""
     recipe = recipe_of(arms=["english"], methods=[METHODS[0]], seeds=[0, 1], effects=[])
     cells, _ = make(elsewhere / "study", recipe, examples=10)
     return cells
@@ -65,7 +65,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGES)
-def test_a_damaged_run_is_named_by_every_verb_that_reads_it(
+def test_status_run_and_report_name_a_damaged_run_and_its_file(
     case: str, study: list[Cell], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw_nothing(monkeypatch)
@@ -89,7 +89,7 @@ def test_a_damaged_run_is_named_by_every_verb_that_reads_it(
 
 
 @pytest.mark.parametrize("kind", ["a file", "a dangling link", "a link to itself"])
-def test_a_run_folder_that_is_no_folder(
+def test_a_run_folder_that_is_a_file_or_a_broken_link_causes_no_traceback(
     kind: str, study: list[Cell], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw_nothing(monkeypatch)
@@ -109,7 +109,7 @@ def test_a_run_folder_that_is_no_folder(
 
 
 @pytest.mark.parametrize("name", ["study", "compare"])
-def test_a_study_whose_folder_has_the_name_of_a_verb_is_reported(
+def test_report_accepts_a_study_folder_with_the_name_of_a_subcommand(
     name: str, study: list[Cell], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw_nothing(monkeypatch)
@@ -124,7 +124,7 @@ def test_a_study_whose_folder_has_the_name_of_a_verb_is_reported(
 
 
 @pytest.mark.parametrize("verb", [("report", "./study"), ("checkpoints", "cp", "nano/english", "copy")])
-def test_a_read_only_folder_is_one_line(
+def test_a_read_only_folder_gives_one_error_line(
     verb: tuple[str, ...],
     study: list[Cell],
     monkeypatch: pytest.MonkeyPatch,

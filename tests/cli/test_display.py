@@ -1,4 +1,4 @@
-"""Progress lines and tables at 60, 80 and 120 columns: nothing is wider than the terminal, and no column is hidden."""
+"""Progress lines and tables fit terminals of 60, 80 and 120 columns, and tables hide no column."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WIDTHS = (60, 80, 120)
 
 
 def rows() -> list[Row]:
-    """Runs of a recipe with long names: one finished, two running, one failed, the others waiting."""
+    """Return runs of a recipe with long names: one finished, two running, one failed, the others waiting."""
     cells = expand(load_recipe("lora-scan"))
     running = Row(cells[1], "running", step=1234, loss=0.1234, dev_so_far=45.6, seconds_left=741)
     return [
@@ -56,7 +56,7 @@ def test_a_running_run_is_one_line_with_bar_step_loss_score_and_time(width: int)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_single_run_has_no_name_and_its_score_has(width: int) -> None:
+def test_the_line_of_a_single_run_names_the_score_but_not_the_run(width: int) -> None:
     (row,) = rows()[1:2]
     view = View("one", lambda: [row], run_table.plain_line, study_label, study_score, "exact match on dev")
     (line,) = progress_lines(view, [row], width, 10)
@@ -74,7 +74,7 @@ def test_a_single_run_has_no_name_and_its_score_has(width: int) -> None:
     assert line.endswith("12 min left")
 
 
-def test_elsewhere_plain_lines_name_a_reason_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_progress_lines_state_a_repeated_failure_reason_once(capsys: pytest.CaptureFixture[str]) -> None:
     failed = [Row(cell, "failed", failure="no such file") for cell in expand(load_recipe("lora-scan"))[:3]]
     view = View("lora-scan", lambda: failed, run_table.plain_line, study_label, study_score)
     with Display(view, False, Console(file=io.StringIO())) as tick:
@@ -85,7 +85,7 @@ def test_elsewhere_plain_lines_name_a_reason_once(capsys: pytest.CaptureFixture[
 
 
 def _assert_whole(text: str, width: int, words: set[str]) -> None:
-    """No line is wider than the terminal, and every word can be read, if in several lines."""
+    """Check that no line is wider than the terminal, and that every word is printed, possibly on several lines."""
     assert max(map(len, text.splitlines())) <= width
     flat = "".join(text.split()).replace("│", "").replace("┃", "")
     for word in words:
@@ -94,7 +94,7 @@ def _assert_whole(text: str, width: int, words: set[str]) -> None:
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("columns", [2, 6, 16])
-def test_a_table_wraps_or_becomes_lines(width: int, columns: int) -> None:
+def test_a_wide_table_is_wrapped_or_printed_row_by_row(width: int, columns: int) -> None:
     table = Table(title="all of it")
     heads = [f"head{at}" for at in range(columns)]
     for head in heads:
@@ -111,13 +111,13 @@ def test_a_table_wraps_or_becomes_lines(width: int, columns: int) -> None:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished study of three arms and three methods."""
+    """The folder of a finished study with three arms and three methods."""
     return make(tmp_path_factory.mktemp("study") / "made", recipe_of(seeds=[0, 1, 2]), examples=4)[1].path
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_no_word_is_broken(width: int) -> None:
-    """Lines end at white space and hyphens; a table that is too wide for its longest words becomes lines."""
+    """Lines are broken at white space and hyphens. A table that is too wide even then is printed row by row."""
     table = Table("method", "split", "seed", "dev EM %", "test EM %", "test loss per token", "state")
     table.add_row(
         "lora r16 new-embeddings 32-bit", "held-out", "0", "99.0", "98.5", "-1e-05", Text("interrupted", "red")
@@ -140,7 +140,7 @@ def test_a_word_longer_than_its_column_is_folded() -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_tables_of_verbs_hide_no_column(
+def test_the_tables_of_status_report_and_checkpoints_fit_the_terminal(
     width: int, study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(table_layout, "UNLIMITED", width)
@@ -183,7 +183,7 @@ def test_eval_explains_its_columns() -> None:
     assert not any(word in " ".join(found) for word in ("EM", "log p", "claimed", "generated"))
 
 
-def test_words_in_cells_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+def test_terms_in_the_cells_of_a_table_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("method", "split", "dev EM %")
     table.add_row("lora r16 new-embeddings 4-bit", "held-out", "50.0")
     table.add_row("full 32-bit", "held-out", "50.0")
@@ -198,8 +198,8 @@ def test_words_in_cells_are_explained(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize("width", [20, 60, 200])
-def test_the_texts_of_a_table_are_no_markup(width: int) -> None:
-    """`[qv]` in a pattern of layers is not the name of a colour, and `[/x]` ends nothing."""
+def test_texts_of_a_table_are_not_read_as_markup(width: int) -> None:
+    """`[qv]` in a pattern of layer names must not be read as a colour, nor `[/x]` as a closing tag."""
     table = Table(title="a [/b]", caption="[red]")
     for name in ("[i]arm", "method"):
         table.add_column(name)
@@ -212,7 +212,7 @@ def test_the_texts_of_a_table_are_no_markup(width: int) -> None:
     assert "\x1b" not in out.getvalue()
 
 
-def test_a_table_that_is_too_wide_names_constant_columns_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_that_is_too_wide_has_constant_columns_in_its_title(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table(title="study")
     for head in ("split", "method", "score"):
         table.add_column(head)
@@ -225,10 +225,10 @@ def test_a_table_that_is_too_wide_names_constant_columns_once(capsys: pytest.Cap
     assert "all rows: split" in text
     assert "lora" in text
     assert "full" in text
-    assert len(table.columns) == 3, "the table itself is not changed"
+    assert len(table.columns) == 3, "the table of the caller must not be changed"
 
 
-def test_verdicts_and_layers_that_are_left_wide_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+def test_verdicts_and_unquantised_layers_in_cells_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("method", "p (Holm)", "verdict")
     table.add_row("lora 8-bit but wo", "0.33", "inconclusive")
     table_layout.print_meanings(table)

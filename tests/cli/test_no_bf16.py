@@ -1,4 +1,4 @@
-"""Training on a card without bf16: 32 bits by default, and one line for fewer bits."""
+"""On a card without bf16, training uses 32 bits by default and refuses fewer bits with one error line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REFUSED = "bits: {} computes in bf16, which Tesla T4 does not support; use bits:
 
 @pytest.fixture(params=["7.5, Tesla T4", "8.6, NVIDIA A10G"], ids=["t4", "a10g"])
 def card(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A machine with a card, as its driver describes it."""
+    """The card that a fake `nvidia-smi` reports: its compute capability and name."""
     command = tmp_path / "bin" / "nvidia-smi"
     command.parent.mkdir()
     command.write_text(f"#!/bin/sh\necho '15360, 250, {request.param}'\n")
@@ -43,7 +43,7 @@ def rows(tmp_path: Path) -> Path:
     return tmp_path / "rows.tsv"
 
 
-def test_train_takes_32_bits_by_default(
+def test_train_uses_32_bits_by_default_on_a_card_without_bf16(
     card: str, rows: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ("train", str(tiny_t5), str(rows), "--plan", "--json", "--steps", "2")
@@ -54,7 +54,7 @@ def test_train_takes_32_bits_by_default(
 
 @pytest.mark.parametrize("card", ["7.5, Tesla T4"], indirect=True)
 @pytest.mark.parametrize("bits", [16, 8, 4])
-def test_train_refuses_fewer_bits(
+def test_train_refuses_fewer_than_32_bits_on_a_card_without_bf16(
     bits: Any,
     card: str,
     rows: Path,
@@ -73,7 +73,7 @@ def test_train_refuses_fewer_bits(
 
 
 @pytest.mark.parametrize("card", ["7.5, Tesla T4"], indirect=True)
-def test_run_refuses_fewer_bits_before_anything_is_written(
+def test_run_refuses_16_bits_before_any_file_is_written(
     card: str, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = {
@@ -92,7 +92,7 @@ def test_run_refuses_fewer_bits_before_anything_is_written(
 
 
 @pytest.mark.parametrize("card", ["7.5, Tesla T4"], indirect=True)
-def test_pretrain_refuses_16_bits_before_anything_is_written(
+def test_pretrain_refuses_16_bits_before_any_file_is_written(
     card: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("pretrain", "--set", "bits=16", "--out", str(tmp_path / "out"))
@@ -102,16 +102,16 @@ def test_pretrain_refuses_16_bits_before_anything_is_written(
 
 @pytest.fixture
 def emulating(monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """The device of a card on which torch emulates bf16."""
+    """A CUDA device on which torch only emulates bf16."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     return torch.device("cuda")
 
 
-def test_every_training_checks_its_card(
+def test_every_training_checks_bf16_on_its_own_device(
     emulating: torch.device, tiny_spec: Callable[..., RunSpec], tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a cluster, the machine that starts the runs has another card."""
+    """On a cluster, the machine that starts the runs can have another card than the machine that trains them."""
     from dataclasses import replace
 
     from petransfer.memory.measured import load_for

@@ -1,4 +1,4 @@
-"""A platform without bitsandbytes, or with one that cannot be imported: 32 and 16 bits work, what needs it says so."""
+"""Without a working bitsandbytes, 32 and 16 bits work, and settings that need it are refused with the reason."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-# what a process that starts without the package sees: no module and no metadata
+# Makes bitsandbytes look uninstalled in a new process: no module and no metadata.
 MISSING = """
 import sys
 from importlib import metadata
@@ -26,13 +26,13 @@ def without(name):
 
 metadata.Distribution.from_name = without
 """
-# (file, what is in it, what the message says of it)
+# For each state of the package: a file, its content, and a part of the error message.
 STATES = {
     "missing": ("sitecustomize.py", MISSING, "import of bitsandbytes halted"),
     "cannot be linked": ("bitsandbytes/__init__.py", "raise ImportError('no libcudart.so')", "no libcudart.so"),
     "cannot be set up": ("bitsandbytes/__init__.py", "raise RuntimeError('CUDA setup\\nfailed')", "CUDA setup"),
 }
-# each line of arguments as the command would be called, in one process
+# Runs several commands in one process.
 MAIN = """
 import json, sys
 from petransfer.cli import main
@@ -50,7 +50,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(
     "state", ["missing", *(pytest.param(f"cannot be {what}", marks=pytest.mark.slow) for what in ("linked", "set up"))]
 )
-def test_only_what_needs_bitsandbytes_fails_without_it(
+def test_only_settings_that_need_bitsandbytes_fail_without_it(
     state: str, tiny_t5: Path, tiny_rows: Path, tmp_path: Path
 ) -> None:
     file, content, message = STATES[state]

@@ -1,4 +1,4 @@
-"""Options that several verbs share: lists, empty values, and options that stand before the verb."""
+"""Options that several verbs share: lists, empty values, options before the verb, and paths with a tilde."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.cli.calls import call, refused
 
 
 @pytest.mark.parametrize("text", ["5-3", "0,5-3", "0-2,9-8"])
-def test_a_range_that_goes_down_is_refused_and_not_left_out(text: str) -> None:
+def test_a_descending_range_of_seeds_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"--seeds .*range \d-\d holds no seed"):
         parse_seeds(text)
 
@@ -34,10 +34,10 @@ def test_a_range_that_goes_down_is_refused_and_not_left_out(text: str) -> None:
     ],
     ids=" ".join,
 )
-def test_an_empty_list_does_not_stand_for_the_default(
+def test_an_empty_list_is_refused_and_does_not_mean_the_default(
     arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A variable of a shell that is not set would otherwise start every run of a study."""
+    """If an empty list meant the default, an unset shell variable would start every run of a study."""
     monkeypatch.chdir(tmp_path)
     refused(monkeypatch, capsys, *arguments)
     assert not list(tmp_path.iterdir())
@@ -55,10 +55,10 @@ def test_an_empty_list_does_not_stand_for_the_default(
         ((), False),
     ],
 )
-def test_every_process_of_a_launch_takes_part_in_the_verbs_that_share_runs(
+def test_only_verbs_that_share_runs_are_executed_by_every_process(
     arguments: tuple[str, ...], takes_part: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that ended here would let the leading process wait forever."""
+    """If another process exits at a verb that shares runs, the leading process waits for it forever."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     calls = []
@@ -72,7 +72,7 @@ def test_every_process_of_a_launch_takes_part_in_the_verbs_that_share_runs(
     assert calls == ([[*arguments]] if takes_part else [])
 
 
-def test_a_tilde_in_any_path_is_the_home_folder(
+def test_a_tilde_at_the_start_of_a_path_is_the_home_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A shell expands `--out ~/x`, but not `--out=~/x`."""

@@ -1,4 +1,4 @@
-"""`petransfer pretrain`: from text files to checkpoints that a study's recipe can name."""
+"""`petransfer pretrain` makes checkpoints from text files. The recipe of a study can use them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ corpora:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A recipe and its one corpus; the working directory."""
+    """The working folder, with a pretraining recipe and its one corpus of text files."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "two.yaml").write_text(RECIPE)
     (tmp_path / "letters").mkdir()
@@ -66,7 +66,7 @@ def test_a_family_is_pretrained_and_a_study_runs_on_it(
     assert call(monkeypatch, "run", "--recipe", "study.yaml", "--cpu", "--workers", "1", "--threads", "1") == 0
 
 
-def test_the_plan_loads_nothing(
+def test_plan_lists_all_runs_and_writes_no_files(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
@@ -90,7 +90,7 @@ def test_the_plan_loads_nothing(
         (["--corpora", "nowhere"], "no train.txt"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_a_mistake_gives_one_error_line_and_starts_no_run(
     arguments: list[str],
     message: str,
     folder: Path,
@@ -102,10 +102,10 @@ def test_mistakes_are_one_line(
     output = capsys.readouterr().err
     assert message in output
     assert sum(line.startswith("error: ") for line in output.splitlines()) == 1
-    assert not list(folder.glob("pretrained/*/runs/*/s*"))  # neither spec.json nor state/
+    assert not list(folder.glob("pretrained/*/runs/*/s*"))  # neither a file spec.json nor a folder state
 
 
-def test_each_kind_of_recipe_names_its_verb(
+def test_a_recipe_of_the_wrong_kind_gives_an_error_with_the_right_verb(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, "run", "--recipe", "nano") == 2
@@ -114,7 +114,7 @@ def test_each_kind_of_recipe_names_its_verb(
     assert "petransfer run" in capsys.readouterr().err
 
 
-def test_the_shipped_pretraining_recipes_treat_all_arms_alike() -> None:
+def test_shipped_pretraining_recipes_have_a_token_count_titles_and_licences() -> None:
     for name in ("nano", "nano-bibles"):
         assert name in shipped_recipes()
         recipe = load_pretraining(name)

@@ -1,4 +1,4 @@
-"""`train --quoting` says whether quotes are text, and is refused for data without quoting."""
+"""`train --quoting` sets whether quotes are text or enclose cells. It is refused for formats without quoting."""
 
 from __future__ import annotations
 
@@ -41,4 +41,4 @@ def test_an_option_that_the_format_does_not_use_is_refused(key: str, value: str,
     given = RowOptions(data_dir=tmp_path, train=name, **{key: value})  # type: ignore[arg-type]
     with pytest.raises(UserError, match=f"{key} of lines is '{value}'.*leave {key} out"):
         find_sources(given)
-    find_sources(replace(given, sha256="0" * 64))  # a saved recipe stays valid
+    find_sources(replace(given, sha256="0" * 64))  # a saved recipe, which has a hash, stays valid

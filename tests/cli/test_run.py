@@ -1,4 +1,4 @@
-"""The verbs, from `run` on the smoke recipe to `predict` with what it left."""
+"""The verbs `run`, `plan`, `status`, `predict` and others, mostly on a study of the smoke recipe."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_study_is_written_as_designed(study: Path) -> None:
+def test_a_finished_study_has_the_expected_files_columns_and_scores(study: Path) -> None:
     names = {path.name for path in study.iterdir() if not path.name.startswith(".")}
     assert names == {"recipe.yaml", "runs", "table.csv", "effects.json"}
     kinds = {}
@@ -78,7 +78,7 @@ def test_spawned_workers_run_the_whole_smoke_recipe(tmp_path: Path, monkeypatch:
     assert [test["examples"] for test in tests] == [1173, 1173]
 
 
-def test_run_again_it_says_that_all_is_done_without_loading_torch(
+def test_a_repeated_run_reports_finished_runs_without_importing_torch(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in study.glob("runs/*/*"))
@@ -93,13 +93,13 @@ def test_run_again_it_says_that_all_is_done_without_loading_torch(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert of_children() - seconds < 5  # of a processor
+    assert of_children() - seconds < 5  # seconds of processor time
     assert "all 2 runs finished before" in done.stderr
     assert "english" in done.stdout
     assert sorted((path, path.stat().st_mtime_ns) for path in study.glob("runs/*/*")) == before
 
 
-def test_plan_and_status_tell_what_is_done(
+def test_plan_and_status_show_which_runs_are_done(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, "status", str(study), "--json") == 0
@@ -112,7 +112,7 @@ def test_plan_and_status_tell_what_is_done(
     assert "jump_around_right" in capsys.readouterr().out
 
 
-def test_effects_that_fewer_arms_leave_no_room_for_are_named(
+def test_effects_that_need_other_arms_are_listed_as_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("plan", "--recipe", "lora-transfer-nano", "--out", str(tmp_path))
@@ -136,7 +136,7 @@ def test_effects_that_fewer_arms_leave_no_room_for_are_named(
 
 
 @pytest.mark.parametrize("part", ["adapter", "model"])
-def test_predict_answers_a_sentence_a_file_and_stdin_alike(
+def test_predict_gives_the_same_texts_for_arguments_a_file_and_stdin(
     part: str, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = next(study.glob(f"runs/*/{part}")).parent
@@ -156,10 +156,10 @@ def test_predict_answers_a_sentence_a_file_and_stdin_alike(
     assert capsys.readouterr().out.split("\n")[:-1] == expected
 
 
-def test_one_failed_run_stops_no_other(
+def test_a_failed_run_does_not_stop_another_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A rate of 9 without clipping makes the loss infinite in the arm that has it, and only there."""
+    """Only the scratch arm has the learning rate 9, which the test multiplies by 1e30 so that the run fails."""
     out, recipe = tmp_path / "out", tmp_path / "recipe.yaml"
     (tmp_path / "rows.tsv").write_text("".join(ROWS))
     text = STACKED.format(rows=tmp_path / "rows.tsv").replace("seeds: [0, 1, 2]", "seeds: [0]")
@@ -175,7 +175,7 @@ def test_one_failed_run_stops_no_other(
     assert len(list(out.glob("runs/*/DONE"))) == 1
 
 
-def test_recipes_can_be_listed_shown_and_copied(
+def test_recipes_can_be_listed_and_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, "recipes", "ls") == 0
@@ -188,7 +188,9 @@ def test_recipes_can_be_listed_shown_and_copied(
     assert "exists" in capsys.readouterr().err
 
 
-def test_checkpoints_and_doctor_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoints_ls_lists_checkpoints_and_doctor_reports_the_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert call(monkeypatch, "checkpoints", "ls") == 0
     assert "nano/english" in capsys.readouterr().out
@@ -212,8 +214,8 @@ def test_light_verbs_import_no_torch(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
 
 
-def test_packing_and_pushing_import_no_torch() -> None:
-    """It takes seconds, and neither needs it."""
+def test_the_modules_for_packing_and_pushing_import_no_torch() -> None:
+    """Importing torch takes seconds, and neither packing nor pushing needs it."""
     code = (
         "import sys\nimport petransfer.sharing.hub, petransfer.sharing.pack, petransfer.sharing.usage_code\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
@@ -221,7 +223,7 @@ def test_packing_and_pushing_import_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_ci_runs_exactly_the_readme_s_test_command() -> None:
+def test_ci_runs_exactly_the_test_command_of_the_readme() -> None:
     readme = (ROOT / "README.md").read_text().splitlines()
     command = readme[readme.index("<!-- test-command -->") + 2]
     script = (ROOT / ".ci" / "run").read_text()
@@ -233,7 +235,7 @@ def test_ci_runs_exactly_the_readme_s_test_command() -> None:
     assert "pytest" in command
 
 
-def test_a_run_that_another_process_carries_out_is_left_to_it(
+def test_a_run_that_another_process_executes_is_not_executed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -248,7 +250,7 @@ def test_a_run_that_another_process_carries_out_is_left_to_it(
     assert not (out / "runs" / cell.run_id / "spec.json").exists()
 
 
-def test_runs_are_stacked_where_that_is_asked_for(
+def test_the_stack_option_is_checked_and_stacks_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
@@ -271,7 +273,7 @@ def test_runs_are_stacked_where_that_is_asked_for(
     assert all((run / "DONE").exists() and not (run / "state").exists() for run in runs)
 
 
-def test_by_generation_new_runs_are_scored_so_and_done_ones_stay(
+def test_by_generation_applies_to_new_runs_and_keeps_finished_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
@@ -310,7 +312,7 @@ train: {{steps: 4, batch_size: 8, learning_rate: 2.0e-3}}
 """
 
 
-def test_a_card_decides_how_many_runs_are_stacked() -> None:
+def test_stack_auto_stacks_equal_runs_only_on_a_card_without_checkpointing() -> None:
     recipe = load_recipe("lora-scan", ["seeds=[0,1,2]"], {"arms": ["english", "scratch", "english-newemb"]})
     specs = [cell.spec for cell in expand(recipe)]
     many = largest_stacks(specs, 24 * 2**30)

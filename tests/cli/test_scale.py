@@ -1,4 +1,4 @@
-"""Ten thousand runs: `plan` and `status` answer in seconds, whether nothing or everything was run."""
+"""Ten thousand runs: `plan` takes seconds if no run is finished, and `status` if all but one are finished."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from petransfer.study.shard import Shard
 
 SEEDS = 2500
 RUNS = OF_A_SEED * SEEDS
-# Seconds of a processor: `python -m benchmarks startup` measures half as much at most (results/bench/startup-cpu.json).
+# Seconds of processor time. `python -m benchmarks startup` measures at most half of it
+# (results/bench/startup-cpu.json).
 BOUND = 16.0
 
 
@@ -36,14 +37,14 @@ def _call(*arguments: str) -> tuple[str, float]:
     return done.stdout, of_children() - before
 
 
-def test_a_plan_of_ten_thousand_runs(recipe: Path, tmp_path: Path) -> None:
+def test_plan_of_ten_thousand_runs_takes_seconds(recipe: Path, tmp_path: Path) -> None:
     message, seconds = _call("plan", "--recipe", str(recipe), "--out", str(tmp_path))
     assert f"{RUNS:,} runs, 0 done" in message
     assert len({line.split()[0] for line in message.splitlines()[:RUNS]}) == RUNS
     assert seconds < BOUND
 
 
-def test_a_shard_of_ten_thousand_runs(recipe: Path, tmp_path: Path) -> None:
+def test_plan_shows_one_shard_of_ten_thousand_runs(recipe: Path, tmp_path: Path) -> None:
     message, _ = _call("plan", "--recipe", str(recipe), "--out", str(tmp_path), "--shard", "2/3", "--json")
     found = [run["run_id"] for run in json.loads(message)["runs"]]
     assert found == [cell.run_id for cell in Shard(2, 3).of(expand(load_recipe(str(recipe))))]
@@ -51,8 +52,8 @@ def test_a_shard_of_ten_thousand_runs(recipe: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seeds", [SEEDS // 5, pytest.param(SEEDS, marks=pytest.mark.slow)])
-def test_the_status_of_thousands_of_runs_that_are_done(seeds: int, tmp_path: Path) -> None:
-    """Two thousand by default: to write the folders of ten thousand takes longer than to read them."""
+def test_status_of_thousands_of_finished_runs_takes_seconds(seeds: int, tmp_path: Path) -> None:
+    """Two thousand runs by default, because writing the folders of ten thousand takes longer than reading them."""
     runs = OF_A_SEED * seeds
     write_recipe(tmp_path / "recipe.yaml", seeds)
     study = tmp_path / "thousands"

@@ -1,4 +1,4 @@
-"""What `run` and `plan` say of stacks before anything is trained, and what they need not load for it."""
+"""`run` and `plan` check and describe stacks before any training, and `plan` does not import torch for it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def recipe(tmp_path: Path, tiny_t5: Path) -> str:
     return str(tmp_path / "recipe.yaml")
 
 
-def test_plan_says_how_runs_would_be_stacked(
+def test_plan_shows_how_runs_would_be_stacked(
     recipe: str, tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("plan", "--recipe", recipe, "--out", str(tmp_path / "out"), "--card", "1.2GB")
@@ -68,7 +68,7 @@ def test_plan_says_how_runs_would_be_stacked(
         (["--stack", "4", "--checkpointing"], "--stack 4 cannot be combined with --checkpointing"),
     ],
 )
-def test_plan_refuses_a_stack_before_it_lists_the_runs(
+def test_plan_refuses_an_invalid_stack_option_before_it_lists_the_runs(
     options: list[str], message: str, recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in refused(monkeypatch, capsys, "plan", "--recipe", recipe, *options)
@@ -81,7 +81,7 @@ def test_a_stack_that_does_not_fit_the_card_is_refused(
     one = replace(demand_of(spec, False), batch=1, accumulates=True)
     config, own_head = configuration(spec.checkpoint)
     two, four = (simulate(config, "t5", replace(one, members=count), own_head).peak for count in (2, 4))
-    # it has room for one example of each of two runs, not of four
+    # the card has room for two stacked runs with one example each, but not for four
     monkeypatch.setattr("petransfer.study.run_study.this_card", lambda: Card(on_card((two + four) // 2)))
     words = ("run", "--recipe", recipe, "--out", str(tmp_path / "out"), "--stack", "4")
     assert call(monkeypatch, *words) == 2
@@ -93,7 +93,7 @@ def test_a_stack_that_does_not_fit_the_card_is_refused(
     assert error.endswith("; --force tries all the same")
 
 
-def test_a_batch_that_is_too_small_is_refused_before_anything_is_started(
+def test_more_processes_than_examples_in_a_batch_are_refused_before_the_launch(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("petransfer.cli.run.launch", lambda processes: pytest.fail("launched"))
@@ -105,7 +105,7 @@ def test_a_batch_that_is_too_small_is_refused_before_anything_is_started(
 
 
 @pytest.mark.parametrize("memory", ["24576", ""])
-def test_on_a_machine_with_a_card_a_plan_of_embedded_checkpoints_loads_no_torch(memory: str, tmp_path: Path) -> None:
+def test_plan_of_stacks_of_embedded_checkpoints_imports_no_torch(memory: str, tmp_path: Path) -> None:
     asked = tmp_path / "nvidia-smi"
     asked.write_text(f"#!/bin/sh\necho '{memory}'\n")
     asked.chmod(0o755)

@@ -1,4 +1,4 @@
-"""The first moments of a command: closed streams, a deleted folder, Ctrl-C while the libraries are imported."""
+"""The start of a command: closed streams, a deleted folder, Ctrl-C during the imports, and wrong arguments."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def test_a_command_works_with_closed_streams(closed: str, tmp_path: Path) -> Non
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_deleted_current_folder_is_named(tmp_path: Path) -> None:
+def test_a_deleted_current_folder_gives_one_error_line(tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_text("a\tb\n" * 30)
     done = _in_shell(f"mkdir here; cd here; rmdir ../here; petransfer train nano/english {tmp_path}/x.tsv", tmp_path)
     assert done.returncode == 2
     assert done.stderr == "error: the current folder was deleted; change to another folder\n"
 
 
-def test_python_without_docstrings_is_one_line(tmp_path: Path) -> None:
+def test_python_without_docstrings_is_refused_with_one_error_line(tmp_path: Path) -> None:
     done = _in_shell("PYTHONOPTIMIZE=2 petransfer --version", tmp_path)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "unset PYTHONOPTIMIZE" in done.stderr
 
 
-def test_ctrl_c_while_the_libraries_are_imported(
+def test_ctrl_c_during_the_imports_ends_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted() -> None:
@@ -67,7 +67,7 @@ def test_ctrl_c_while_the_libraries_are_imported(
         (["train", "x", "y", "--steps", "many"], ("--steps", "valid integer", "`petransfer train --help`")),
     ],
 )
-def test_a_wrong_option_is_one_line(
+def test_wrong_options_and_arguments_give_one_error_line(
     arguments: list[str],
     parts: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
@@ -90,14 +90,16 @@ def test_a_wrong_option_is_one_line(
         (["predict", ".a/b", "x"], ".a/b holds no finished adapter or model"),
     ],
 )
-def test_a_name_that_cannot_be_one(
+def test_a_text_that_is_not_a_path_or_hub_id_is_refused(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert message in refused(monkeypatch, capsys, *arguments)
 
 
-def test_help_and_version_end_well(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_version_exit_with_code_0_and_no_arguments_with_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for arguments in (
         ["--help"],
         ["train", "--help"],

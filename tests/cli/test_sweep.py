@@ -1,4 +1,4 @@
-"""`sweep`: every arm and method at several rates, chosen on dev, with no look at the test set."""
+"""`sweep` trains every arm and method at several learning rates and chooses on dev. It never reads the test set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Call = Callable[..., int]
 
 
 class Sealed(Sequence[Example]):
-    """A test set that nobody may look at."""
+    """A test set that raises an error when it is read."""
 
     def __getitem__(self, at: Any) -> Any:
         raise AssertionError("the test set was looked at")
@@ -71,7 +71,7 @@ def sealed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoded_data, "task_data", load_sealed)
 
 
-def test_a_sweep_chooses_on_dev_and_is_kept_with_the_study(
+def test_a_sweep_chooses_on_dev_and_is_saved_in_the_folder_of_the_study(
     recipe: Path, tmp_path: Path, call: Call, sealed: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -104,7 +104,7 @@ def test_a_sweep_chooses_on_dev_and_is_kept_with_the_study(
     assert "rates were chosen at 3 steps; the study trains for 6 steps" in message
 
 
-def test_a_sweep_goes_on_and_is_widened(
+def test_a_repeated_sweep_skips_finished_runs_and_can_be_extended(
     recipe: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -140,8 +140,8 @@ def test_a_sweep_goes_on_and_is_widened(
     assert "Learning rates" in page
 
 
-def test_a_run_of_a_sweep_has_the_dev_figures_of_the_studys_own(recipe: Path, tmp_path: Path, call: Call) -> None:
-    """At the study's rate and steps: leaving the test set out changes nothing, not even the id."""
+def test_a_sweep_run_has_the_id_and_dev_scores_of_the_equal_study_run(recipe: Path, tmp_path: Path, call: Call) -> None:
+    """With the learning rate and steps of the study, the sweep's run only lacks the scores on the test set."""
     out = tmp_path / "out"
     words = ("--recipe", str(recipe), "--out", str(out), "--cpu", "--workers", "1", "--arms", "english")
     assert call("sweep", *words, "--factors", "1") == 0
@@ -153,7 +153,7 @@ def test_a_run_of_a_sweep_has_the_dev_figures_of_the_studys_own(recipe: Path, tm
     assert both[0].keys() == both[1].keys() - {"test"}
 
 
-def test_no_run_fails_silently(
+def test_a_failed_run_of_a_sweep_is_reported(
     recipe: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
@@ -181,7 +181,7 @@ def test_no_run_fails_silently(
         (["--rates", "20"], "the rate 20 for english, lora r4 32-bit: rates lie between 0 and 10"),
     ],
 )
-def test_what_is_no_rate_is_refused(
+def test_invalid_learning_rates_are_refused(
     options: list[str], message: str, recipe: Path, tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call("sweep", "--recipe", str(recipe), "--out", str(tmp_path / "out"), *options) == 2
@@ -189,7 +189,7 @@ def test_what_is_no_rate_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_another_studys_folder_is_refused(
+def test_the_folder_of_another_study_is_refused(
     recipe: Path, tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""Sentences and commands at 60, 80 and 120 columns: broken at white space, and commands can still be copied."""
+"""At 60, 80 and 120 columns, sentences are broken at white space, and broken commands can still be copied."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_a_sentence_is_broken_between_words_only(width: int) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_command_goes_on_after_a_backslash(width: int) -> None:
-    """A shell reads the lines as the same arguments."""
+def test_a_long_command_is_continued_with_backslashes(width: int) -> None:
+    """A shell reads the broken command as the same arguments."""
     words = ["predict", "results/a folder/of dates", "it's  3 March", "--file", "long/" * 16, "--cpu"]
     command = f"  petransfer {shlex.join(words)}"
     lines = fitted(command, width).split("\n")
@@ -39,7 +39,7 @@ def test_a_command_goes_on_after_a_backslash(width: int) -> None:
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("start", range(0, 80, 7))
-def test_an_option_is_not_parted_from_its_value_nor_a_command_from_its_arguments(width: int, start: int) -> None:
+def test_options_with_values_and_commands_in_backquotes_are_not_broken(width: int, start: int) -> None:
     whole = [
         "--set task.options.chat=plain,",
         "--template 'summarize: {document}'",
@@ -53,7 +53,7 @@ def test_an_option_is_not_parted_from_its_value_nor_a_command_from_its_arguments
     assert max(map(len, shown.split("\n"))) <= width
 
 
-def test_a_command_that_is_longer_than_a_line_goes_on_after_a_backslash() -> None:
+def test_a_long_command_in_a_sentence_is_continued_with_backslashes() -> None:
     command = f"petransfer run --recipe results/{'a' * 30}/recipe.yaml --out results/{'a' * 30} --repair"
     lines = fitted(f"a file is damaged; run it again with `{command}`, or delete it", 60).split("\n")
     (first, *_) = (at for at, line in enumerate(lines) if "`petransfer" in line)
@@ -64,7 +64,7 @@ def test_a_command_that_is_longer_than_a_line_goes_on_after_a_backslash() -> Non
     assert shlex.split(joined.partition("`")[2].partition("`")[0]) == shlex.split(command)
 
 
-def test_what_fits_stays_as_it_is_and_so_does_what_goes_to_a_file() -> None:
+def test_short_texts_and_texts_for_a_file_are_not_broken() -> None:
     out = io.StringIO()
     print_text("short", SENTENCE, file=out)
     assert out.getvalue() == f"short\n{SENTENCE}\n"
@@ -79,8 +79,8 @@ def test_a_word_that_is_longer_than_a_line_stays_whole() -> None:
 HOSTILE = "\x1b[2Jgone\x07\x9b31m\r"
 
 
-def test_no_text_changes_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """Names, errors and texts of files that others wrote are printed, but not obeyed."""
+def test_control_characters_in_messages_are_printed_as_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names, errors and texts from files of other people must not control the terminal."""
     out = io.StringIO()
     print_text(f"a\tb {HOSTILE}", file=out)
     assert out.getvalue() == "a\tb \\x1b[2Jgone\\x07\\x9b31m\\x0d\n"
@@ -89,7 +89,7 @@ def test_no_text_changes_the_terminal(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err == "first row: \\x1b[2Jgone\\x07\\x9b31m\\x0d\nsecond line\n"
 
 
-def test_a_generated_text_is_changed_for_a_terminal_alone() -> None:
+def test_control_characters_in_generated_texts_are_escaped_only_for_a_terminal() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True

@@ -1,4 +1,7 @@
-"""`train`: ten lines of one's own, one command, an adapter that predict and plain peft load; families of one's own."""
+"""`train` makes an adapter from the user's own rows, and `predict` and plain peft load it.
+
+The recipe of a study can also have a family of the user's own checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def result(study: Path) -> dict[str, Any]:
     return content
 
 
-def test_ten_lines_one_command_an_adapter(
+def test_train_makes_an_adapter_from_ten_rows(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(elsewhere / "pairs.tsv")
@@ -69,11 +72,11 @@ def test_ten_lines_one_command_an_adapter(
 
 
 def _commands_run(printed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands that are printed at the end name paths that exist and do what they say."""
+    """Run the commands that are printed at the end, and check that each exits with code 0."""
     commands = [shlex.split(line)[1:] for line in printed.splitlines() if line.startswith("  petransfer ")]
     assert [command[0] for command in commands if command[0] != "adapter"] == ["predict", "report", "run"]
     for command in commands:
-        if command[0] != "adapter":  # which needs an account on the hub
+        if command[0] != "adapter":  # `adapter push` needs an account on the hub
             assert call(monkeypatch, *command) == 0
 
 
@@ -98,7 +101,7 @@ def test_plan_shows_the_recipe_and_trains_nothing(
     assert call(monkeypatch, *arguments, "--seeds", "0-1", "--set", "train.warmup=0.1") == 0
     message = capsys.readouterr().out
     assert "data: 8 training rows, 1 dev row" in message
-    assert "tokenizer is not on this machine): an input has about " in message, "no network: the tokenizer is not here"
+    assert "tokenizer is not on this machine): an input has about " in message, "the hub is offline"
     assert "estimated from the size of the model and the speed of the machine" in message
     assert ":\ngoogle/flan-t5-xl, LoRA of rank 8, 4 bits per weight, on the CPU" in message
     recipe = yaml.safe_load(message.split("\nsettings (change one with --set, such as --set train.batch_size=8):\n")[1])
@@ -124,7 +127,7 @@ def test_plan_shows_the_recipe_and_trains_nothing(
         ("google-t5/t5-base", "ia3", 8e-3, "answer: "),
     ],
 )
-def test_defaults_follow_the_model_s_family(
+def test_default_learning_rate_and_prefix_depend_on_model_and_method(
     model: str, method: str, rate: float, prefix: str, elsewhere: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -162,7 +165,7 @@ def test_plan_counts_tokens_and_measures_the_time_of_a_step(
     assert not (elsewhere / "results").exists()
 
 
-def test_a_plan_that_does_not_fit_trains_nothing(
+def test_plan_of_a_training_that_does_not_fit_exits_with_1_and_trains_nothing(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(elsewhere / "pairs.tsv")
@@ -185,7 +188,7 @@ def test_a_plan_that_does_not_fit_trains_nothing(
         (["train.steps = 8000"], 16, 8000, 200),
     ],
 )
-def test_an_override_counts_in_the_defaults_that_depend_on_it(
+def test_defaults_follow_the_overridden_settings_they_depend_on(
     overrides: list[str], batch: int, steps: int, every: int, tmp_path: Path
 ) -> None:
     from petransfer.study.quick_recipe import TrainRequest, recipe_for
@@ -196,7 +199,7 @@ def test_an_override_counts_in_the_defaults_that_depend_on_it(
     assert found == (batch, steps, every)
 
 
-def test_every_method_has_a_rate_of_its_own() -> None:
+def test_default_learning_rates_follow_the_methods_recipe_and_the_model() -> None:
     from transformers import GPT2Config, T5Config
 
     from petransfer.recipe.loading import load_recipe
@@ -214,7 +217,7 @@ def test_every_method_has_a_rate_of_its_own() -> None:
     assert default_rate("prompt", GPT2Config(), nano=False) > 100 * default_rate("lora", GPT2Config(), nano=False)
 
 
-def test_the_recipe_serves_from_anywhere_and_takes_no_other_s_folder(
+def test_the_saved_recipe_works_anywhere_and_other_settings_get_another_folder(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def carried_out(study: Any, kind: Any, *_: Any) -> None:
@@ -232,7 +235,7 @@ def test_the_recipe_serves_from_anywhere_and_takes_no_other_s_folder(
     kept = elsewhere / "results" / "pairs-english" / "recipe.yaml"
     before = kept.read_text()
     assert yaml.safe_load(before)["task"]["options"]["train"] == str(elsewhere / "pairs.tsv")
-    assert call(monkeypatch, *short, "--seeds", "0-1") == 0  # more of the same
+    assert call(monkeypatch, *short, "--seeds", "0-1") == 0  # another seed of the same training
     after = kept.read_text()
     capsys.readouterr()
     for at, (more, unlike) in enumerate(
@@ -247,10 +250,10 @@ def test_the_recipe_serves_from_anywhere_and_takes_no_other_s_folder(
         message = capsys.readouterr().err
         assert f"results/pairs-english holds a training with {unlike}" in message
         assert "--out" in message
-        assert call(monkeypatch, *short, "--seeds", "0-1", *more) == 0  # a new folder
+        assert call(monkeypatch, *short, "--seeds", "0-1", *more) == 0  # in a new folder
         assert f"this training goes to results/pairs-english-{at}" in capsys.readouterr().err
     assert kept.read_text() == after
-    assert call(monkeypatch, *short, "--rank", "8", "--seeds", "0-1") == 0  # the second folder again, not a fifth
+    assert call(monkeypatch, *short, "--rank", "8", "--seeds", "0-1") == 0  # in the second folder again
     assert len(list((elsewhere / "results").iterdir())) == 4
     assert call(monkeypatch, *short, "--rank", "8", "--out", "other") == 0
     (elsewhere / "away").mkdir()
@@ -266,7 +269,7 @@ def test_the_recipe_serves_from_anywhere_and_takes_no_other_s_folder(
     assert "holds a training with other rows of pairs.tsv" in capsys.readouterr().err
 
 
-def test_labels_are_scored_and_text_metrics_measured(
+def test_metrics_of_labels_and_of_texts_are_computed(
     elsewhere: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(elsewhere / "kinds.tsv", [(f"word {n}", ("good", "bad")[n % 2]) for n in range(40)])
@@ -290,7 +293,7 @@ def test_labels_are_scored_and_text_metrics_measured(
     assert "test_accuracy" in (elsewhere / "two" / "table.csv").read_text()
 
 
-def test_predict_puts_what_it_is_asked_into_the_template(
+def test_predict_puts_its_input_into_the_template_of_the_training(
     elsewhere: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"title": f"t {n}", "document": f"d {n}", "target": f"s {n}"} for n in range(12)]
@@ -314,7 +317,7 @@ def test_predict_puts_what_it_is_asked_into_the_template(
     assert "not a JSON object with title, document" in capsys.readouterr().err
 
 
-def test_a_run_s_id_follows_the_rows_not_their_place(
+def test_the_run_id_depends_on_the_rows_and_not_on_their_file(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(elsewhere / "a.tsv")
@@ -352,7 +355,7 @@ effects: [one-two, one-scratch, two-random, three-four]
 """
 
 
-def test_a_family_of_one_s_own_with_controls_effects_and_report(
+def test_a_family_of_own_checkpoints_with_control_arms_effects_and_report(
     elsewhere: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     two = other_checkpoint(tiny_t5, elsewhere / "two")
@@ -386,7 +389,7 @@ def run_of(study: Path, tokenizer: str) -> Path:
 
 
 def other_checkpoint(tiny: Path, folder: Path) -> Path:
-    """The same architecture with other weights."""
+    """Save a checkpoint with the same architecture and other weights, and return its folder."""
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     model = AutoModelForSeq2SeqLM.from_pretrained(tiny)

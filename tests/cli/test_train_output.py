@@ -1,4 +1,4 @@
-"""What `train` prints at 60, 80 and 120 columns: whole words, nothing twice, and at the end what one needs next."""
+"""The output of `train` at 60, 80 and 120 columns: whole words, no repetition, and the next commands at the end."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def printed(
     width: int, training: TrainStudy, found: list[TrainSummary], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> str:  # fmt: skip
-    """Return what is printed at the end of a training in a terminal of a given width."""
+    """Return the text that is printed at the end of a training in a terminal of a given width."""
     monkeypatch.setattr(terminal_text, "width_of", lambda stream: width)
     monkeypatch.setattr(table_layout, "UNLIMITED", width)
     monkeypatch.setattr(train_output, "summaries", lambda grid: found)
@@ -75,7 +75,7 @@ def printed(
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_end_is_whole_and_in_order(
+def test_the_final_output_is_complete_in_order_and_without_repetition(
     width: int, training: TrainStudy, summary: TrainSummary, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -96,14 +96,14 @@ def test_the_end_is_whole_and_in_order(
     places = [flat.index(part) for part in parts]
     assert places == sorted(places)
     lines = [line.strip() for line in text.splitlines()]
-    assert not {line for line in lines if lines.count(line) > 1}, "no line twice"
-    assert flat.count("50.0 %") == flat.count("650") == 1, "no score and no step twice"
+    assert not {line for line in lines if lines.count(line) > 1}, "a line is printed twice"
+    assert flat.count("50.0 %") == flat.count("650") == 1, "a score or a step is printed twice"
     for word in ("2001-02-15", "1999-07-17", "(empty)", "fifteenth", "thousand", "[bold]14"):
         assert word in text, word
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_beginning_is_broken_between_words(width: int, training: TrainStudy) -> None:
+def test_the_description_before_a_training_is_broken_between_words(width: int, training: TrainStudy) -> None:
     fit = memory_of(training.grid, None, False)
     lines = [*describe(training), *estimate_lines(training.grid.cells[0], training.rows, fit, True)]
     text = "\n".join(lines)
@@ -125,7 +125,7 @@ def test_the_beginning_is_broken_between_words(width: int, training: TrainStudy)
     ("{q}: {café} {q}", "who: in: the bar who", '{"q": "who", "café": "in: the bar"}'),
     ("{q}: {c}", "x" * 70 + ": y", '{"q": "the q", "c": "the c"}'),
 ])  # fmt: skip
-def test_the_next_command_takes_the_input_of_a_template(
+def test_the_printed_predict_command_has_only_the_input_of_the_template(
     template: str, text: str, argument: str, training: TrainStudy, summary: TrainSummary
 ) -> None:
     task = replace(summary.cell.spec.task, options=Options({"template": template} if template else {}))
@@ -138,7 +138,7 @@ def test_the_next_command_takes_the_input_of_a_template(
         assert render_text(template, argument) == text
 
 
-def test_several_seeds_are_named(
+def test_scores_of_several_seeds_are_labelled(
     training: TrainStudy, summary: TrainSummary, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = replace(summary, cell=replace(summary.cell, seed=1), dev=40.0)
@@ -147,12 +147,12 @@ def test_several_seeds_are_named(
     assert "seed 1: exact match: 40.0 % on dev" in text
 
 
-def test_progress_elsewhere_than_in_a_terminal(training: TrainStudy) -> None:
+def test_progress_text_for_output_that_is_not_a_terminal(training: TrainStudy) -> None:
     cell = training.grid.cells[0]
     row = Row(cell, "running", step=1200, loss=0.1234, dev_so_far=45.6, seconds_left=741)
     assert progress_text(row, "") == "step 1,200 of 2,000, loss 0.123, exact match on dev 46 %, at most 12 min left"
     assert progress_text(replace(row, loss=None), "fold 2: ") == "fold 2: running"
-    assert train_runs(training.grid).line(replace(row, status="done")) == "", "the summary has the scores"
+    assert train_runs(training.grid).line(replace(row, status="done")) == "", "the summary has its scores"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_progress_elsewhere_than_in_a_terminal(training: TrainStudy) -> None:
         (3, 0, True, "3 of the 48 rows that the model was trained on"),
     ],
 )
-def test_the_samples_say_of_how_many_rows_they_are(
+def test_the_title_of_the_samples_gives_the_number_of_rows(
     shown: int, test_rows: int, on_all: bool, title: str, summary: TrainSummary
 ) -> None:
     one = replace(summary, samples=SAMPLES[:shown], test_rows=test_rows)
@@ -174,8 +174,10 @@ def test_the_samples_say_of_how_many_rows_they_are(
     assert samples_table(one).title == title
 
 
-def test_what_is_not_trained_is_not_named(training: TrainStudy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without new tokens, the line on the method names no embeddings."""
+def test_the_description_names_trained_embeddings_only_for_new_tokens(
+    training: TrainStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without new tokens, the line about the method does not mention embeddings."""
     monkeypatch.setattr(train_output, "new_tokens_of", lambda spec: ())
     assert "method: LoRA of rank 16; learning rate 0.002" in describe(training)
     monkeypatch.setattr(train_output, "new_tokens_of", lambda spec: (7,))
@@ -184,7 +186,7 @@ def test_what_is_not_trained_is_not_named(training: TrainStudy, monkeypatch: pyt
     )
 
 
-def test_a_memory_that_cannot_be_predicted_stops_no_training(
+def test_a_failed_memory_prediction_is_only_logged_before_a_training(
     training: TrainStudy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> None:
@@ -198,7 +200,7 @@ def test_a_memory_that_cannot_be_predicted_stops_no_training(
         memory_of(training.grid, None, False)
 
 
-def test_targets_that_are_labels_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_that_are_labels_are_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ("bad", "good", "mixed", "unclear")
     Path("labels.tsv").write_text("".join(f"review number {at}\t{words[at % 4]}\n" for at in range(60)))
@@ -209,7 +211,9 @@ def test_targets_that_are_labels_are_named(tmp_path: Path, monkeypatch: pytest.M
     assert "macro-F1" in line
 
 
-def test_folds_say_which_rows_choose_the_best_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_description_of_folds_says_which_rows_choose_the_best_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("dates.tsv").write_text("".join(f"day number {at}\t{at}\n" for at in range(60)))
     found = cross_validation("nano/english", "dates.tsv", TrainRequest(folds=5), [], None, False)

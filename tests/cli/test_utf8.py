@@ -1,4 +1,4 @@
-"""Arguments with letters beyond ASCII, where the locale is not UTF-8 and where their bytes are not."""
+"""Arguments and output with non-ASCII letters, if the locale, the arguments or the output are not UTF-8."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLAIN = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "
 
 
 def plan(folder: Path, *options: str) -> subprocess.CompletedProcess[bytes]:
-    """`petransfer train --plan` in a process with the plainest locale."""
+    """Run `petransfer train --plan` in a process with the locale C and without Python's UTF-8 mode."""
     environment = os.environ | PLAIN | {"PETRANSFER_CACHE": str(folder / "cache")}
     arguments = ["-m", "petransfer", "train", "nano/english", *options, "--plan", "--json", "--cpu"]
     return subprocess.run(
@@ -26,7 +26,7 @@ def plan(folder: Path, *options: str) -> subprocess.CompletedProcess[bytes]:
     )
 
 
-def test_paths_and_columns_under_a_locale_without_utf8(tmp_path: Path) -> None:
+def test_non_ascii_paths_and_columns_work_under_a_locale_without_utf8(tmp_path: Path) -> None:
     (tmp_path / "Größe").mkdir()
     rows = "".join(f"gehe {n},é {n}\n" for n in range(40))
     (tmp_path / "Größe" / "Daten.csv").write_text(f"größe,été\n{rows}", encoding="utf-8")
@@ -38,13 +38,15 @@ def test_paths_and_columns_under_a_locale_without_utf8(tmp_path: Path) -> None:
     assert (recipe["task"]["options"]["input"], recipe["task"]["prefix"]) == ("größe", "löse: ")
 
 
-def test_bytes_that_are_not_utf8_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    name = b"na\xefve.csv".decode("utf-8", "surrogateescape")  # as Python reads the bytes
+def test_an_argument_that_is_not_utf8_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = b"na\xefve.csv".decode("utf-8", "surrogateescape")  # as Python decodes these bytes in an argument
     message = refused(monkeypatch, capsys, "train", "nano/english", name)
     assert all(part in message for part in ("argument 3 (na?ve.csv) is not UTF-8 at character 3", "rename files"))
 
 
-def test_json_keeps_every_letter_where_the_output_is_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_keeps_every_letter_if_the_output_is_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", written)
     arguments = ("predict", "nano/english", "é größe 😀", "--cpu", "--json", "--max-new-tokens", "2")
@@ -76,7 +78,9 @@ def test_characters_that_the_output_cannot_write_are_counted(
         ("linux", "", "cp1252"),
     ],
 )
-def test_files_get_utf8_on_windows(platform: str, chosen: str, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redirected_output_is_utf8_on_windows_unless_an_encoding_is_chosen(
+    platform: str, chosen: str, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
     monkeypatch.setattr(sys, "stdout", written)
     monkeypatch.setattr(sys, "platform", platform)

@@ -1,4 +1,4 @@
-"""The list of verbs: it is shown without importing their modules; every verb has help and examples that parse."""
+"""The list of verbs is shown without importing their modules. Verbs have help, and their examples can be parsed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from petransfer.cli.lazy_verbs import VERBS, Verbs, imported, summary
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_list_has_the_first_paragraph_of_a_verb_s_own_help(verb: str) -> None:
+def test_the_list_of_verbs_shows_the_first_paragraph_of_the_help_of_a_verb(verb: str) -> None:
     own = imported(verb)
     assert summary(verb)
     assert Verbs().commands[verb].help == summary(verb)
@@ -26,7 +26,7 @@ def test_the_list_has_the_first_paragraph_of_a_verb_s_own_help(verb: str) -> Non
 
 
 @pytest.mark.parametrize(("command", "line"), [(name, line) for name, lines in EXAMPLES.items() for line in lines])
-def test_an_example_parses_and_is_shown(command: str, line: str) -> None:
+def test_an_example_can_be_parsed_and_is_shown_in_the_help(command: str, line: str) -> None:
     verb, *rest = command.split()
     words = shlex.split(line)
     assert words[:2] == ["petransfer", verb]
@@ -36,11 +36,11 @@ def test_an_example_parses_and_is_shown(command: str, line: str) -> None:
         _, own, words = own.resolve_command(context, words[2:])
         assert not rest or own.name == rest[0]
         words = ["", "", *words]
-    own.make_context(verb, words[2:])  # raises where an option or argument is unknown
+    own.make_context(verb, words[2:])  # raises an error if an option or argument is unknown
     assert line in (imported(verb).epilog or "") or line in (own.epilog or "")
 
 
-def test_help_imports_no_verb_and_nothing_that_takes_long_to_import() -> None:
+def test_help_imports_no_verb_and_no_slow_library() -> None:
     code = (
         "import sys\nfrom petransfer.cli import main\nsys.argv = ['petransfer', '--help']\n"
         "try: main()\nexcept SystemExit as stop: assert not stop.code\n"

@@ -1,4 +1,4 @@
-"""The peak memory of training on very many rows, beside that on 1,000: `python -m tests.data.memory_of_rows`."""
+"""Measure the peak memory of training on many rows and on 1,000 rows: `python -m tests.data.memory_of_rows`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-HELD_OUT = ("--dev", "20", "--test", "20")  # or else the larger evaluation would be measured too
+HELD_OUT = ("--dev", "20", "--test", "20")  # fixed sizes, because a larger evaluation would also need memory
 CODE = """
 import json, resource, sys, time
 from petransfer.cli import main
@@ -28,7 +28,7 @@ for line in json.loads(sys.argv.pop()):
 
 
 def write_rows(path: Path, rows: int) -> None:
-    """A jsonl of `rows` rows of about 130 bytes."""
+    """Write a jsonl file with `rows` rows of about 130 bytes each."""
     with path.open("w") as file:
         for n in range(rows):
             content = {
@@ -39,9 +39,9 @@ def write_rows(path: Path, rows: int) -> None:
 
 
 def peak_megabytes(counts: Sequence[int], folder: Path, steps: int = 4) -> list[tuple[float, float]]:
-    """Peak resident memory in MB (10^6) and seconds of `petransfer train` on so many rows.
+    """Return the peak resident memory in MB (10^6) and the seconds of `petransfer train` for each number of rows.
 
-    All in one process of its own, in ascending order, because the peak of a process never falls.
+    All trainings run in one subprocess. The numbers of rows ascend, because the peak of a process never falls.
     """
     commands = []
     for rows in sorted(counts):
@@ -59,7 +59,7 @@ def peak_megabytes(counts: Sequence[int], folder: Path, steps: int = 4) -> list[
 
 
 def main() -> None:
-    """Prints both peaks."""
+    """Print both peaks and their difference."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     rows = parser.parse_args().rows

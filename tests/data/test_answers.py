@@ -1,4 +1,4 @@
-"""Answers of chats that call tools or have a thought in a field are trained as the chat template writes them."""
+"""Answers with tool calls, or with a thought in a separate field, are trained as the chat template writes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.data.test_chat import LAYOUT, every, lines
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
-# Like the templates of Qwen: thoughts and calls follow the same opening as other answers.
+# As in Qwen's templates, thoughts and tool calls follow the same opening as other answers.
 QWEN = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message.reasoning_content %}<think>\n{{ message.reasoning_content }}\n</think>\n\n{% endif %}"
@@ -26,7 +26,7 @@ QWEN = (
     '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
     "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# Like the templates of DeepSeek: the arguments must be text.
+# As in DeepSeek's templates, the arguments of a tool call must be text.
 JOINED = QWEN.replace("{{ call.function.arguments | tojson }}", "{{ 'ARGS ' + call.function.arguments }}")
 CALL = {"function": {"name": "add", "arguments": {"x": 1}}}
 WRITTEN = '<tool_call>\n{"name": "add", "arguments": {"x": 1}}\n</tool_call>'
@@ -49,7 +49,7 @@ def targets(found: EncodedSplit) -> set[str]:
 
 
 @pytest.mark.parametrize("arguments", [{"x": 1}, '{"x": 1}'], ids=["an object", "JSON text"])
-def test_a_call_of_a_tool_is_trained_as_the_template_writes_it(arguments: Any) -> None:
+def test_a_tool_call_is_a_target_as_the_template_writes_it(arguments: Any) -> None:
     calls = [{"id": "a", "type": "function", "function": {"name": "add", "arguments": arguments}}]
     found = encode(chats({"content": "Let me add. ", "tool_calls": calls}), QWEN)
     assert targets(found) == {f"Let me add.{WRITTEN}", "It is 2"}
@@ -62,7 +62,7 @@ def test_a_call_of_a_tool_is_trained_as_the_template_writes_it(arguments: Any) -
         assert (WRITTEN in read) == (row.target == "It is 2")
 
 
-def test_a_template_that_joins_texts_gets_the_arguments_as_text() -> None:
+def test_a_template_that_joins_texts_gets_the_arguments_of_a_call_as_text() -> None:
     found = encode(chats({"content": None, "tool_calls": [CALL]}), JOINED)
     assert targets(found) == {WRITTEN.replace('{"x"', 'ARGS {"x"'), "It is 2"}
 
@@ -81,7 +81,7 @@ def test_a_template_that_joins_texts_gets_the_arguments_as_text() -> None:
         ),
     ],
 )
-def test_a_call_that_is_no_text_like_other_answers_is_context(template: str, reason: str) -> None:
+def test_a_tool_call_that_cannot_be_a_target_is_context(template: str, reason: str) -> None:
     rows = chats({"content": "Let me add.", "tool_calls": [CALL]})
     found = encode(rows, template)
     assert targets(found) == {"It is 2"}
@@ -93,7 +93,7 @@ def test_a_call_that_is_no_text_like_other_answers_is_context(template: str, rea
         encode(only, template)
 
 
-def test_a_call_that_the_template_refuses_is_left_out() -> None:
+def test_a_tool_call_that_the_template_refuses_is_no_target() -> None:
     template = QWEN.replace("<tool_call>", "{{ raise_exception('one call only') }}")
     rows = [{"messages": row["messages"][:2]} for row in chats({"content": "", "tool_calls": [CALL]}, 3)]
     rows += [{"messages": row["messages"][:2]} for row in chats({"content": "red"})]
@@ -103,7 +103,7 @@ def test_a_call_that_the_template_refuses_is_left_out() -> None:
     assert "refuses the messages with calls of tools (one call only)" in found.notes[0]
 
 
-def test_chats_as_plain_text_have_no_calls() -> None:
+def test_tool_calls_are_no_targets_in_chats_as_plain_text() -> None:
     rows = chats({"content": "Let me add.", "tool_calls": [CALL]})
     task = lines(rows, chat="plain")
     assert {row.target for row in every(task)} == {"It is 2"}
@@ -113,7 +113,7 @@ def test_chats_as_plain_text_have_no_calls() -> None:
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
-def test_a_thought_is_trained_where_the_template_writes_it(field: str) -> None:
+def test_a_thought_is_part_of_the_target_if_the_template_writes_it(field: str) -> None:
     template = QWEN.replace("reasoning_content", field)
     rows = chats({"content": "red", field: "let me see"}, 9) + chats({"content": "red", field: ""}, 1)
     assert targets(encode(rows, template)) == {"<think>\nlet me see\n</think>\n\nred", "red", "It is 2"}
@@ -124,7 +124,7 @@ def test_a_thought_is_trained_where_the_template_writes_it(field: str) -> None:
     assert "<think>THOUGHT</think>ANSWER" in note
 
 
-def test_calls_are_no_labels_and_are_shown_as_text() -> None:
+def test_tool_calls_are_not_counted_as_labels_and_are_shown_as_text() -> None:
     task = lines([{"messages": row["messages"][:2]} for row in chats({"content": "", "tool_calls": [CALL]}, 40)])
     assert task.suggested_metrics() == ("exact_match",)
     (first,) = [note for note in task.notes() if "first row" in note]
@@ -132,7 +132,7 @@ def test_calls_are_no_labels_and_are_shown_as_text() -> None:
     assert '"role"' not in first
 
 
-def test_examples_in_memory_get_the_same_answers() -> None:
+def test_examples_in_memory_and_on_disk_get_the_same_answers() -> None:
     tokenizer = byte_level(QWEN)
     stored = lines(chats({"content": "", "tool_calls": [CALL]}), dev=1, test=1).load("held-out").train
     layout = chat_layout(tokenizer, LAYOUT, "template")
@@ -142,7 +142,7 @@ def test_examples_in_memory_get_the_same_answers() -> None:
         assert {row.target for row in without_untrained_calls(rows, plain, layout)} == {"It is 2"}
 
 
-def test_an_adapter_is_trained_and_scored_on_calls(elsewhere: Path) -> None:
+def test_a_model_is_trained_and_scored_on_tool_calls(elsewhere: Path) -> None:
     template = (
         "{% for message in messages %}<|im_start|>{{ message.content }}{% for call in message.tool_calls or [] %}"
     )

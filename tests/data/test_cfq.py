@@ -1,4 +1,4 @@
-"""CFQ-MCD, from files of our own making in the official format."""
+"""CFQ-MCD: tests with invented files in the official format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from petransfer.errors import UserError
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A release with 30 questions, of which the split mcd1 uses 26."""
+    """A data folder with a release of CFQ: 30 questions, of which the split mcd1 uses 26."""
     monkeypatch.setattr(cfq, "ROWS", {"train": 20, "dev": 3, "test": 3})
     cfq._read_release.cache_clear()
     rows = []
@@ -35,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_parts_of_a_split(folder: Path) -> None:
+def test_a_split_has_its_train_dev_and_test_rows(folder: Path) -> None:
     data = load_task("cfq", folder, dev="published").load("mcd1")
     assert [len(part) for part in (data.train, data.dev, data.test)] == [20, 3, 3]
     last = data.train[-1]
@@ -68,7 +68,7 @@ def test_the_tables_of_the_hub_give_the_same_examples(folder: Path, tmp_path: Pa
         load_task("cfq", tmp_path / "hub", dev="published").load("mcd1")
 
 
-def test_a_split_has_its_published_size_without_any_file() -> None:
+def test_train_size_is_known_without_any_file() -> None:
     assert load_task("cfq").train_size("mcd2") == 95_243
     assert load_task("cfq", None, dev="published").train_size("mcd2") == 95_743
 
@@ -81,12 +81,12 @@ def test_a_split_has_its_published_size_without_any_file() -> None:
         ({"dev_size": 0}, "is 0"),
     ],
 )
-def test_options_that_are_wrong(options: dict[str, object], message: str) -> None:
+def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_task("cfq", None, **options)
 
 
-def test_missing_and_changed_files_are_named(folder: Path) -> None:
+def test_missing_and_changed_files_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match=r"cfq/dataset\.json is missing: unpack .* --data-dir DIR"):
         load_task("cfq").load("mcd1")
     with pytest.raises(UserError, match=r"cfq/splits/mcd2\.json is missing"):

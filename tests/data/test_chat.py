@@ -1,4 +1,4 @@
-"""Chats: every answer of the assistant is a target after its prompt, written by the tokenizer's chat template."""
+"""Chats: each answer of the assistant is a target, and the tokenizer's chat template writes its prompt."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_every_answer_is_an_example_and_a_chat_stays_in_one_part() -> None:
     assert data.row_name("test", data.test[1].index) == data.row_name("test", data.test[0].index)
 
 
-def test_the_prompt_is_the_template_s_and_the_target_ends_the_turn() -> None:
+def test_the_template_writes_the_prompt_and_the_target_has_the_end_of_turn_token() -> None:
     tokenizer, rows = byte_level(), every(lines(chats()))
     layout = chat_layout(tokenizer, LAYOUT, "template")
     encoded = encode_examples(rows[:2], "", tokenizer, layout)
@@ -76,7 +76,7 @@ def test_the_prompt_is_the_template_s_and_the_target_ends_the_turn() -> None:
     assert tokenizer.decode(encoded[0].target_ids) == "Hello.<|im_end|>"
 
 
-def test_other_names_of_roles_and_tables_of_chats_are_read(elsewhere: Path) -> None:
+def test_chats_with_other_names_of_roles_and_chats_in_parquet_are_read(elsewhere: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -97,7 +97,7 @@ def test_other_names_of_roles_and_tables_of_chats_are_read(elsewhere: Path) -> N
     assert json.loads(call)["tool_calls"] == [{"function": {"name": "add"}}]
 
 
-def test_values_that_json_does_not_have_are_kept_as_text(elsewhere: Path) -> None:
+def test_values_without_a_json_type_become_text(elsewhere: Path) -> None:
     import datetime
 
     import pyarrow
@@ -110,11 +110,11 @@ def test_values_that_json_does_not_have_are_kept_as_text(elsewhere: Path) -> Non
     assert json.loads(rows[0].input) == [{"role": "user", "content": "Hi 0", "time": "2024-01-02 03:04:05"}]
 
 
-def test_a_text_of_brackets_is_no_chat() -> None:
+def test_a_text_of_brackets_is_not_read_as_a_chat() -> None:
     assert prompt_of("[" * 100_000) == ([{"role": "user", "content": "[" * 100_000}], [])
 
 
-def test_texts_can_be_made_chats() -> None:
+def test_inputs_and_targets_can_be_read_as_chats() -> None:
     rows = every(lines([{"input": f"Hi {n}", "target": "Hello"} for n in range(10)], chat="template"))
     assert json.loads(rows[0].input) == [{"role": "user", "content": "Hi 0"}]
     assert rows[0].chat == "template"
@@ -156,7 +156,7 @@ def test_a_first_message_of_the_assistant_is_context() -> None:
     assert any("10 chats that begin with the assistant" in note for note in task.notes())
 
 
-def test_a_tokenizer_without_a_template_and_an_encoder_decoder_are_refused_with_a_choice() -> None:
+def test_models_without_a_chat_template_are_refused_with_advice() -> None:
     for tokenizer, layout, output in (
         (byte_level(None), LAYOUT, "has no chat template; use a checkpoint that was tuned on chats"),
         (byte_level(), Layout(True, 0, 0), "an encoder-decoder model has no chat template"),
@@ -175,7 +175,7 @@ def test_messages_that_the_template_refuses_are_bad_rows() -> None:
         encode_split(data, "", tokenizer, chat_layout(tokenizer, LAYOUT, "template"))
 
 
-def test_chats_are_shown_as_a_person_reads_them() -> None:
+def test_readable_input_shows_a_chat_as_plain_text() -> None:
     (first, second, *_) = [row.input for row in every(lines(chats()))]
     assert readable_input(first) == "system: Be brief.\nuser: Hi 0"
     assert readable_input(second, only_last=True) == "And 1+1? (after 3 earlier messages)"
@@ -196,7 +196,7 @@ PLAIN_WORDS = (
 )
 
 
-def test_chats_are_trained_on_scored_and_predicted(
+def test_train_and_predict_work_with_chats(
     tiny_gpt2: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from transformers import AutoTokenizer
@@ -231,7 +231,7 @@ def test_chats_are_trained_on_scored_and_predicted(
     assert asked == [f"user walk 3{tokenizer.eos_token}assistant "]
 
 
-def test_a_template_with_the_date_of_today_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_template_with_the_current_date_gets_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     dated = "{{ strftime_now('%d %b %Y') }}" + CHATML
     for template in (CHATML, dated, dated):
         chat_layout(byte_level(template), LAYOUT, "template")
@@ -253,7 +253,7 @@ def test_messages_that_contain_special_tokens_are_counted_in_one_warning() -> No
     assert encode_split(plain, "", byte_level(), chat_layout(byte_level(), LAYOUT, "template")).notes == []
 
 
-def test_predict_warns_once_of_special_tokens_in_inputs(
+def test_predict_warns_once_about_special_tokens_in_inputs(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = chat_llama(elsewhere / "llama")

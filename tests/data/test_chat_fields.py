@@ -1,4 +1,4 @@
-"""Fields and columns beside the messages of chats: weights, system prompts, tools, and unknown fields."""
+"""Fields and columns of chats other than the messages: weights, system prompts, tools, and unknown fields."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def read(rows: list[dict[str, Any]], **options: Any) -> tuple[list[Example], str
         {"loss_mask": 0}, {"loss_scale": 0.0}, {"masked": True}, {"mask": 1}, {"train": "false"},
     ],
 )  # fmt: skip
-def test_an_answer_that_is_not_trained_on_is_context(field: dict[str, Any]) -> None:
+def test_an_answer_that_a_field_excludes_from_training_is_context(field: dict[str, Any]) -> None:
     rows, notes = read([{"messages": talk(n, **field)} for n in range(10)])
     assert {row.target for row in rows} == {"right"}
     assert [each["content"] for each in json.loads(rows[0].input)] == ["Hi 0", "WRONG", "again"]
@@ -52,14 +52,14 @@ def test_an_answer_that_is_not_trained_on_is_context(field: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("field", [{"weight": 1}, {"train": True}, {"loss": True}, {"masked": False}, {"train": None}])
-def test_an_answer_that_is_trained_on_is_a_target(field: dict[str, Any]) -> None:
+def test_an_answer_that_no_field_excludes_from_training_is_a_target(field: dict[str, Any]) -> None:
     rows, notes = read([{"messages": talk(n, **field)} for n in range(10)])
     assert [row.target for row in rows[:2]] == ["WRONG", "right"]
     assert "warning" not in notes
     assert "context" not in notes
 
 
-def test_a_chat_without_a_trained_answer_is_a_bad_row() -> None:
+def test_a_chat_without_a_target_is_a_bad_row() -> None:
     rows = [{"messages": talk(n)} for n in range(10)] + [{"messages": talk(10, weight=0)[:2]}]
     with pytest.raises(UserError, match=r"chats.jsonl:11: no answer of the assistant is a target.*weight"):
         every(lines(rows))
@@ -69,7 +69,7 @@ def test_a_chat_without_a_trained_answer_is_a_bad_row() -> None:
         every(lines(rows))
 
 
-def test_fields_without_effect_on_training_are_named_once() -> None:
+def test_notes_list_fields_without_effect_on_training_once() -> None:
     rows, notes = read([{"messages": talk(n, train_detail=[{"begin": 0}], weight=0.5)} for n in range(10)])
     assert len(rows) == 20
     assert notes.count("'train_detail'") == 1
@@ -79,7 +79,7 @@ def test_fields_without_effect_on_training_are_named_once() -> None:
 
 
 @pytest.mark.parametrize("name", ["system", "system_prompt"])
-def test_a_system_column_is_the_first_message(name: str) -> None:
+def test_a_system_column_becomes_the_first_message(name: str) -> None:
     rows, notes = read([{"conversations": talk(n), name: "Be brief."} for n in range(9)] + [{"conversations": talk(9)}])
     assert json.loads(rows[0].input)[0] == {"role": "system", "content": "Be brief."}
     assert [each["content"] for each in json.loads(rows[-2].input)] == ["Hi 9"]
@@ -124,7 +124,7 @@ def test_tools_that_the_template_does_not_take_are_reported(template: str | None
         assert not encode_split(task.load("held-out"), "", taking, chat_layout(taking, LAYOUT, chat)).notes
 
 
-def test_empty_tools_and_tools_of_another_form() -> None:
+def test_empty_tools_are_ignored_and_malformed_tools_are_refused() -> None:
     for empty in (None, [], "", "[]"):
         rows, _ = read([{"messages": talk(n), "tools": empty} for n in range(10)])
         assert json.loads(rows[0].input) == talk(0)[:1]
@@ -137,7 +137,7 @@ def test_empty_tools_and_tools_of_another_form() -> None:
             every(lines([{"messages": talk(n), "tools": wrong} for n in range(10)]))
 
 
-def test_a_parquet_file_s_empty_keys_are_left_out_of_tools_and_calls(elsewhere: Path) -> None:
+def test_empty_keys_in_a_parquet_file_are_left_out_of_tools(elsewhere: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -149,7 +149,7 @@ def test_a_parquet_file_s_empty_keys_are_left_out_of_tools_and_calls(elsewhere: 
     assert json.loads(row.input)["tools"] == [plain, other]
 
 
-def test_function_calls_under_their_old_names_are_calls_of_tools() -> None:
+def test_old_function_calls_are_read_as_tool_calls() -> None:
     call = {"name": "add", "arguments": {"x": 1}}
     tail = [{"role": "tool", "content": "2"}, {"role": "assistant", "content": "It is 2"}]
     old = {"role": "assistant", "content": None, "function_call": call}
@@ -169,7 +169,7 @@ def test_prompts_and_completions_can_be_lists_of_messages() -> None:
     assert "'prompt' and 'completion' are read as chats" in notes
 
 
-def test_columns_that_are_not_read_are_named() -> None:
+def test_notes_list_the_columns_that_are_not_read() -> None:
     _, notes = read([{"messages": talk(n), "images": [], "id": n, "category": "a"} for n in range(10)])
     assert "not read: 'images', 'id'" in notes
 

@@ -1,4 +1,4 @@
-"""COGS from official files, and downloads, against a server on loopback and rows of our own making."""
+"""COGS: tests with the official files, if present, and with invented rows and a local server."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pins the hashes of our own rows in place of the official ones."""
+    """Replace the pinned hashes of the official files with the hashes of `ROWS`."""
     for name, text in ROWS.items():
         digest = hashlib.sha256(text.encode()).hexdigest()
         monkeypatch.setitem(cogs.FILES, name, replace(cogs.FILES[name], sha256=digest))
@@ -51,7 +51,7 @@ def folder(tmp_path: Path, pinned: None) -> Path:
     return tmp_path / "data"
 
 
-def test_there_are_18_lexical_and_3_structural_cases() -> None:
+def test_cogs_has_18_lexical_and_3_structural_cases() -> None:
     assert Counter(CATEGORY_GROUP.values()) == {"lexical": 18, "structural": 3}
 
 
@@ -66,7 +66,7 @@ def test_both_splits_and_both_versions_are_read(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not (DATA / "cogs").is_dir(), reason="the official files are not at hand")
-def test_the_official_files_are_the_pinned_ones() -> None:
+def test_the_official_files_have_the_pinned_hashes_and_expected_rows() -> None:
     new, old = (load_task("cogs", DATA, version=version).load("gen") for version in ("2022", "2021"))
     assert (len(new.train), len(new.dev), len(new.test)) == (24_155, 3_000, 21_000)
     assert set(Counter(row.category for row in new.test).values()) == {1_000}
@@ -98,7 +98,7 @@ def test_a_changed_file_is_refused(folder: Path) -> None:
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves the rows below; `cut` breaks every body off half-way."""
+    """HTTP server for `ROWS`. With `cut`, it sends only the first half of each body."""
 
     cut = False
     asked: list[str] = []
@@ -129,7 +129,7 @@ def _left_in(cache: Path) -> list[Path]:
     return [path for path in cache.rglob("*") if path.is_file()]
 
 
-def test_a_download_is_checked_kept_and_not_repeated(server: type[Server], pinned: None, cache: Path) -> None:
+def test_downloads_are_kept_in_the_cache_and_not_repeated(server: type[Server], pinned: None, cache: Path) -> None:
     first = load_task("cogs").load("gen")
     assert len(server.asked) == 3
     assert all("/najoungkim/COGS/165a7b6" in path for path in server.asked)
@@ -138,13 +138,13 @@ def test_a_download_is_checked_kept_and_not_repeated(server: type[Server], pinne
     assert len(_left_in(cache)) == 3
 
 
-def test_another_file_than_the_pinned_one_is_not_kept(server: type[Server], cache: Path) -> None:
+def test_a_download_with_another_hash_is_not_kept(server: type[Server], cache: Path) -> None:
     with pytest.raises(UserError, match="gave another file than the published one"):
         load_task("cogs").load("gen")
     assert _left_in(cache) == []
 
 
-def test_half_a_file_is_not_kept(server: type[Server], pinned: None, cache: Path) -> None:
+def test_an_incomplete_download_is_not_kept(server: type[Server], pinned: None, cache: Path) -> None:
     server.cut = True
     with pytest.raises(UserError, match="the connection broke after"):
         load_task("cogs").load("gen")
@@ -153,7 +153,9 @@ def test_half_a_file_is_not_kept(server: type[Server], pinned: None, cache: Path
     assert load_task("cogs").load("gen").dev[0].input == "Nia slept ."
 
 
-def test_without_a_network_it_says_where_to_get_the_file(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_the_message_without_a_network_names_the_source_of_the_file(
+    monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
     monkeypatch.setattr(files, "BASE_URL", "http://127.0.0.1:9")
     with pytest.raises(UserError) as caught:
         load_task("cogs").load("gen")

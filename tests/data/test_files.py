@@ -1,4 +1,4 @@
-"""Finding, streaming and downloading text files, with files of our own making and a server on loopback."""
+"""Find, read and download benchmark files: tests with small generated files and a local server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SOURCE = Source("owner/name", "0" * 40, "folder/file.txt", "task/file.txt", hash
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
-    # a proxy in the environment would be asked for loopback too
+    # otherwise, a proxy of the environment would be used for the local server
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     return tmp_path / "cache"
 
@@ -48,7 +48,7 @@ def _write(path: Path, content: bytes) -> Path:
 # --- finding
 
 
-def test_the_first_name_that_exists_is_found_plain_before_packed(tmp_path: Path) -> None:
+def test_find_returns_the_first_existing_name_and_prefers_plain_files(tmp_path: Path) -> None:
     packed = _write(tmp_path / "b.txt.xz", lzma.compress(BODY))
     assert find(tmp_path, ["a.txt", "b.txt"]) == packed
     plain = _write(tmp_path / "b.txt", BODY)
@@ -56,20 +56,22 @@ def test_the_first_name_that_exists_is_found_plain_before_packed(tmp_path: Path)
     assert find(tmp_path, ["c.txt"]) is None
 
 
-def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+def test_a_data_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the data folder .*nowhere does not exist.*--data-dir"):
         find(tmp_path / "nowhere", ["a.txt"])
     with pytest.raises(UserError, match="does not exist"):
         load_task("scan", tmp_path / "nowhere").load("length")
 
 
-def test_the_cache_is_below_home_unless_the_environment_names_it(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_the_cache_is_in_the_home_folder_unless_the_variable_is_set(
+    monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
     assert cache_dir() == cache
     monkeypatch.delenv("PETRANSFER_CACHE")
     assert cache_dir() == Path.home() / ".cache" / "petransfer"
 
 
-def test_the_users_folder_comes_before_the_cache_and_the_cache_before_a_download(tmp_path: Path, cache: Path) -> None:
+def test_locate_prefers_the_users_folder_to_the_cache_and_the_cache_to_a_download(tmp_path: Path, cache: Path) -> None:
     cached = _write(cache / SOURCE.repository / SOURCE.commit / SOURCE.path, BODY)
     own = _write(tmp_path / "data" / "file.txt", BODY)
     assert locate(SOURCE, tmp_path / "data", ["file.txt"]) == own
@@ -92,7 +94,7 @@ UPSTREAM_NAMES = {
 @pytest.mark.parametrize("split", UPSTREAM_NAMES)
 def test_scan_reads_a_checkout_of_the_official_repository(split: str, folder: str, tmp_path: Path) -> None:
     rows = [scan.format_row(row) for row in scan.generate(split)["test"]]
-    # the official files are in another order than ours
+    # the official files have another order than the generated rows
     path = _write(tmp_path / folder / UPSTREAM_NAMES[split], "\n".join(reversed(rows)).encode())
     assert load_task("scan", tmp_path).load(split) == load_task("scan").load(split)
     path.write_text("\n".join(rows[1:]))
@@ -101,7 +103,9 @@ def test_scan_reads_a_checkout_of_the_official_repository(split: str, folder: st
 
 
 @pytest.mark.parametrize("place", ["cogs", ".", "data"])
-def test_cogs_reads_every_layout_packed_or_plain(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cogs_reads_every_layout_compressed_or_plain(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for part in ("train", "dev", "gen"):
         row = f"The {part} ran .\t* {part} ( x _ 1 )\tin_distribution\n".encode()
         monkeypatch.setitem(cogs.FILES, part, replace(cogs.FILES[part], sha256=hashlib.sha256(row).hexdigest()))
@@ -120,12 +124,12 @@ def test_cogs_reads_every_layout_packed_or_plain(place: str, tmp_path: Path, mon
 
 @pytest.mark.parametrize("content", [BODY, BODY.replace(b"\n", b"\r\n"), BODY.removesuffix(b"\n")])
 @pytest.mark.parametrize("packed", [False, True])
-def test_line_ends_and_packing_do_not_change_rows_or_hash(content: bytes, packed: bool, tmp_path: Path) -> None:
+def test_line_ends_and_compression_do_not_change_rows_or_hash(content: bytes, packed: bool, tmp_path: Path) -> None:
     path = _write(tmp_path / ("a.txt.xz" if packed else "a.txt"), lzma.compress(content) if packed else content)
     assert list(read_rows(path, str, SOURCE.sha256)) == ["first line", "second line", "third line"]
 
 
-def test_rows_are_a_stream(tmp_path: Path) -> None:
+def test_rows_are_yielded_before_a_later_line_is_checked(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.txt", b"good\n" * 10 + b"\xff\n")
     rows = read_rows(path, str)
     assert [next(rows) for _ in range(10)] == ["good"] * 10
@@ -136,26 +140,26 @@ def test_rows_are_a_stream(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [lzma.compress(BODY)[:-20], b"not packed at all", lzma.compress(BODY)[:30] + b"\0" * 40]
 )
-def test_a_damaged_xz_file_is_named(content: bytes, tmp_path: Path) -> None:
+def test_a_damaged_xz_file_is_refused(content: bytes, tmp_path: Path) -> None:
     path = _write(tmp_path / "a.txt.xz", content)
     with pytest.raises(UserError, match=r"a\.txt\.xz cannot be unpacked") as caught:
         list(read_rows(path, str))
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.txt cannot be read"):
         list(read_rows(tmp_path / "gone.txt", str))
 
 
-def test_a_changed_cached_file_says_how_to_mend_it(cache: Path) -> None:
+def test_a_changed_file_in_the_cache_is_refused_with_advice_and_not_deleted(cache: Path) -> None:
     path = _write(cache / SOURCE.repository / SOURCE.commit / SOURCE.path, BODY + b"one more\n")
     with pytest.raises(UserError, match=r"file\.txt is not the published file: .*delete it to have it downloaded"):
         list(read_rows(locate(SOURCE, None, []), str, SOURCE.sha256))
     assert path.exists()
 
 
-# other characters that some readers take for a line end belong to the text here
+# \x0b, \x85 and \u2028 are text here, although some readers treat them as line ends
 CELLS = st.text(
     st.one_of(st.characters(exclude_categories=["Cs"], exclude_characters="\t\n\r"), st.sampled_from("\x0b\x85\u2028"))
 ).filter(str.strip)
@@ -186,7 +190,7 @@ def test_scan_rows_are_read_as_they_were_written(command: list[str], actions: li
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Answers with `body`; `manner` says how it misbehaves."""
+    """HTTP server that answers with `body`. `manner` selects a failure; `well` means none."""
 
     body = BODY
     manner = "well"
@@ -227,7 +231,7 @@ def _left_in(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_a_download_arrives_whole_under_its_name(server: type[Server], cache: Path) -> None:
+def test_a_complete_download_is_the_only_file_in_the_cache(server: type[Server], cache: Path) -> None:
     path = locate(SOURCE, None, [])
     assert path == cache / "owner" / "name" / SOURCE.commit / "folder" / "file.txt"
     assert _left_in(cache) == [path]
@@ -252,7 +256,7 @@ def test_a_shared_cache_can_be_read_by_the_group(server: type[Server]) -> None:
         ("cut chunked", "cannot be downloaded .*IncompleteRead"),
     ],
 )
-def test_a_failed_download_leaves_nothing(manner: str, message: str, server: type[Server], cache: Path) -> None:
+def test_a_failed_download_leaves_no_file(manner: str, message: str, server: type[Server], cache: Path) -> None:
     server.manner = manner
     with pytest.raises(UserError, match=message) as caught:
         locate(SOURCE, None, [])
@@ -260,18 +264,18 @@ def test_a_failed_download_leaves_nothing(manner: str, message: str, server: typ
     assert _left_in(cache) == []
 
 
-def test_another_content_is_refused_and_leaves_nothing(server: type[Server], cache: Path) -> None:
+def test_a_download_with_another_hash_is_refused_and_leaves_no_file(server: type[Server], cache: Path) -> None:
     server.body = BODY.upper()
     with pytest.raises(UserError, match="gave another file than the published one: its sha256 is"):
         locate(SOURCE, None, [])
     assert _left_in(cache) == []
 
 
-def test_a_download_broken_off_by_the_user_leaves_nothing(
+def test_an_interrupted_download_leaves_no_file(
     server: type[Server], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
-        assert _left_in(cache), "the interrupt must come while the file is being written"
+        assert _left_in(cache), "the download must have created its file before the interrupt"
         raise KeyboardInterrupt
 
     monkeypatch.setattr(files.urllib.request, "urlopen", interrupted)
@@ -280,7 +284,9 @@ def test_a_download_broken_off_by_the_user_leaves_nothing(
     assert _left_in(cache) == []
 
 
-def test_without_a_network_it_says_how_to_go_on(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_without_a_network_is_refused_with_advice(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(files, "BASE_URL", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"save it as DIR/task/file\.txt and pass --data-dir DIR$"):
         locate(SOURCE, None, [])
@@ -291,7 +297,7 @@ def test_without_a_network_it_says_how_to_go_on(tmp_path: Path, cache: Path, mon
     assert _left_in(cache) == []
 
 
-def test_a_reason_of_two_lines_becomes_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_message_of_two_lines_becomes_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> None:
         raise OSError("no way\n  to get there")
 
@@ -300,7 +306,7 @@ def test_a_reason_of_two_lines_becomes_one(monkeypatch: pytest.MonkeyPatch) -> N
         locate(SOURCE, None, [])
 
 
-def test_a_cache_that_cannot_be_written_is_a_one_line_error(server: type[Server], cache: Path) -> None:
+def test_a_cache_that_cannot_be_written_raises_a_user_error(server: type[Server], cache: Path) -> None:
     cache.write_text("a file where the folder should be")
     with pytest.raises(UserError, match=r"task/file\.txt is missing and cannot be downloaded"):
         locate(SOURCE, None, [])
@@ -319,14 +325,14 @@ def test_scan_simple_is_downloaded_and_sorted(server: type[Server], monkeypatch:
     ]  # fmt: skip
 
 
-def test_every_commit_is_given_in_full() -> None:
+def test_every_source_has_a_full_commit_hash_and_sha256() -> None:
     for source in (*cogs.FILES.values(), *scan.SIMPLE.values()):
         assert len(source.commit) == 40
         assert set(source.commit) <= set("0123456789abcdef")
         assert len(source.sha256) == 64
 
 
-def test_importing_the_tasks_is_light() -> None:
+def test_importing_the_tasks_imports_no_heavy_library() -> None:
     heavy = ("torch", "pandas", "datasets", "transformers", "numpy", "rich")
     code = f"import sys, petransfer.data; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -356,7 +362,7 @@ def test_messages_name_a_file_relative_to_the_current_folder(tmp_path: Path, mon
         (".", "join them with `paste train.de train.en > train.tsv`"),
     ],
 )
-def test_files_of_no_known_format_get_advice_that_can_be_followed(
+def test_files_of_an_unknown_format_get_advice(
     name: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "corpus"
@@ -382,7 +388,9 @@ def test_files_of_no_known_format_get_advice_that_can_be_followed(
         ("data/a b.csv,none.csv", r"no file data/a b.csv,none.csv in"),
     ],
 )
-def test_names_of_several_files(name: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_stand_for_several_files_are_refused(
+    name: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
     for file in ("a b.csv", "c.csv", "d[1].jsonl"):

@@ -1,4 +1,4 @@
-"""Folders of tables: every file is read like a file that is named alone, and no row is lost or doubled silently."""
+"""Folders of tables: each file is read like a single file, and no row is lost silently or read twice."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tests.data.test_real_files import lines, pairs
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
-# Texts that programs for tables take for numbers, booleans, missing values and times.
+# Texts that table libraries convert to numbers, booleans, missing values and dates.
 TEXTS = [("007", "1.10", "1e5"), ("True", "False"), ("NA", "yes"), ("2024-01-05", "2024-02-03")]
 
 
 @pytest.mark.parametrize("texts", TEXTS, ids=["numbers", "booleans", "missing", "dates"])
 @pytest.mark.parametrize("form", ["csv", "tsv", "jsonl"])
-def test_files_of_a_folder_are_read_like_files_that_are_named_alone(form: str, texts: tuple[str, ...]) -> None:
+def test_files_of_a_folder_are_read_like_single_files(form: str, texts: tuple[str, ...]) -> None:
     Path("folder").mkdir()
     wanted = []
     for name in ("a", "b"):
@@ -58,7 +58,7 @@ def test_no_row_of_a_folder_is_lost_silently_or_read_twice() -> None:
     assert not warnings("twice")
 
 
-def test_quotes_in_tsv_files_of_a_folder_are_named() -> None:
+def test_notes_count_rows_with_quotes_in_tsv_files_of_a_folder() -> None:
     Path("folder").mkdir()
     Path("folder/a.tsv").write_text("input\ttarget\n" + "".join(f'"a, {n}"\tb\n' for n in range(9)))
     assert any("9 rows with texts in quotes" in note for note in lines("folder").notes())
@@ -68,7 +68,7 @@ def test_quotes_in_tsv_files_of_a_folder_are_named() -> None:
     ]
 
 
-def test_the_encoding_and_the_delimiter_of_a_folder_can_be_named() -> None:
+def test_the_encoding_and_the_delimiter_of_a_folder_can_be_set() -> None:
     Path("folder").mkdir()
     text = "input:target\n" + "".join(f"caf\xe9 {n}:b\n" for n in range(9))
     Path("folder/a.csv").write_text(text, encoding="latin-1")
@@ -82,7 +82,7 @@ def test_the_encoding_and_the_delimiter_of_a_folder_can_be_named() -> None:
         lines("table", delimiter="colon").load("held-out")
 
 
-def test_a_broken_link_in_a_folder_is_no_file() -> None:
+def test_broken_links_in_a_folder_are_ignored() -> None:
     Path("folder").mkdir()
     Path("folder/a.csv").write_text("input,target\n" + "".join(f"a {n},b\n" for n in range(9)))
     Path("folder/.#a.csv").symlink_to("nobody@nowhere")
@@ -90,7 +90,7 @@ def test_a_broken_link_in_a_folder_is_no_file() -> None:
     assert len(data.train) + len(data.dev) + len(data.test) == 9
 
 
-def test_splits_of_a_folder_are_those_of_its_names() -> None:
+def test_splits_of_a_folder_come_from_the_names_of_its_files() -> None:
     for name in ("train", "validation", "test"):
         Path("folder").mkdir(exist_ok=True)
         rows = [{"input": f"{name} {n}", "target": "x"} for n in range(4)]

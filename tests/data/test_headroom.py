@@ -1,4 +1,4 @@
-"""ReCOGS, COGS without variables, SLOG and SCAN-MCD, from files of our own making in the official formats."""
+"""ReCOGS, COGS without variables, SLOG and SCAN-MCD: tests with invented files and, if present, the official files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SECRET = "The zeppelin"
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder and cache, no password, no network."""
+    """Use an empty working folder and cache, no password and no network."""
     monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(PASSWORD_VARIABLE, raising=False)
     monkeypatch.setattr(files, "BASE_URL", "http://127.0.0.1:9")
@@ -45,8 +45,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def locked(member: str, text: bytes, password: bytes) -> bytes:
-    """A zip with one member, encrypted as PKWARE's application note (6.1) has it, which zipfile can only read."""
-    # the register's own table: zlib's crc32 inverts it on the way in and out
+    """Return a zip with one encrypted member (PKWARE's application note, 6.1). `zipfile` cannot write such a file."""
+    # the table of CRC-32 without the two inversions that zlib's crc32 does
     table = [zlib.crc32(bytes([byte]), 0xFFFFFFFF) ^ 0xFFFFFFFF for byte in range(256)]
     keys = [0x12345678, 0x23456789, 0x34567890]
 
@@ -80,7 +80,7 @@ def locked(member: str, text: bytes, password: bytes) -> bytes:
 
 
 def keep(sources: dict[str, Source], part: str, path: Path, content: bytes, patch: pytest.MonkeyPatch) -> None:
-    """Writes a file and pins its hash in place of the official one."""
+    """Write a file, and replace the pinned hash of the official file with its hash."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     patch.setitem(sources, part, replace(sources[part], sha256=hashlib.sha256(content).hexdigest()))
@@ -128,7 +128,7 @@ def test_both_splits_are_read(name: str, data: Path) -> None:
     assert [row.category for row in gen.test] == list(CATEGORY_GROUP if name == "slog" else CATEGORY_TITLE)
     assert (len(gen.train), len(gen.dev), len(test.test)) == (8, 3, 2)
     assert gen.train == test.train
-    # the part's own folder will do too
+    # the folder of the task itself can also be given
     place = data / TABLES[name][0]
     assert load_task(name, place).load("test") == test
 
@@ -146,7 +146,7 @@ def arguments(task: str, split: str, data: Path, verb: str = "run") -> list[str]
     return [*head, *(["--cpu", "--workers", "1"] if verb == "run" else []), *(p for s in sets for p in ("--set", s))]
 
 
-def test_plan_and_run_carry_it_out_and_write_nothing_closed_in_clear(
+def test_plan_and_run_succeed_and_write_no_private_text_of_slog(
     name: str, data: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(monkeypatch, *arguments(name, "gen", data, "plan")) == 0
@@ -174,7 +174,7 @@ def test_a_changed_file_is_refused(name: str, data: Path) -> None:
         load_task(name, data).load("test")
 
 
-def test_a_missing_file_is_named_with_where_to_get_it(name: str, data: Path) -> None:
+def test_a_missing_file_is_refused_with_its_path_below_the_data_folder(name: str, data: Path) -> None:
     (data / TABLES[name][0] / "dev.tsv").unlink()
     with pytest.raises(UserError, match=r"dev\.tsv is missing and cannot be downloaded") as caught:
         load_task(name, data).load("test")
@@ -187,7 +187,7 @@ def test_a_missing_file_is_named_with_where_to_get_it(name: str, data: Path) -> 
 
 @pytest.mark.parametrize("name", ["slog"])
 class TestArchive:
-    """What can be wrong with SLOG's password and archive: one line and exit code 2."""
+    """Tests of wrong passwords and archives of SLOG. Commands print one error line and exit with code 2."""
 
     def refused(self, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
         assert run(monkeypatch, *arguments("slog", "gen", data)) == 2
@@ -208,9 +208,10 @@ class TestArchive:
         monkeypatch.setenv(PASSWORD_VARIABLE, password)
         assert "the password in $PETRANSFER_SLOG_PASSWORD does not open" in self.refused(data, monkeypatch, capsys)
 
-    def test_wrong_passwords_that_pass_the_check_at_the_start(
+    def test_wrong_passwords_that_pass_the_check_byte_are_refused(
         self, data: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        # a zip checks a password by one byte, so about 2 of 600 wrong passwords pass this check
         for number in range(600):
             monkeypatch.setenv(PASSWORD_VARIABLE, str(number))
             with pytest.raises(UserError, match="does not open"):
@@ -229,7 +230,7 @@ class TestArchive:
 # --- SCAN-MCD
 
 
-def test_mcd_dev_is_cut_from_train_or_the_published_one(mcd: Path) -> None:
+def test_dev_of_mcd_is_cut_from_train_or_read_from_the_published_file(mcd: Path) -> None:
     cut = load_task("scan-mcd", mcd, dev_size=5).load("mcd1")
     whole = load_task("scan-mcd", mcd, dev="published").load("mcd1")
     assert (len(cut.train), len(cut.dev), len(cut.test)) == (35, 5, 6)
@@ -247,7 +248,7 @@ def test_mcd_reads_the_other_published_layout(mcd: Path) -> None:
     assert load_task("scan-mcd", mcd / "scan_mcd", dev_size=5).load("mcd1") == before
 
 
-def test_mcd_runs(mcd: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_and_run_succeed_with_mcd(mcd: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sets = ["--set", "task.options.dev_size=4"]
     assert run(monkeypatch, *arguments("scan-mcd", "mcd1", mcd, "plan"), *sets) == 0
     assert run(monkeypatch, *arguments("scan-mcd", "mcd1", mcd), *sets) == 0
@@ -263,7 +264,7 @@ def test_mcd_runs(mcd: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -
         ({"size": 1}, "unknown option of task scan-mcd 'size'"),
     ],
 )
-def test_mcd_options_that_are_wrong(options: dict[str, object], message: str) -> None:
+def test_wrong_options_of_mcd_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_task("scan-mcd", None, **options)
 
@@ -294,7 +295,7 @@ def test_mcd_refuses_changed_missing_and_broken_files(mcd: Path) -> None:
         ("slog", (32_755, 4_046, 4_046)),
     ],
 )
-def test_the_official_tables(name: str, sizes: tuple[int, int, int]) -> None:
+def test_the_official_tables_have_the_expected_rows(name: str, sizes: tuple[int, int, int]) -> None:
     task = load_task(name, DATA)
     parts = task.load("test" if name == "slog" else "gen")
     assert (len(parts.train), len(parts.dev), len(parts.test)) == sizes
@@ -308,7 +309,7 @@ def test_the_official_tables(name: str, sizes: tuple[int, int, int]) -> None:
 
 
 @official
-def test_the_official_mcd_splits() -> None:
+def test_the_official_mcd_splits_have_the_expected_rows() -> None:
     for split in scan_mcd.SPLITS:
         parts = load_task("scan-mcd", DATA).load(split)
         assert (len(parts.train), len(parts.dev), len(parts.test)) == (7_865, 500, 1_045)
@@ -318,7 +319,7 @@ def test_the_official_mcd_splits() -> None:
 
 @official
 @pytest.mark.skipif("SLOG_PASSWORD_FOR_TESTS" not in os.environ, reason="the authors' password is not at hand")
-def test_the_official_slog_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_official_slog_archive_has_the_expected_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PASSWORD_VARIABLE, os.environ["SLOG_PASSWORD_FOR_TESTS"])
     gen = load_task("slog", DATA).load("gen")
     assert Counter(row.category for row in gen.test) == dict.fromkeys(CATEGORY_GROUP, 1_000)

@@ -1,4 +1,4 @@
-"""JSON files in the forms of pandas and jq, and csv files whose first line names the delimiter."""
+"""JSON files in the forms that pandas and jq write, and csv files whose first line names the delimiter."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def read(text: str, name: str = "x.json") -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("indent", [None, 1], ids=["one line", "indented"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_object_with_all_rows_is_read(shape: str, indent: int | None) -> None:
+def test_a_json_object_with_all_rows_is_read(shape: str, indent: int | None) -> None:
     assert read(json.dumps(SHAPES[shape], indent=indent)) == [(row["input"], row["target"]) for row in ROWS]
 
 
-def test_pandas_itself_is_read() -> None:
+def test_json_files_of_pandas_are_read() -> None:
     import pandas as pd
 
     for orient in ("columns", "index", "split", "table", "records"):
@@ -54,12 +54,12 @@ def test_indented_objects_one_after_another_are_read() -> None:
         read(broken)
 
 
-def test_splits_in_one_object_are_refused_with_a_command() -> None:
+def test_several_splits_in_one_object_are_refused_with_a_command() -> None:
     with pytest.raises(UserError, match=r"the lists 'train', 'test'; write each list .*`jq -c '\.train\[\]' x\.json"):
         read(json.dumps({"train": ROWS, "test": ROWS}))
 
 
-def test_no_value_of_an_object_is_cut_or_left_out_silently() -> None:
+def test_an_object_whose_values_would_be_lost_is_refused() -> None:
     with pytest.raises(UserError, match="the lists 'data', 'test'; write each list"):
         read(json.dumps({"data": ROWS, "test": ROWS}))
     rows = [["in", "out"], ["in", "out", "more"]]
@@ -70,7 +70,7 @@ def test_no_value_of_an_object_is_cut_or_left_out_silently() -> None:
             read(json.dumps({"columns": columns, "data": [["a", "b", "c"][: len(columns)]]}))
 
 
-def test_rows_that_look_like_such_objects_stay_rows() -> None:
+def test_a_row_with_nested_values_is_not_read_as_a_whole_table() -> None:
     talk = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}], "tools": []}
     Path("x.jsonl").write_text(json.dumps(talk) + "\n")
     Path("test.jsonl").write_text(json.dumps(talk) + "\n")
@@ -88,8 +88,8 @@ def test_rows_that_look_like_such_objects_stay_rows() -> None:
 
 
 @pytest.mark.parametrize("line", ["sep=;", "SEP=;", '"sep=;"'])
-def test_a_first_line_that_names_the_delimiter(line: str) -> None:
+def test_the_first_line_can_name_the_delimiter(line: str) -> None:
     body = "".join(f"in, {n};out {n}\n" for n in range(12))
     assert read(f"\ufeff{line}\ninput;target\n{body}", "x.csv")[0] == ("in, 0", "out 0")
-    # a delimiter that is named by the file is used even if another one would also fit
+    # the file's first line decides, even if another delimiter would also fit
     assert read(f"{line}\ninput;target;a,b\n" + body.replace("\n", ";1\n"), "y.csv")[0] == ("in, 0", "out 0")

@@ -1,4 +1,4 @@
-"""The user's own rows: every format gives the same, nothing broken passes, and what is held out shares no input."""
+"""The task `lines`: formats give the same rows, broken rows are refused, and parts cut from one file share no input."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_every_format_gives_the_same_rows_and_the_same_hash(elsewhere: Path) -> 
     assert rows == [Example(at, *row) for at, row in enumerate(ROWS)]
 
 
-def test_a_packed_file_is_read_like_a_plain_one(elsewhere: Path) -> None:
+def test_a_compressed_file_is_read_like_a_plain_file(elsewhere: Path) -> None:
     write_jsonl(elsewhere / "c.jsonl")
     (elsewhere / "c.jsonl.gz").write_bytes(gzip.compress((elsewhere / "c.jsonl").read_bytes()))
     assert lines("c.jsonl.gz").identity() == lines("c.jsonl").identity()
@@ -100,7 +100,7 @@ def parts(data: SplitData) -> tuple[Any, Any, Any]:
     return data.train, data.dev, data.test
 
 
-def test_what_is_held_out_is_a_tenth_and_the_seed_draws_another(elsewhere: Path) -> None:
+def test_dev_and_test_are_a_tenth_each_and_depend_on_the_seed(elsewhere: Path) -> None:
     write_tsv(elsewhere / "a.tsv")
     one, again, other = load("a.tsv"), load("a.tsv"), load("a.tsv", seed=1)
     assert [len(part) for part in parts(one)] == [24, 3, 3]
@@ -111,13 +111,13 @@ def test_what_is_held_out_is_a_tenth_and_the_seed_draws_another(elsewhere: Path)
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 12), min_size=12, max_size=60), st.integers(0, 3), st.sampled_from([0.1, 0.4, 1, 3]))
-def test_no_input_is_both_trained_on_and_held_out(numbers: list[int], seed: int, cut: float) -> None:
+def test_parts_cut_from_one_file_share_no_input(numbers: list[int], seed: int, cut: float) -> None:
     rows = [(f"input {number}", f"target {at}", "all") for at, number in enumerate(numbers)]
     write_tsv(Path("same.tsv"), rows)
     task = lines("same.tsv", seed=seed, dev=cut, test=cut)
     try:
         data = task.load("held-out")
-    except UserError:  # so few different inputs that a part is empty
+    except UserError:  # a part is empty, because there are too few different inputs
         assume(False)
     inputs = [{row.input for row in part} for part in parts(data)]
     assert sum(map(len, inputs)) == len(set.union(*inputs))
@@ -125,7 +125,7 @@ def test_no_input_is_both_trained_on_and_held_out(numbers: list[int], seed: int,
     assert len(data.test) >= (cut if cut >= 1 else round(cut * len(rows)))
 
 
-def test_parts_by_file_and_by_column(elsewhere: Path) -> None:
+def test_parts_can_be_given_by_files_or_by_a_column(elsewhere: Path) -> None:
     write_tsv(elsewhere / "train.tsv", ROWS[:20])
     write_tsv(elsewhere / "test.tsv", ROWS[20:25])
     write_tsv(elsewhere / "dev.tsv", ROWS[25:])
@@ -142,7 +142,7 @@ def test_parts_by_file_and_by_column(elsewhere: Path) -> None:
     assert [row.input for row in data.test] == [row[0] for row in ROWS[20:25]]
 
 
-def test_a_dataset_s_own_splits_are_taken(elsewhere: Path) -> None:
+def test_the_splits_of_a_saved_dataset_are_used(elsewhere: Path) -> None:
     import datasets
 
     def part(rows: Any) -> Any:
@@ -157,7 +157,7 @@ def test_a_dataset_s_own_splits_are_taken(elsewhere: Path) -> None:
     assert data.labels == ("no", "yes")
 
 
-def test_columns_and_templates(elsewhere: Path) -> None:
+def test_templates_columns_and_categories_can_be_set(elsewhere: Path) -> None:
     rows = [{"title": f"t{{{n}}}", "document": f"d {n}", "n": n, "kind": "x"} for n in range(10)]
     (elsewhere / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = load("a.jsonl", template="{{summarize}} {title}: {document}", target="n", category="kind")
@@ -167,7 +167,7 @@ def test_columns_and_templates(elsewhere: Path) -> None:
     assert render("{a}!", {"a": "{b}"}) == "{b}!"
 
 
-def test_targets_that_are_a_closed_set_are_known_as_labels(elsewhere: Path) -> None:
+def test_targets_from_a_closed_set_count_as_labels(elsewhere: Path) -> None:
     write_tsv(elsewhere / "few.tsv", [(f"input {n}", ("yes", "no")[n % 2], "all") for n in range(30)])
     write_tsv(elsewhere / "many.tsv")
     assert lines("few.tsv").suggested_metrics() == ("exact_match", "accuracy", "macro_f1")
@@ -202,7 +202,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_broken_row_is_refused_by_its_line_or_left_out_and_listed(name: str, elsewhere: Path) -> None:
+def test_a_broken_row_is_refused_with_its_line_number_or_left_out_with_a_note(name: str, elsewhere: Path) -> None:
     row, message = BAD[name]
     (elsewhere / name).write_bytes(GOOD[Path(name).suffix].encode() + row)
     with pytest.raises(UserError) as error:
@@ -219,7 +219,7 @@ def test_a_broken_row_is_refused_by_its_line_or_left_out_and_listed(name: str, e
 
 
 def csv_of(count: int, **changed: bytes) -> bytes:
-    """Rows with quoted fields; changed: by their number, `r5=b'...'`."""
+    """Return a csv file with quoted cells. `r5=b'...'` replaces row 5."""
     rows = [changed.get(f"r{n}", b'"in %d","out %d"' % (n, n)) for n in range(count)]
     return b"input,target\n" + b"".join(row + b"\n" for row in rows)
 
@@ -227,19 +227,19 @@ def csv_of(count: int, **changed: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("content", "left", "bad"),
     [
-        (csv_of(20, r4=b'"in 4,out 4'), 19, [6]),  # runs on to the next quote
+        (csv_of(20, r4=b'"in 4,out 4'), 19, [6]),  # the open quote ends at the next quote
         (
             b"input,target\n" + b"".join(b"%sin %d,out\n" % (b'"' * (n == 4), n) for n in range(20)),
             19,
             [6],
-        ),  # to the end
+        ),  # the open quote never ends
         (csv_of(20, r4=b'"in 4,out 4', r5=b'"in 5,out 5'), 18, [6, 7]),
         (csv_of(20, r4=b'"one\n\xe9\nthree","out"'), 19, [7]),
         (csv_of(20, r4=b'"one\n\xe9 end","out"'), 19, [7]),
         (csv_of(20, r4=b'"one\n\ntwo","out"'), 20, []),
     ],
 )
-def test_a_bad_row_of_a_csv_takes_no_other_with_it(content: bytes, left: int, bad: list[int], elsewhere: Path) -> None:
+def test_a_bad_csv_row_does_not_spoil_other_rows(content: bytes, left: int, bad: list[int], elsewhere: Path) -> None:
     (elsewhere / "a.csv").write_bytes(content)
     task = lines("a.csv", bad_rows="skip")
     data = task.load("held-out")
@@ -291,14 +291,14 @@ def test_a_bad_first_row_is_left_out_like_any_other(name: str, first: str, messa
         ({"input": "title", "target": "text", "split_column": "part"}, "task.options.split_column=COLUMN"),
     ],
 )
-def test_a_missing_column_is_named_by_its_own_option(options: dict[str, str], hint: str, elsewhere: Path) -> None:
+def test_messages_about_a_missing_column_name_its_option(options: dict[str, str], hint: str, elsewhere: Path) -> None:
     (elsewhere / "a.csv").write_text("title,text\na,b\n")
     with pytest.raises(UserError) as error:
         load("a.csv", **options)
     assert f"--set {hint}" in str(error.value)
 
 
-def test_all_missing_columns_are_named_at_once(elsewhere: Path) -> None:
+def test_all_missing_columns_are_reported_at_once(elsewhere: Path) -> None:
     (elsewhere / "a.csv").write_text("review,label\na,b\n")
     with pytest.raises(UserError) as error:
         load("a.csv")
@@ -307,7 +307,7 @@ def test_all_missing_columns_are_named_at_once(elsewhere: Path) -> None:
     assert "--input-column COLUMN --target-column COLUMN, or --set" in message
 
 
-def test_the_first_columns_decide(elsewhere: Path) -> None:
+def test_unusable_files_and_options_are_refused_with_the_cause(elsewhere: Path) -> None:
     cases = {
         "a.tsv": ("question\tanswer\tkind\tmore\nx\ty\tz\tw\n", {}, "expected 2 or 3 tab-separated columns"),
         "b.csv": ("question,answer\nx,y\n", {}, "no columns 'input' and 'target' (it has: question, answer)"),
@@ -365,14 +365,16 @@ def test_the_first_columns_decide(elsewhere: Path) -> None:
         ("tabs.jsonl", b"input\ttarget\na\tb\n" * 9, "rename it so that the name ends in .tsv"),
     ],
 )
-def test_a_misnamed_file_is_named_by_its_content(name: str, content: bytes, message: str, elsewhere: Path) -> None:
+def test_a_file_with_a_wrong_ending_is_refused_with_its_real_format(
+    name: str, content: bytes, message: str, elsewhere: Path
+) -> None:
     (elsewhere / name).write_bytes(content)
     with pytest.raises(UserError, match=f"^{name} looks like ") as error:
         load(name)
     assert message in str(error.value)
 
 
-def test_unusual_files_are_not_taken_for_misnamed(elsewhere: Path) -> None:
+def test_tables_with_json_and_html_in_cells_are_not_refused_as_misnamed(elsewhere: Path) -> None:
     rows = [(f'{{"n": {n}}}', f"<html> слово {n}") for n in range(40)]
     text = "".join(f"{source}\t{target}\n" for source, target in rows)
     for encoding in ("utf-8", "utf-16", "utf-16-le"):
@@ -380,7 +382,7 @@ def test_unusual_files_are_not_taken_for_misnamed(elsewhere: Path) -> None:
         assert len(load("a.tsv").train) + len(load("a.tsv").dev) + len(load("a.tsv").test) == 40, encoding
 
 
-def test_labels_that_look_alike_are_warned_about(elsewhere: Path) -> None:
+def test_labels_that_look_alike_get_a_warning(elsewhere: Path) -> None:
     labels = ("caf\u00e9", "cafe\u0301", "nein", "\u200bnein")
     write_tsv(elsewhere / "a.tsv", [(f"w{n}", labels[n % 4], "all") for n in range(80)])
     notes = " ".join(LinesTask(train="a.tsv").notes())
@@ -388,7 +390,7 @@ def test_labels_that_look_alike_are_warned_about(elsewhere: Path) -> None:
     assert r"the targets 'nein' (20 rows) and '\u200bnein' (20 rows) look alike" in notes
 
 
-def test_shared_inputs_are_counted(elsewhere: Path) -> None:
+def test_test_rows_with_an_input_of_a_train_row_are_counted(elsewhere: Path) -> None:
     write_tsv(elsewhere / "train.tsv", ROWS[:20])
     write_tsv(elsewhere / "test.tsv", ROWS[17:27])
     notes = lines("train.tsv", test="test.tsv", dev=2).notes()
@@ -414,7 +416,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(elsewhere: Path, monkey
     assert not [*(elsewhere / "cache" / "lines").iterdir()]
 
 
-def test_a_changed_file_is_read_anew_and_a_pinned_hash_refuses_it(elsewhere: Path) -> None:
+def test_a_changed_file_is_read_again_and_refused_if_its_hash_is_pinned(elsewhere: Path) -> None:
     path = elsewhere / "a.tsv"
     write_tsv(path)
     before = lines("a.tsv").identity()
@@ -425,10 +427,10 @@ def test_a_changed_file_is_read_anew_and_a_pinned_hash_refuses_it(elsewhere: Pat
     with pytest.raises(UserError, match="holds other rows than when this recipe was first run"):
         lines("a.tsv", **before).load("held-out")
     os.remove(path)
-    assert lines("a.tsv", **before).identity() == before  # a study can be looked at where its data is gone
+    assert lines("a.tsv", **before).identity() == before  # a study can be inspected after its data was deleted
 
 
-def test_what_is_prepared_once_is_not_read_again(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepared_rows_are_not_read_again(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tsv(elsewhere / "a.tsv")
     first = list(load("a.tsv").train)
     prepare._store.cache_clear()
@@ -458,18 +460,18 @@ def test_rows_of_an_unknown_part_are_left_out_and_counted(elsewhere: Path) -> No
         ({"seed": 10**70}, "seed of lines is 1000.*: give a whole number"),
     ],
 )
-def test_options_of_a_wrong_type_are_named(options: dict[str, Any], message: str, elsewhere: Path) -> None:
+def test_options_with_invalid_values_are_refused(options: dict[str, Any], message: str, elsewhere: Path) -> None:
     write_tsv(elsewhere / "a.tsv")
     with pytest.raises(UserError, match=message):
         load("a.tsv", **options)
 
 
-def test_a_column_can_be_named_by_a_number(elsewhere: Path) -> None:
+def test_a_column_name_can_be_a_number(elsewhere: Path) -> None:
     (elsewhere / "a.csv").write_text("1,2\n" + "".join(f"i{n},t{n}\n" for n in range(10)))
     assert load("a.csv", input=1, target=2).train[0].target.startswith("t")
 
 
-def test_a_bad_row_of_a_file_that_is_several_parts_is_counted_once(elsewhere: Path) -> None:
+def test_a_bad_row_is_counted_once_if_its_file_is_used_for_several_parts(elsewhere: Path) -> None:
     (elsewhere / "a.jsonl").write_text('{"input": "a", "target": "b"}\n{"input": "a"}\n')
     with pytest.raises(
         UserError, match=r"^1 of 2 rows of a\.jsonl cannot be used: a\.jsonl:2: no key 'target'"
@@ -478,7 +480,7 @@ def test_a_bad_row_of_a_file_that_is_several_parts_is_counted_once(elsewhere: Pa
     assert "more such row" not in str(error.value)
 
 
-def test_a_data_set_with_several_configurations_says_how_to_pick_one(
+def test_a_dataset_with_several_configurations_is_refused_with_advice(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def missing(*_: object, **__: object) -> None:
@@ -489,19 +491,19 @@ def test_a_data_set_with_several_configurations_says_how_to_pick_one(
         open_dataset(SimpleNamespace(path=tmp_path, name="copy", config=""))  # type: ignore[arg-type]
 
 
-def test_a_template_with_json_braces_says_how_to_write_them() -> None:
+def test_a_template_with_json_braces_is_refused_with_advice() -> None:
     with pytest.raises(UserError, match=r"braces that are text as \{\{ and \}\}"):
         fields_of('{"q": "{question}"}')
 
 
-def test_several_targets_of_one_input_are_counted_with_the_highest_exact_match(tmp_path: Path) -> None:
+def test_a_note_gives_the_highest_exact_match_if_inputs_have_several_targets(tmp_path: Path) -> None:
     rows = [(f"input {n}", f"target {n} {k}", "x") for n in range(20) for k in range(5)]
     write_csv(tmp_path / "several.csv", rows)
     (note,) = [note for note in lines(str(tmp_path / "several.csv")).notes() if "more than one target" in note]
     assert "20 of 20 different inputs have more than one target (up to 5)" in note
     assert "exact match can reach at most 20.0 % on dev and 20.0 % on test" in note
     assert "--metric chrf" in note
-    # two of three dev rows have the more frequent target; equal rows are no contradiction
+    # of the three dev rows with input a, two have the more frequent target; equal rows are no contradiction
     rows = [("a", "x", "c"), ("a", "x", "c"), ("a", "y", "c"), ("b", "x", "c")]
     write_csv(tmp_path / "dev.csv", rows)
     write_csv(tmp_path / "plain.csv", [*ROWS, *ROWS])

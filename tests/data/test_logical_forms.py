@@ -1,4 +1,4 @@
-"""When two of ReCOGS's forms mean the same: against renaming, shuffling, every kind of change, and brute force."""
+"""Comparing the meanings of logical forms of ReCOGS: renamed, shuffled and changed forms, and brute force."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORM = (
 
 
 def written(form: set[Conjunct] | frozenset[Conjunct], order: random.Random) -> str:
-    """A form as text, its conjuncts in a random order and parted by either sign."""
+    """Return a form as text, with its conjuncts in random order, separated by `;` or `AND`."""
     parts = [f"{name} ( {' , '.join(variables)} )" for name, variables in sorted(form)]
     order.shuffle(parts)
     text = parts[0]
@@ -37,19 +37,21 @@ forms = st.frozensets(one | two, min_size=1, max_size=8)
 
 
 @given(form=forms, seed=st.integers(0, 10**6))
-def test_renaming_and_shuffling_change_nothing(form: frozenset[Conjunct], seed: int) -> None:
+def test_renaming_and_shuffling_do_not_change_the_meaning(form: frozenset[Conjunct], seed: int) -> None:
     order = random.Random(seed)
     used = sorted({variable for _, variables in form for variable in variables})
     names = dict(zip(used, map(str, order.sample(range(90), len(used))), strict=True))
     message = written(renamed(form, names), order)
     assert same_meaning(written(form, order), message)
-    # nothing that leads there is given up on the way
+    # every beginning of the text can still become the target
     assert all(may_become(written(form, order), message[:cut]) for cut in range(len(message) + 1))
 
 
 @settings(max_examples=300)
 @given(one=forms, other=forms)
-def test_brute_force_over_all_renamings_agrees(one: frozenset[Conjunct], other: frozenset[Conjunct]) -> None:
+def test_same_meaning_agrees_with_brute_force_over_all_renamings(
+    one: frozenset[Conjunct], other: frozenset[Conjunct]
+) -> None:
     left, right = (sorted({v for _, variables in form for v in variables}) for form in (one, other))
     found = len(left) == len(right) and any(
         renamed(one, dict(zip(left, names, strict=True))) == other for names in itertools.permutations(right)
@@ -62,7 +64,7 @@ def cycle(*members: int) -> set[Conjunct]:
     return {("next", (str(left), str(right))) for left, right in zip(members, (*members[1:], members[0]), strict=True)}
 
 
-def test_what_looks_alike_from_every_variable_is_told_apart() -> None:
+def test_one_cycle_of_six_differs_from_two_cycles_of_three() -> None:
     order = random.Random(0)
     assert not same_meaning(written(cycle(0, 1, 2, 3, 4, 5), order), written(cycle(0, 1, 2) | cycle(3, 4, 5), order))
     assert same_meaning(
@@ -70,7 +72,8 @@ def test_what_looks_alike_from_every_variable_is_told_apart() -> None:
     )
 
 
-def test_many_variables_of_one_kind_take_no_time() -> None:
+def test_forms_with_many_variables_of_one_kind_are_compared() -> None:
+    # this test would not end if all renamings of the variables were tried
     order = random.Random(0)
     many = {("dog", (str(at),)) for at in range(60)} | {("agent", (str(at), str(at + 1))) for at in range(0, 60, 2)}
     flipped = (many - {("agent", ("0", "1"))}) | {("agent", ("1", "2"))}
@@ -97,7 +100,7 @@ def test_many_variables_of_one_kind_take_no_time() -> None:
         "",
     ],
 )
-def test_any_other_role_predicate_or_variable_is_another_meaning(answer: str) -> None:
+def test_another_role_predicate_or_variable_changes_the_meaning(answer: str) -> None:
     assert answer != FORM
     assert same_meaning(FORM, FORM)
     assert not same_meaning(FORM, answer)
@@ -117,11 +120,11 @@ def test_any_other_role_predicate_or_variable_is_another_meaning(answer: str) ->
         "dog ( 1 ) )",
     ],
 )
-def test_beginnings_that_cannot_end_well(beginning: str) -> None:
+def test_may_become_rejects_beginnings_that_cannot_be_completed(beginning: str) -> None:
     assert not may_become(FORM, beginning)
 
 
-def test_repetition_says_nothing_and_lambda_terms_are_compared_as_strings() -> None:
+def test_repeated_conjuncts_are_ignored_and_lambda_terms_are_compared_as_strings() -> None:
     assert same_meaning(FORM, FORM + " AND car ( 7 )")
     term = "LAMBDA a . LAMBDA e . roll ( e ) AND agent ( e , a )"
     assert conjuncts(term) is None

@@ -1,4 +1,4 @@
-"""Tables and chats as other programs and people write them: read, or refused with a remedy that works."""
+"""Unusual tables and chats: they are read, or refused with advice."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def refusal(name: str, **options: Any) -> str:
     return str(error.value)
 
 
-def test_json_lines_with_commas_are_read_and_texts_of_python_are_named() -> None:
+def test_json_lines_with_commas_are_read_and_python_dictionaries_are_refused() -> None:
     Path("a.jsonl").write_text("".join(json.dumps(row) + ",\n" for row in ROWS))
     assert pairs("a.jsonl")[11] == ("text 11", "answer 11")
     Path("b.jsonl").write_text("".join(f"{row}\n" for row in ROWS))
@@ -41,7 +41,7 @@ def test_json_lines_with_commas_are_read_and_texts_of_python_are_named() -> None
     assert "jq -c 'to_entries[] | {input: .key, target: .value}' d.json > pairs.jsonl" in refusal("d.json")
 
 
-def test_column_names_inside_a_joined_file_are_a_bad_row() -> None:
+def test_repeated_column_names_in_a_joined_file_are_a_bad_row() -> None:
     table = "input,target\n" + "".join(f"{row['input']},{row['target']}\n" for row in ROWS)
     for name, joined in (("a.csv", table + table), ("b.csv", table + "\ufeff" + table)):
         Path(name).write_text(joined, encoding="utf-8")
@@ -58,7 +58,7 @@ def test_texts_in_quotes_in_a_tsv_file_are_counted() -> None:
     assert not any("in quotes" in note for note in lines("a.tsv", quoting="none").notes())
 
 
-def test_dates_decimals_and_bytes_are_texts(elsewhere: Path) -> None:
+def test_dates_decimals_and_bytes_become_texts(elsewhere: Path) -> None:
     values = {
         "day": [datetime.date(2024, 1, 5)] * 9,
         "time": [datetime.datetime(2024, 1, 5, 3, 4)] * 9,
@@ -72,7 +72,7 @@ def test_dates_decimals_and_bytes_are_texts(elsewhere: Path) -> None:
     assert "the target is bytes, not text in UTF-8" in refusal("a.parquet", target="image")
 
 
-def test_a_saved_dataset_with_a_format_is_read(elsewhere: Path) -> None:
+def test_a_saved_dataset_with_numpy_format_is_read(elsewhere: Path) -> None:
     import datasets
 
     data = datasets.Dataset.from_list([{"input": f"i{n}", "target": n % 3} for n in range(12)])
@@ -81,7 +81,7 @@ def test_a_saved_dataset_with_a_format_is_read(elsewhere: Path) -> None:
     assert pairs("saved")[4] == ("i4", "1")
 
 
-def test_equal_numbers_among_labels_are_named() -> None:
+def test_labels_that_are_the_same_number_get_a_note() -> None:
     Path("a.jsonl").write_text(
         "".join(json.dumps({"input": f"i{n}", "target": (1, 1.0, 0)[n % 3]}) + "\n" for n in range(30))
     )
@@ -89,7 +89,7 @@ def test_equal_numbers_among_labels_are_named() -> None:
     assert "'1' (10 rows) and '1.0' (10 rows)" in note
 
 
-def test_columns_of_a_test_file_are_named_like_those_of_training() -> None:
+def test_a_test_file_with_other_columns_than_training_is_refused() -> None:
     Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     Path("b.csv").write_text("question,answer\na,b\n")
     message = refusal("a.jsonl", test="b.csv")
@@ -98,7 +98,7 @@ def test_columns_of_a_test_file_are_named_like_those_of_training() -> None:
     assert "--input-column" not in message
 
 
-def test_chats_in_other_columns_and_preferences_get_the_option_that_reads_them() -> None:
+def test_messages_give_the_option_that_reads_chats_in_other_columns() -> None:
     talk = [[{"role": "user", "content": f"Hi {n}"}, {"role": "assistant", "content": "Hello"}] for n in range(9)]
     Path("a.jsonl").write_text("".join(json.dumps({"conversation": each}) + "\n" for each in talk))
     assert "use --set task.options.messages=conversation" in refusal("a.jsonl")
@@ -115,14 +115,14 @@ def test_chats_in_other_columns_and_preferences_get_the_option_that_reads_them()
 
 
 @pytest.mark.parametrize("names", [("User", "Assistant"), ("human", "ai"), ("user", "model")])
-def test_roles_have_other_names(names: tuple[str, str]) -> None:
+def test_roles_of_chats_can_have_other_names(names: tuple[str, str]) -> None:
     user, assistant = names
     turns = [[{"role": user, "content": f"Hi {n}"}, {"role": assistant, "content": "Hello"}] for n in range(9)]
     assert json.loads(every(chats([{"messages": each} for each in turns]))[2].input)[0]["role"] == "user"
 
 
 @pytest.mark.parametrize("with_user", [True, False])
-def test_chats_that_begin_alike_are_drawn_by_their_whole_text(with_user: bool) -> None:
+def test_chats_with_the_same_first_user_message_are_split_by_their_whole_text(with_user: bool) -> None:
     def talk(n: int) -> list[dict[str, str]]:
         middle = [{"role": "user", "content": "Begin"}] * with_user
         answer = {"role": "assistant", "content": f"Answer {n}"}
@@ -147,7 +147,7 @@ def test_chats_that_begin_alike_are_drawn_by_their_whole_text(with_user: bool) -
     assert not any("input that is trained on" in note for note in given.notes())
 
 
-def test_first_lines_that_are_no_column_names_get_advice() -> None:
+def test_tables_with_unclear_first_lines_get_advice() -> None:
     Path("a.tsv").write_text("text\tlabel\n" + "".join(f"i {n}\tt {n}\n" for n in range(12)))
     (note,) = [note for note in lines("a.tsv").notes() if note.startswith("warning")]
     assert "the first line is read as a row; if it has the column names, use --input-column text" in note
@@ -163,12 +163,12 @@ def test_first_lines_that_are_no_column_names_get_advice() -> None:
     assert "found 3; put texts with commas in quotes" in refusal("e.csv")
 
 
-def test_a_target_that_all_rows_have_is_named() -> None:
+def test_notes_report_a_target_that_all_rows_have() -> None:
     Path("a.jsonl").write_text("".join(json.dumps(row | {"target": "yes"}) + "\n" for row in ROWS))
     assert any("all rows have the same target, 'yes'" in note for note in lines("a.jsonl").notes())
 
 
-def test_chats_in_the_test_file_do_not_make_chats_of_training_pairs() -> None:
+def test_a_test_file_with_chats_is_refused_if_training_has_pairs() -> None:
     talk = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     Path("chats.jsonl").write_text(json.dumps(talk) + "\n")
@@ -179,7 +179,7 @@ def test_chats_in_the_test_file_do_not_make_chats_of_training_pairs() -> None:
     assert data.train[0].input.startswith('[{"role": "user", "content": "text')
 
 
-def test_files_of_a_folder_with_unlike_columns_are_named_one_by_one() -> None:
+def test_a_folder_whose_files_have_different_columns_is_refused() -> None:
     Path("folder").mkdir()
     for name, more in (("a", {}), ("b", {"extra": 1})):
         Path(f"folder/{name}.jsonl").write_text("".join(json.dumps(row | more) + "\n" for row in ROWS))
@@ -191,7 +191,7 @@ def test_files_of_a_folder_with_unlike_columns_are_named_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("form", ["csv", "csv.gz", "parquet"])
-def test_a_part_without_rows_in_a_folder_is_left_out(form: str) -> None:
+def test_files_without_rows_in_a_folder_are_skipped(form: str) -> None:
     Path("folder").mkdir()
     Path("folder/_SUCCESS").touch()
     kept = [row | {"target": f"part {part}"} for part in (0, 2) for row in ROWS]
@@ -216,16 +216,16 @@ def test_a_folder_whose_files_are_all_empty_has_no_rows() -> None:
 
 @pytest.mark.parametrize("title", ["Export of 3 May 2026\n\n", "Export, of 3 May\n", "Export,\n", '"Export"\nby A\n'])
 @pytest.mark.parametrize("names", ["input,target", "Frage,Antwort"])
-def test_lines_above_the_column_names_are_to_be_deleted_and_never_trained(title: str, names: str) -> None:
+def test_lines_above_the_column_names_are_refused_with_advice(title: str, names: str) -> None:
     rows = [(f"i {n}", f"t {n}") for n in range(12)]
     for form, sign in (("csv", ","), ("tsv", "\t")):
         body = "".join(f"{line}\n" for line in (names, *map(",".join, rows)))
         Path(f"a.{form}").write_text((title + body).replace(",", sign))
         if form == "tsv" and names != "input,target":
-            continue  # lines of a tsv file without a header are rows, and the first one is shown
+            continue  # all lines of a tsv file without known column names are rows; a note shows the first row
         message = refusal(f"a.{form}")
         if form == "csv" and names != "input,target" and title.startswith("Export, of"):
-            assert "if it is a title, delete it" in message  # two texts can also be column names
+            assert "if it is a title, delete it" in message  # a line with two texts can also have the column names
             continue
         assert "delete the lines above" in message
         above = title.count("\n")
@@ -274,7 +274,7 @@ def test_chats_of_tuning_services_are_read(row: dict[str, Any], form: str) -> No
     assert not any("not read: 'system" in note for note in task.notes())
 
 
-def test_what_tuning_services_write_otherwise_gets_advice_that_works() -> None:
+def test_other_files_of_tuning_services_get_advice() -> None:
     def write(*rows: dict[str, Any]) -> None:
         Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -1,4 +1,4 @@
-"""Files as people have them: encodings, delimiters, quotes, compression, nested columns, missing values, odd names."""
+"""Data files in many forms: encodings, delimiters, quotes, compression, nested columns, missing values, odd names."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def lines(train: str, **options: Any) -> LinesTask:
 
 
 def pairs(train: str, **options: Any) -> list[tuple[str, str]]:
-    """Inputs and targets of all parts in the order of the file."""
+    """Return the inputs and targets of all parts, in the order of the file."""
     data = lines(train, **options).load("held-out")
     rows = sorted((row for part in (data.train, data.dev, data.test) for row in part), key=lambda row: row.index)
     return [(row.input, row.target) for row in rows]
@@ -137,7 +137,7 @@ def test_arrow_files_and_saved_datasets_give_the_same_rows(elsewhere: Path) -> N
 
 
 @pytest.mark.parametrize("split", ["val", "validation", "valid", "dev"])
-def test_a_dev_split_of_any_usual_name_is_taken(split: str, elsewhere: Path) -> None:
+def test_a_dev_split_can_have_any_usual_name(split: str, elsewhere: Path) -> None:
     import datasets
 
     part = datasets.Dataset.from_dict({"input": list("abcdefghij"), "target": ["x"] * 10})
@@ -146,7 +146,7 @@ def test_a_dev_split_of_any_usual_name_is_taken(split: str, elsewhere: Path) -> 
     assert [len(each) for each in (data.train, data.dev, data.test)] == [10, 2, 1]
 
 
-def test_quotes_in_tsv_are_text_unless_all_cells_have_them(elsewhere: Path) -> None:
+def test_quotes_in_tsv_are_text_unless_all_cells_of_the_first_row_have_them(elsewhere: Path) -> None:
     (elsewhere / "a.tsv").write_text("".join(f'"so" {n}\t"yes"\n' for n in range(10)))
     assert pairs("a.tsv")[3] == ('"so" 3', '"yes"')
     (elsewhere / "b.tsv").write_text('"so"\t"yes"\n' * 3 + "".join(f'"s{n}"\t"y"\n' for n in range(10)))
@@ -156,7 +156,7 @@ def test_quotes_in_tsv_are_text_unless_all_cells_have_them(elsewhere: Path) -> N
     assert pairs("c.csv", quoting="none")[0] == ('5" disk 0', "yes")
 
 
-def test_an_encoding_can_be_named(elsewhere: Path) -> None:
+def test_the_encoding_of_a_file_can_be_set(elsewhere: Path) -> None:
     (elsewhere / "a.csv").write_bytes(("input,target\n" + "".join(f"é{n},ü\n" for n in range(10))).encode("cp1252"))
     assert pairs("a.csv", encoding="cp1252")[1] == ("é1", "ü")
     with pytest.raises(
@@ -181,7 +181,7 @@ def test_an_encoding_can_be_named(elsewhere: Path) -> None:
         lines("b.csv").load("held-out")
 
 
-def test_advice_for_one_column_and_for_lists(elsewhere: Path) -> None:
+def test_messages_give_advice_for_list_columns_and_for_a_single_text_column(elsewhere: Path) -> None:
     rows = [{"id": n, "answers": {"text": [f"a{n}"], "start": [n]}, "none": []} for n in range(10)]
     (elsewhere / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for column, named in (("answers.text", "'answers.text.0' names its first item"), ("none", "is a list, not text")):
@@ -196,7 +196,7 @@ def test_advice_for_one_column_and_for_lists(elsewhere: Path) -> None:
     assert "--input-column" not in str(error.value)
 
 
-def test_dotted_columns_reach_into_nested_ones(elsewhere: Path) -> None:
+def test_dotted_names_select_nested_columns(elsewhere: Path) -> None:
     import datasets
 
     rows = [{"translation": {"en": f"run {n}", "fr": f"cours {n}"}, "tags": {"kind": ["a", "b"]}} for n in range(20)]
@@ -210,11 +210,11 @@ def test_dotted_columns_reach_into_nested_ones(elsewhere: Path) -> None:
         with pytest.raises(UserError, match=r"no column 'translation\.de' \(it has: translation\.en, translation\.fr"):
             lines(name, input="translation.de", target="translation.fr").load("held-out")
         assert pairs(name, template="say {translation.en}", target="translation.fr")[0] == ("say run 0", "cours 0")
-        with pytest.raises(UserError, match=r"20 of 20 rows .* no key 'tags\.kind\.²'"):  # a digit that is no number
+        with pytest.raises(UserError, match=r"20 of 20 rows .* no key 'tags\.kind\.²'"):  # a digit that `int` refuses
             lines(name, input="tags.kind.²", target="translation.fr").load("held-out")
 
 
-def test_missing_values_are_bad_rows_and_missing_categories_a_category(elsewhere: Path) -> None:
+def test_missing_texts_are_bad_rows_and_missing_categories_form_a_category(elsewhere: Path) -> None:
     rows: list[dict[str, Any]] = [{"input": f"i{n}", "target": "t", "category": ("a", None)[n % 2]} for n in range(20)]
     rows[3]["target"], rows[4]["target"], rows[5]["input"] = float("nan"), None, "  "
     (elsewhere / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -231,7 +231,7 @@ def test_missing_values_are_bad_rows_and_missing_categories_a_category(elsewhere
         assert {row.category for row in found} == {"a", "(none)"}
 
 
-def test_all_bad_rows_of_all_files_are_found_at_once(elsewhere: Path) -> None:
+def test_all_bad_rows_of_all_files_are_reported_at_once(elsewhere: Path) -> None:
     (elsewhere / "a.jsonl").write_text(json_lines() + "{\n" * 3 + '{"input": "x"}\n')
     (elsewhere / "b.jsonl").write_text(json_lines() + '{"input": "x", "target": []}\n')
     with pytest.raises(UserError) as error:
@@ -242,7 +242,7 @@ def test_all_bad_rows_of_all_files_are_found_at_once(elsewhere: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_hidden_labels_are_no_test_set(elsewhere: Path) -> None:
+def test_a_test_split_with_hidden_labels_is_refused(elsewhere: Path) -> None:
     import datasets
 
     def part(labels: list[int]) -> Any:
@@ -263,7 +263,7 @@ def test_hidden_labels_are_no_test_set(elsewhere: Path) -> None:
     assert pairs("sums.jsonl")[1] == ("1 - 2", "-1")
 
 
-def test_labels_that_differ_in_case_or_blanks_are_warned_about(elsewhere: Path) -> None:
+def test_labels_that_differ_in_case_or_blanks_get_a_warning(elsewhere: Path) -> None:
     labels = ("Yes", "yes", "no", "no ")
     (elsewhere / "a.jsonl").write_text(
         "".join(json.dumps({"input": f"w{n}", "target": labels[n % 4]}) + "\n" for n in range(40))
@@ -274,7 +274,7 @@ def test_labels_that_differ_in_case_or_blanks_are_warned_about(elsewhere: Path) 
 
 
 @pytest.mark.parametrize("name", ["a.xlsx", "a.pdf", "a.pkl", "a.tar", "a.sqlite", "a.xlsx.zip"])
-def test_an_unsupported_file_is_named_as_such_and_never_looked_for_on_the_hub(name: str, elsewhere: Path) -> None:
+def test_files_of_unsupported_formats_are_refused(name: str, elsewhere: Path) -> None:
     with pytest.raises(UserError, match=f"no file {name} in .*; supported are tsv, csv"):
         lines(name).load("held-out")
     (elsewhere / name).write_bytes(b"PK\x03\x04")
@@ -282,14 +282,14 @@ def test_an_unsupported_file_is_named_as_such_and_never_looked_for_on_the_hub(na
         lines(name).load("held-out")
 
 
-def test_a_spreadsheet_with_the_name_of_a_csv_file_is_named_as_such(elsewhere: Path) -> None:
+def test_a_spreadsheet_with_the_name_of_a_csv_file_is_recognised(elsewhere: Path) -> None:
     with zipfile.ZipFile("a.csv", "w") as archive:
         archive.writestr("[Content_Types].xml", "<x/>")
     with pytest.raises(UserError, match=r"a\.csv is an Office file"):
         lines("a.csv").load("held-out")
 
 
-def test_a_zip_with_a_password_is_named_as_such(elsewhere: Path) -> None:
+def test_a_zip_with_a_password_is_refused(elsewhere: Path) -> None:
     with zipfile.ZipFile("a.csv.zip", "w") as archive:
         archive.writestr("a.csv", table())
     content = bytearray((elsewhere / "a.csv.zip").read_bytes())
@@ -301,7 +301,7 @@ def test_a_zip_with_a_password_is_named_as_such(elsewhere: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["feather", "parquet", "csv"])
-def test_two_columns_of_one_name_are_refused(form: str, elsewhere: Path) -> None:
+def test_two_columns_with_the_same_name_are_refused(form: str, elsewhere: Path) -> None:
     table = pyarrow.Table.from_arrays([pyarrow.array(["a", "b"])] * 3, names=["input", "target", "input"])
     if form == "csv":
         (elsewhere / "a.csv").write_text("input,target,input\na,b,c\n")
@@ -312,7 +312,7 @@ def test_two_columns_of_one_name_are_refused(form: str, elsewhere: Path) -> None
         lines(f"a.{form}").load("held-out")
 
 
-def test_columns_without_a_name_are_left_out(elsewhere: Path) -> None:
+def test_columns_without_a_name_are_ignored(elsewhere: Path) -> None:
     rows = "".join(f'{one},"{other}",,\n' for one, other in enumerate(["a", "b"] * 15))
     (elsewhere / "a.csv").write_text("input,target,,\n" + rows)
     assert lines("a.csv").load("held-out").train[0].target in ("a", "b")
@@ -324,13 +324,13 @@ def test_a_pipe_is_refused_because_it_can_be_read_once_only(elsewhere: Path) -> 
         lines("a.csv").load("held-out")
 
 
-def test_mixed_line_ends_are_named(elsewhere: Path) -> None:
+def test_mixed_line_ends_are_refused(elsewhere: Path) -> None:
     (elsewhere / "a.csv").write_bytes(b"input,target\n" + b"a,b\n" * 30 + b"c,d\r" * 3)
     with pytest.raises(UserError, match=r"carriage return.*one kind of line end"):
         lines("a.csv").load("held-out")
 
 
-def test_a_broken_list_is_refused_by_its_item(elsewhere: Path) -> None:
+def test_a_broken_json_list_is_refused_with_the_number_of_the_item(elsewhere: Path) -> None:
     (elsewhere / "a.json").write_text(json_list()[:-40])
     with pytest.raises(UserError, match=r"a\.json: item 30 of the list is not valid JSON"):
         lines("a.json").load("held-out")
@@ -340,7 +340,7 @@ def test_a_broken_list_is_refused_by_its_item(elsewhere: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", ["list", "object", "indented objects", "lines"])
-def test_json_that_is_not_utf8_is_named_in_every_shape(shape: str, elsewhere: Path) -> None:
+def test_json_that_is_not_utf8_is_refused_in_every_form(shape: str, elsewhere: Path) -> None:
     rows = [{"input": f"caf\xe9 {n}", "target": "x"} for n in range(6)]
     texts = {
         "list": json.dumps(rows, ensure_ascii=False),
@@ -354,7 +354,7 @@ def test_json_that_is_not_utf8_is_named_in_every_shape(shape: str, elsewhere: Pa
     assert pairs("a.json", encoding="cp1252")[1] == ("caf\xe9 1", "x")
 
 
-def test_rows_behind_the_end_of_a_list_are_not_lost_silently(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_after_the_end_of_a_json_list_is_refused(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from petransfer.data.rows import json_rows
 
     (elsewhere / "a.json").write_text(json_list() + "\n" + json_list())
@@ -368,7 +368,9 @@ def test_rows_behind_the_end_of_a_list_are_not_lost_silently(elsewhere: Path, mo
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-def test_a_long_value_is_decoded_few_times(name: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_json_value_is_decoded_only_a_few_times(
+    name: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from petransfer.data.rows import json_rows
 
     rows = [{"input": [f"{n}" for n in range(2000)]}, {"input": "x"}]
@@ -395,7 +397,9 @@ def test_a_long_value_is_decoded_few_times(name: str, elsewhere: Path, monkeypat
         ('{\n"input": 1}\n{"input": "a" "b"}\n', "object 2 .*Expecting ',' delimiter at character 15 of the object"),
     ],
 )
-def test_the_rest_of_a_file_is_not_read_after_a_fault(text: str, shown_text: str, elsewhere: Path) -> None:
+def test_the_rest_of_a_json_file_is_not_read_into_memory_after_an_error(
+    text: str, shown_text: str, elsewhere: Path
+) -> None:
     (elsewhere / "a.json").write_text(text + '{"input": "x"}, ' * 400_000)
     tracemalloc.start()
     with pytest.raises(UserError, match=shown_text):
@@ -405,7 +409,7 @@ def test_the_rest_of_a_file_is_not_read_after_a_fault(text: str, shown_text: str
     assert peak < 5_000_000  # the file has 6,400,000 bytes
 
 
-def test_the_time_to_read_a_list_grows_with_its_length(elsewhere: Path) -> None:
+def test_the_time_to_read_a_json_list_is_not_quadratic_in_its_length(elsewhere: Path) -> None:
     def seconds(rows: int) -> float:
         text = json.dumps([{"input": f"{n}", "target": "x"} for n in range(rows)])
         (elsewhere / "a.json").write_text(text)
@@ -416,7 +420,7 @@ def test_the_time_to_read_a_list_grows_with_its_length(elsewhere: Path) -> None:
     assert seconds(24_000) < 40 * max(seconds(2_000), 0.005)
 
 
-def test_narrow_numbers_are_written_as_they_were_read(elsewhere: Path) -> None:
+def test_float16_and_float32_values_become_short_decimal_texts(elsewhere: Path) -> None:
     import datasets
 
     numbers = [n / 10 for n in range(30)]
@@ -434,19 +438,19 @@ def test_narrow_numbers_are_written_as_they_were_read(elsewhere: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["base64", "rot13", "idna", "undefined", "a\0b", "punycode"])
-def test_an_encoding_that_is_not_for_files_is_refused(name: str, elsewhere: Path) -> None:
+def test_encodings_that_cannot_be_used_for_files_are_refused(name: str, elsewhere: Path) -> None:
     (elsewhere / "a.csv").write_bytes(table().encode())
     with pytest.raises(UserError, match="encoding"):
         lines("a.csv", encoding=name).load("held-out")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-be", "utf-32-be"])
-def test_a_named_encoding_follows_the_byte_order_mark(encoding: str, elsewhere: Path) -> None:
+def test_utf16_and_utf32_follow_the_byte_order_mark(encoding: str, elsewhere: Path) -> None:
     (elsewhere / "a.csv").write_bytes(("\ufeff" + table()).encode(encoding))
     assert pairs("a.csv", encoding=encoding[:6]) == PAIRS
 
 
-def test_a_long_list_is_read_in_chunks(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_json_list_longer_than_a_chunk_is_read(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from petransfer.data.rows import json_rows
 
     monkeypatch.setattr(json_rows, "_CHUNK_CHARACTERS", 7)
@@ -454,14 +458,14 @@ def test_a_long_list_is_read_in_chunks(elsewhere: Path, monkeypatch: pytest.Monk
     assert pairs("a.json") == PAIRS
 
 
-def test_prompt_and_completion_are_taken_where_no_column_was_named(elsewhere: Path) -> None:
+def test_columns_prompt_and_completion_are_used_by_default(elsewhere: Path) -> None:
     (elsewhere / "a.csv").write_text("id,prompt,completion\n" + "".join(f"{n},p{n},c\n" for n in range(10)))
     assert pairs("a.csv")[2] == ("p2", "c")
     shown_text = "a.csv: inputs are in the column 'prompt', targets in 'completion'; not read: 'id'"
     assert shown_text in lines("a.csv").notes()
 
 
-def test_input_and_input_column_are_one_option(elsewhere: Path) -> None:
+def test_input_and_input_column_are_the_same_option(elsewhere: Path) -> None:
     (elsewhere / "a.csv").write_text("q,a\n" + "".join(f"q{n},b{n}\n" for n in range(10)))
     one, other = lines("a.csv", input="q", target="a"), lines("a.csv", input_column="q", target_column="a")
     assert one == other
@@ -472,15 +476,15 @@ def test_input_and_input_column_are_one_option(elsewhere: Path) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300), st.sampled_from(["csv", "tsv", "jsonl", "json", "csv.gz", "parquet", "arrow", "zip"]))
-def test_no_bytes_end_in_a_traceback(content: bytes, form: str) -> None:
+def test_random_bytes_raise_no_other_error_than_a_user_error(content: bytes, form: str) -> None:
     Path(f"any.{form}").write_bytes(content)
     try:
         lines(f"any.{form}", bad_rows="skip").load("held-out")
     except UserError as error:
-        assert "\n" not in str(error)  # noqa: PT017 - most bytes are no error
+        assert "\n" not in str(error)  # noqa: PT017 - random bytes do not always raise an error
 
 
-def test_blanks_at_the_ends_are_visible() -> None:
+def test_blanks_at_the_ends_of_texts_are_made_visible() -> None:
     assert visible("a b ") == "'a b␣'"
     assert visible("\ta\n") == "'⇥a⏎'"
     assert visible("  ") == "'␣␣'"
@@ -498,7 +502,7 @@ def test_blanks_at_the_ends_are_visible() -> None:
         ("in'put ", "In'put"),
     ],
 )
-def test_a_column_whose_name_looks_the_same_is_named_for_the_shell(column: str, asked: str, tmp_path: Path) -> None:
+def test_advice_names_a_column_that_looks_the_same_in_shell_syntax(column: str, asked: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(f"{column},target\n" + "".join(f"say {n},{n}\n" for n in range(20)), encoding="utf-8")
     with pytest.raises(UserError) as error:
@@ -510,7 +514,7 @@ def test_a_column_whose_name_looks_the_same_is_named_for_the_shell(column: str, 
 
 
 @pytest.mark.parametrize("form", ["parquet", "feather"])
-def test_class_labels_of_a_file_of_datasets_are_names(form: str, tmp_path: Path) -> None:
+def test_class_labels_in_parquet_and_feather_files_become_names(form: str, tmp_path: Path) -> None:
     import datasets
     from pyarrow import feather, parquet
 
@@ -527,7 +531,7 @@ def test_class_labels_of_a_file_of_datasets_are_names(form: str, tmp_path: Path)
     assert found == {"a": "neg", "b": "pos", "c": "pos"}
 
 
-def test_texts_for_missing_values_are_warned_about_and_hidden_files_of_a_zip_are_skipped(elsewhere: Path) -> None:
+def test_texts_for_missing_values_get_a_warning_and_hidden_zip_members_are_skipped(elsewhere: Path) -> None:
     body = "input,target\n" + "".join(f"in {n},{('NaN', '#N/A', 'a', 'b')[n % 4]}\n" for n in range(12))
     with zipfile.ZipFile("x.csv.zip", "w") as archive:
         for name, text in (("x.csv", body), (".DS_Store", "x"), ("__MACOSX/._x.csv", "x")):
@@ -538,14 +542,14 @@ def test_texts_for_missing_values_are_warned_about_and_hidden_files_of_a_zip_are
     assert "'NaN' (3 rows), '#N/A' (3 rows)" in note
 
 
-def test_columns_that_are_not_read_are_named(elsewhere: Path) -> None:
+def test_notes_list_the_columns_that_are_not_read(elsewhere: Path) -> None:
     rows = [
         {"instruction": f"do {n}", "input": f"text {n}", "output": "c", "meta": {"a": 1, "b": 2}} for n in range(10)
     ]
     (elsewhere / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match=r"--template '{instruction} {input}' --target-column output"):
         pairs("a.jsonl")
-    # the input without the instruction is only half of it
+    # without the instruction, the input is incomplete
     notes = lines("a.jsonl", target_column="output").notes()
     assert "a.jsonl: not read: 'instruction', 'meta.a', 'meta.b'" in notes
     (warned,) = (note for note in notes if "warning" in note)
@@ -568,17 +572,17 @@ def test_columns_that_are_not_read_are_named(elsewhere: Path) -> None:
         ("instruction,context,response", "--template '{instruction} {context}' --target-column response"),
     ],
 )
-def test_usual_columns_of_other_programs_get_advice_that_works(columns: str, advice: str, elsewhere: Path) -> None:
+def test_usual_columns_of_other_programs_get_advice(columns: str, advice: str, elsewhere: Path) -> None:
     (elsewhere / "a.csv").write_text(f"{columns}\n" + "".join(f"p{n}," * columns.count(",") + "c\n" for n in range(10)))
     with pytest.raises(UserError, match=re.escape(advice)):
         pairs("a.csv")
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_line_ends_inside_of_quoted_cells_are_the_same_text_in_csv_and_in_json(end: str, elsewhere: Path) -> None:
+def test_line_ends_inside_quoted_cells_are_read_as_in_json(end: str, elsewhere: Path) -> None:
     texts = ["blue\r\ntwo", "two\rone", "a\r\n\r\nb", "one\ntwo\r\n", "the\tcat"] * 6
     rows = [("input", "target"), *((f"red {n}", text) for n, text in enumerate(texts))]
-    if end == "\r":  # such a file has no LF at all, or its LF would be the line end
+    if end == "\r":  # an LF in such a file would be taken for the line end
         rows = [(one, other.replace("\n", "")) for one, other in rows]
     quoted = "".join(f'"{one}","{other}"{end}' for one, other in rows)
     (elsewhere / "a.csv").write_bytes(quoted.encode())
@@ -590,7 +594,7 @@ def test_line_ends_inside_of_quoted_cells_are_the_same_text_in_csv_and_in_json(e
 
 
 @pytest.mark.parametrize("form", ["parquet", "arrow"])
-def test_values_of_a_table_that_python_cannot_hold_are_bad_rows(form: str, elsewhere: Path) -> None:
+def test_table_values_that_python_cannot_represent_are_bad_rows(form: str, elsewhere: Path) -> None:
     texts = pyarrow.array([f"text {n}".encode() for n in range(9)] + [b"caf\xe9"])
     texts = pyarrow.StringArray.from_buffers(10, texts.buffers()[1], texts.buffers()[2])
     times = pyarrow.array([0] * 8 + [10**13, 0], pyarrow.timestamp("s"))

@@ -1,4 +1,4 @@
-"""SCAN from its grammar, against the hashes of the official files and, where they lie at hand, the files."""
+"""SCAN generated from its grammar, compared with the hashes of the official files and, if present, the files."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ CLAUSES = st.one_of(
 )
 
 
-def test_the_grammar_gives_all_commands_once() -> None:
+def test_the_grammar_generates_every_command_once() -> None:
     rows = all_rows()
     assert len(rows) == len({command for command, _ in rows}) == 20_910
 
 
 @pytest.mark.parametrize("split", GENERATED)
-def test_generated_rows_are_the_published_ones(split: str) -> None:
+def test_generated_rows_have_the_published_counts_and_hashes(split: str) -> None:
     for part, rows in generate(split).items():
         assert len(rows) == PUBLISHED[split, part].rows
         assert rows_sha256(rows) == PUBLISHED[split, part].sha256
@@ -44,7 +44,8 @@ def test_generated_rows_are_the_published_ones(split: str) -> None:
 
 @needs_data
 @pytest.mark.parametrize("split", [*GENERATED, "simple"])
-def test_the_official_files_give_the_same_examples(split: str) -> None:
+def test_the_official_files_give_the_generated_examples(split: str) -> None:
+    # the split `simple` cannot be generated, so only its numbers of rows are compared
     official = load_task("scan", DATA).load(split)
     assert len(official.train) + len(official.dev) == PUBLISHED[split, "train"].rows
     assert len(official.test) == PUBLISHED[split, "test"].rows
@@ -60,7 +61,7 @@ def test_the_bare_primitive_is_over_represented_in_train_only(split: str, bare: 
 
 
 @pytest.mark.parametrize("split", GENERATED)
-def test_dev_is_cut_from_train_and_the_same_every_time(split: str) -> None:
+def test_dev_is_cut_from_train_and_is_the_same_at_every_load(split: str) -> None:
     data = load_task("scan").load(split)
     parts = [{row.input for row in part} for part in (data.train, data.dev, data.test)]
     assert len(data.dev) == 500
@@ -71,7 +72,7 @@ def test_dev_is_cut_from_train_and_the_same_every_time(split: str) -> None:
 
 
 @given(clause=CLAUSES, other=CLAUSES)
-def test_commands_mean_what_the_paper_says(clause: str, other: str) -> None:
+def test_repetitions_and_conjunctions_are_interpreted_as_in_the_paper(clause: str, other: str) -> None:
     one, two = interpret(clause).split(), interpret(other).split()
     assert interpret(f"{clause} twice").split() == one * 2
     assert interpret(f"{clause} thrice").split() == one * 3
@@ -80,7 +81,7 @@ def test_commands_mean_what_the_paper_says(clause: str, other: str) -> None:
 
 
 @given(verb=VERBS, side=DIRECTIONS)
-def test_turns(verb: str, side: str) -> None:
+def test_turns_are_interpreted_as_in_the_paper(verb: str, side: str) -> None:
     turn, act = f"I_TURN_{side.upper()}", f"I_{verb.upper()}"
     assert interpret(f"{verb} {side}").split() == [turn, act]
     assert interpret(f"{verb} opposite {side}").split() == [turn, turn, act]
@@ -119,7 +120,7 @@ def test_a_changed_official_file_is_refused(tmp_path: Path) -> None:
         load_task("scan", tmp_path).load("length")
 
 
-def test_unknown_names_are_met_with_the_nearest() -> None:
+def test_wrong_names_and_options_are_refused_with_advice() -> None:
     with pytest.raises(UserError, match="did you mean 'add_jump'"):
         load_task("scan").load("add_jmp")
     with pytest.raises(UserError, match="did you mean 'scan'"):

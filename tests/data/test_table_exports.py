@@ -64,7 +64,7 @@ def test_a_column_called_category_can_be_the_text(head: str, options: dict[str, 
         (["Food", "food"] * 15, "'Food' (15 rows) and 'food' (15 rows) differ in case or blanks alone"),
     ],
 )
-def test_a_column_category_that_cannot_group_rows_is_left_out(values: list[str], reason: str, elsewhere: Path) -> None:
+def test_a_column_category_that_cannot_group_rows_is_ignored(values: list[str], reason: str, elsewhere: Path) -> None:
     body = "".join(f"say {n},word {n},{value}\n" for n, value in enumerate(values))
     file = write("a.csv", f"input,target,category\n{body}")
     rows, notes = read(file)
@@ -77,7 +77,7 @@ def test_a_column_category_that_cannot_group_rows_is_left_out(values: list[str],
         read(named, category="kind")
 
 
-def test_a_column_category_of_lists_is_left_out(elsewhere: Path) -> None:
+def test_a_column_category_with_lists_is_ignored(elsewhere: Path) -> None:
     rows = "".join(f'{{"input": "{a}", "target": "{b}", "category": ["x", "y"]}}\n' for a, b in PAIRS)
     found, notes = read(write("a.jsonl", rows))
     assert found == PAIRS
@@ -98,11 +98,11 @@ def test_column_names_can_have_line_breaks(elsewhere: Path) -> None:
         read("a.csv")
     inches = write(
         "inches.tsv", 'input\ttarget in 5"\n' + "".join(f"{a}\t{b}\n" for a, b in PAIRS)
-    )  # no quotes of cells
+    )  # this quote does not enclose a cell
     assert read(inches, target='target in 5"')[0] == PAIRS
 
 
-def test_empty_cells_at_the_end_of_rows_are_no_columns(elsewhere: Path) -> None:
+def test_empty_cells_at_the_end_of_rows_are_ignored(elsewhere: Path) -> None:
     body = "".join(f"{a},{b},{',' * (n % 3)}\n" for n, (a, b) in enumerate(PAIRS))
     for name, tab in (("a.csv", ","), ("b.tsv", "\t")):
         assert read(write(name, f"input,target\n{body}".replace(",", tab)))[0] == PAIRS
@@ -110,7 +110,7 @@ def test_empty_cells_at_the_end_of_rows_are_no_columns(elsewhere: Path) -> None:
         read(write("a.csv", "input,target\na,b,c\n"))
 
 
-def test_empty_cells_that_excel_leaves_out_are_empty(elsewhere: Path) -> None:
+def test_cells_that_excel_leaves_out_at_the_end_of_rows_are_empty(elsewhere: Path) -> None:
     body = "".join(f"{a},{b}{',x,y' if n < 15 else ''}\n" for n, (a, b) in enumerate(PAIRS))
     file = write("a.csv", f"input,target,comment,category\n{body}")
     rows, notes = read(file)
@@ -119,19 +119,19 @@ def test_empty_cells_that_excel_leaves_out_are_empty(elsewhere: Path) -> None:
     assert "warning: a.csv: 15 rows with fewer cells than the header" in notes
     assert "a.csv:17 has no cell for 'comment', 'category'" in notes
     with pytest.raises(UserError, match=r"a\.csv:17: expected 4 columns"):
-        read(file, input="comment")  # a text that is trained must be there
-    with pytest.raises(UserError, match=r"a\.tsv:17: expected 4 columns"):  # there, the row can be a part of a row
+        read(file, input="comment")  # a row without its input is refused
+    with pytest.raises(UserError, match=r"a\.tsv:17: expected 4 columns"):  # a short tsv row can be a part of a row
         read(write("a.tsv", Path(file).read_text().replace(",", "\t")))
 
 
-def test_other_short_rows_are_parts_of_rows(elsewhere: Path) -> None:
+def test_rows_that_are_cut_by_a_line_break_are_refused(elsewhere: Path) -> None:
     for broken in ({20}, set(range(30))):
         rows = (f"{a},{b}{chr(10) + 'more' if n in broken else ''},{n}\n" for n, (a, b) in enumerate(PAIRS))
         with pytest.raises(UserError, match=rf"a\.csv:{min(broken) + 2}: expected 3 columns \(.*\), found 2"):
             read(write("a.csv", "input,target,id\n" + "".join(rows)))
 
 
-def test_lines_in_quotes_as_a_whole_are_read(elsewhere: Path) -> None:
+def test_lines_that_are_quoted_as_a_whole_are_read(elsewhere: Path) -> None:
     for name, head in (("a.csv", '"input,target"'), ("b.csv", '"input,""target"""')):
         file = write(name, f"{head}\r\n" + "".join(f'"{a},""{b}, twice"""\r\n' for a, b in PAIRS))
         rows, notes = read(file)
@@ -139,7 +139,7 @@ def test_lines_in_quotes_as_a_whole_are_read(elsewhere: Path) -> None:
         assert "each line is in quotes as a whole" in notes
 
 
-def test_other_quotes_than_those_of_csv_get_an_advice_that_works(elsewhere: Path) -> None:
+def test_quotes_that_are_not_csv_get_advice_that_works(elsewhere: Path) -> None:
     file = write("a.csv", "input,target\n" + "".join(f'"{a} \\"now\\", or",{b}\n' for a, b in PAIRS))
     with pytest.raises(UserError, match=r"a\.csv:2: not csv \(a quote in a cell is written as \\\".*pandas") as error:
         read(file)
@@ -152,7 +152,7 @@ def test_other_quotes_than_those_of_csv_get_an_advice_that_works(elsewhere: Path
     assert read(parts, quoting="csv")[0] == [(a, f"{b}\nand more") for a, b in PAIRS]
 
 
-def test_byte_order_marks_at_the_beginning_of_lines_are_no_text(elsewhere: Path) -> None:
+def test_byte_order_marks_at_the_beginning_of_lines_are_removed(elsewhere: Path) -> None:
     marks = ["\ufeff" if n in (0, 15) else "" for n in range(30)]
     body = "".join(f"{mark}{a}\t{b}\n" for mark, (a, b) in zip(marks, PAIRS, strict=True))
     assert read(write("a.tsv", body))[0] == PAIRS
@@ -186,7 +186,7 @@ def test_a_missing_value_is_empty_in_a_template_with_several_columns(elsewhere: 
             read("c.csv", template=template)
 
 
-def test_texts_for_missing_values_are_named(elsewhere: Path) -> None:
+def test_notes_count_texts_that_stand_for_missing_values(elsewhere: Path) -> None:
     words = ["None", "NA", "null", "\\N"]
     body = "".join(f"{a},{words[n] if n < 4 else b}\n" for n, (a, b) in enumerate(PAIRS)) + "nan,x\nnan,y\n"
     notes = read(write("a.csv", f"input,target\n{body}"))[1]
@@ -197,7 +197,7 @@ def test_texts_for_missing_values_are_named(elsewhere: Path) -> None:
     assert "'NaN' (2 rows)" in read(write("b.csv", f"input,target\n{many}"))[1]
 
 
-def test_messages_name_the_cause(elsewhere: Path) -> None:
+def test_messages_name_wrong_sizes_encodings_and_colons_in_templates(elsewhere: Path) -> None:
     file = write("a.csv", "input,target\n" + "".join(f"{a},{b}\n" for a, b in PAIRS))
     with pytest.raises(UserError, match=r"no train rows.*dev and test take all of them: hold out fewer"):
         read(file, dev=0.5, test=0.5)
@@ -209,7 +209,7 @@ def test_messages_name_the_cause(elsewhere: Path) -> None:
         read(file, template="{Frage: 1}")
 
 
-def test_texts_inside_of_lists_are_named(elsewhere: Path) -> None:
+def test_messages_show_how_to_name_texts_inside_lists(elsewhere: Path) -> None:
     rows = [{"id": n, "data": {"text": a}, "notes": [{"result": [{"value": [b]}]}]} for n, (a, b) in enumerate(PAIRS)]
     write("a.json", json.dumps(rows))
     with pytest.raises(UserError, match=r"by its place, such as notes\.0\.result\.0\.value\.0$"):
@@ -221,7 +221,7 @@ def test_texts_inside_of_lists_are_named(elsewhere: Path) -> None:
         read("b c.json")
 
 
-def test_advice_for_objects_lists_and_chats_can_be_followed(elsewhere: Path) -> None:
+def test_messages_give_advice_for_objects_lists_and_chats(elsewhere: Path) -> None:
     for value, advice in (
         (
             {"color": "red"},
@@ -248,7 +248,7 @@ def test_advice_for_objects_lists_and_chats_can_be_followed(elsewhere: Path) -> 
         read("d.jsonl")
 
 
-def test_class_labels_in_lists_and_objects_are_names(elsewhere: Path) -> None:
+def test_class_labels_in_lists_and_objects_become_names(elsewhere: Path) -> None:
     label = datasets.ClassLabel(names=["no", "yes"])
     text, number = (datasets.Value(kind) for kind in ("string", "int64"))
     kinds = {"input": text, "labels": datasets.List(label), "meta": {"kind": label, "n": number}}
@@ -266,7 +266,7 @@ def test_class_labels_in_lists_and_objects_are_names(elsewhere: Path) -> None:
         assert read(name, target="meta.n")[0][7] == ("say 7", "7")
 
 
-def test_a_backslash_and_n_in_a_template_is_named(elsewhere: Path) -> None:
+def test_a_backslash_and_a_letter_in_a_template_or_prefix_get_a_note(elsewhere: Path) -> None:
     file = write("a.csv", "ask,target\n" + "".join(f"{a},{b}\n" for a, b in PAIRS))
     for options, part, expected in (
         ({"template": "{ask}\\nA:"}, None, "the template has \\n as two characters"),
@@ -294,13 +294,13 @@ def test_columns_that_are_not_read_can_have_the_same_name(elsewhere: Path) -> No
             read(file, **options)
 
 
-def test_the_names_of_a_table_with_an_index_are_no_title(elsewhere: Path) -> None:
+def test_column_names_of_a_table_with_an_index_are_not_taken_for_a_title(elsewhere: Path) -> None:
     file = write("a.csv", ",0\n" + "".join(f"{a},{b}\n" for a, b in PAIRS))
     with pytest.raises(UserError, match=r"has no columns 'input' and 'target' \(it has: , 0\); name yours"):
         read(file)
 
 
-def test_a_line_break_in_a_line_in_quotes_is_no_end_of_its_row(elsewhere: Path) -> None:
+def test_a_quoted_cell_in_a_quoted_line_can_have_a_line_break(elsewhere: Path) -> None:
     rows = "".join(f'"in {n},out"\n' for n in range(9))
     write("a.csv", '"input,target"\n' + rows + '"in 9,""first\nsecond"""\n')
     assert read("a.csv")[0][-1] == ("in 9", "first\nsecond")
@@ -310,7 +310,7 @@ def test_a_line_break_in_a_line_in_quotes_is_no_end_of_its_row(elsewhere: Path) 
 
 
 @pytest.mark.parametrize(("name", "sign"), [("a.csv", ","), ("a.tsv", "\t")])
-def test_lines_of_blanks_are_skipped(name: str, sign: str, elsewhere: Path) -> None:
+def test_lines_with_only_blanks_are_skipped(name: str, sign: str, elsewhere: Path) -> None:
     rows = [f"in {n}{sign}out\n" for n in range(9)]
     write(name, f"  \ninput{sign}target\n" + "   \n".join(rows) + " \n")
     assert len(read(name)[0]) == 9
@@ -319,7 +319,7 @@ def test_lines_of_blanks_are_skipped(name: str, sign: str, elsewhere: Path) -> N
         read(name)
 
 
-def test_rows_that_are_left_out_can_lack_a_text(elsewhere: Path) -> None:
+def test_rows_of_unknown_splits_can_have_empty_texts(elsewhere: Path) -> None:
     rows = "".join(f"in {n},out,{('train', 'dev', 'test')[n % 3]}\n" for n in range(12))
     write("a.csv", "input,target,split\nin,,unlabelled\n" + rows)
     found, notes = read("a.csv", split_column="split")

@@ -1,4 +1,4 @@
-"""A task is one file: the registry finds the built-in ones and those of other installed packages."""
+"""The registry of tasks finds the built-in tasks and the tasks of other installed packages."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def reverse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def _forget_packages(registry: Registry[object] | object) -> None:
-    """A registry lists the installed packages once in a process; this one was just installed."""
+    """Clear the cache of a registry, which lists the installed packages only once per process."""
     for cached in ("_installed", "_loaded"):
         vars(registry).pop(cached, None)
 
@@ -82,7 +82,7 @@ def test_the_built_in_tasks_are_found_with_their_metadata() -> None:
     assert [name for name, task in TASKS.items() if task.text_is_private] == ["slog"]
 
 
-def test_an_unknown_task_is_an_error_and_its_title_its_name() -> None:
+def test_an_unknown_task_cannot_be_loaded_and_has_its_name_as_title() -> None:
     with pytest.raises(UserError, match=r"unknown task 'scn'.*'scan'"):
         load_task("scn")
     assert task_info("gone") is None
@@ -109,6 +109,6 @@ def test_the_task_of_another_package_is_trained_and_scored(
     assert json.loads(result.read_text())["test"]["examples"] == 2
 
 
-def test_an_option_that_the_task_does_not_have_is_named(reverse: Path) -> None:
+def test_an_unknown_option_of_a_task_is_refused_with_a_similar_option(reverse: Path) -> None:
     with pytest.raises(UserError, match=r"unknown option of task reverse 'row'.*'rows'"):
         load_task("reverse", row=3)

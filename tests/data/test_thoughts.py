@@ -30,7 +30,7 @@ def notes_and_texts(tag: str, *answers: str) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.parametrize(("tag", "end"), [("<think>\n", "</think>"), ("[THINK]", "[/THINK]")])
-def test_an_opening_tag_is_trained_once_and_answers_without_its_end_are_counted(tag: str, end: str) -> None:
+def test_an_opening_tag_is_not_repeated_and_answers_without_closing_tag_are_counted(tag: str, end: str) -> None:
     thought = f"{tag}let me see\n{end}\n\nred"
     notes, texts = notes_and_texts(tag, thought, thought, f"let me see\n{end}\n\nred", "red")
     start = "<|im_start|>user\nHi {}<|im_end|>\n<|im_start|>assistant\n" + tag
@@ -42,9 +42,9 @@ def test_an_opening_tag_is_trained_once_and_answers_without_its_end_are_counted(
     assert f"warning: 1 of 4 answers have no {end}" in unclosed
 
 
-def test_templates_that_open_no_thought_change_nothing() -> None:
+def test_templates_without_an_opening_tag_do_not_change_answers() -> None:
     notes, texts = notes_and_texts("", "<think>\nhm\n</think>\n\nred", "red", "blue")
     assert notes == []
     assert texts[0].endswith("assistant\n<think>\nhm\n</think>\n\nred<|im_end|>")
     opening = byte_level(CHATML.replace("assistant\n", "assistant\n<think>\n"))
-    assert render_chat("Hi", "", opening, "template").endswith("<think>\n")  # the prompt of a new answer
+    assert render_chat("Hi", "", opening, "template").endswith("<think>\n")  # the prompt for a new answer

@@ -1,4 +1,4 @@
-"""Rows that a tokenizer cannot encode are found in one pass, counted by reason, refused or left out."""
+"""Rows that a tokenizer cannot encode are counted by reason, and refused or left out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LAYOUT = Layout(encoder_decoder=True, pad_id=0, eos_id=1)
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:
-    """Letters, with blanks as T5's tokenizer treats them: line breaks and repeated blanks become one blank."""
+    """Return a tokenizer with letters as tokens. As in T5, line breaks and repeated blanks become one blank."""
     letters = ["▁", *"abcdefghijklmnopqrstuvwxyz.;()0123456789"]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *((letter, -1.0) for letter in letters)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2))
@@ -41,7 +41,7 @@ def encode(data: SplitData, **options: Any) -> EncodedSplit:
     return encode_split(data, "", sentencepiece_like(), LAYOUT, **options)
 
 
-def test_added_special_tokens_are_called_special_tokens() -> None:
+def test_targets_with_added_special_tokens_are_refused() -> None:
     tokenizer = sentencepiece_like()
     tokenizer.add_tokens(["<ent>", "</ent>"], special_tokens=True)
     with pytest.raises(UserError, match=r"holds a special token, which generated text never does [(]</ent> in"):
@@ -59,7 +59,7 @@ REASONS = {
 }
 
 
-def test_all_targets_that_do_not_come_back_are_counted_by_reason() -> None:
+def test_targets_that_the_tokenizer_changes_are_counted_by_reason() -> None:
     with pytest.raises(UserError) as error:
         encode(split(TARGETS))
     message = str(error.value)
@@ -71,7 +71,7 @@ def test_all_targets_that_do_not_come_back_are_counted_by_reason() -> None:
     assert "\n" not in message
 
 
-def test_they_are_left_out_where_bad_rows_are_skipped() -> None:
+def test_skip_bad_rows_leaves_out_targets_that_the_tokenizer_changes() -> None:
     found = encode(split(TARGETS), skip_bad_rows=True)
     assert [row.target for row in found.data.train] == ["good", "good too"]
     assert len(found.parts["train"]) == 2
@@ -90,7 +90,7 @@ def test_rows_that_are_too_long_are_counted_and_left_out() -> None:
     assert len(encode(split(["ab", "abcdef"]), too_long=too_long, skip_bad_rows=True).data.train) == 1
 
 
-def test_inputs_that_lose_line_breaks_are_counted_in_a_warning() -> None:
+def test_inputs_that_lose_characters_are_counted_in_a_warning() -> None:
     inputs = [f"if (a) {{\n  return{chr(9) * n};\n}}" for n in range(4)]
     (note,) = encode(split(["ok"] * 4, inputs)).notes
     assert note.startswith("warning: the tokenizer loses characters of train inputs (")
@@ -99,12 +99,12 @@ def test_inputs_that_lose_line_breaks_are_counted_in_a_warning() -> None:
     assert encode(split(["ok"] * 2, ["a b", "c"])).notes == []
 
 
-def test_a_lone_target_is_refused_with_its_letters() -> None:
+def test_encode_targets_names_the_lost_characters_of_a_target() -> None:
     with pytest.raises(UserError, match=r"cannot give the target 'a\{' back: .* \('\{' in 'a\{'\)"):
         encode_targets(["a{"], sentencepiece_like(), LAYOUT)
 
 
-def test_only_the_examples_that_training_uses_are_checked_where_there_are_too_many_to_keep(
+def test_only_examples_used_in_training_are_checked_if_the_part_is_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from petransfer.data import encoded_examples
@@ -115,11 +115,12 @@ def test_only_the_examples_that_training_uses_are_checked_where_there_are_too_ma
     assert len(encode(data, used_in_training=lambda: [3, 4]).parts["train"]) == 30
     with pytest.raises(UserError, match="1 of 32 rows"):
         encode(data, used_in_training=lambda: [0, 1])
+    # with `skip_bad_rows`, all examples are checked
     assert len(encode(data, used_in_training=lambda: [3], skip_bad_rows=True).parts["train"]) == 29
 
 
 class _Sequence:
-    """Rows that are neither a tuple nor a list, as those on the disk."""
+    """A sequence of examples that is neither a tuple nor a list, like the rows on disk."""
 
     def __init__(self, rows: list[Example]) -> None:
         self._rows = rows

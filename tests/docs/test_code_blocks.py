@@ -1,7 +1,7 @@
-"""Every code block of the documentation is executed, or has `<!-- not run by tests: reason -->` above it.
+"""Execute the code blocks of the documentation, except blocks below a line `<!-- not run by tests: reason -->`.
 
-Commands that are not run are parsed all the same, so that an option that was renamed is noticed. Blocks of one page run
-in one folder, from top to bottom. Blocks in the language `text` are no code: outputs, data and folders.
+Commands that are not executed are still parsed, so that a renamed option is detected. The blocks of a page run in one
+folder, from top to bottom. Blocks in the language `text` are not code but outputs, data and folders.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BLOCK = re.compile(
     r"(?:^<!-- not run by tests: (?P<why>.+?) -->\n)?(?:^<!-- [\w-]+ -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
     re.M | re.S,
 )
-# What a fragment of a recipe is put into to be validated.
+# A fragment of a recipe is added to this recipe before it is validated.
 RECIPE: dict[str, Any] = {
     "name": "fragment",
     "task": {"name": "scan", "splits": ["opposite_right"]},
@@ -75,7 +75,7 @@ def test_every_block_has_a_language_that_is_checked(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_command_parses(page: Path) -> None:
+def test_every_command_can_be_parsed(page: Path) -> None:
     for block in blocks_of(page):
         for words in commands_of(block.text) if block.language == "bash" else []:
             if "petransfer" not in words or "venv" in words:
@@ -94,7 +94,7 @@ def test_every_recipe_is_valid(page: Path, tmp_path: Path) -> None:
         path = tmp_path / "recipe.yaml"
         path.write_text(yaml.safe_dump(content if "name" in content else RECIPE | content))
         recipe = load_recipe(str(path))
-        if recipe.task.name != "lines" and "./" not in block.text:  # those need files of the user
+        if recipe.task.name != "lines" and "./" not in block.text:  # other recipes need the user's files
             assert expand(recipe)
 
 
@@ -114,12 +114,12 @@ RUNNABLE = [
 ]
 
 
-def test_every_long_page_is_run() -> None:
+def test_every_page_in_long_has_blocks_that_are_executed() -> None:
     assert {param.id for param in RUNNABLE} >= LONG
 
 
 @pytest.mark.parametrize("page", RUNNABLE)
-def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_block_can_be_executed(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for block in blocks_of(page):

@@ -1,6 +1,6 @@
-"""The Dockerfiles: they copy all that the package is built from, pin their base, and do not run as root.
+"""The Dockerfiles copy all files that the package needs, pin their base image, and do not run as root.
 
-hadolint checks their style where it is installed.
+hadolint checks their style if it is installed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def test_everything_that_the_package_needs_is_copied(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_the_base_is_pinned_and_the_user_is_not_root(file: Path) -> None:
+def test_the_base_image_is_pinned_and_the_user_is_not_root(file: Path) -> None:
     text = file.read_text()
     (base,) = re.findall(r"^FROM \S+:(\S+)$", text, re.M)
     assert base != "latest"

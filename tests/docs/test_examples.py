@@ -1,4 +1,4 @@
-"""The notebooks of examples/ are those of the scripts, and run from top to bottom in little computing time."""
+"""The notebooks in examples/ are generated from the scripts, and run from top to bottom in little CPU time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.cli.calls import call
 from tests.report.made import draw_nothing
 
 ROOT = Path(__file__).parents[2]
-MOST_SECONDS = 40  # of CPU time for one notebook, so that the three take less than two minutes
+MOST_SECONDS = 40  # CPU time of one notebook, so that three notebooks take at most two minutes
 PLAIN_RUN = subprocess.run
 sys.path.insert(0, str(ROOT / "examples"))
 
@@ -24,7 +24,7 @@ from make_notebooks import SCRIPTS, notebook_of  # noqa: E402
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_the_notebook_is_that_of_the_script(script: Path) -> None:
+def test_the_notebook_is_generated_from_the_script(script: Path) -> None:
     assert script.with_suffix(".ipynb").read_text(encoding="utf-8") == notebook_of(script)
 
 
@@ -32,7 +32,7 @@ def test_the_notebook_is_that_of_the_script(script: Path) -> None:
 def test_the_code_of_the_notebook_runs(
     script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Cell by cell in this process, with a tenth of the steps and no pictures."""
+    """The cells run in this process, with a tenth of the training steps and without plots."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subprocess, "run", _run_here)
     draw_nothing(monkeypatch)
@@ -46,7 +46,7 @@ def test_the_code_of_the_notebook_runs(
 
 
 def _run_here(command: list[str], **options: Any) -> Any:
-    """`subprocess.run`, except that petransfer's command line is called in this process."""
+    """Replace `subprocess.run`: petransfer's command line is called in this process."""
     if command[0] != "petransfer":
         return PLAIN_RUN(command, **options)
     with pytest.MonkeyPatch.context() as patch:
@@ -56,7 +56,7 @@ def _run_here(command: list[str], **options: Any) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_the_notebook_runs(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_runs_within_its_cpu_time(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbclient = pytest.importorskip("nbclient")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     notebook = nbformat.read(script.with_suffix(".ipynb"), as_version=4)

@@ -1,4 +1,4 @@
-"""What the pages say of the program: error messages that exist, extensions that are found, words that are defined."""
+"""The pages agree with the program: error messages exist, extensions are found, and terms are defined."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from petransfer.registries import Registry
 from tests.docs.test_code_blocks import ROOT, blocks_of
 
 DOCS = ROOT / "docs"
-JOINT = re.compile(r'"\s*\n\s*f?"')  # between the lines of one text in the source
+JOINT = re.compile(r'"\s*\n\s*f?"')  # between two lines of one string in the source
 
 
 @pytest.mark.parametrize("page", ["troubleshooting", "chat-data"])
@@ -46,16 +46,16 @@ def _blocks_without_a_blank_line_before(text: str) -> list[str]:
 
 @pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.name)
 def test_a_blank_line_comes_before_every_table_and_list(page: Path) -> None:
-    """GitHub shows a table right after a line of text; the documentation site shows its source."""
+    """Without the blank line, GitHub shows a table, but the documentation site shows the source of the table."""
     assert not _blocks_without_a_blank_line_before(page.read_text(encoding="utf-8"))
 
 
-def test_a_table_right_after_a_sentence_is_found() -> None:
+def test_a_table_directly_after_a_sentence_is_found() -> None:
     text = "A sentence:\n| a | b |\n| --- | --- |\n\n- one\n- two\n\n```\nx\n- y\n```"
     assert _blocks_without_a_blank_line_before(text) == ["| a | b |"]
 
 
-def test_the_glossary_defines_the_words_of_a_study() -> None:
+def test_the_glossary_defines_the_terms_of_a_study() -> None:
     words = re.findall(r"^\| ([\w ()-]+?) \|", (DOCS / "reference" / "glossary.md").read_text(encoding="utf-8"), re.M)
     assert {"arm", "effect", "verdict", "split", "seed", "retention"} <= set(words)
 
@@ -66,7 +66,7 @@ def test_every_page_is_in_the_navigation() -> None:
 
 
 def test_the_package_of_the_extension_page_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page's files and entry points, installed as pip does it: every registry finds its entry by name."""
+    """The files and entry points of the page are installed as by pip. Every registry finds its entry by name."""
     page = DOCS / "how-to" / "extend.md"
     (points,) = (tomllib.loads(block.text) for block in blocks_of(page) if block.language == "toml")
     files = re.findall(r"^`(my_\w+)\.py`", page.read_text(encoding="utf-8"), re.M)
@@ -97,4 +97,4 @@ def test_the_recipe_page_has_a_meaning_for_every_key(monkeypatch: pytest.MonkeyP
     assert len(rows) > 60
     assert not [row[0] for row in rows if len(row) != 4 or not row[3].removesuffix("|").strip()]
     assert "## method" in page
-    assert "margin: " not in page, "a key with its meaning is a row of the table, not a part of the text"
+    assert "margin: " not in page, "a key with its meaning must be a row of the table, not a part of the text"

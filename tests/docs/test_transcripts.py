@@ -1,4 +1,4 @@
-"""The page of terminal transcripts: recorded by its script, and no line is wider than the terminal."""
+"""The page of terminal transcripts has all transcripts of its script, and no line is wider than the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAGE = ROOT / "docs" / "tutorials" / "transcripts.md"
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    """The script that writes the page. It is no part of the package."""
+    """The module of the script that writes the page. It is not part of the package."""
     pytest.importorskip("pty", reason="only on Linux and macOS")
     spec = importlib.util.spec_from_file_location("record_transcripts", ROOT / "docs" / "record_transcripts.py")
     assert spec is not None
@@ -27,14 +27,14 @@ def script() -> ModuleType:
     return module
 
 
-def test_the_page_has_every_try_of_the_script(script: ModuleType) -> None:
+def test_the_page_has_every_transcript_of_the_script(script: ModuleType) -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert re.findall(r"^## (.+)$", text, re.M) == [one.title for one in script.TRIES]
     assert re.findall(r"^\$ petransfer (.+)$", text, re.M) == [line for one in script.TRIES for line in one.commands]
     assert re.search(r"on .*, with one thread. All commands\s+together\s+took \d+ min", text)
 
 
-def test_every_try_ends_with_an_adapter_that_is_used_or_says_what_is_missing() -> None:
+def test_every_transcript_has_an_adapter_and_predicts_or_asks_for_data() -> None:
     for block in blocks_of(PAGE):
         assert "adapter: results/" in block.text
         assert "$ petransfer predict" in block.text or "Add data" in block.text
@@ -45,7 +45,7 @@ def test_no_recorded_line_is_wider_than_the_terminal(script: ModuleType) -> None
     assert max(map(len, lines)) <= script.COLUMNS
 
 
-def test_a_screen_is_what_a_terminal_shows(script: ModuleType) -> None:
+def test_a_screen_has_the_text_that_a_terminal_would_show(script: ModuleType) -> None:
     screen = script.Screen()
     screen.write("first\r\n[#...] 1/9\r\x1b[2K[##..] 2/9\r\n\x1b[1A\x1b[2K\rlast   \r\n")
     assert screen.text == "first\nlast"

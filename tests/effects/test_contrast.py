@@ -1,4 +1,4 @@
-"""Verdicts on contrasts that are made to hold, to be reversed, to be equal, to be unclear and to have no room."""
+"""Verdicts on constructed contrasts: holds, reversed, equivalent, inconclusive, saturated and not learnt."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EM = CRITERIA["exact_match"]
 
 
 def contrast(left: float, right: float, seeds: int = 6, spread: float = 0.0, name: str = "a-b") -> Contrast:
-    """Arms whose seeds have exactly these levels of EM, give or take `spread`."""
+    """Return a contrast of two arms. The exact match of their seeds is spread evenly within `spread` of the levels."""
 
     def group(level: float) -> np.ndarray:
         levels = level + spread * np.linspace(-1, 1, seeds)
@@ -42,7 +42,7 @@ def contrast(left: float, right: float, seeds: int = 6, spread: float = 0.0, nam
 
 
 def counts(left: Sequence[int], right: Sequence[int], examples: int) -> Contrast:
-    """Arms of which each seed has so many examples right."""
+    """Return a contrast of two arms. `left` and `right` are the numbers of correct examples of the seeds."""
     sides = [np.array([np.arange(examples) < count for count in side], dtype=float) for side in (left, right)]
     return Contrast("a-b", "split", "lora", *sides, None, None, np.zeros(examples, dtype=int))
 
@@ -54,24 +54,26 @@ def counts(left: Sequence[int], right: Sequence[int], examples: int) -> Contrast
         (0.3, 0.6, 6, 0.05, "reversed"),
         (0.50, 0.505, 6, 0.01, "equivalent"),
         (0.50, 0.505, 4, 0.0, "equivalent"),
-        (0.50, 0.505, 3, 0.0, "inconclusive"),  # nor can they show that there is none
+        (0.50, 0.505, 3, 0.0, "inconclusive"),  # three seeds are too few to show equivalence
         (0.5, 0.4, 6, 0.3, "inconclusive"),
-        (0.6, 0.3, 3, 0.05, "inconclusive"),  # three seeds cannot decide, however large the effect
+        (0.6, 0.3, 3, 0.05, "inconclusive"),  # three seeds are too few, however large the difference is
         (0.6, 0.3, 1, 0.0, "inconclusive"),
         (0.0, 0.005, 6, 0.0, "saturated"),
-        (0.0, 0.005, 3, 0.0, "inconclusive"),  # other seeds can be far from 0
+        (0.0, 0.005, 3, 0.0, "inconclusive"),  # the scores of further seeds can be far from 0
         (0.0, 0.0, 1, 0.0, "inconclusive"),
         (1.0, 0.995, 6, 0.0, "saturated"),
-        (1.0, 0.0, 6, 0.0, "holds"),  # at the ends, but not at the same one
-        (0.03, 0.02, 6, 0.01, "saturated"),  # within the margin of 0, where any two are within it of each other
+        (1.0, 0.0, 6, 0.0, "holds"),  # near an end, but not both near the same one
+        (0.03, 0.02, 6, 0.01, "saturated"),  # both scores are within the margin of 0
         (0.97, 0.98, 6, 0.01, "saturated"),
-        (0.055, 0.045, 6, 0.01, "equivalent"),  # one of them is not
-        (0.04, 0.01, 6, 0.0, "holds"),  # a difference that shows is one
+        (0.055, 0.045, 6, 0.01, "equivalent"),  # only one score is within the margin of 0
+        (0.04, 0.01, 6, 0.0, "holds"),  # a significant difference near 0
         (0.01, 0.04, 6, 0.0, "reversed"),
         (0.03, 0.02, 3, 0.0, "inconclusive"),
     ],
 )
-def test_the_verdict(left: float, right: float, seeds: int, spread: float, verdict: str) -> None:
+def test_the_verdict_follows_from_levels_seeds_and_spread(
+    left: float, right: float, seeds: int, spread: float, verdict: str
+) -> None:
     (effect,) = judge([contrast(left, right, seeds, spread)])
     assert effect.verdict == verdict
     assert effect.difference == pytest.approx(100 * (left - right), abs=0.6)
@@ -85,19 +87,19 @@ def test_the_verdict(left: float, right: float, seeds: int, spread: float, verdi
     message = sentence(kept, EM)
     assert f" {verdict.capitalize()}" in message
     assert "nan" not in message
-    assert "-" not in message.replace("a-b", "")  # minus signs are real
+    assert "-" not in message.replace("a-b", "")  # minus signs are not hyphens
     assert "Difference in test loss per token: \u22121.000 nats" in details(kept, EM)
 
 
 @pytest.mark.parametrize(("pairs", "verdict"), [(6, "equivalent"), (5, "inconclusive")])
-def test_pairs_that_could_not_differ_are_not_called_equivalent(pairs: int, verdict: str) -> None:
+def test_five_pairs_of_seeds_are_too_few_for_equivalence(pairs: int, verdict: str) -> None:
     (effect,) = judge([replace(contrast(0.50, 0.50, pairs, 0.01), paired=True)])
     assert (effect.verdict, effect.equivalence_p is None) == (verdict, pairs == 5)
     assert effect.seeds_needed == (6 if pairs == 5 else None)
 
 
-def test_room_is_the_margin_and_the_odds_are_given() -> None:
-    """Means of 8 and 7 % lie within a margin of 10 of 0, and not within one of 5."""
+def test_saturation_and_log_odds_depend_on_the_margin() -> None:
+    """Means of 8 and 7 % are within a margin of 10 points of 0, but not within 5 points."""
     near = contrast(0.08, 0.07, 6, 0.01)
     (wide,), (usual,) = (judge([near], Thresholds(margin=margin)) for margin in (10, 5))
     assert (wide.verdict, usual.verdict) == ("saturated", "equivalent")
@@ -107,20 +109,20 @@ def test_room_is_the_margin_and_the_odds_are_given() -> None:
 
 
 @pytest.mark.parametrize(("seeds", "verdict"), [(2, "inconclusive"), (3, "inconclusive"), (4, "holds")])
-def test_many_seeds_on_one_side_do_not_make_up_for_few_on_the_other(seeds: int, verdict: str) -> None:
-    """Two or three scores do not show how much the scores of an arm vary, although the permutation test rejects."""
+def test_many_seeds_on_one_side_do_not_compensate_for_few_on_the_other(seeds: int, verdict: str) -> None:
+    """The permutation test rejects, but two or three scores do not show how much the scores of an arm vary."""
     both = contrast(0.6, 0.3, 10, 0.02)
     (effect,) = judge([replace(both, left=both.left[:seeds], log_prob_left=None)])
     assert (effect.p < 0.05, effect.verdict) == (True, verdict)
 
 
-def test_enough_seeds_are_not_asked_for_again() -> None:
+def test_more_seeds_are_not_advised_if_there_are_enough() -> None:
     (effect,) = judge([contrast(0.50, 0.52, 6, 0.03)])
     assert (effect.verdict, effect.seeds_needed) == ("inconclusive", 5)
     assert effect.because == "p is not below 0.05"
 
 
-def test_two_seeds_beside_six_are_still_two() -> None:
+def test_two_against_six_seeds_are_too_few_for_a_verdict() -> None:
     both = contrast(0.50, 0.505, 6, 0.01)
     (effect,) = judge([replace(both, left=both.left[:2], log_prob_left=None)])
     assert (effect.verdict, effect.seeds_needed) == ("inconclusive", 4)
@@ -147,8 +149,8 @@ def test_a_side_that_has_not_learnt_the_task_is_not_judged(dev: tuple[float, flo
     assert lenient.verdict == "holds"
 
 
-def test_what_is_not_judged_does_not_count_in_holms_family() -> None:
-    """The p values of the others would be multiplied by more, or by less, than they should."""
+def test_effects_that_are_not_learnt_do_not_count_in_holms_correction() -> None:
+    """Otherwise the p values of the other effects would be adjusted for too many tests."""
     good = replace(contrast(0.6, 0.3, 6, 0.05), dev=(0.99, 0.99))
     bad = replace(good, dev=(0.2, 0.99))
     alone, among = judge([good])[0], judge([good, bad, bad, bad])[0]
@@ -156,8 +158,8 @@ def test_what_is_not_judged_does_not_count_in_holms_family() -> None:
     assert judge([good, good, good])[0].p_holm == pytest.approx(3 * alone.p)
 
 
-def test_a_difference_below_the_smallest_effect_is_no_effect() -> None:
-    """All seeds of one side are above all of the other, by half a point."""
+def test_a_difference_below_the_smallest_effect_is_inconclusive() -> None:
+    """All seeds of the left side are half a point above all seeds of the right side."""
     near = counts([2020] * 6, [2000] * 6, 4000)
     (effect,) = judge([near], Thresholds(margin=0.1))
     assert effect.p_holm == pytest.approx(2 / 924)
@@ -167,8 +169,8 @@ def test_a_difference_below_the_smallest_effect_is_no_effect() -> None:
     assert sharper.verdict == "holds"
 
 
-def test_near_the_ends_the_log_odds_must_agree() -> None:
-    """One seed far above, the others at most a little above: points say more than odds."""
+def test_a_difference_near_zero_is_inconclusive_if_the_log_odds_are_unclear() -> None:
+    """One seed is far above the right side, and five are slightly above: only the difference in points is clear."""
     (effect,) = judge([counts((26, 27, 28, 29, 30, 600), (20, 21, 22, 23, 24, 25), 1000)])
     assert effect.p < 0.05
     assert effect.log_odds
@@ -177,8 +179,8 @@ def test_near_the_ends_the_log_odds_must_agree() -> None:
     assert effect.verdict == "inconclusive"
 
 
-def test_a_rare_generaliser_is_not_called_equivalent() -> None:
-    """Five seeds at 2 % and one at 12 %: the mean of other seeds may be far above."""
+def test_an_arm_with_a_single_generalising_seed_is_not_equivalent() -> None:
+    """Five seeds have 0.1 to 3 % and one has 12 %, so the mean of further seeds may be much higher."""
     (effect,) = judge([counts((3, 2, 5, 30, 1, 120), (30, 31, 29, 32, 28, 30), 1000)])
     assert effect.equivalence_p
     assert effect.equivalence_p < 0.05
@@ -187,7 +189,7 @@ def test_a_rare_generaliser_is_not_called_equivalent() -> None:
     assert effect.verdict == "inconclusive"
 
 
-def test_looking_at_many_effects_asks_more_of_each() -> None:
+def test_an_effect_among_many_tested_effects_needs_a_smaller_p_value() -> None:
     alone = judge([contrast(0.6, 0.3, 5, 0.05)])[0]
     many = judge([contrast(0.6, 0.3, 5, 0.05)] + 9 * [contrast(0.5, 0.5, 5, 0.2)])[0]
     assert alone.p == many.p
@@ -207,7 +209,7 @@ RECIPE: dict[str, Any] = {
 
 
 def finish(study: StudyFolder, cell: Cell, right: int, examples: int = 50) -> None:
-    """A run's folder as a run leaves it, with `right` examples right."""
+    """Write the folder of a finished run with `right` correct examples."""
     folder = study.run(cell.run_id)
     folder.path.mkdir(parents=True)
     rows = range(examples)
@@ -240,7 +242,9 @@ def test_arms_are_compared_under_the_same_method_and_scratch_under_its_own(recip
         assert one.log_prob_left.tolist() == [-0.5, -0.5]
 
 
-def test_effects_are_kept_and_not_judged_twice(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_effects_are_saved_and_judged_again_only_after_new_runs(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study, cells = StudyFolder(tmp_path), expand(recipe)
     assert update_effects(recipe, cells, study)["sentences"] == []
     assert not (tmp_path / "effects.json").exists()
@@ -258,8 +262,8 @@ def test_effects_are_kept_and_not_judged_twice(recipe: Recipe, tmp_path: Path, m
     assert update_effects(recipe, cells, study)["runs_sha256"] != first["runs_sha256"]
 
 
-def test_the_margin_is_the_recipes(recipe: Recipe, tmp_path: Path) -> None:
-    """Two arms 1.25 points apart, all seeds alike: equal within 5 points, not within 1; verdicts are made again."""
+def test_the_margin_of_the_recipe_decides_equivalence(recipe: Recipe, tmp_path: Path) -> None:
+    """The arms differ by 1.25 points in every seed: equivalent with a margin of 5 points, inconclusive with 1 point."""
     content = RECIPE | {"seeds": [0, 1, 2, 3], "effects": ["english-german"]}
     usual, strict = validate(content, "here"), validate(content | {"margin": 1}, "here")
     study, cells = StudyFolder(tmp_path), expand(usual)
@@ -275,7 +279,9 @@ def test_the_margin_is_the_recipes(recipe: Recipe, tmp_path: Path) -> None:
     assert {(one["verdict"], one["margin"]) for one in found[1]["effects"]} == {("inconclusive", 1.0)}
 
 
-def test_the_papers_figures_are_judged_by_the_same_margin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_papers_scores_are_judged_with_the_margin_of_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = validate(RECIPE | {"effects": ["english-scratch"], "margin": 2.5, "seeds": [0]}, "here")
     study, cells = StudyFolder(tmp_path), expand(recipe)
     for cell in cells:
@@ -286,10 +292,12 @@ def test_the_papers_figures_are_judged_by_the_same_margin(tmp_path: Path, monkey
     papers = [one for one in found if one["paper"]]
     assert papers
     splits = {one["split"] for one in papers}
-    assert margins == [2.5] * (len(found) + len(splits))  # methods share the paper's figures of a split
+    assert margins == [2.5] * (
+        len(found) + len(splits)
+    )  # the paper's scores of a split are judged once for all methods
 
 
-def test_runs_on_other_examples_are_not_compared(recipe: Recipe, tmp_path: Path) -> None:
+def test_runs_with_different_test_examples_are_refused(recipe: Recipe, tmp_path: Path) -> None:
     study, cells = StudyFolder(tmp_path), expand(recipe)
     one = [cell for cell in cells if cell.split == "length" and cell.seed == 0]
     for cell in one:

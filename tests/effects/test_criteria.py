@@ -1,4 +1,4 @@
-"""Effects that are taken on another metric than exact match: one figure per run, and marked as such."""
+"""Effects in metrics other than exact match. Such a metric has one score per run, and reports name it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ METRICS = ("exact_match", "accuracy", "macro_f1", "chrf", "bleu", "rouge")
 
 
 def judged_by(metric: str | None, metrics: Sequence[str] = METRICS[3:], **changes: Any) -> Recipe:
-    """English and scratch on one split, with other metrics measured."""
+    """Return a recipe with English and scratch on one split, these metrics, and `judge_by` if `metric` is given."""
     content = {"arms": ["english", "scratch"], "methods": METHODS, "effects": ["english-scratch"]} | changes
     named = {"judge_by": metric} if metric else {}
     return recipe_of(task={"name": "scan", "splits": ["right"], "metrics": list(metrics)}, **content, **named)
 
 
 def figures(english: float, scratch: float, spread: float = 1.0) -> Callable[[Cell], dict[str, float]]:
-    """Every metric at the arm's level, seeds `spread` apart."""
+    """Return a function that gives a run its scores: in every metric, the arm's level plus `spread` times the seed."""
 
     def scores(cell: Cell) -> dict[str, float]:
         level = (english if cell.arm == "english" else scratch) + spread * cell.seed
@@ -45,7 +45,7 @@ def figures(english: float, scratch: float, spread: float = 1.0) -> Callable[[Ce
 def judged(
     path: Path, recipe: Recipe, scores: Callable[[Cell], dict[str, float]], **options: Any
 ) -> tuple[dict[str, Any], StudyFolder]:
-    """Exact match is the same in every run, whatever the other metrics are."""
+    """Make a study with these scores, and return its effects and its folder. Exact match is 50 % in every run."""
     cells, folder = make(path / recipe.name, recipe, lambda cell: 0.5, scores=scores, **options)
     return update_effects(recipe, cells, folder), folder
 
@@ -55,7 +55,7 @@ def under_lora(found: dict[str, Any]) -> dict[str, Any]:
     return dict(effect)
 
 
-def test_an_effect_is_taken_on_the_metric_that_is_declared(tmp_path: Path) -> None:
+def test_effects_are_computed_in_the_first_declared_metric(tmp_path: Path) -> None:
     found, folder = judged(tmp_path, judged_by(None), figures(70, 50))
     assert found["judged_by"] == "chrf"
     effect = under_lora(found)
@@ -72,7 +72,7 @@ def test_an_effect_is_taken_on_the_metric_that_is_declared(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("examples", [10, 100])
-def test_its_interval_is_over_seeds_alone(tmp_path: Path, examples: int) -> None:
+def test_the_interval_in_another_metric_is_over_seeds_only(tmp_path: Path, examples: int) -> None:
     effect = under_lora(judged(tmp_path, judged_by("bleu"), figures(70, 50), examples=examples)[0])
     sides = {side: (level + np.arange(6.0))[:, None] / 100 for side, level in (("left", 70), ("right", 50))}
     expected = sum_interval(sides, {"left": 1.0, "right": -1.0}, np.zeros(1, dtype=np.int64), examples)
@@ -81,8 +81,8 @@ def test_its_interval_is_over_seeds_alone(tmp_path: Path, examples: int) -> None
     assert (effect["interval"]["low"], effect["interval"]["high"]) == pytest.approx(bounds)
 
 
-def test_exact_match_judges_as_if_nothing_else_was_measured(tmp_path: Path) -> None:
-    """Where it is declared, where it is chosen, and where nothing is."""
+def test_other_measured_metrics_do_not_change_effects_in_exact_match(tmp_path: Path) -> None:
+    """Effects are in exact match if no metric is declared, `judge_by` names it, or it is among the declared metrics."""
     plain, _ = judged(tmp_path / "a", judged_by(None, []), figures(70, 50))
     chosen, _ = judged(tmp_path / "b", judged_by("exact_match"), figures(70, 50))
     declared, _ = judged(tmp_path / "c", judged_by(None, ["exact_match", "chrf"]), figures(70, 50))
@@ -93,7 +93,7 @@ def test_exact_match_judges_as_if_nothing_else_was_measured(tmp_path: Path) -> N
     assert under_lora(plain)["verdict"] == "equivalent"
 
 
-def test_what_was_kept_is_judged_anew_by_another_metric(tmp_path: Path) -> None:
+def test_saved_effects_are_judged_again_in_another_metric(tmp_path: Path) -> None:
     exact, chrf = judged_by("exact_match"), judged_by("chrf")
     first, folder = judged(tmp_path, exact, figures(70, 50))
     cells, _ = make(folder.path, chrf, lambda cell: 0.5, scores=figures(70, 50))
@@ -103,11 +103,13 @@ def test_what_was_kept_is_judged_anew_by_another_metric(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("metric", "has_odds"), [("macro_f1", False), ("bleu", False), ("accuracy", True)])
-def test_only_shares_of_right_answers_have_odds(
+def test_only_metrics_that_are_shares_of_correct_answers_have_log_odds(
     tmp_path: Path, metric: str, has_odds: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the floor any two are near each other, whatever is measured: saturated, and not equivalent."""
-    monkeypatch.setattr("petransfer.study.grid.check_metrics", lambda *given: None)  # SCAN has no closed set of labels
+    """Scores of 0.3 and 0.4 are saturated, not equivalent, in every metric."""
+    monkeypatch.setattr(
+        "petransfer.study.grid.check_metrics", lambda *given: None
+    )  # it refuses label metrics, because SCAN has no labels
     found, _ = judged(tmp_path, judged_by(metric, METRICS), figures(0.4, 0.3, spread=0.01))
     effect = under_lora(found)
     assert effect["verdict"] == "saturated"
@@ -116,21 +118,21 @@ def test_only_shares_of_right_answers_have_odds(
     assert ("Log-odds" in found["sentences"][0]) == (not has_odds)
 
 
-def test_rouge_is_judged_by_its_longest_common_subsequence(tmp_path: Path) -> None:
+def test_effects_in_rouge_use_rouge_l(tmp_path: Path) -> None:
     scores = figures(70, 50)
     found, _ = judged(tmp_path, judged_by("rouge"), lambda cell: scores(cell) | {"rouge1": 1.0, "rouge2": 2.0})
     assert under_lora(found)["left"] == pytest.approx(72.5)
     assert "points of test ROUGE-L" in found["sentences"][2]
 
 
-def test_one_seed_decides_nothing_and_is_no_pair_of_runs(tmp_path: Path) -> None:
+def test_one_seed_gives_no_interval_and_no_mcnemar_test(tmp_path: Path) -> None:
     found, _ = judged(tmp_path, judged_by("chrf", seeds=[0]), figures(70, 50))
     effect = under_lora(found)
     assert (effect["verdict"], effect["interval"], effect["mcnemar"]) == ("inconclusive", None, None)
 
 
-def test_no_more_examples_are_asked_for_where_seeds_alone_count(tmp_path: Path) -> None:
-    """The lowest of English is above the highest of scratch, by little, and one seed far above: exact p 0.029."""
+def test_more_examples_are_not_advised_if_the_interval_is_over_seeds_only(tmp_path: Path) -> None:
+    """All English seeds are slightly above all scratch seeds, and one is far above: the exact p value is 0.029."""
     scores = figures(50, 49.6, spread=0.1)
     recipe = judged_by("chrf", seeds=[0, 1, 2, 3], methods=METHODS[1:])
 
@@ -146,7 +148,7 @@ def test_no_more_examples_are_asked_for_where_seeds_alone_count(tmp_path: Path) 
     assert "examples" not in found["sentences"][2]
 
 
-def test_retention_and_scale_are_taken_on_it_too(tmp_path: Path) -> None:
+def test_retention_and_scale_use_the_chosen_metric(tmp_path: Path) -> None:
     effects = [{"retention": "english-scratch", "under": "lora"}, {"scale": "english-scratch", "study": "small"}]
     judged(tmp_path, judged_by("bleu", name="small"), figures(60, 50))
     scores = figures(70, 50)
@@ -157,12 +159,12 @@ def test_retention_and_scale_are_taken_on_it_too(tmp_path: Path) -> None:
     found, _ = judged(tmp_path, judged_by("chrf", effects=effects), half_under_lora)
     (kept,) = found["retentions"]
     assert (kept["under"]["difference"], kept["ratio"]) == (pytest.approx(10), pytest.approx(0.5))
-    assert [one["difference"] for one in found["scales"]] == pytest.approx([0, 10])  # LoRA's, then full fine-tuning's
+    assert [one["difference"] for one in found["scales"]] == pytest.approx([0, 10])  # LoRA, then full fine-tuning
     assert any("in nano (72.5 against 52.5)" in line for line in found["sentences"])
 
 
-def test_no_share_is_kept_of_an_effect_on_other_examples(tmp_path: Path) -> None:
-    """Though figures of whole runs could be drawn together."""
+def test_retention_is_not_defined_for_different_test_examples(tmp_path: Path) -> None:
+    """This holds although the metric has one score per run, so that the interval could be computed."""
     judged(tmp_path, judged_by("chrf", name="whole"), figures(70, 50), examples=80)
     effects = [{"retention": "english-scratch", "under": "lora", "study": "whole"}]
     found, _ = judged(tmp_path, judged_by("chrf", effects=effects), figures(70, 50))
@@ -172,7 +174,7 @@ def test_no_share_is_kept_of_an_effect_on_other_examples(tmp_path: Path) -> None
     )
 
 
-def test_a_study_that_did_not_measure_it_is_named(tmp_path: Path) -> None:
+def test_a_study_that_did_not_measure_the_metric_is_reported(tmp_path: Path) -> None:
     judged(tmp_path, judged_by(None, [], name="small"), figures(60, 50))
     recipe = judged_by("chrf", effects=["english-scratch", {"scale": "english-scratch", "study": "small"}])
     found, _ = judged(tmp_path, recipe, figures(70, 50))
@@ -180,13 +182,13 @@ def test_a_study_that_did_not_measure_it_is_named(tmp_path: Path) -> None:
     assert found["missing"] == [line]
 
 
-def test_a_run_that_lost_its_figure_is_reported_in_a_line(tmp_path: Path) -> None:
+def test_a_run_without_the_score_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"result\.json has no finite test score for chrf, .* repeat the run") as one:
         judged(tmp_path, judged_by("chrf"), lambda cell: {} if cell.seed == 3 else {"chrf": 50.0})
     assert len(str(one.value).splitlines()) == 1
 
 
-def test_every_metric_that_a_recipe_may_name_judges() -> None:
+def test_metrics_have_a_name_and_a_unit_for_effects() -> None:
     known = {name: (CRITERIA[name].word, CRITERIA[name].unit) for name in CRITERIA}
     expected = {
         "exact_match": ("exact match", " %"), "accuracy": ("accuracy", " %"), "macro_f1": ("macro-F1", " %"),
@@ -196,7 +198,7 @@ def test_every_metric_that_a_recipe_may_name_judges() -> None:
     assert next(iter(known)) == "exact_match"
 
 
-def test_a_score_that_is_no_number_is_named(tmp_path: Path) -> None:
+def test_a_score_that_is_nan_is_reported(tmp_path: Path) -> None:
     recipe = judged_by("chrf")
     cells, folder = make(tmp_path, recipe, lambda cell: 0.5, scores=figures(70, 50))
     run = folder.run(cells[0].run_id)

@@ -1,4 +1,4 @@
-"""Intervals against simulated studies whose truth is known."""
+"""Intervals of simulated studies whose true difference is known."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def difference(left: np.ndarray, right: np.ndarray, categories: np.ndarray, seed
 
 
 def simulate(rng: np.random.Generator, seeds: int, mean: float, spread: float, examples: int = EXAMPLES) -> np.ndarray:
-    """(seeds, examples) of 0 and 1: each seed has a level of its own; the examples add their own noise."""
+    """Draw an array (seeds, examples) of 0 and 1. Each seed has its own level, and the examples add noise."""
     levels = np.clip(mean + spread * rng.standard_normal((seeds, 1)), 0, 1)
     return (rng.random((seeds, examples)) < levels).astype(float)
 
 
 @pytest.mark.parametrize("seeds", [3, 6])
-def test_the_interval_covers_the_truth(seeds: int) -> None:
-    """150 simulated studies in the middle of the scale: 95 %, less three errors of the count."""
+def test_the_interval_contains_the_true_difference_at_its_nominal_rate(seeds: int) -> None:
+    """150 simulated studies have scores near 50 %. The rate may be three standard errors below 95 %."""
     rng = np.random.default_rng(0)
     covered = 0
     for study in range(150):
@@ -40,8 +40,8 @@ def test_the_interval_covers_the_truth(seeds: int) -> None:
 
 
 @pytest.mark.parametrize(("centre", "spread"), [(-3.5, 2.0), (-1.7, 1.2), (-4.1, 0.7)])
-def test_it_covers_skewed_seeds_where_a_bootstrap_does_not(centre: float, spread: float) -> None:
-    """Shapes of the shipped studies (code and English under LoRA and full fine-tuning), as log-odds of six seeds."""
+def test_the_interval_contains_the_true_mean_of_skewed_seeds_unlike_a_bootstrap(centre: float, spread: float) -> None:
+    """Six seeds have normal log-odds like the shipped studies: code and English, LoRA and full fine-tuning."""
     rng = np.random.default_rng(1)
     truth = float(expit(centre + spread * rng.standard_normal(400_000)).mean())
     covered = {"ours": 0, "bootstrap": 0}
@@ -73,8 +73,8 @@ def test_more_seeds_and_more_examples_narrow_the_interval() -> None:
     assert width(6, 60) > 1.5 * width(6, 600)
 
 
-def test_categories_bound_what_is_drawn() -> None:
-    """Where a category decides everything, drawing within categories leaves nothing to chance."""
+def test_examples_are_drawn_within_their_category() -> None:
+    """If the category decides whether an example is correct, drawing within categories adds no variance."""
     left = np.tile(CATEGORIES == 0, (3, 1)).astype(float)
     interval = difference(left, np.zeros_like(left), CATEGORIES)
     assert interval is not None
@@ -84,8 +84,8 @@ def test_categories_bound_what_is_drawn() -> None:
     assert loose.high - loose.low > 0.1
 
 
-def test_an_interval_does_not_depend_on_what_was_asked_before() -> None:
-    """The draws of examples are kept between effects: their order, their split and their seed must not show."""
+def test_an_interval_does_not_depend_on_earlier_intervals() -> None:
+    """The draws of examples are cached for all effects. The order of the calls must not change the result."""
     rng = np.random.default_rng(3)
     left, right = simulate(rng, 4, 0.6, 0.1), simulate(rng, 4, 0.4, 0.1)
     asked = [(categories, at) for at in (0, 1) for categories in (CATEGORIES, CATEGORIES * 0, CATEGORIES[::-1])]
@@ -102,8 +102,8 @@ def test_one_seed_has_no_interval() -> None:
     assert paired_interval(np.ones((1, 9)), np.zeros((1, 9)), np.zeros(9, dtype=int)) is None
 
 
-def test_a_paired_interval_covers_the_truth_at_its_rate() -> None:
-    """150 simulated studies whose two methods share what a seed brings; pairs make the interval far narrower."""
+def test_a_paired_interval_contains_the_true_difference_at_its_nominal_rate() -> None:
+    """In 150 simulated studies, a seed changes both methods alike. Pairing makes the interval much narrower."""
     rng = np.random.default_rng(6)
     covered, widths = 0, {True: 0.0, False: 0.0}
     for study in range(150):
@@ -122,10 +122,10 @@ def test_a_paired_interval_covers_the_truth_at_its_rate() -> None:
     assert widths[True] < 0.7 * widths[False]
 
 
-def test_a_sample_with_one_key_is_drawn_once() -> None:
+def test_samples_are_drawn_once_per_key() -> None:
     rng = np.random.default_rng(4)
     shared = simulate(rng, 6, 0.3, 0.1)
     drawn = drawn_means({"a": shared, "b": shared.copy()}, CATEGORIES, EXAMPLES, draws=300)
-    assert np.corrcoef(drawn["a"], drawn["b"])[0, 1] < 0.9  # two keys are two samples, even with the same figures
+    assert np.corrcoef(drawn["a"], drawn["b"])[0, 1] < 0.9  # two keys are drawn separately, even with equal scores
     same = sum_interval({"a": shared}, {"a": 0.0}, CATEGORIES, EXAMPLES)
     assert same == Interval(0.0, 0.0)

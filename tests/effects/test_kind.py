@@ -1,4 +1,4 @@
-"""A kind of effect is one file, in petransfer or in another package."""
+"""Kinds of effects: those of petransfer, an additional kind, and errors for unknown kinds and keys."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.report.made import draw_nothing, make, recipe_of
 
 @dataclass(frozen=True)
 class Times:
-    """How many times as often the left arm is right."""
+    """The exact match of the left arm divided by the exact match of the right arm."""
 
     name: str
     split: str
@@ -60,13 +60,11 @@ TIMES = Kind(
 EFFECT = {"kind": "times", "of": "english-scratch", "options": {"digits": 2}}
 
 
-def test_the_kinds_of_this_package() -> None:
+def test_the_kinds_of_petransfer_are_in_order() -> None:
     assert [kind.name for kind in kinds_in_order()] == ["contrast", "scale", "retention"]
 
 
-def test_a_kind_of_another_package_is_collected_judged_and_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_additional_kind_is_collected_judged_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KINDS, "_built_in", {**dict(KINDS), "times": TIMES})
     draw_nothing(monkeypatch)
     recipe = recipe_of(effects=["english-scratch", EFFECT], seeds=[0, 1])
@@ -79,7 +77,7 @@ def test_a_kind_of_another_package_is_collected_judged_and_shown(
     assert "<h2>Times as often</h2>" in report.path.read_text(encoding="utf-8")
 
 
-def test_an_unknown_kind_is_an_error_that_names_the_nearest(tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_kind_suggests_the_nearest_name(tmp_path: Path) -> None:
     recipe = recipe_of(effects=[EFFECT | {"kind": "retentoin"}], seeds=[0])
     cells, folder = make(tmp_path, recipe)
     with pytest.raises(UserError, match="retention"):
@@ -87,6 +85,6 @@ def test_an_unknown_kind_is_an_error_that_names_the_nearest(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("part", [{"kind": "times"}, {"kind": "times", "of": "english-scratch", "under": "lora"}])
-def test_a_kind_takes_its_own_keys(part: dict[str, Any]) -> None:
+def test_missing_and_unexpected_keys_of_a_kind_are_refused(part: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="kind"):
         recipe_of(effects=[part])

@@ -1,7 +1,7 @@
-"""The shipped studies' differences, p values, intervals and ratios, computed again with NumPy and SciPy alone.
+"""Recompute the differences, p values, intervals and ratios of the shipped studies with NumPy and SciPy only.
 
-Nothing of `petransfer.effects` is used. Scores come from the runs' own files; the intervals, which are drawn at random,
-agree to the precision of the draws.
+Nothing of `petransfer.effects` is used. The scores come from the files of the runs. The intervals are drawn at random,
+so they agree only to the precision of the draws.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import yaml
 from scipy import special, stats
 
 RESULTS = Path(__file__).parents[2] / "results"
-# Kim and Linzen (2020): of the 21 cases of COGS, these need new structures, and the others new uses of words.
+# Kim and Linzen (2020): these 3 of the 21 categories of COGS test new structures. The others test new uses of words.
 STRUCTURAL = ["obj_pp_to_subj_pp", "cp_recursion", "pp_recursion"]
 STUDIES = sorted(path.parent.name for path in RESULTS.glob("*/effects.json"))
 
@@ -32,7 +32,7 @@ STUDIES = sorted(path.parent.name for path in RESULTS.glob("*/effects.json"))
 def scores(
     study: str, arm: str, method: str, split: str, categories: str = ""
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (seeds, examples) of right answers, the category of each example, and dev exact match of each seed."""
+    """Return correct answers (seeds, examples), categories (examples,), and seeds with their dev scores (2, seeds)."""
     with (RESULTS / study / "table.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if (row["arm"], row["split"]) == (arm, split)]
     methods = {row["method"] for row in rows}
@@ -55,7 +55,7 @@ def scores(
 
 
 def permutation_p(left: np.ndarray, right: np.ndarray) -> float:
-    """Count every way to deal the seeds out; twice the smaller tail."""
+    """Count all ways to divide the seeds into two groups, and return twice the smaller tail."""
     pool, size = np.concatenate([left, right]), len(left)
     deals = np.array(list(itertools.combinations(range(len(pool)), size)))
     sums = pool[deals].sum(1)
@@ -65,7 +65,7 @@ def permutation_p(left: np.ndarray, right: np.ndarray) -> float:
 
 
 def paired_p(differences: np.ndarray) -> float:
-    """Count every choice of signs."""
+    """Count all choices of the signs of the differences, and return twice the smaller tail."""
     signs = np.array(list(itertools.product((1, -1), repeat=len(differences))))
     means, seen = np.round(signs @ differences / len(differences), 10), round(float(differences.mean()), 10)
     return min(1.0, 2 * min(np.mean(means >= seen), np.mean(means <= seen)))
@@ -81,7 +81,7 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def mean_draws(right: np.ndarray, rng: np.random.Generator, draws: int = 12_000) -> np.ndarray:
-    """Draw the mean over all seeds from normal log-odds of a few; the mean of each draw is taken over 500 seeds."""
+    """Draw the mean over all possible seeds, from normal log-odds. Each mean is taken over 500 quantiles."""
     shares, examples = right.mean(1), right.shape[1]
     if np.ptp(shares) == 0:
         return np.full(draws, shares.mean())
@@ -93,7 +93,7 @@ def mean_draws(right: np.ndarray, rng: np.random.Generator, draws: int = 12_000)
 
 
 def example_variance(weights: np.ndarray, category: np.ndarray) -> float:
-    """Return the variance of the mean of `weights` when examples are drawn again within their category."""
+    """Return the variance of the mean of `weights` if examples are drawn with replacement within their category."""
     return (
         sum(
             float(((weights[category == name] - weights[category == name].mean()) ** 2).sum()) for name in set(category)
@@ -123,7 +123,7 @@ def effects_of(study: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_differences_and_p_values(study: str) -> None:
+def test_differences_and_p_values_can_be_recomputed(study: str) -> None:
     found = effects_of(study)
     tested: dict[str, dict[int, float]] = {}  # p values by family; Holm's correction covers one family
     for at, effect in enumerate(found["effects"]):
@@ -143,12 +143,12 @@ def test_differences_and_p_values(study: str) -> None:
         assert (effect["p_holm"] is not None) == learnt == (effect["verdict"] != "not learnt")
         if learnt:
             tested.setdefault(effect.get("family", ""), {})[at] = p
-    assert not found["scales"]  # else they belong to the family too
+    assert not found["scales"]  # otherwise scale effects would count in the correction too
     waiting = effects_without_runs(study)
     assert found["tests"] == sum(map(len, tested.values())) + waiting.total()
     for family, members in tested.items():
         after = [found["effects"][at]["p_holm"] for at in members]
-        # an effect without runs could get any p value
+        # an effect without runs can still get any p value, so it counts as 1
         assert after == pytest.approx(holm([*members.values(), *[1.0] * waiting[family]])[: len(members)], abs=1e-9)
 
 
@@ -162,7 +162,7 @@ def effects_without_runs(study: str) -> Counter[str]:
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_intervals(study: str) -> None:
+def test_intervals_can_be_recomputed(study: str) -> None:
     rng = np.random.default_rng(20)
     for effect in effects_of(study)["effects"]:
         left, right, category, *_ = sides(study, effect)
@@ -184,13 +184,13 @@ def test_intervals(study: str) -> None:
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_verdicts_follow_from_the_figures(study: str) -> None:
+def test_verdicts_follow_from_the_recorded_numbers(study: str) -> None:
     for effect in effects_of(study)["effects"]:
         assert effect["verdict"] == verdict_of(study, effect), effect["name"]
 
 
 def verdict_of(study: str, effect: dict[str, Any]) -> str:
-    """Return the verdict by the rules of the page on statistics."""
+    """Return the verdict by the rules in the documentation of the statistics."""
     interval, odds, margin = effect["interval"], effect["log_odds"], effect["margin"]
     left, right, *_ = sides(study, effect)
     means = [100 * left.mean(), 100 * right.mean()]
@@ -229,7 +229,7 @@ def equivalence_p(left: np.ndarray, right: np.ndarray, margin: float, paired: bo
 
 
 @pytest.mark.parametrize("study", [name for name in STUDIES if effects_of(name)["retentions"]])
-def test_retention(study: str) -> None:
+def test_retention_ratios_can_be_recomputed(study: str) -> None:
     for one in effects_of(study)["retentions"]:
         if one["ratio"] is not None:
             arms = one["name"].split("-", 1)
@@ -238,7 +238,7 @@ def test_retention(study: str) -> None:
 
 
 def check_ratio(one: dict[str, Any], groups: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
-    """Try ratios: Fieller's set holds those for which numerator less ratio times denominator could be zero."""
+    """Check the ends of Fieller's interval: it has all ratios for which numerator - ratio * denominator may be zero."""
     (a, category, _), (b, _, _), (c, _, _), (d, _, _) = groups
     shared = np.array_equal(b, d)
     assert one["ratio"] == pytest.approx((a.mean() - b.mean()) / (c.mean() - d.mean()))

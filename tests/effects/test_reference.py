@@ -1,4 +1,4 @@
-"""The verdict engine on the paper's own per-seed figures: its claims, and what a careful reader must add to them."""
+"""Verdicts on the per-seed scores of Orhan (2021), and caveats on these scores."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def alone(family: str, left: str, split: str) -> Effect:
         ("t5-3b", "protein", 28.9, None),
     ],
 )
-def test_the_figures_are_the_papers(family: str, arm: str, scan: float, cogs: float | None) -> None:
+def test_mean_scores_equal_those_in_the_paper(family: str, arm: str, scan: float, cogs: float | None) -> None:
     found = [published()[family, arm, "scan", split, ""].mean for split in SPLITS]
     assert sum(found) / 7 == pytest.approx(scan, abs=0.05)
     whole = paper_score(family, arm, "cogs", "gen")
     assert (whole.mean if whole else None) == (pytest.approx(cogs, abs=0.05) if cogs else None)
 
 
-def test_a_whole_is_the_mean_of_its_categories() -> None:
+def test_the_score_of_a_cogs_split_is_the_mean_over_its_categories() -> None:
     for (family, arm, task, split, category), one in published().items():
         if task == "cogs" and not category:
             parts = [
@@ -72,7 +72,7 @@ def test_a_whole_is_the_mean_of_its_categories() -> None:
                 assert share == pytest.approx(sum(part.shares[seed] for part in parts) / 21)
 
 
-def test_a_contrast_of_some_categories_is_that_of_their_rows() -> None:
+def test_a_contrast_of_some_categories_uses_only_their_scores() -> None:
     cases = ("cp_recursion", "active_to_passive")
     found = published_contrast("t5-base", "english", "scratch", "cogs", "gen", cases)
     assert found is not None
@@ -83,7 +83,7 @@ def test_a_contrast_of_some_categories_is_that_of_their_rows() -> None:
     assert published_contrast("t5-base", "english", "scratch", "cogs", "gen", ("cp_recursion", "unknown")) is None
 
 
-def test_english_helps_and_hurts() -> None:
+def test_english_helps_on_some_splits_and_hurts_on_others() -> None:
     assert alone("t5-base", "english", "add_jump").verdict == "holds"
     assert alone("t5-base", "english", "opposite_right").verdict == "holds"
     assert alone("t5-base", "english", "jump_around_right").verdict == "reversed"
@@ -91,7 +91,7 @@ def test_english_helps_and_hurts() -> None:
     assert alone("t5-base", "english", "jump_around_right").difference == pytest.approx(-6.4, abs=0.05)
 
 
-def test_five_seeds_cannot_settle_seven_splits_together() -> None:
+def test_five_seeds_are_too_few_for_verdicts_on_seven_splits() -> None:
     effects = judge([contrast("t5-base", "english", split) for split in SPLITS])
     assert {effect.verdict for effect in effects} == {"inconclusive"}
     assert {effect.seeds_needed for effect in effects if effect.p < 0.01} == {6}
@@ -101,15 +101,15 @@ def test_five_seeds_cannot_settle_seven_splits_together() -> None:
 
 
 @pytest.mark.parametrize("arm", ["english", "protein", "multilingual"])
-def test_three_seeds_are_inconclusive_by_construction(arm: str) -> None:
+def test_three_seeds_are_too_few_for_any_effect(arm: str) -> None:
     effects = [alone("t5-3b", arm, split) for split in SPLITS]
     assert all(effect.seeds == (3, 3) and effect.p >= 0.1 for effect in effects)
     assert {effect.verdict for effect in effects} <= {"inconclusive", "saturated"}
     assert effects[5].difference > 40 or arm != "english"
 
 
-def test_the_sign_of_protein_differs_with_size() -> None:
-    """At base size it hurts, at 3B it helps, on the mean of the splits and on `right`, whose scale effect it makes."""
+def test_the_effect_of_protein_changes_its_sign_with_model_size() -> None:
+    """Protein hurts at base size and helps at 3B, both on average over the splits and on the split `right`."""
     means = {
         family: sum(alone(family, "protein", split).difference for split in SPLITS) / 7
         for family in ("t5-base", "t5-3b")
@@ -121,7 +121,7 @@ def test_the_sign_of_protein_differs_with_size() -> None:
     assert alone("t5-base", "protein", "add_jump").verdict == "saturated"
 
 
-def test_scale_is_the_scratch_side_that_collapses() -> None:
+def test_the_scale_effect_of_english_comes_from_the_scratch_arm() -> None:
     two = Two(contrast("t5-3b", "english", "gen", "cogs"), contrast("t5-base", "english", "gen", "cogs"), "3B", "base")
     (scale,) = judge_scales([two])
     assert scale.difference == pytest.approx((84.1 - 15.5) - (83.3 - 32.3), abs=0.2)
@@ -132,14 +132,14 @@ def test_scale_is_the_scratch_side_that_collapses() -> None:
     assert "from the second" in of_scale(json.loads(json.dumps(asdict(scale))), CRITERIA["exact_match"])
 
 
-def test_the_translator_with_eight_seeds_or_more_is_settled() -> None:
+def test_the_translation_model_has_enough_seeds_for_verdicts() -> None:
     effects = judge([contrast("opus-mt-de-fr", "german_french", split) for split in SPLITS])
     verdicts = dict(zip(SPLITS, (effect.verdict for effect in effects), strict=True))
     assert verdicts["add_jump"] == "holds"
     assert verdicts["add_turn_left"] == verdicts["jump_around_right"] == "reversed"
 
 
-def test_what_the_paper_has_not_is_not_made_up() -> None:
+def test_scores_that_the_paper_does_not_have_are_none() -> None:
     assert published_contrast("t5-base", "german", "scratch", "scan", "add_jump") is None
     assert published_contrast("t5-3b", "protein", "scratch", "cogs", "gen") is None
     assert paper_score("nano", "german", "scan", "add_jump") is None
@@ -148,7 +148,7 @@ def test_what_the_paper_has_not_is_not_made_up() -> None:
     assert [nearest_paper_family(name) for name in ("nano", "t5-v1_1-xl", "t5-11b")] == ["t5-base", "t5-3b", "t5-3b"]
 
 
-def test_the_caveats_are_those_that_apply() -> None:
+def test_only_caveats_that_apply_are_returned() -> None:
     message = " ".join(caveats("nano", "scan", "add_jump", ["english"]))
     assert "chosen on test" in message
     assert "ours nano" in message

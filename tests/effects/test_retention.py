@@ -1,4 +1,4 @@
-"""Retention by hand, against Fieller's formula, and on simulated studies."""
+"""Retention: known effects, Fieller's formula, and simulated studies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sentence_of(one: Retention) -> str:
     return sentence(json.loads(json.dumps(asdict(one))), CRITERIA["exact_match"])
 
 
-def test_retention_by_hand() -> None:
+def test_retention_of_known_effects() -> None:
     one = retention(Two(contrast(flat(0.5), flat(0.2)), contrast(flat(0.6), flat(0.2)), "lora", "full"))
     assert one.ratio == pytest.approx(0.75)
     assert one.interval is not None
@@ -44,7 +44,7 @@ def test_retention_by_hand() -> None:
         ((flat(0.5, 1), flat(0.2)), (flat(0.6), flat(0.2)), "lora has a single seed"),
     ],
 )
-def test_a_ratio_to_what_may_be_nothing_is_not_given(
+def test_no_ratio_if_the_denominator_may_be_zero_or_a_method_has_one_seed(
     under: tuple[np.ndarray, np.ndarray], over: tuple[np.ndarray, np.ndarray], why: str
 ) -> None:
     one = retention(Two(contrast(*under), contrast(*over), "lora", "full"))
@@ -55,8 +55,8 @@ def test_a_ratio_to_what_may_be_nothing_is_not_given(
     assert str(one.undefined).startswith("not defined, because ")
 
 
-def test_a_shared_control_is_drawn_once() -> None:
-    """When both effects are taken from the same scratch runs, its luck is common to both and the ratio steadier."""
+def test_a_shared_control_makes_the_interval_narrower() -> None:
+    """If both effects use the same scratch runs, they share the random error of these runs. The ratio varies less."""
     rng = np.random.default_rng(0)
     control = group(rng, 0.3, 0.12, 6)
     lora, full = flat(0.6), flat(0.62)
@@ -68,8 +68,8 @@ def test_a_shared_control_is_drawn_once() -> None:
     assert shared.interval.high - shared.interval.low < 0.7 * (apart.interval.high - apart.interval.low)
 
 
-def test_fiellers_interval_is_the_one_of_the_formula() -> None:
-    """One category of one example a seed: no example varies, so only the seeds' variances count."""
+def test_the_interval_satisfies_fiellers_formula() -> None:
+    """With one example per seed, drawing examples adds no variance, so only the variance between seeds counts."""
     rng = np.random.default_rng(5)
     a, b, c, d = (rng.random((6, 1)) * 0.1 + at for at in (0.5, 0.2, 0.7, 0.2))
     found = retention(Two(contrast(a, b), contrast(c, d), "lora", "full"))
@@ -82,7 +82,7 @@ def test_fiellers_interval_is_the_one_of_the_formula() -> None:
         assert distance == pytest.approx(stats.t.ppf(0.975, free))
 
 
-def test_no_ratio_where_an_arm_has_not_learnt_the_task() -> None:
+def test_no_ratio_if_an_arm_has_not_learnt_the_task() -> None:
     learnt = contrast(flat(0.6), flat(0.2))
     one = retention(Two(replace(learnt, dev=(0.5, 0.99)), learnt, "lora", "full"))
     assert one.ratio is None
@@ -91,7 +91,7 @@ def test_no_ratio_where_an_arm_has_not_learnt_the_task() -> None:
 
 
 @pytest.mark.slow
-def test_the_interval_of_retention_covers_at_its_rate() -> None:
+def test_the_interval_contains_the_true_retention_at_its_nominal_rate() -> None:
     rng = np.random.default_rng(2)
     covered = 0
     for _ in range(300):

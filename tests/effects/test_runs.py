@@ -1,4 +1,4 @@
-"""Methods are paired by seed, whichever seeds are done, and a control that two effects share is one object."""
+"""Effects of the runs of a study: pairs of seeds, shared controls, families, categories, and notes on the runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from petransfer.report.run_table import Row
 from petransfer.study.grid import expand
 from tests.report.made import make, recipe_of
 
-RIGHT = {"name": "scan", "splits": ["right"]}  # one split in place of two: half the runs
+RIGHT = {"name": "scan", "splits": ["right"]}  # one split instead of two: half the runs
 
 
 def test_methods_are_paired_by_seed(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_methods_are_paired_by_seed(tmp_path: Path) -> None:
         skip=lambda cell: cell.seed in skip.get(cell.method, set()),
     )
     contrasts = collect(recipe, cells, folder).of("contrast")
-    assert len(contrasts) == 2 * 2  # splits, and the arms that have both methods
+    assert len(contrasts) == 2 * 2  # splits, and arms that have both methods
     for one in contrasts:
         assert one.paired
         assert one.left.mean(1).tolist() == pytest.approx([0.18, 0.38, 0.48])
@@ -49,8 +49,8 @@ def test_a_control_that_two_effects_share_is_one_sample(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("reached", "learnt"), [(40.0, False), (85.0, False), (92.0, True), (None, True)])
-def test_a_side_that_has_not_learnt_is_named(tmp_path: Path, reached: float | None, learnt: bool) -> None:
-    """The others are at 92.5 % on dev."""
+def test_an_arm_that_has_not_learnt_the_task_is_reported(tmp_path: Path, reached: float | None, learnt: bool) -> None:
+    """All other arms have 92.5 % on dev."""
     recipe = recipe_of(task=RIGHT)
     cells, folder = make(tmp_path, recipe)
     for cell in cells:
@@ -66,7 +66,7 @@ def test_a_side_that_has_not_learnt_is_named(tmp_path: Path, reached: float | No
     under, within = ("english-scratch", "lora r16 4-bit", ""), ("4-bit - lora 32-bit", "", "english")
     assert sorted(short) == sorted([under, within] * (not learnt))
     assert sum("Not learnt: english reaches" in one for one in found["sentences"]) == (not learnt)
-    # without a dev score, the two effects of the arm wait for runs
+    # without dev scores, the two effects of the arm count as effects without runs
     assert found["tests"] == len(found["effects"]) - len(short) + 2 * (reached is None)
     cells_of_table = [line[5] for line in effects_table(found)]
     assert sum(cell.startswith("not learnt (dev: ") for cell in cells_of_table) == len(short)
@@ -74,7 +74,7 @@ def test_a_side_that_has_not_learnt_is_named(tmp_path: Path, reached: float | No
 
 
 def test_effects_without_runs_count_in_the_correction(tmp_path: Path) -> None:
-    """Else a verdict of an unfinished study could change when the other arms have runs."""
+    """Otherwise a verdict of an unfinished study could change when the other arms have runs."""
     recipe = recipe_of(
         task=RIGHT, methods=[{"name": "lora", "rank": 16, "bits": 32}], effects=["english-scratch", "german-scratch"]
     )
@@ -86,7 +86,7 @@ def test_effects_without_runs_count_in_the_correction(tmp_path: Path) -> None:
     assert effect["least_p_holm"] == pytest.approx(2 * effect["smallest_p"])
 
 
-def test_one_pretraining_an_arm_is_reported(tmp_path: Path) -> None:
+def test_arms_with_a_single_pretrained_checkpoint_are_reported(tmp_path: Path) -> None:
     recipe = recipe_of(task=RIGHT)
     cells, folder = make(tmp_path, recipe)
     (note,) = update_effects(recipe, cells, folder)["notes"]
@@ -94,7 +94,7 @@ def test_one_pretraining_an_arm_is_reported(tmp_path: Path) -> None:
     assert "scratch" not in note
 
 
-def test_an_arm_with_a_pretraining_for_each_seed_is_not_reported() -> None:
+def test_an_arm_with_a_checkpoint_for_each_seed_is_not_reported() -> None:
     family = {"name": "mine", "arms": {"english": "owner/english-{seed}", "german": "owner/german"}}
     cells = expand(recipe_of(task=RIGHT, family=family, effects=["english-german"]))
     assert few_pretrainings_note(cells).startswith("The arm german has only one pretrained checkpoint")
@@ -155,10 +155,10 @@ def test_runs_of_a_cpu_and_of_a_gpu_are_reported(tmp_path: Path) -> None:
     assert several_cpus_note(cells, folder).startswith(f"The runs were made on different devices ({counts}).")
 
 
-def test_the_declared_family_is_counted_before_a_run() -> None:
+def test_the_declared_effects_are_counted_before_any_run() -> None:
     recipe = recipe_of()
     found = demand(recipe, expand(recipe))
-    # two splits: two contrasts of arms under three methods, one of methods in two arms; retention is no test
+    # two splits: two contrasts of arms for three methods, one contrast of methods in two arms; retention is not tested
     assert (found.unpaired, found.paired, found.tests) == (12, 4, 16)
     assert found.seeds == 6
     assert "16 effects are tested together (Holm). With 6 seeds, no effect with pairs of seeds can reach" in found.line
@@ -169,8 +169,8 @@ CASES = ("cp_recursion", "pp_recursion", "active_to_passive", "passive_to_active
 COGS = {"name": "cogs", "splits": ["gen"]}
 
 
-def test_an_effect_can_count_some_categories_only(tmp_path: Path) -> None:
-    """Two of the four cases are lexical. Rows and figures of the others do not enter."""
+def test_an_effect_can_be_limited_to_some_categories(tmp_path: Path) -> None:
+    """Two of the four categories are lexical. Examples of the other categories are not used."""
     under = "lora r16 32-bit"
     effects = ["english-scratch", *({"contrast": "english-scratch", "categories": one} for one in GROUPS)]
     recipe = recipe_of(task=COGS, methods=[{"name": "lora", "bits": 32}], effects=effects)
@@ -227,7 +227,7 @@ def test_methods_can_be_compared_as_independent_groups_of_seeds(tmp_path: Path) 
         assert (len(one.left), len(one.right), one.left_out) == (5, 6, 0)
 
 
-def test_each_family_of_effects_is_adjusted_by_itself(tmp_path: Path) -> None:
+def test_each_family_of_effects_is_adjusted_separately(tmp_path: Path) -> None:
     arms = ["english-scratch", "german-scratch"]
     cells, folder = make(tmp_path / "one", recipe_of(effects=[*arms, UNPAIRED]))
     found = update_effects(recipe_of(effects=[*arms, UNPAIRED]), cells, folder)
@@ -239,18 +239,22 @@ def test_each_family_of_effects_is_adjusted_by_itself(tmp_path: Path) -> None:
     main = [one for one in found["effects"] if "family" not in one]
     assert [one["p_holm"] for one in main] == [one["p_holm"] for one in alone["effects"]]
     second = [one for one in found["effects"] if one.get("family") == "methods"]
-    # the smallest of four p values is multiplied by four, whatever the main family contains
+    # the smallest of four p values is multiplied by four, independently of the main family
     smallest = min(second, key=lambda one: one["p"])
     assert smallest["p_holm"] == pytest.approx(min(1.0, 4 * smallest["p"]))
     assert all(one["least_p_holm"] == pytest.approx(4 * one["smallest_p"]) for one in second)
 
 
-def test_the_seeds_that_a_study_needs_are_those_of_its_largest_family() -> None:
+def test_a_study_needs_the_seeds_of_its_most_demanding_family() -> None:
     arms = ["english-scratch", "german-scratch"]
     recipe = recipe_of(effects=[*arms, UNPAIRED])
     found = demand(recipe, expand(recipe))
     assert (found.unpaired, found.paired, found.tests) == (12, 0, 12)
     paired = recipe_of(effects=[*arms, UNPAIRED | {"paired": True}])
     found = demand(paired, expand(paired))
-    assert (found.unpaired, found.paired, found.tests) == (0, 4, 4)  # pairs need more seeds: 2 / 2 ** n
+    assert (found.unpaired, found.paired, found.tests) == (
+        0,
+        4,
+        4,
+    )  # pairs need more seeds: the smallest p value is 2 / 2 ** n
     assert found.needed == 8

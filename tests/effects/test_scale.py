@@ -1,4 +1,4 @@
-"""Differences of differences and retention, by hand and on simulated studies."""
+"""Scale effects (differences of differences): known effects and simulated studies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sentence_of(scale: Scale) -> str:
 
 
 def group(rng: np.random.Generator, mean: float, spread: float, seeds: int, examples: int = EXAMPLES) -> np.ndarray:
-    """(seeds, examples): each seed has a level of its own."""
+    """Draw an array (seeds, examples) of 0 and 1. Each seed has its own level."""
     levels = np.clip(mean + spread * rng.standard_normal((seeds, 1)), 0, 1)
     return (rng.random((seeds, examples)) < levels).astype(float)
 
@@ -34,12 +34,12 @@ def contrast(left: np.ndarray, right: np.ndarray, name: str = "a-b") -> Contrast
 
 
 def flat(level: float, seeds: int = 6) -> np.ndarray:
-    """Seeds around a level, whose mean it is."""
+    """Return an array (seeds, examples) with seeds near `level`. The mean of an even number of seeds is `level`."""
     counts = [round(EXAMPLES * level) + step for step in np.resize([-2, 2, -1, 1, -3, 3], seeds)]
     return np.array([np.arange(EXAMPLES) < count for count in counts], dtype=float)
 
 
-def test_a_scale_effect_by_hand() -> None:
+def test_a_scale_effect_of_known_levels() -> None:
     two = Two(contrast(flat(0.8), flat(0.1)), contrast(flat(0.7), flat(0.5)), "large", "small")
     (scale,) = judge([two])
     assert scale.difference == pytest.approx(70 - 20)
@@ -57,39 +57,39 @@ def test_a_scale_effect_by_hand() -> None:
 @pytest.mark.parametrize(
     ("levels", "seeds", "verdict"),
     [
-        ((0.8, 0.1, 0.7, 0.5), 3, "inconclusive"),  # three seeds a side decide nothing, however large
+        ((0.8, 0.1, 0.7, 0.5), 3, "inconclusive"),  # three seeds per arm are too few, however large the effect is
         ((0.8, 0.1, 0.7, 0.5), 1, "inconclusive"),
         ((0.60, 0.40, 0.61, 0.41), 6, "equivalent"),
-        ((0.60, 0.40, 0.60, 0.40), 3, "inconclusive"),  # nor do they show that nothing changes
+        ((0.60, 0.40, 0.60, 0.40), 3, "inconclusive"),  # three seeds are too few to show equivalence
         ((0.0, 0.0, 0.0, 0.0), 6, "saturated"),
         ((0.0, 0.0, 0.0, 0.0), 3, "inconclusive"),
-        ((0.03, 0.02, 0.02, 0.03), 6, "inconclusive"),  # so near to 0 other seeds could be far above
+        ((0.03, 0.02, 0.02, 0.03), 6, "inconclusive"),  # near 0, the scores of further seeds could be much higher
         ((0.03, 0.02, 0.41, 0.40), 6, "equivalent"),
     ],
 )
-def test_the_verdict_on_scale(levels: tuple[float, ...], seeds: int, verdict: str) -> None:
+def test_the_verdict_on_a_scale_effect(levels: tuple[float, ...], seeds: int, verdict: str) -> None:
     sides = [flat(level, seeds) if level else np.zeros((seeds, EXAMPLES)) for level in levels]
     (scale,) = judge([Two(contrast(*sides[:2]), contrast(*sides[2:]), "x", "y")])
     assert scale.verdict == verdict
     assert "nan" not in sentence_of(scale)
 
 
-def test_a_scale_effect_is_no_surer_than_the_seeds_of_a_side_allow() -> None:
-    """However far four groups lie apart: five and six seeds deal to 2/462 at least, two and six to 2/28."""
+def test_the_numbers_of_seeds_limit_the_p_value_of_a_scale_effect() -> None:
+    """p is at least 2/462 for five and six seeds, and 2/28 for two and six seeds, however large the effect is."""
     sides = [contrast(flat(left, seeds), flat(right)) for left, right, seeds in ((0.9, 0.1, 5), (0.5, 0.4, 6))]
     assert scale_p(Two(*sides, "large", "small")) == pytest.approx(2 / math.comb(11, 5))
     few = contrast(flat(0.5, 2), flat(0.4))
     assert scale_p(Two(sides[0], few, "large", "small")) == pytest.approx(2 / math.comb(8, 2))
 
 
-def test_a_scale_effect_is_adjusted_for_what_stands_beside_it() -> None:
+def test_scale_effects_are_adjusted_for_multiple_tests() -> None:
     two = Two(contrast(flat(0.8), flat(0.1)), contrast(flat(0.7), flat(0.5)), "large", "small")
     assert [one.p_holm for one in judge([two, two, two])] == pytest.approx([3 * scale_p(two)] * 3)
     assert judge_one(two, Family(0.5, 41), Thresholds()).verdict == "inconclusive"
 
 
-def test_a_group_that_both_sides_share_is_drawn_once() -> None:
-    """The same runs stand on both sides with opposite signs: their luck cancels out."""
+def test_a_group_in_both_effects_is_drawn_once() -> None:
+    """The same runs have opposite signs in the two effects, so their random error cancels out."""
     shared = flat(0.3)
     here = replace(contrast(flat(0.8), shared), right_key="scratch")
     there = replace(contrast(flat(0.7), shared), right_key="scratch")
@@ -107,7 +107,7 @@ def _is_at_least_nominal(covered: int) -> None:
 
 
 @pytest.mark.slow
-def test_the_interval_of_scale_covers_at_its_rate() -> None:
+def test_the_interval_contains_the_true_scale_effect_at_its_nominal_rate() -> None:
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(STUDIES):

@@ -1,4 +1,4 @@
-"""The statistics against simulated studies, hand counts and SciPy."""
+"""Statistical tests, compared with simulated studies, exact counts, SciPy and statsmodels."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ CATEGORIES = np.arange(EXAMPLES) % 3
 
 
 def simulate(rng: np.random.Generator, seeds: int, mean: float, spread: float, examples: int = EXAMPLES) -> np.ndarray:
-    """(seeds, examples) of 0 and 1: each seed has a level of its own, by the examples' noise it comes near to it."""
+    """Draw an array (seeds, examples) of 0 and 1. Each seed has its own level, and the examples add noise."""
     levels = mean + spread * rng.standard_normal((seeds, 1))
     return (rng.random((seeds, examples)) < np.clip(levels, 0, 1)).astype(float)
 
 
-def test_one_seed_is_too_few() -> None:
+def test_equivalence_and_needed_seeds_are_none_for_one_seed() -> None:
     assert equivalence_p(np.ones(3), np.ones(9), 5.0) is None
     assert seeds_needed(np.ones(1), np.zeros(4), 1, 5.0) is None
 
 
 @given(st.lists(st.integers(0, 40), min_size=2, max_size=4), st.lists(st.integers(0, 40), min_size=2, max_size=4))
-def test_the_permutation_p_is_the_count_over_all_deals(first: list[int], second: list[int]) -> None:
+def test_the_permutation_p_value_equals_the_count_over_all_permutations(first: list[int], second: list[int]) -> None:
     left, right = np.array(first) / 40, np.array(second) / 40
     pool = np.concatenate([left, right])
     seen = left.mean() - right.mean()
@@ -52,13 +52,13 @@ def test_the_permutation_p_is_the_count_over_all_deals(first: list[int], second:
     assert permutation_p(left, right) == pytest.approx(min(1.0, 2 * min(larger, smaller)))
 
 
-def test_the_permutation_test_holds_its_level_under_the_null() -> None:
+def test_the_permutation_test_keeps_its_level_under_the_null_hypothesis() -> None:
     rng = np.random.default_rng(3)
     hits = [permutation_p(rng.standard_normal(5), rng.standard_normal(5)) < 0.05 for _ in range(600)]
     assert np.mean(hits) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 600)
 
 
-def test_paired_runs_are_compared_pair_by_pair() -> None:
+def test_paired_seeds_are_compared_pair_by_pair() -> None:
     base = np.array([0.1, 0.5, 0.9, 0.3, 0.7, 0.2])
     better = base + 0.05
     assert permutation_p(better, base, paired=True) == pytest.approx(2 / 2**6)
@@ -68,15 +68,15 @@ def test_paired_runs_are_compared_pair_by_pair() -> None:
 
 
 @pytest.mark.parametrize(("seeds", "p"), [(1, 1.0), (3, 0.1), (5, 2 / 252), (6, 2 / 924)])
-def test_the_smallest_p_of_so_many_seeds(seeds: int, p: float) -> None:
+def test_the_smallest_possible_p_value_of_equal_groups(seeds: int, p: float) -> None:
     assert smallest_p(seeds, seeds) == pytest.approx(p)
     if seeds > 1:
         assert permutation_p(np.arange(seeds) + 100.0, np.arange(seeds) * 1.0) == pytest.approx(p)
 
 
 @pytest.mark.parametrize(("left", "right"), [(2, 4), (3, 4), (4, 3), (5, 6), *itertools.product((2, 5), (2, 3, 7))])
-def test_unequal_groups_reach_what_is_reported_and_no_less(left: int, right: int) -> None:
-    """The largest of all differences is the one where every seed of a group is above every seed of the other."""
+def test_unequal_groups_reach_the_smallest_p_value_and_no_smaller_one(left: int, right: int) -> None:
+    """The difference is largest if every seed of one group is above every seed of the other group."""
     apart = permutation_p(np.arange(left) + 100.0, np.arange(right) * 1.0)
     assert apart == pytest.approx(smallest_p(left, right)) == pytest.approx(2 / math.comb(left + right, left))
     rng = np.random.default_rng(left * right)
@@ -85,27 +85,27 @@ def test_unequal_groups_reach_what_is_reported_and_no_less(left: int, right: int
 
 
 @pytest.mark.parametrize(("left", "right", "paired"), [(9, 9, False), (3, 60, False), (15, 15, True)])
-def test_deals_that_are_drawn_bound_the_smallest_p(left: int, right: int, paired: bool) -> None:
+def test_random_permutations_limit_the_smallest_p_value(left: int, right: int, paired: bool) -> None:
     assert smallest_p(left, right, paired=paired) == 2 / 20_001
     apart = permutation_p(np.arange(left) + 100.0, np.arange(right) / 100, paired=paired)
     assert 2 / 20_001 <= apart < 0.001
 
 
-def test_holm_by_hand() -> None:
+def test_holm_of_known_p_values() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06])
     assert holm([]) == []
     assert holm([0.01, None, 0.002], waiting=3) == pytest.approx([0.04, None, 0.01])
 
 
-def test_holm_is_that_of_statsmodels() -> None:
+def test_holm_agrees_with_statsmodels() -> None:
     rng = np.random.default_rng(0)
     for count in (1, 2, 7, 40):
-        values = np.round(rng.random(count) ** 3, 2)  # some are equal, and some become more than 1
+        values = np.round(rng.random(count) ** 3, 2)  # some are equal, and some exceed 1 when multiplied
         assert holm(values.tolist()) == multipletests(values, method="holm")[1].tolist()
 
 
-def test_equivalence_needs_a_small_difference_and_a_small_spread() -> None:
+def test_equivalence_needs_a_difference_below_the_margin() -> None:
     rng = np.random.default_rng(4)
     near, far = 50 + rng.standard_normal(8), 53 + rng.standard_normal(8)
     assert (equivalence_p(near, near + 0.5, 5.0) or 0) < 0.001
@@ -119,7 +119,7 @@ def test_equivalence_needs_a_small_difference_and_a_small_spread() -> None:
     assert equivalence_p(near, far, 5.0) == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_seeds_needed_have_the_power() -> None:
+def test_the_needed_seeds_give_the_power_in_a_t_test() -> None:
     rng = np.random.default_rng(5)
     left, right = 50 + 6 * rng.standard_normal(4), 42 + 6 * rng.standard_normal(4)
     needed = seeds_needed(left, right, tests=1, margin=5.0)
@@ -134,10 +134,12 @@ def test_the_seeds_needed_have_the_power() -> None:
     ]  # fmt: skip
     assert np.mean(hits) >= 0.76
     assert (seeds_needed(left, right, tests=7, margin=5.0) or 0) > needed
-    assert seeds_needed(np.full(3, 9.0), np.full(3, 50.0), tests=7, margin=5.0) == 6  # the permutation test's floor
+    assert (
+        seeds_needed(np.full(3, 9.0), np.full(3, 50.0), tests=7, margin=5.0) == 6
+    )  # with fewer seeds, the permutation test cannot reject
 
 
-def test_the_paired_permutation_test_holds_its_level() -> None:
+def test_the_paired_permutation_test_keeps_its_level_under_the_null_hypothesis() -> None:
     rng = np.random.default_rng(7)
     hits = []
     for _ in range(600):
@@ -147,7 +149,7 @@ def test_the_paired_permutation_test_holds_its_level() -> None:
     assert np.mean(hits) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 600)
 
 
-def test_paired_seeds_have_the_power_that_was_computed() -> None:
+def test_the_needed_pairs_of_seeds_give_the_power() -> None:
     rng = np.random.default_rng(8)
     differences = np.array([2.0, 5.0, 9.0, 4.0, 8.0, 6.0])
     left, right = 40 + differences, np.full(6, 40.0)
@@ -162,7 +164,7 @@ def test_paired_seeds_have_the_power_that_was_computed() -> None:
 
 
 @pytest.mark.slow
-def test_the_seeds_needed_have_the_power_in_the_permutation_test_too() -> None:
+def test_the_needed_seeds_give_the_power_in_the_permutation_test() -> None:
     rng = np.random.default_rng(9)
     left, right = np.array([60.0, 48.0, 55.0, 51.0]), np.array([46.0, 40.0, 49.0, 43.0])
     needed = seeds_needed(left, right, tests=1, margin=1.0)
@@ -176,7 +178,7 @@ def test_the_seeds_needed_have_the_power_in_the_permutation_test_too() -> None:
 
 
 @pytest.mark.parametrize(("tests", "unpaired", "paired"), [(1, 4, 6), (7, 6, 9), (8, 6, 9), (40, 7, 11)])
-def test_the_fewest_seeds_that_a_family_needs(tests: int, unpaired: int, paired: int) -> None:
+def test_the_fewest_seeds_with_which_a_family_can_be_significant(tests: int, unpaired: int, paired: int) -> None:
     assert fewest_seeds(tests) == unpaired
     assert fewest_seeds(tests, paired=True) == paired
     assert smallest_p(unpaired, unpaired) * tests < 0.05 <= smallest_p(unpaired - 1, unpaired - 1) * tests
@@ -185,19 +187,21 @@ def test_the_fewest_seeds_that_a_family_needs(tests: int, unpaired: int, paired:
     )
 
 
-def test_a_study_is_told_before_it_is_run() -> None:
+def test_a_study_with_too_few_seeds_gets_a_warning() -> None:
     assert Demand(tests=7, seeds=6, unpaired=7, paired=0).line == ""
     assert Demand(tests=0, seeds=1, unpaired=0, paired=0).line == ""
     assert "7 effects are tested together (Holm). With 5 seeds" in Demand(7, 5, 7, 0).line
     assert "--seeds 0-8" in Demand(7, 6, 6, 1).line
-    two_arms_and_two_methods = Demand(tests=2, seeds=5, unpaired=1, paired=1).line  # the arms' p can be 2 x 2 / 252
+    two_arms_and_two_methods = Demand(
+        tests=2, seeds=5, unpaired=1, paired=1
+    ).line  # the effect between arms can have p = 2 x 2 / 252
     assert "no effect with pairs of seeds can reach p < 0.05" in two_arms_and_two_methods
     assert "the smallest possible p is 0.125" in two_arms_and_two_methods
     assert "With 3 seeds, no effect can reach" in Demand(tests=2, seeds=3, unpaired=1, paired=1).line
     assert "No number of seeds is enough for so many effects" in Demand(501, 20, 501, 0).line
 
 
-def test_log_odds_see_what_points_cannot() -> None:
+def test_equal_differences_in_points_give_larger_log_odds_near_zero() -> None:
     low = log_odds(np.array([0.02, 0.03, 0.025]), np.array([0.001, 0.002, 0.0]), 1000)
     middle = log_odds(np.array([0.52, 0.53, 0.525]), np.array([0.501, 0.502, 0.5]), 1000)
     assert low.difference > 2
@@ -223,7 +227,7 @@ def test_two_runs_are_compared_example_by_example() -> None:
     assert pair_of_runs(left, left).p == 1.0
 
 
-def test_welchs_sum_is_scipys_where_there_are_two_groups() -> None:
+def test_welchs_test_of_two_groups_agrees_with_scipy() -> None:
     rng = np.random.default_rng(10)
     left, right = rng.standard_normal(5) + 1, 2 * rng.standard_normal(8)
     assert welch_p({"a": left, "b": right}, {"a": 1.0, "b": -1.0}) == pytest.approx(

@@ -1,4 +1,4 @@
-"""Passes over a test set: no more tokens at once than asked for, and fewer examples where memory runs out."""
+"""Batches of an evaluation have a limited number of tokens, and are halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from petransfer.training.autocast import autocast_forward
 ROWS = [Encoded((3,) * (size // 2), (3,) * (size - size // 2)) for size in (100, 600, 300, 600, 100, 2000, 300)]
 
 
-def test_a_pass_holds_so_many_tokens_or_one_example() -> None:
+def test_a_batch_has_at_most_the_given_tokens_or_one_example() -> None:
     passes: list[list[int]] = []
 
     def told(chosen: list[int]) -> list[int]:
@@ -23,7 +23,7 @@ def test_a_pass_holds_so_many_tokens_or_one_example() -> None:
     assert passes == [[5], [1], [3], [2, 6, 0], [4]]
 
 
-def test_short_of_memory_less_than_what_failed_is_tried() -> None:
+def test_a_batch_is_halved_until_it_fits_in_memory() -> None:
     tried: list[int] = []
 
     def short(chosen: list[int]) -> list[int]:
@@ -57,7 +57,7 @@ def test_one_example_that_is_too_large_is_tried_once() -> None:
         (torch.float32, True, torch.bfloat16),
     ],
 )
-def test_the_precision_of_a_model_is_that_of_its_computations(
+def test_compute_dtype_is_the_least_precise_dtype_of_the_computations(
     dtype: torch.dtype, autocast: bool, expected: torch.dtype
 ) -> None:
     model = torch.nn.Linear(4, 4).to(dtype)

@@ -1,4 +1,4 @@
-"""A text ends with any of the checkpoint's end tokens, as in plain transformers."""
+"""Generation stops at any of the checkpoint's end tokens, as in plain transformers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TEXTS = ["to walk", "must say", "run and see", "look", "a", "b c"]
 
 
 def plain_texts(folder: Path, adapter: Path | None = None) -> tuple[list[str], list[int]]:
-    """The texts that plain transformers generates greedily, and their numbers of tokens with the end token."""
+    """Return the texts that plain transformers generates greedily, and their numbers of tokens with the end token."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     model = PeftModel.from_pretrained(model, adapter) if adapter else model
     texts, tokens = [], []
@@ -59,7 +59,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _own(folder: Path, config: Any, generation: Any) -> Path:
-    """Write the end tokens into the two files. `None`: there is no generation_config.json."""
+    """Write the end tokens into config.json and generation_config.json. `generation=None` deletes the second file."""
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": config}))
     (folder / "generation_config.json").unlink()
@@ -74,7 +74,7 @@ def ended(request: pytest.FixtureRequest, base: Path, tmp_path: Path) -> Path:
     return _own(shutil.copytree(base, tmp_path / "ended"), *request.param)
 
 
-def test_a_base_ends_as_in_plain_transformers(ended: Path) -> None:
+def test_texts_of_a_base_model_end_as_in_plain_transformers(ended: Path) -> None:
     expected, _ = plain_texts(ended)
     assert Adapter.load(ended, device="cpu").predict(TEXTS, TOKENS) == expected
 
@@ -84,12 +84,12 @@ def listed(base: Path, tmp_path: Path) -> Path:
     return _own(shutil.copytree(base, tmp_path / "listed"), OWN, [OWN, OTHER])
 
 
-def test_the_further_token_ends_texts(listed: Path, base: Path) -> None:
-    """Otherwise the other tests would show nothing."""
+def test_the_second_end_token_ends_texts_earlier(listed: Path, base: Path) -> None:
+    """The other tests are only meaningful if this one passes."""
     assert min(plain_texts(listed)[1]) < TOKENS <= min(plain_texts(base)[1])
 
 
-def test_adapters_of_plain_peft_and_merged_models_end_alike(listed: Path, tmp_path: Path) -> None:
+def test_texts_of_peft_adapters_and_merged_models_end_as_in_plain_peft(listed: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], init_lora_weights=False)
     get_peft_model(AutoModelForCausalLM.from_pretrained(listed), config).save_pretrained(tmp_path / "adapter")
@@ -101,7 +101,7 @@ def test_adapters_of_plain_peft_and_merged_models_end_alike(listed: Path, tmp_pa
     assert Adapter.load(tmp_path / "merged", device="cpu").predict(TEXTS, TOKENS) == expected
 
 
-def test_a_stream_ends_where_the_text_ends(listed: Path) -> None:
+def test_streamed_texts_end_like_the_generated_texts(listed: Path) -> None:
     loaded = load_checkpoint(checkpoint_spec(str(listed)), 32)
     rows = [tuple(loaded.tokenizer(text)["input_ids"]) for text in TEXTS]
     seen: dict[int, str] = {}
@@ -110,17 +110,19 @@ def test_a_stream_ends_where_the_text_ends(listed: Path) -> None:
     assert any(one.ended for one in found)
 
 
-def test_ordinary_end_tokens_end_texts_of_models_that_were_not_trained_here(base: Path, tmp_path: Path) -> None:
+def test_ordinary_tokens_can_be_end_tokens_of_base_models(base: Path, tmp_path: Path) -> None:
     letter = plain_texts(base)[0][0][3]
     ordinary = AutoTokenizer.from_pretrained(base)(letter)["input_ids"][0]
     folder = _own(shutil.copytree(base, tmp_path / "ordinary"), OWN, [OWN, ordinary])
     (text, *_), (tokens, *_) = plain_texts(folder)
     assert tokens < TOKENS
     assert Adapter.load(folder, device="cpu").predict(TEXTS, TOKENS)[0] == text.removesuffix(letter)
-    assert load_checkpoint(checkpoint_spec(str(folder)), 32).layout.end_ids == (OWN,), "targets can have this letter"
+    assert load_checkpoint(checkpoint_spec(str(folder)), 32).layout.end_ids == (OWN,), (
+        "in training, targets can contain this letter"
+    )
 
 
-def test_exact_match_and_labels_count_texts_that_end_with_any_end_token(listed: Path) -> None:
+def test_exact_match_and_labels_accept_any_end_token(listed: Path) -> None:
     loaded = load_checkpoint(checkpoint_spec(str(listed)), 32)
     rows = [tuple(loaded.tokenizer(text + "\n")["input_ids"]) for text in TEXTS]
     found = generations(loaded.model, loaded, rows, [TOKENS] * len(rows))
@@ -135,7 +137,7 @@ def test_exact_match_and_labels_count_texts_that_end_with_any_end_token(listed: 
         assert choose_labels(loaded.model, loaded, [row], labels) == [example.target]
 
 
-def test_a_target_in_which_generation_stops_is_not_counted_as_correct(base: Path) -> None:
+def test_a_target_that_contains_an_end_token_is_not_counted_as_correct(base: Path) -> None:
     loaded = load_checkpoint(checkpoint_spec(str(base)), 32)
     ids = tuple(loaded.tokenizer("to walk\n")["input_ids"])
     (one,) = generations(loaded.model, loaded, [ids], [6])

@@ -1,4 +1,4 @@
-"""Greedy generation is the most likely token at each step, whatever the base model's generation_config.json says."""
+"""Greedy generation chooses the most likely token at each step, and ignores the base model's generation defaults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.training.out_of_memory import OutOfMemory
 
-# Every field of transformers' GenerationConfig that can change what greedy decoding generates or returns.
+# Fields of transformers' GenerationConfig that can change the tokens or the return value of greedy decoding.
 FIELDS: dict[str, Any] = {
     "min_length": 9,
     "min_new_tokens": 9,
@@ -53,7 +53,7 @@ LENGTH = 10
 
 
 def by_hand(loaded: Loaded, ids: tuple[int, ...]) -> list[int]:
-    """The most likely token after each other, one forward pass for each."""
+    """Return the most likely tokens, with one forward pass per token."""
     layout, new = loaded.layout, []
     for _ in range(LENGTH):
         if layout.encoder_decoder:
@@ -68,7 +68,7 @@ def by_hand(loaded: Loaded, ids: tuple[int, ...]) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["tiny_t5", "tiny_gpt2"])
-def test_no_generation_default_of_the_base_changes_a_text(kind: str, request: pytest.FixtureRequest) -> None:
+def test_generation_defaults_of_the_base_model_do_not_change_texts(kind: str, request: pytest.FixtureRequest) -> None:
     loaded = load_checkpoint(checkpoint_spec(str(request.getfixturevalue(kind))), 32)
     loaded.model.eval()
     expected = [loaded.tokenizer.decode(by_hand(loaded, ids), skip_special_tokens=True) for ids in INPUTS]
@@ -81,7 +81,7 @@ def test_no_generation_default_of_the_base_changes_a_text(kind: str, request: py
         for each in (loaded.model, model):
             found = [one.text for one in generations(each, loaded, INPUTS, [LENGTH] * 2)]
             assert found == expected, name
-        assert loaded.model.generation_config is own, "the model's own defaults are put back"
+        assert loaded.model.generation_config is own, "the model's own defaults must be restored"
 
 
 def test_batches_are_halved_when_memory_runs_out(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_batches_are_halved_when_memory_runs_out(tiny_gpt2: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("kind", ["tiny_t5", "tiny_gpt2"])
-def test_exact_match_of_any_model_is_that_of_generating(kind: str, request: pytest.FixtureRequest) -> None:
+def test_exact_match_agrees_with_comparing_generated_texts(kind: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(kind)
     auto = AutoModelForSeq2SeqLM if kind == "tiny_t5" else AutoModelForCausalLM
     model, tokenizer = auto.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -142,7 +142,7 @@ def test_exact_match_refuses_an_example_that_is_too_long(tiny_gpt2: Path) -> Non
         petransfer.exact_match(model, tokenizer, ["walk", "walk " * 200], ["walk", "walk"])
 
 
-def test_exact_match_refuses_what_it_cannot_score(tiny_t5: Path) -> None:
+def test_exact_match_refuses_wrong_arguments(tiny_t5: Path) -> None:
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5), AutoTokenizer.from_pretrained(tiny_t5)
     with pytest.raises(UserError, match="2 inputs and 1 target;"):
         petransfer.exact_match(model, tokenizer, ["a", "b"], ["a"])

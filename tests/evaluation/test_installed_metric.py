@@ -1,4 +1,4 @@
-"""A metric of another installed package is used in a recipe by its name, and its faults are reported in one line."""
+"""A recipe can name a metric of another installed package, and errors of this metric are reported."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         METRICS.__dict__.pop(name, None)
 
 
-def test_a_recipe_names_it(
+def test_a_recipe_can_use_an_installed_metric(
     installed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(installed)
@@ -71,7 +71,7 @@ def test_a_recipe_names_it(
     assert "did you mean 'letters'?" in capsys.readouterr().err
 
 
-def test_a_figure_that_is_none_is_an_error(installed: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_that_returns_nan_is_an_error(installed: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from petransfer.data import Example, SplitData
     from petransfer.data.encoding import encode_examples
     from petransfer.models.loading import load_checkpoint

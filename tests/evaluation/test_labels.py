@@ -1,4 +1,4 @@
-"""Scoring every label in one pass says what free generation says, wherever that says a label."""
+"""The label chosen with one forward pass equals the generated text, if this text is a label."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from petransfer.training import losses
 from petransfer.training.batches import collate
 from petransfer.training.losses import Head, token_loss
 
-# one label begins like another, and one is the beginning of another
+# two labels share their first words, and one label is the beginning of both
 LABELS = ("red", "red and blue", "red and green", "blue", "the colour of the sea")
 WORDS = ("one", "two", "three", "four", "five", "six", "seven")
 
 
 def taught(checkpoint: str, steps: int, rate: float) -> tuple[torch.nn.Module, Loaded, list[Encoded]]:
-    """A tiny model that was trained to say labels and is often wrong about which."""
+    """Train a tiny model to generate labels. The labels are often wrong."""
     loaded = load_checkpoint(checkpoint_spec(checkpoint), 32)
     model = apply_method(loaded, MethodSpec("full", 32), 0)
     torch.manual_seed(0)
@@ -47,7 +47,7 @@ def taught(checkpoint: str, steps: int, rate: float) -> tuple[torch.nn.Module, L
 
 
 @pytest.mark.parametrize(("name", "steps", "rate"), [("nano/english", 60, 3e-3), ("tiny_gpt2", 200, 1e-2)])
-def test_labels_agree_with_generating_and_comparing(
+def test_chosen_labels_agree_with_generated_labels(
     name: str, steps: int, rate: float, request: pytest.FixtureRequest
 ) -> None:
     checkpoint = name if "/" in name else str(request.getfixturevalue(name))
@@ -61,8 +61,8 @@ def test_labels_agree_with_generating_and_comparing(
     assert set(chosen) <= set(LABELS)
 
 
-def test_the_way_through_the_labels_is_that_of_one_piece_at_a_time() -> None:
-    """The best allowed piece is looked for after each other."""
+def test_chosen_labels_agree_with_one_forward_pass_per_token() -> None:
+    """Compare with a search that chooses the best allowed token with one forward pass per token."""
     model, loaded, encoded = taught("nano/english", 60, 3e-3)
     pieces = {label: (*loaded.tokenizer(label, add_special_tokens=False)["input_ids"], 1) for label in LABELS}
     expected = []
@@ -79,22 +79,22 @@ def test_the_way_through_the_labels_is_that_of_one_piece_at_a_time() -> None:
     assert len(set(expected)) > 1
 
 
-def test_how_many_are_scored_at_once_changes_nothing(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_size_does_not_change_the_chosen_labels(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, loaded, encoded = taught(str(tiny_t5), 5, 1e-2)
     chosen = choose_labels(model, loaded, encoded[:12], LABELS)
     monkeypatch.setattr(module, "LOGITS", 1)
     assert choose_labels(model, loaded, encoded[:12], LABELS) == chosen
 
 
-def test_a_model_with_an_image_encoder_has_its_vocabulary_in_the_configuration_of_its_text_part(tiny_t5: Path) -> None:
+def test_the_vocabulary_size_is_read_from_the_configuration_of_the_text_part(tiny_t5: Path) -> None:
     model, loaded, encoded = taught(str(tiny_t5), 5, 1e-2)
-    config = SimpleNamespace(get_text_config=lambda decoder: loaded.model.config)  # such as Gemma 3's, Qwen2-VL's
+    config = SimpleNamespace(get_text_config=lambda decoder: loaded.model.config)  # as in Gemma 3 and Qwen2-VL
     other = replace(loaded, model=SimpleNamespace(config=config))  # type: ignore[arg-type]
     assert choose_labels(model, other, encoded, LABELS) == choose_labels(model, loaded, encoded, LABELS)
 
 
 @pytest.mark.parametrize("name", ["tiny_t5", "tiny_gpt2"])
-def test_in_chunks_the_labels_are_the_same_and_only_their_logits_are_made(
+def test_chunks_give_the_same_labels_and_compute_only_the_logits_of_labels(
     name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, loaded, encoded = taught(str(request.getfixturevalue(name)), 5, 1e-2)

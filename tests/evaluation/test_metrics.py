@@ -1,4 +1,4 @@
-"""The figures are the libraries' own, and what cannot be measured is refused before training."""
+"""Metrics equal those of their libraries, and metrics that cannot be computed are refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from petransfer.evaluation.metric_checks import check_metrics, declared
 
 
 def scores(names: tuple[str, ...], predictions: list[str], targets: list[str]) -> dict[str, float]:
-    """All figures of some metrics."""
+    """Return all values of the given metrics."""
     return {name: value for metric in declared(names) for name, value in metric.score(predictions, targets).items()}
 
 
@@ -19,7 +19,7 @@ TARGETS = ["the cat sat on the mat today", "a dog barked", "nobody came to the s
 SAID = ["the cat sat on a mat", "a dog barked", "somebody came to a party, they said"]
 
 
-def test_chrf_and_bleu_are_sacrebleu_s() -> None:
+def test_chrf_and_bleu_equal_those_of_sacrebleu() -> None:
     from sacrebleu.metrics import BLEU, CHRF
 
     found = scores(("chrf", "bleu"), SAID, TARGETS)
@@ -28,7 +28,7 @@ def test_chrf_and_bleu_are_sacrebleu_s() -> None:
     assert 10 < found["bleu"] < 90
 
 
-def test_rouge_is_rouge_score_s() -> None:
+def test_rouge_equals_that_of_rouge_score() -> None:
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.scoring import BootstrapAggregator
 
@@ -45,7 +45,7 @@ def test_rouge_is_rouge_score_s() -> None:
         assert 100 * interval.low.fmeasure - 1e-6 <= found[name] <= 100 * interval.high.fmeasure + 1e-6
 
 
-def test_rouge_says_that_it_reads_only_latin_letters(caplog: pytest.LogCaptureFixture) -> None:
+def test_rouge_warns_about_targets_without_latin_letters(caplog: pytest.LogCaptureFixture) -> None:
     texts = ["он идёт домой", "he goes home"]
     assert scores(("rouge",), texts, texts)["rougeL"] == 50
     assert "reads only the letters a to z and digits; 1 of 2 targets have none" in caplog.text
@@ -56,7 +56,7 @@ def test_rouge_says_that_it_reads_only_latin_letters(caplog: pytest.LogCaptureFi
 
 @pytest.mark.parametrize("text", ["我今天去北京大学看朋友。", "ฉันไปโรงเรียนวันนี้", "今日は学校へ行きます。"])
 @pytest.mark.parametrize("metric", ["bleu", "token_f1"])
-def test_scripts_without_blanks_between_words_are_named(
+def test_scripts_without_blanks_between_words_get_a_warning(
     metric: str, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     scores((metric,), [text, "he goes home now"], [text, "he goes home now"])
@@ -71,12 +71,12 @@ def test_words_with_blanks_give_no_warning(metric: str, caplog: pytest.LogCaptur
     assert not caplog.text
 
 
-def test_bleu_says_that_it_needs_four_words(caplog: pytest.LogCaptureFixture) -> None:
+def test_bleu_warns_if_no_target_has_four_words(caplog: pytest.LogCaptureFixture) -> None:
     assert scores(("bleu",), ["red dog walk"] * 5, ["red dog walk"] * 5) == {"bleu": 0}
     assert "no target has 4 words; the score is 0 for correct texts" in caplog.text
 
 
-def test_accuracy_and_macro_f1_by_hand() -> None:
+def test_accuracy_and_macro_f1_equal_values_computed_by_hand() -> None:
     targets = ["a", "a", "a", "b", "b", "c"]
     message = ["a", "a", "b", "b", "a", "b"]
     # a: 2 hits of 3 predicted and 3 expected, b: 1 of 3 and 2, c: never predicted
@@ -85,7 +85,7 @@ def test_accuracy_and_macro_f1_by_hand() -> None:
     assert found["macro_f1"] == pytest.approx(100 * (4 / 6 + 2 / 5 + 0) / 3)
 
 
-def test_a_missing_library_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for metric, library in (("bleu", "sacrebleu"), ("chrf", "sacrebleu"), ("rouge", "rouge-score")):
         with pytest.raises(UserError, match=rf"{metric} needs {library}, which is not installed; run `pip install"):
@@ -93,6 +93,6 @@ def test_a_missing_library_is_named_with_how_to_install_it(monkeypatch: pytest.M
     check_metrics(("exact_match", "accuracy"), lambda: (2, "x"))
 
 
-def test_so_many_labels_are_refused() -> None:
+def test_accuracy_is_refused_with_too_many_labels() -> None:
     with pytest.raises(UserError, match=r"pairs\.tsv has 5,000 different targets, more than 200; use exact_match"):
         check_metrics(("accuracy",), lambda: (5000, "pairs.tsv"))

@@ -1,4 +1,4 @@
-"""Answers where positions are few: never more pieces than there are places for."""
+"""Predictions of models with few positions: virtual tokens, input and generated text must fit into them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def predictor(checkpoint: Path, method: str | None) -> Predictor:
 
 
 @pytest.mark.parametrize("method", [None, "prompt", "prefix"])
-def test_answers_end_where_the_positions_do(method: str | None, tiny_gpt2: Path) -> None:
+def test_a_long_input_does_not_change_other_texts_and_a_longer_one_is_refused(
+    method: str | None, tiny_gpt2: Path
+) -> None:
     ask = predictor(tiny_gpt2, method)
     long, short = "word " * 90, "word"
     (alone,) = ask([short])
@@ -42,7 +44,7 @@ def test_answers_end_where_the_positions_do(method: str | None, tiny_gpt2: Path)
         ask([short, "word " * 140])
 
 
-def test_all_inputs_that_are_too_long_are_counted_and_placed(tiny_gpt2: Path) -> None:
+def test_messages_count_and_locate_inputs_that_are_too_long(tiny_gpt2: Path) -> None:
     ask, long = predictor(tiny_gpt2, None), "word " * 140
     with pytest.raises(UserError, match=r"^input 2 \('word .*; the model has 128 positions; shorten it"):
         ask(["word", long])
@@ -53,7 +55,7 @@ def test_all_inputs_that_are_too_long_are_counted_and_placed(tiny_gpt2: Path) ->
         ask([long] * 9)
 
 
-def test_a_token_without_an_embedding_is_named(tiny_gpt2: Path) -> None:
+def test_an_input_with_a_token_without_embedding_is_refused(tiny_gpt2: Path) -> None:
     loaded = load_checkpoint(checkpoint_spec(str(tiny_gpt2)), 32)
     predictor = Predictor(loaded.model, loaded, "")
     known = predictor.loaded.model.config.vocab_size
@@ -65,7 +67,7 @@ def test_a_token_without_an_embedding_is_named(tiny_gpt2: Path) -> None:
         predictor.generations(["walk", f"run {last}"], 2)
 
 
-def test_positions_left_are_those_that_virtual_tokens_leave(tiny_gpt2: Path, tiny_t5: Path) -> None:
+def test_virtual_tokens_reduce_the_positions_for_inputs(tiny_gpt2: Path, tiny_t5: Path) -> None:
     for method, left in ((None, 118), ("prompt", 98), ("prefix", 98)):
         ask = predictor(tiny_gpt2, method)
         assert room(ask.model, ask.loaded, 10) == left
@@ -86,15 +88,15 @@ def test_positions_left_are_those_that_virtual_tokens_leave(tiny_gpt2: Path, tin
         (VirtualTokens(target=20), 5, 37, "the target has more tokens than .* \\(37 of 64"),
     ],
 )
-def test_an_encoder_decoder_keeps_them_on_their_own_side(
+def test_virtual_tokens_of_an_encoder_decoder_take_positions_of_one_side(
     virtual: VirtualTokens, source: int, target: int, message: str
 ) -> None:
     check = length_check(BartConfig(max_position_embeddings=64), "bart", 0, virtual)
     assert re.match(message or "None", str(check(Encoded((3,) * source, (3,) * target))))
 
 
-def test_a_text_after_a_long_input_is_limited_and_no_other_text_is(tiny_gpt2: Path) -> None:
-    """A long input and a long target in two examples: one of the two has no positions for the other's target."""
+def test_a_long_input_does_not_limit_the_text_of_another_example(tiny_gpt2: Path) -> None:
+    """One example has a long input, which leaves too few positions for the long target of the other example."""
     loaded = load_checkpoint(checkpoint_spec(str(tiny_gpt2)), 32)
     rows = [Example(0, "walk " * 90, "walk", "all"), Example(1, "walk", " ".join(["the walk"] * 30), "all")]
     encoded = encode_examples(rows, "", loaded.tokenizer, loaded.layout)
@@ -120,7 +122,7 @@ def test_a_text_after_a_long_input_is_limited_and_no_other_text_is(tiny_gpt2: Pa
         ("[1]", "not a JSON object with title, meta.n"),
     ],
 )
-def test_a_template_gets_the_values_that_it_gets_in_training(text: str, expected: str) -> None:
+def test_render_text_inserts_values_of_a_json_object_into_a_template(text: str, expected: str) -> None:
     try:
         found = render_text("{title}: {meta.n}", text)
     except UserError as error:

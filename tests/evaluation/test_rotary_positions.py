@@ -1,4 +1,4 @@
-"""Long rows do not change the rotary embeddings, and so the texts and scores, of shorter rows beside them."""
+"""Long rows do not change the rotary embeddings of shorter rows, and therefore not their texts and scores."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def loaded(request: pytest.FixtureRequest, tmp_path: Path) -> Loaded:
     return load_checkpoint(checkpoint_spec(str(folder)), 32)
 
 
-def test_each_text_is_the_one_of_its_input_alone(loaded: Loaded) -> None:
+def test_each_text_equals_the_text_of_its_input_alone(loaded: Loaded) -> None:
     assert longest_shared_length(loaded.model.config) == 24
     rows = [tuple(range(5, 5 + length)) for length in (4, 9, 18, 22, 40)]
     alone = [generations(loaded.model, loaded, [row], [12])[0].text for row in reversed(rows)][::-1]
     assert [one.text for one in generations(loaded.model, loaded, rows, [12] * len(rows))] == alone
 
 
-def test_texts_of_a_recurrent_model_are_those_of_each_input_alone(tmp_path: Path) -> None:
+def test_each_text_of_a_recurrent_model_equals_the_text_of_its_input_alone(tmp_path: Path) -> None:
     folder = keep(
         tmp_path / "base",
         lambda tokens: RwkvForCausalLM(RwkvConfig(vocab_size=tokens, context_length=64, **SIZES)),
@@ -72,18 +72,18 @@ def test_texts_of_a_recurrent_model_are_those_of_each_input_alone(tmp_path: Path
     assert [one.text for one in generations(recurrent.model, recurrent, rows, [12] * len(rows))] == alone
 
 
-def test_each_score_is_the_one_of_its_example_alone(loaded: Loaded) -> None:
+def test_each_score_equals_the_score_of_its_example_alone(loaded: Loaded) -> None:
     rows = [Encoded(tuple(range(5, 5 + length)), (7, 8, 1)) for length in (4, 9, 18, 22, 40)]
     examples = [Example(at, "x", "y", "all") for at in range(len(rows))]
     alone = [score(loaded.model, loaded, [one], [row], 8)[0].log_prob for one, row in zip(examples, rows, strict=True)]
     together = score(loaded.model, loaded, examples, rows, 8)
     assert [one.log_prob for one in together] == pytest.approx(alone, abs=1e-3)
-    # generation decides about rows whose embeddings change while they are generated
+    # a row whose embeddings change during generation counts as a near-tie, so that its text is generated
     changing = loaded.model.config.rope_parameters["rope_type"] == "dynamic"
     assert [row.near_tie for row in together[3:]] == [True, changing]
 
 
-def test_each_loss_depends_on_its_own_batch_alone(loaded: Loaded) -> None:
+def test_the_loss_does_not_depend_on_earlier_batches(loaded: Loaded) -> None:
     batches = [collate([Encoded(tuple(range(5, 5 + length)), (7, 8, 1))], loaded.layout) for length in (28, 60)]
     first, _, again = (float(token_loss(loaded.model, batches[at]).detach()) for at in (0, 1, 0))
     assert again == first
@@ -106,7 +106,7 @@ def test_scaling_extends_the_positions(kind: str, fields: dict[str, Any], expect
     assert positions(config) == expected
 
 
-def test_a_kind_of_layers_without_scaling_keeps_its_positions() -> None:
+def test_layers_without_scaling_limit_the_positions() -> None:
     scaled, plain = (
         {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
         {"rope_type": "default", "rope_theta": 1e4},
@@ -115,6 +115,6 @@ def test_a_kind_of_layers_without_scaling_keeps_its_positions() -> None:
     assert positions(Gemma3TextConfig(max_position_embeddings=64, rope_parameters=by_layer)) == 64
 
 
-def test_other_models_have_no_such_length(tiny_gpt2: Path) -> None:
+def test_models_without_changing_rotary_embeddings_have_no_longest_shared_length(tiny_gpt2: Path) -> None:
     assert longest_shared_length(load_checkpoint(checkpoint_spec(str(tiny_gpt2)), 32).model.config) is None
     assert longest_shared_length(LlamaConfig()) is None

@@ -1,4 +1,4 @@
-"""Semantic exact match on a model that learnt to answer with other names, against generating every answer."""
+"""Semantic exact match of a model that generates other variables, compared with generating every text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _form(noun: str, one: int, two: int, role: str = "agent") -> str:
 
 @pytest.fixture(scope="module")
 def taught(tiny_t5: Path) -> tuple[Loaded, list[Example], list[Encoded]]:
-    """A T5 that learnt the target, the target renamed, and another meaning, each for a third of the examples."""
+    """A T5 that learnt the target, the target with other variables, and another meaning, for two examples each."""
     asked = [
         Example(at, f"A {noun} ran .", _form(noun, 1, 2), "even" if at % 2 else "odd") for at, noun in enumerate(NOUNS)
     ]
@@ -45,7 +45,9 @@ def taught(tiny_t5: Path) -> tuple[Loaded, list[Example], list[Encoded]]:
     return loaded, asked, encode_examples(asked, "", loaded.tokenizer, loaded.layout)
 
 
-def test_answers_with_other_names_count_as_meant(taught: tuple[Loaded, list[Example], list[Encoded]]) -> None:
+def test_predictions_with_renamed_variables_count_as_semantically_correct(
+    taught: tuple[Loaded, list[Example], list[Encoded]],
+) -> None:
     loaded, examples, encoded = taught
     outcome = evaluate(loaded.model, loaded, examples, encoded, semantics=TASKS["recogs"].semantics)
     predictions = generate(loaded.model, loaded, [row.input_ids for row in encoded], 64)
@@ -56,7 +58,7 @@ def test_answers_with_other_names_count_as_meant(taught: tuple[Loaded, list[Exam
     assert meant == [True, True, False] * 2
     assert [row.semantic_correct for row in outcome.scored] == meant
     assert outcome.disagreements == 0
-    # a wrong role is known from the forward pass alone
+    # four texts differ from the target; the forward pass alone excludes the two with a wrong role
     assert outcome.semantic is not None
     assert outcome.semantic.generated == 2
     written = summary(outcome)
@@ -65,7 +67,9 @@ def test_answers_with_other_names_count_as_meant(taught: tuple[Loaded, list[Exam
     assert all("semantic_exact_match" in group for group in written["categories"].values())  # type: ignore[attr-defined]
 
 
-def test_other_tasks_are_scored_as_before(taught: tuple[Loaded, list[Example], list[Encoded]]) -> None:
+def test_tasks_without_semantics_have_no_semantic_exact_match(
+    taught: tuple[Loaded, list[Example], list[Encoded]],
+) -> None:
     loaded, examples, encoded = taught
     outcome = evaluate(loaded.model, loaded, examples, encoded)
     assert all(row.semantic_correct is None for row in outcome.scored)
@@ -73,7 +77,7 @@ def test_other_tasks_are_scored_as_before(taught: tuple[Loaded, list[Example], l
     assert "generated" not in summary(outcome)
 
 
-def test_the_audit_finds_a_judgement_of_meaning_that_lies(
+def test_the_audit_finds_wrong_beginnings_of_generated_texts(
     taught: tuple[Loaded, list[Example], list[Encoded]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded, examples, encoded = taught
@@ -87,7 +91,7 @@ def test_the_audit_finds_a_judgement_of_meaning_that_lies(
     assert summary(heard)["semantic_exact_match"] == pytest.approx(200 / 3)
 
 
-def test_beginnings_within_rounding_are_left_to_generation(
+def test_beginnings_are_none_if_rounding_makes_them_uncertain(
     taught: tuple[Loaded, list[Example], list[Encoded]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded, _, encoded = taught
@@ -100,14 +104,14 @@ def test_beginnings_within_rounding_are_left_to_generation(
     assert semantic.beginnings(loaded.model, loaded, encoded, 4) == [None] * 6
 
 
-def test_answers_know_whether_they_ended(taught: tuple[Loaded, list[Example], list[Encoded]]) -> None:
+def test_generations_report_whether_the_text_ended(taught: tuple[Loaded, list[Example], list[Encoded]]) -> None:
     loaded, _, encoded = taught
     rows = [encoded[0].input_ids]
     assert generations(loaded.model, loaded, rows, [64])[0].ended
     assert not generations(loaded.model, loaded, rows, [3])[0].ended
 
 
-def test_a_decoder_that_starts_from_the_end_piece_still_answers(
+def test_a_decoder_that_starts_with_the_end_token_generates_text(
     taught: tuple[Loaded, list[Example], list[Encoded]],
 ) -> None:
     loaded, _, encoded = taught

@@ -1,4 +1,4 @@
-"""An evaluation put together from those of several processes."""
+"""Combine the evaluations of several processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _scored(index: int, correct: bool, means: bool | None = None) -> Scored:
 
 
 @pytest.mark.parametrize(("total", "count"), [(7, 3), (6, 2), (2, 3), (1, 4)])
-def test_the_examples_come_out_in_their_order(total: int, count: int) -> None:
+def test_combined_examples_are_in_their_original_order(total: int, count: int) -> None:
     rows = [_scored(index, index % 3 == 0) for index in range(total)]
     parts = [Evaluation(tuple(rows[at::count]), near_ties=at, audited=1, disagreements=0) for at in range(count)]
     whole = put_together(parts)
@@ -26,7 +26,7 @@ def test_the_examples_come_out_in_their_order(total: int, count: int) -> None:
     assert put_together([replace(part, by_generation=True) for part in parts]).by_generation
 
 
-def test_meanings_are_put_together_too() -> None:
+def test_semantic_matches_are_combined() -> None:
     rows = [_scored(0, True, True), _scored(1, False, True), _scored(2, False, False), _scored(3, False, True)]
     parts = [
         Evaluation((rows[0], rows[2]), 0, 0, 0, SemanticMatches((False,), generated=1, unfinished=1)),

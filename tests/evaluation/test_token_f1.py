@@ -1,4 +1,4 @@
-"""Token F1 by hand."""
+"""Token F1, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from petransfer.recipe.metrics import HEADINGS, METRICS, check_metric_name
         ("sat the  cat\tthe", "the cat the mat", 300 / 4),
     ],
 )
-def test_one_example(prediction: str, target: str, expected: float) -> None:
+def test_token_f1_of_one_example(prediction: str, target: str, expected: float) -> None:
     assert METRICS["token_f1"].score([prediction], [target])["token_f1"] == pytest.approx(expected)
 
 
-def test_a_recipe_can_name_it_and_tables_have_its_heading() -> None:
+def test_recipes_accept_token_f1_and_tables_have_its_heading() -> None:
     assert check_metric_name("token_f1") == "token_f1"
     assert HEADINGS["token_f1"] == "token F1 %"
 
 
-def test_it_is_the_mean_over_examples() -> None:
+def test_token_f1_is_the_mean_over_examples() -> None:
     assert METRICS["token_f1"].score(["a", "b"], ["a", "c"]) == {"token_f1": 50}

@@ -1,4 +1,4 @@
-"""Adapters of plain peft with virtual tokens before the input of a decoder-only model, for which it returns logits."""
+"""Adapters of plain peft with virtual tokens before a decoder-only model's input. They have logits, as other tokens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOKENS = 5
 
 @pytest.fixture(scope="module", params=[PromptTuningConfig, PromptEncoderConfig], ids=["prompt tuning", "p-tuning"])
 def taught(request: pytest.FixtureRequest, tiny_gpt2: Path) -> tuple[Any, Loaded, list[Encoded]]:
-    """A model that learnt PAIRS in another program's loop, with all its weights."""
+    """A model that learnt PAIRS with all its weights, in a training loop without petransfer."""
     loaded = load_checkpoint(checkpoint_spec(str(tiny_gpt2)), 32)
     rows = [Example(at, *pair, "all") for at, pair in enumerate(PAIRS.items())]
     encoded = encode_examples(rows, "", loaded.tokenizer, loaded.layout)
@@ -49,7 +49,7 @@ def taught(request: pytest.FixtureRequest, tiny_gpt2: Path) -> tuple[Any, Loaded
 
 
 @pytest.mark.parametrize("whole", [losses.WHOLE, 1], ids=["whole logits", "logits in chunks"])
-def test_exact_match_is_that_of_the_generated_texts(
+def test_exact_match_agrees_with_the_generated_texts(
     whole: int, taught: tuple[Any, Loaded, list[Encoded]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, loaded, _ = taught
@@ -59,7 +59,7 @@ def test_exact_match_is_that_of_the_generated_texts(
 
 
 @pytest.mark.parametrize("whole", [losses.WHOLE, 1], ids=["whole logits", "logits in chunks"])
-def test_the_label_that_was_learnt_is_chosen(
+def test_choose_labels_returns_the_learnt_labels(
     whole: int, taught: tuple[Any, Loaded, list[Encoded]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, loaded, encoded = taught
@@ -67,13 +67,13 @@ def test_the_label_that_was_learnt_is_chosen(
     assert choose_labels(model, loaded, encoded, sorted(PAIRS.values())) == list(PAIRS.values())
 
 
-def test_texts_begin_as_they_are_generated(taught: tuple[Any, Loaded, list[Encoded]]) -> None:
+def test_beginnings_are_those_of_the_generated_texts(taught: tuple[Any, Loaded, list[Encoded]]) -> None:
     model, loaded, encoded = taught
     wrong = [replace(row, target_ids=(*row.target_ids[:1], 300)) for row in encoded]
     assert beginnings(model, loaded, wrong, 4) == [row.target_ids[:2] for row in encoded]
 
 
-def test_virtual_tokens_take_positions(taught: tuple[Any, Loaded, list[Encoded]]) -> None:
+def test_virtual_tokens_reduce_the_positions_for_an_example(taught: tuple[Any, Loaded, list[Encoded]]) -> None:
     model, loaded, _ = taught
     longest = "walk"
     while len(loaded.tokenizer(longest + " walk\n", add_special_tokens=False)["input_ids"]) <= 118:

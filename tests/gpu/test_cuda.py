@@ -1,6 +1,6 @@
-"""What a CUDA device must give: the CPU's numbers, and runs that resume and survive a lack of memory.
+"""On a CUDA device, losses match those of the CPU, and runs can resume and survive a lack of memory.
 
-With PETRANSFER_GPU_TESTS=cpu they run on the CPU, to see that the tests themselves work.
+With PETRANSFER_GPU_TESTS=cpu, these tests run on the CPU, to check the tests themselves.
 """
 
 from __future__ import annotations
@@ -85,12 +85,13 @@ def losses_of(loop: Loop) -> list[float]:
         loop.feed.close()
 
 
-# How far a loss may be from the CPU's: 8 bits quantise activations on a card and not on a CPU.
+# Largest relative difference between a loss and the CPU's, by bits. With 8 bits, activations are quantised on a card
+# and not on a CPU.
 CLOSE = {32: 1e-4, 16: 0.02, 8: 0.05, 4: 0.02}
 
 
 @pytest.mark.parametrize(("name", "bits"), [("lora", 32), ("lora", 16), ("lora", 8), ("lora", 4), ("full", 32)])
-def test_losses_are_those_of_the_cpu(name: str, bits: Bits, device: torch.device, tmp_path: Path) -> None:
+def test_losses_match_those_of_the_cpu_and_fall(name: str, bits: Bits, device: torch.device, tmp_path: Path) -> None:
     spec, found = method(name, bits), {}
     for place in (CPU, device):
         loaded = loaded_on(place, spec)
@@ -102,7 +103,7 @@ def test_losses_are_those_of_the_cpu(name: str, bits: Bits, device: torch.device
 
 @pytest.mark.parametrize("bits", [16, 32])
 def test_one_forward_pass_agrees_with_generate(bits: Bits, device: torch.device, tmp_path: Path) -> None:
-    """After training that makes some answers right and leaves others wrong."""
+    """On a GPU, the training is long enough that some predictions should be right and others wrong."""
     rehearsed = device.type == "cpu"
     spec, train = method("lora", bits), TrainSpec(3 if rehearsed else 250, 16, 4e-3)
     loaded, rows = loaded_on(device, spec), some_rows(16 if rehearsed else 400)
@@ -114,7 +115,7 @@ def test_one_forward_pass_agrees_with_generate(bits: Bits, device: torch.device,
     assert found.audited + found.near_ties == len(chosen)
 
 
-def test_a_stack_trains_what_single_runs_train(device: torch.device, tmp_path: Path) -> None:
+def test_stacked_runs_have_the_last_losses_of_single_runs(device: torch.device, tmp_path: Path) -> None:
     spec = method("lora", 32)
     loaded = loaded_on(device, spec)
 
@@ -134,10 +135,10 @@ def test_a_stack_trains_what_single_runs_train(device: torch.device, tmp_path: P
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit", "paged-adamw-8bit"])
-def test_a_run_that_is_stopped_goes_on_to_the_same_weights(
+def test_an_interrupted_run_resumes_and_reaches_the_same_weights(
     optimizer: Any, device: torch.device, tmp_path: Path
 ) -> None:
-    """Of all weights, so that some tensors are large enough for 8-bit and paged moments."""
+    """All weights are trained, because some of their tensors are large enough for 8-bit and paged moments."""
     spec, train = method("full", 32), replace(TRAIN, optimizer=optimizer, learning_rate=1e-4)
 
     def run(folder: Path, stop_at: int | None) -> dict[str, torch.Tensor]:
@@ -157,7 +158,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(
 
 @pytest.fixture
 def little_memory(device: torch.device) -> Iterator[None]:
-    """40 MB beside what is taken now; without a card the test fails its first pass itself."""
+    """Limit the process to 200 MB of GPU memory beyond the memory that is already reserved. On a CPU, do nothing."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(device).total_memory
@@ -167,7 +168,7 @@ def little_memory(device: torch.device) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_running_out_of_memory_halves_the_micro_batch(
+def test_running_out_of_memory_reduces_the_micro_batch(
     little_memory: None, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, train = method("lora", 32), replace(TRAIN, batch_size=16 if device.type == "cpu" else 512, steps=2)

@@ -1,4 +1,4 @@
-"""Specs of runs that may be stacked."""
+"""Specs of runs that can be stacked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.invariants.stacks import Make, members
 
 @pytest.fixture(name="make", scope="module")
 def make_spec(tmp_path_factory: pytest.TempPathFactory, tiny_t5: Path) -> Make:
-    """Specs on a few dozen rows of unlike lengths."""
+    """A function that makes specs with 30 rows of different lengths."""
     verbs = ("walk", "run", "look", "jump", "turn", "see")
     times = {"once": 1, "twice": 2, "thrice and then some more times": 3, "four times": 4, "often": 9}
     rows = [f"{verb} {word}\t{' '.join([verb] * count)}\n" for verb in verbs for word, count in times.items()]
@@ -38,6 +38,6 @@ def make_spec(tmp_path_factory: pytest.TempPathFactory, tiny_t5: Path) -> Make:
 
 @pytest.fixture(scope="module")
 def dropping(make: Make) -> list[RunSpec]:
-    """Three runs with dropout in the adapters too."""
+    """Specs of three runs with dropout in the model and in the adapters."""
     spec = make()
     return members(replace(spec, method=replace(spec.method, dropout=0.2)))

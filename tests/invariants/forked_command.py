@@ -1,7 +1,7 @@
-"""Run a command line of petransfer by a fork of a process that has imported everything.
+"""Run a petransfer command in a fork of a process that has already imported all modules.
 
-A command that is started the usual way imports for several seconds. Most kills in its first second would strike before
-it has done anything. A forked command reads its arguments and opens its first files within milliseconds.
+A command that is started in the usual way imports modules for several seconds. A kill in its first second would usually
+come before it has done anything. A forked command reads its arguments and opens its first files within milliseconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CONTEXT.set_forkserver_preload(["tests.invariants.preloaded"])
 
 
 class ForkedCommand:
-    """A running command, with the methods of `subprocess.Popen` that the tools use. log: receives what it prints."""
+    """A running command with the methods of `subprocess.Popen` that the kill tools use. Its output goes to `log`."""
 
     def __init__(self, arguments: Sequence[str], folder: Path, log: Path) -> None:
         self.arguments, self.log = list(arguments), log
@@ -27,7 +27,7 @@ class ForkedCommand:
         self.pid = self._process.pid or 0
 
     def poll(self) -> int | None:
-        """Return the exit code, None while the command runs."""
+        """Return the exit code, or None while the command runs."""
         return self._process.exitcode
 
     def kill(self) -> None:
@@ -35,7 +35,7 @@ class ForkedCommand:
         self._process.kill()
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end and return the exit code."""
+        """Wait until the command has ended and return its exit code."""
         self._process.join(timeout)
         code = self._process.exitcode
         if code is None:
@@ -43,7 +43,7 @@ class ForkedCommand:
         return code
 
     def message(self) -> str:
-        """Return the end of what the command printed."""
+        """Return the end of the command's output."""
         return self.log.read_text(errors="replace")[-2000:]
 
 

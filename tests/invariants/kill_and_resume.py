@@ -1,23 +1,24 @@
-"""Kill the processes of a study with SIGKILL at random moments, let it end, and compare it with one never killed.
+"""Kill the processes of a study with SIGKILL at random moments, resume it, and compare it with an unkilled study.
 
-A quarter of the kills strike in the first seconds of a command, before it has written anything or while it writes its
-first files. The tests call this with few kills. The long versions take some minutes each on two cores:
+A quarter of the kills happen in the first seconds of a command, before it has written anything or while it writes its
+first files. The tests run this module with few kills. The long versions take some minutes each on two cores:
 
     python -m tests.invariants.kill_and_resume --kills 20 --what run      # the only process
     python -m tests.invariants.kill_and_resume --kills 20 --what worker   # one of two workers
-    python -m tests.invariants.kill_and_resume --kills 20 --what driver   # the process that started them
-    python -m tests.invariants.kill_and_resume --kills 20 --what process  # one of two that share every run
-    python -m tests.invariants.kill_and_resume --kills 20 --what stack    # the only process, two runs at once
-    python -m tests.invariants.kill_and_resume --kills 20 --what launcher # the process that started those
+    python -m tests.invariants.kill_and_resume --kills 20 --what driver   # the process that started the workers
+    python -m tests.invariants.kill_and_resume --kills 20 --what process  # one of two that train each run together
+    python -m tests.invariants.kill_and_resume --kills 20 --what stack    # the only process, with two runs at once
+    python -m tests.invariants.kill_and_resume --kills 20 --what launcher # the parent of two that train each run
     python -m tests.invariants.kill_and_resume --kills 20 --what sweep    # a sweep of learning rates
     python -m tests.invariants.kill_and_resume --kills 20 --what pretrain # a pretraining of four checkpoints
     python -m tests.invariants.kill_and_resume --kills 20 --what train    # petransfer train, which stops early
-    python -m tests.invariants.kill_and_resume --kills 20 --what early|early-process|early-stack  # a study that does
+    python -m tests.invariants.kill_and_resume --kills 20 --what early|early-process|early-stack  # with early stopping
     python -m tests.invariants.kill_and_resume --kills 20 --what ray-worker|ray-driver|ray-head
 
-A study that is done before there were enough kills is begun anew in another folder. --forked starts each command by a
-fork of a process that has imported everything (run, sweep, stack, pretrain): kills in the first second then strike a
-command that already reads and writes. --json prints a line of JSON for a record, --out adds it to the list in a file.
+If a study ends before there were enough kills, its folder is removed and it starts again. --forked starts each command
+as a fork of a process that has already imported all modules (for run, sweep, stack and pretrain). A kill in the first
+second then hits a command that already reads and writes files. --json prints the record as one line of JSON, and --out
+appends it to the list in a file.
 """
 
 from __future__ import annotations
@@ -69,10 +70,10 @@ train: {{steps: {steps}, batch_size: 4}}
 corpora:
   brackets: {{brackets: 8}}
 """
-# Early stopping by the loss, with a cooldown; few evaluations lower the loss by a fifth, so that runs end early.
+# Early stopping by the loss, with a cooldown. Few evaluations lower the loss by 20 %, so that runs stop early.
 EARLY = {"patience": 2, "every": 6, "cooldown": 2, "metric": "loss", "min_delta": 20}
 RUNS = 4
-# Share of the kills that strike a command in its first seconds.
+# Share of the kills that hit a command in its first seconds.
 EARLY_SHARE, EARLY_SECONDS, EARLY_SECONDS_FORKED = 0.25, 4.0, 1.0
 TIMES = {"once": 1, "twice": 2, "thrice": 3, "four times": 4}
 VERBS = ("walk", "run", "look", "jump", "turn", "see")
@@ -81,10 +82,11 @@ ROWS = [f"{verb} {word}\t{' '.join([verb] * count)}\n" for verb in VERBS for wor
 
 @dataclass(frozen=True)
 class Way:
-    """How the study is carried out, and who is killed. victims: of the started process and this script's children.
+    """How a study is executed and which of its processes are killed.
 
-    steps: for each kill, so that there is something left to strike. verb: of the command line.
-    early: whether the runs stop early.
+    options: options of the command. victims: returns the processes that may be killed, from the started process.
+    ray: whether the study runs on Ray. steps: training steps per kill, so that training does not end too soon.
+    verb: the petransfer command. early: whether the runs stop early.
     """
 
     options: tuple[str, ...]
@@ -139,19 +141,19 @@ WAYS = {
     "early-stack": Way(("--workers", "1", "--stack", "2"), _itself, early=True),
     "ray-worker": Way(("--executor", "ray"), _ray_workers, ray=True),
     "ray-driver": Way(("--executor", "ray"), _itself, ray=True),
-    "ray-head": Way(("--executor", "ray"), _ray_head, ray=True, steps=40),  # its workers go on a while
+    "ray-head": Way(("--executor", "ray"), _ray_head, ray=True, steps=40),  # the workers continue for a while
 }
 
 
 class Cluster:
-    """A local Ray cluster of two nodes with a core each, begun anew after its head was killed."""
+    """A local Ray cluster of two nodes with one core each. It is started again after its head was killed."""
 
     def __init__(self, wanted: bool) -> None:
         self.cluster: Any = None
         self.wanted = wanted
 
     def options(self) -> list[str]:
-        """Where the cluster is, which is alive."""
+        """Return the option with the cluster's address, or [] without Ray. Start the cluster if it is not running."""
         if not self.wanted:
             return []
         if self.cluster is None or not _ray_head(psutil.Process()):
@@ -164,15 +166,15 @@ class Cluster:
         return ["--address", str(self.cluster.address)]
 
     def stop(self) -> None:
-        """Ends what is left of it."""
+        """Stop the cluster, even if its head was killed."""
         if self.cluster is not None:
-            with contextlib.suppress(Exception):  # its head may be gone
+            with contextlib.suppress(Exception):  # fails if the head was killed
                 self.cluster.shutdown()
             self.cluster = None
 
 
 def command(recipe: Path, out: Path, options: list[str], verb: str = "run") -> list[str]:
-    """Return the command that runs the study, with one thread a process and a training state after every step."""
+    """Return the command that runs the study, with one thread per process and a training state after every step."""
     if verb == "train":
         return _train_command(recipe, out)
     fixed = ["--threads", "1", "--save-every", "0", "--cpu"]
@@ -196,14 +198,16 @@ def _train_command(recipe: Path, out: Path) -> list[str]:
 
 
 def main(kills: int, seed: int = 0, what: str = "run", steps: int = 0, forked: bool = False) -> dict[str, Any]:
-    """Runs, kills and compares, in as many rounds as it takes.
+    """Run, kill and compare studies, in as many rounds as `kills` needs.
 
-    The record: the kills that struck a study under way, in how many rounds of RUNS runs of so many steps, and seconds.
+    Returns:
+        A record with the kills that hit a running study, the rounds, the runs per round, the steps per run, and the
+        seconds.
     """
     rng, way, started = random.Random(seed), WAYS[what], time.monotonic()
     steps = steps or max(40, way.steps * kills)
-    # a cluster without a head, and who waits for it, give up after a few seconds in place of a minute
-    os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "5"  # noqa: SIM112 - that is its name
+    # the processes of a cluster whose head was killed end after a few seconds, not after a minute
+    os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "5"  # noqa: SIM112 - the name that Ray reads
     cluster = Cluster(way.ray)
     with tempfile.TemporaryDirectory() as name, contextlib.closing(_Stopping(cluster)):
         folder = Path(name)
@@ -220,7 +224,7 @@ def main(kills: int, seed: int = 0, what: str = "run", steps: int = 0, forked: b
         assert code == 0, message
         if way.early:
             results = [json.loads(path.read_text()) for path in (folder / "whole").rglob("result.json")]
-            assert any(result["steps"] < steps for result in results), "no run stopped early: take more steps"
+            assert any(result["steps"] < steps for result in results), "no run stopped early; take more steps"
 
         def one_round(left: int) -> int:
             cut = folder / "cut"
@@ -239,24 +243,24 @@ def main(kills: int, seed: int = 0, what: str = "run", steps: int = 0, forked: b
 
 
 def until(kills: int, one_round: Callable[[int], int]) -> list[int]:
-    """The kills of each round, until there are enough. one_round: does at most so many and says how many.
+    """Repeat rounds until there are enough kills, and return the number of kills in each round.
+
+    one_round: a function that kills at most the given number of times, and returns the number of kills.
 
     Raises:
-        AssertionError: a round ended before it could be struck.
+        AssertionError: a round ended without a kill.
     """
     rounds: list[int] = []
     while sum(rounds) < kills:
         rounds.append(one_round(kills - sum(rounds)))
-        assert rounds[-1], (
-            f"{sum(rounds)} of {kills} kills: all runs were done before one could be struck; take more steps"
-        )
+        assert rounds[-1], f"{sum(rounds)} of {kills} kills: all runs were finished before a kill; take more steps"
     assert sum(rounds) == kills, rounds
     return rounds
 
 
 def end(way: Way, cluster: Cluster, recipe: Path, out: Path, forked: bool = False) -> None:
-    """Carries the study to its end."""
-    for _ in range(10):  # what a killed process started may hold its runs a while longer
+    """Run the study to its end."""
+    for _ in range(10):  # child processes of a killed process may keep their claims on runs for a while
         code, message = to_its_end(command(recipe, out, [*way.options, *cluster.options()], way.verb), forked)
         if code == 0:
             return
@@ -265,7 +269,7 @@ def end(way: Way, cluster: Cluster, recipe: Path, out: Path, forked: bool = Fals
 
 
 def to_its_end(line: list[str], forked: bool) -> tuple[int, str]:
-    """Run a command; return its exit code and the end of what it printed."""
+    """Run a command. Return its exit code and the end of its output."""
     if forked:
         with tempfile.TemporaryDirectory() as folder:
             forked_command = ForkedCommand(line[3:], Path(folder), Path(folder) / "output.log")
@@ -282,7 +286,7 @@ class _Stopping:
 def strike(
     kills: int, way: Way, cluster: Cluster, recipe: Path, out: Path, rng: random.Random, forked: bool = False
 ) -> int:
-    """Kills until there were enough kills or all runs are done; whoever ended is started again."""
+    """Kill until there are enough kills or all runs are finished. Restart the command when it has ended."""
     struck = 0
     while struck < kills and not finished(out):
         line = command(recipe, out, [*way.options, *cluster.options()], way.verb)
@@ -297,7 +301,7 @@ def strike(
 
 
 def _kill_early(driver: Process, seconds: float) -> int:
-    """Kill a command after so many seconds, whatever it has done by then; return whether it was still there."""
+    """Kill a command after `seconds` seconds. Return 1 if it was still running, else 0."""
     time.sleep(seconds)
     if driver.poll() is not None:
         return 0
@@ -308,7 +312,7 @@ def _kill_early(driver: Process, seconds: float) -> int:
 
 @contextlib.contextmanager
 def _started(line: list[str], folder: Path | None = None) -> Iterator[Process]:
-    """Start a command; with a folder for its output, by a fork."""
+    """Start a command. If `folder` is given, start it as a fork that writes its output there."""
     driver: Process
     if folder is None:
         driver = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -323,10 +327,10 @@ def _started(line: list[str], folder: Path | None = None) -> Iterator[Process]:
 
 
 def _kill_one(driver: Process, way: Way, out: Path, rng: random.Random) -> int:
-    """Waits until the study gets further, and a random while longer, and kills; whether there was one to kill.
+    """Wait until the study makes progress, wait a random time, and kill a process. Return the number of kills (0 or 1).
 
-    To get further a random number of times, however slow the machine is, leads into the first files of a run, into its
-    first steps and into later ones.
+    The files of the study must change 1, 8 or 24 times. However slow the machine is, the kills then happen while a run
+    writes its first files, in its first steps, and later.
     """
     for _ in range(rng.choice((1, 8, 24))):
         before = _traces(out)
@@ -347,17 +351,17 @@ def _kill_one(driver: Process, way: Way, out: Path, rng: random.Random) -> int:
 
 
 def finished(study: Path) -> bool:
-    """Return whether all runs are done; those of a sweep lie in a folder of their own."""
+    """Return whether all runs are finished. The runs of a sweep are in a subfolder."""
     return len(list(study.rglob("DONE"))) == RUNS
 
 
 def _traces(out: Path) -> set[str]:
-    # os.walk, unlike glob, does not mind that a folder is removed meanwhile
+    # os.walk, unlike glob, does not fail if a folder is removed in the meantime
     return {os.path.join(folder, name) for folder, _, names in os.walk(out) if "runs" in folder for name in names}
 
 
 def compare(whole: Path, cut: Path) -> None:
-    """The same runs, weights, scores, examples and metrics; nothing lost, doubled or left over."""
+    """Check that two studies have equal files, weights, scores, examples and metrics."""
     assert _names(whole) == _names(cut), (_names(whole), _names(cut))
     for run in sorted(path.parent for path in whole.rglob("DONE")):
         other = cut / run.relative_to(whole)
@@ -381,12 +385,12 @@ def compare(whole: Path, cut: Path) -> None:
 
 
 def _names(study: Path) -> set[str]:
-    # `.claim-owner` stays where workers were killed: it counts them
+    # `.claim-owner` remains after a worker was killed, because it counts killed workers
     return {str(path.relative_to(study)) for path in study.rglob("*") if path.name != ".claim-owner"}
 
 
 def machine() -> dict[str, Any]:
-    """What it was tried on."""
+    """Return the processor, cores, load and torch version of this machine."""
     import torch
 
     from benchmarks.sides import hardware

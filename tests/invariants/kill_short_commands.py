@@ -1,8 +1,9 @@
-"""Kill commands that write files in a few seconds, with SIGKILL at random moments, and repeat them.
+"""Kill commands that write files within a few seconds, with SIGKILL at random moments, and repeat them.
 
-After each kill the command is run again. It must succeed, and what it writes must equal what a command that was never
-killed writes; no partial file may be left. Commands are started by a fork of a process that has imported everything: a
-quarter of the kills strike in the first second of a command's own work. `push` writes to a hub on this machine.
+After each kill, the command runs again unless its result is complete. It must succeed, its files must equal the files
+of a command that was not killed, and no partial file may remain. Commands start as forks of a process that has imported
+all modules. A quarter of the kills happen in the first second of a command's own work. `push` writes to a hub on this
+machine.
 
     python -m tests.invariants.kill_short_commands --kills 20 --out results/bench/kills-short-cpu.json
 """
@@ -24,7 +25,7 @@ from tests.invariants.kill_and_resume import RECIPE, ROWS, machine
 from tests.sharing.hub_server import TOKEN, Hub, serving
 from tests.tiny_models import make_tiny_t5
 
-# Each command with the place that it writes, relative to a fresh copy of a finished study.
+# Each command with the path that it writes to, relative to a new copy of a finished study.
 COMMANDS = {
     "report": (["report", "finished"], "finished"),
     "pack": (["adapter", "pack", "finished/runs/{run}", "--out", "packed.petransfer.zip"], "packed.petransfer.zip"),
@@ -36,18 +37,18 @@ COMMANDS = {
 }
 
 
-# These refuse to overwrite a finished result.
+# Commands that refuse to overwrite a finished result.
 WRITE_ONCE = ("pack", "merge", "pull", "recipes cp", "checkpoints cp")
 FIRST_SECOND, EARLY_SHARE = 1.0, 0.25
 
 
 def petransfer(folder: Path, *arguments: str) -> ForkedCommand:
-    """Start a command in a folder; what it prints lands beside the folder."""
+    """Start a command in a folder. Its output goes to a log file next to the folder."""
     return ForkedCommand(arguments, folder, folder.with_name(f"{folder.name}.log"))
 
 
 def contents(place: Path, hub: Hub) -> dict[str, bytes]:
-    """Return the bytes of every file at a place, by relative path, without locks; of `hub`: the files of its main."""
+    """Return the bytes of every file of `place` by relative path, except locks. For `hub`: the files of its main."""
     if place.name == "hub":
         made = hub.repositories.get("me/mine")
         return {} if made is None else made.commits[made.head]
@@ -58,7 +59,7 @@ def contents(place: Path, hub: Hub) -> dict[str, bytes]:
 
 
 def try_command(original: Path, name: str, kills: int, rng: random.Random, hub: Hub) -> dict[str, Any]:
-    """Kill one command until `kills` struck while it ran, each in a fresh copy of `original`, and compare."""
+    """Kill a command `kills` times while it runs, each time in a new copy of `original`, and check its files."""
     words, place = COMMANDS[name]
     run = sorted(path.parent.name for path in original.glob("finished/runs/*/adapter"))[0]
     arguments = [word.format(run=run) for word in words]
@@ -69,7 +70,7 @@ def try_command(original: Path, name: str, kills: int, rng: random.Random, hub: 
         struck = early = tried = 0
         while struck < kills:
             tried += 1
-            assert tried <= 10 * kills, f"{name}: {struck} of {kills} kills struck; it ends too soon"
+            assert tried <= 10 * kills, f"{name}: only {struck} of {kills} kills came before its end"
             hub.repositories.clear()
             cut = Path(scratch) / f"cut-{tried}"
             shutil.copytree(original, cut)
@@ -82,7 +83,7 @@ def try_command(original: Path, name: str, kills: int, rng: random.Random, hub: 
 
 
 def _whole(original: Path, whole: Path, arguments: list[str]) -> float:
-    """Run the command to its end in a copy; return its seconds."""
+    """Run the command to its end in a copy of `original`, and return its time in seconds."""
     shutil.copytree(original, whole)
     began = time.monotonic()
     done = petransfer(whole, *arguments)
@@ -91,7 +92,7 @@ def _whole(original: Path, whole: Path, arguments: list[str]) -> float:
 
 
 def _killed(command: ForkedCommand, seconds: float) -> bool:
-    """Kill a command after so many seconds; return whether it still ran."""
+    """Kill a command after `seconds` seconds. Return whether it was still running."""
     time.sleep(seconds)
     running = command.poll() is None
     command.kill()
@@ -100,7 +101,7 @@ def _killed(command: ForkedCommand, seconds: float) -> bool:
 
 
 def _repeat(name: str, cut: Path, arguments: list[str], place: str, expected: dict[str, bytes], hub: Hub) -> None:
-    """Run a killed command again, and check what it leaves."""
+    """Check the files of a killed command, run it again, and check its files again."""
     left = contents(cut / place, hub)
     if left and name in WRITE_ONCE:
         assert left == expected, f"{name}: a kill left a half-written {place}: {sorted(left)}"
@@ -115,7 +116,7 @@ def _repeat(name: str, cut: Path, arguments: list[str], place: str, expected: di
 
 
 def main(kills: int, names: list[str], seed: int = 0) -> list[dict[str, Any]]:
-    """Make a finished study of one adapter and try each command on it; return a record for each."""
+    """Make a finished study with one adapter, kill each command on it, and return a record for each command."""
     with tempfile.TemporaryDirectory() as name, serving() as hub:
         os.environ |= {
             "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": f"{name}/hf", "HF_HUB_OFFLINE": "0",

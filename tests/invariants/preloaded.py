@@ -1,4 +1,4 @@
-"""Import what the commands need, so that a process forked afterwards starts at once (see forked_command)."""
+"""Import all modules that the commands need, so that a forked process starts at once (see forked_command)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of stacks share: runs that may be stacked, both ways to carry them out, and what may differ."""
+"""Helpers of the tests of stacks: specs, functions that run them alone or stacked, and comparisons of the results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Make = Callable[..., RunSpec]
 
 
 def members(spec: RunSpec) -> list[RunSpec]:
-    """Three that differ in all in which members of a stack may differ."""
+    """Return specs of three runs that differ in settings in which the members of a stack may differ."""
     other = replace(spec.method, rank=2, alpha=3.0)
     return [
         spec,
@@ -56,7 +56,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 def assert_close(alone: Path, stacked: Path, tolerance: float) -> None:
-    """The same files and numbers, to rounding."""
+    """Check that two runs have the same files, and the same numbers up to rounding."""
     names = [
         {str(path.relative_to(run)) for path in run.rglob("*")} - {".claim", ".claim-owner"} for run in (alone, stacked)
     ]
@@ -91,7 +91,7 @@ def run_study(
     stop: Callable[[], bool] = lambda: False,
     settings: Settings = SETTINGS,
 ) -> StudyFolder:
-    """What a call of `petransfer run --stack` does with one stack, its recipe apart."""
+    """Execute one stack in the way of `petransfer run --stack`, but without a recipe."""
     study = StudyFolder(out)
     cells = [Cell("english", "lora", "", spec.seed, spec) for spec in specs if not study.run(spec.run_id).done]
     for cell in cells:
@@ -102,7 +102,7 @@ def run_study(
 
 
 def assert_identical(whole: StudyFolder, cut: StudyFolder, specs: Sequence[RunSpec]) -> None:
-    """The same bits, but for the seconds that things took."""
+    """Check that the runs of two studies are bit-identical, except for their times."""
     for spec in specs:
         one, other = whole.run(spec.run_id), cut.run(spec.run_id)
         assert one.done
@@ -120,11 +120,11 @@ def assert_identical(whole: StudyFolder, cut: StudyFolder, specs: Sequence[RunSp
 
 
 class KilledError(BaseException):
-    """Ends everything at once, as SIGKILL would."""
+    """Ends everything at once, like SIGKILL."""
 
 
 def killed_at(monkeypatch: pytest.MonkeyPatch, place: str, call: int, after: bool) -> None:
-    """The function at `place` kills the process in its n-th call, before or after it does what it does."""
+    """Make the function at `place` raise `KilledError` in one call (counted from 0), before or after its own work."""
     module, _, name = place.rpartition(".")
     real, calls = getattr(sys.modules[module], name), iter(range(1000))
 

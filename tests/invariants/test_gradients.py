@@ -1,4 +1,4 @@
-"""Invariant 1: a batch cut into micro-batches gives the gradient of the padded batch."""
+"""Invariant 1: the micro-batches of a batch give the gradient of the whole batch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _gradients(
 ) -> tuple[dict[str, torch.Tensor], Loop]:
     loaded = load_checkpoint(checkpoint_spec(str(folder)), 32)
     examples = encode_examples(load_task("scan").load("length").train[:200], "", loaded.tokenizer, loaded.layout)
-    for module in loaded.model.modules():  # dropout draws by the shape of its input
+    for module in loaded.model.modules():  # no dropout, because it depends on the shape of its input
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     model = apply_method(loaded, method, 0)  # type: ignore[attr-defined]
@@ -41,7 +41,7 @@ def _gradients(
     found: dict[str, torch.Tensor] = {}
 
     def keep(step: int) -> None:
-        if step == 1:  # LoRA's A has no gradient in the first step
+        if step == 1:  # the gradient of LoRA's A is zero in the first step
             found.update(
                 {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
             )
@@ -79,7 +79,7 @@ def test_the_loss_is_the_mean_over_the_batch_s_target_tokens(tiny_t5: Path, tmp_
     source = ShuffledExamples(examples, 24, 0, loaded.layout)
     model = apply_method(loaded, LORA, 0).eval()
     padded = collate(source.batch(0, 0, 1).examples, loaded.layout)
-    expected = model(**padded).loss  # transformers' own mean over the labels that count
+    expected = model(**padded).loss  # transformers computes the mean over all labels that are not ignored
     loop = Loop(
         model, source, SPEC, this_process(cpu=True), tmp_path, identity="x", seed=0,
         execution=Execution(micro_batch=5), hooks=Hooks(),
@@ -88,7 +88,7 @@ def test_the_loss_is_the_mean_over_the_batch_s_target_tokens(tiny_t5: Path, tmp_
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_two_processes_share_a_batch_without_loss_or_overlap(tiny_t5: Path) -> None:
+def test_two_processes_divide_a_batch_without_missing_or_repeated_examples(tiny_t5: Path) -> None:
     loaded = load_checkpoint(checkpoint_spec(str(tiny_t5)), 32)
     examples = encode_examples(load_task("scan").load("length").train[:50], "", loaded.tokenizer, loaded.layout)
     source = ShuffledExamples(examples, 24, 0, loaded.layout)
@@ -98,7 +98,7 @@ def test_two_processes_share_a_batch_without_loss_or_overlap(tiny_t5: Path) -> N
     assert parts[0].target_tokens == parts[1].target_tokens == whole.target_tokens
 
 
-def test_running_out_of_memory_halves_the_micro_batch_only(
+def test_running_out_of_memory_reduces_the_micro_batch_and_keeps_the_gradient(
     tiny_spec: Callable[..., object], tiny_t5: Path, tmp_path: Path
 ) -> None:
     whole, _ = _gradients(tiny_t5, LORA, 24, tmp_path / "whole")
@@ -120,7 +120,7 @@ def test_running_out_of_memory_halves_the_micro_batch_only(
         return plain(wrapped, batch)
 
     loop.loss_function = scarce
-    loop.progress.token_budget = 10**6  # more than there are
+    loop.progress.token_budget = 10**6  # more tokens than the batch has
     found: dict[str, torch.Tensor] = {}
     loop.checks.before_update = lambda step: found.update(  # type: ignore[method-assign]
         {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}

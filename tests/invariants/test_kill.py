@@ -1,4 +1,4 @@
-"""Invariant 3, the hard way: SIGKILL at random moments (a short version of kill_and_resume)."""
+"""Invariant 3 with SIGKILL at random moments: a short version of kill_and_resume."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from tests.invariants.kill_and_resume import WAYS, main, until
 
 
-def test_killed_runs_go_on_as_if_nothing_had_happened() -> None:
+def test_killed_runs_resume_with_the_same_result() -> None:
     assert main(kills=2, seed=1, steps=20, forked=True)["kills"] == 2
 
 
-def test_a_round_that_ends_early_is_followed_by_others() -> None:
+def test_rounds_are_repeated_until_there_are_enough_kills() -> None:
     struck: Iterator[int] = iter([2, 2, 1])
     asked: list[int] = []
 
@@ -29,7 +29,7 @@ def test_a_round_that_ends_early_is_followed_by_others() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", [name for name in WAYS if name != "run"])
-def test_so_do_those_of_many_processes(what: str) -> None:
+def test_killed_runs_resume_with_the_same_result_in_all_other_ways(what: str) -> None:
     if WAYS[what].ray:
         pytest.importorskip("ray")
     assert main(kills=3, seed=1, what=what)["kills"] == 3

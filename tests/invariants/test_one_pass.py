@@ -1,4 +1,4 @@
-"""Invariant 4: exact match from one forward pass is exact match from greedy generation."""
+"""Invariant 4: exact match from one forward pass equals exact match from greedy generation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from petransfer.training.losses import token_loss
 
 
 def _half_learnt(folder: Path, bits: int) -> tuple[Loaded, list[Example], list[object]]:
-    """A model trained on twelve commands of 2 to 12 actions: some of twenty-four are right, some wrong, some long."""
+    """Return a model trained on 12 of 24 commands with 2 to 12 actions. It is right on some of the 24 commands."""
     loaded, examples, encoded = _trained(folder)
     model = copy.deepcopy(loaded.model)
     if bits == 16:
@@ -68,17 +68,21 @@ def test_one_pass_agrees_with_generation_on_every_example(kind: str, bits: int, 
         assert row.log_prob <= 0
 
 
-def test_a_forward_pass_in_bf16_over_weights_in_fp32_is_scored_as_it_generates(tiny_t5: Path) -> None:
-    """A score in fp32 could be wrong for an example whose two best tokens bf16 ranks in the other order."""
+def test_fp32_weights_under_bf16_autocast_are_scored_in_bf16(tiny_t5: Path) -> None:
+    """An fp32 score could be wrong for an example whose two best tokens have the other order in bf16."""
     loaded, examples, encoded = _half_learnt(tiny_t5, 32)
     autocast_forward(loaded.model, torch.device("cpu"))
     outcome = evaluate(loaded.model, loaded, examples, encoded, audited=1000)  # type: ignore[arg-type]
-    assert all((row.margin * 2**14).is_integer() for row in outcome.scored)  # differences of two numbers in bf16
+    assert all(
+        (row.margin * 2**14).is_integer() for row in outcome.scored
+    )  # each margin is the difference of two bf16 numbers
     assert outcome.near_ties > 0
 
 
 @pytest.mark.parametrize("kind", ["tiny_t5", "tiny_gpt2"])
-def test_by_generation_every_answer_is_generated_and_none_is_another(kind: str, request: pytest.FixtureRequest) -> None:
+def test_by_generation_all_texts_are_generated_and_the_outcomes_are_the_same(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
     loaded, examples, encoded = _half_learnt(request.getfixturevalue(kind), 32)
     once = evaluate(loaded.model, loaded, examples, encoded)  # type: ignore[arg-type]
     outcome = evaluate(loaded.model, loaded, examples, encoded, audited=0, by_generation=True)  # type: ignore[arg-type]
@@ -91,7 +95,7 @@ def test_by_generation_every_answer_is_generated_and_none_is_another(kind: str, 
     assert "by_generation" not in summary(once)
 
 
-def test_by_generation_a_forward_pass_that_lies_is_found_and_does_not_count(
+def test_by_generation_a_wrong_forward_pass_is_detected_and_does_not_count(
     tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded, examples, encoded = _half_learnt(tiny_t5, 32)
@@ -109,7 +113,7 @@ def test_by_generation_a_forward_pass_that_lies_is_found_and_does_not_count(
     assert [row.correct for row in outcome.scored] == [row.correct for row in true.scored]
 
 
-def test_the_log_probability_is_the_sum_over_the_target(tiny_t5: Path) -> None:
+def test_the_log_probability_is_the_sum_over_the_target_tokens(tiny_t5: Path) -> None:
     loaded, examples, encoded = _half_learnt(tiny_t5, 32)
     rows = score(loaded.model, loaded, examples, encoded, 24)  # type: ignore[arg-type]
     with torch.no_grad():
@@ -117,7 +121,7 @@ def test_the_log_probability_is_the_sum_over_the_target(tiny_t5: Path) -> None:
     assert rows[5].log_prob == pytest.approx(-float(expected), rel=1e-5)
 
 
-def test_the_audit_finds_a_forward_pass_that_lies(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_audit_detects_a_wrong_forward_pass(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, examples, encoded = _half_learnt(tiny_t5, 32)
 
     def lying(*arguments: object) -> list[exact_match.Scored]:
@@ -129,7 +133,7 @@ def test_the_audit_finds_a_forward_pass_that_lies(tiny_t5: Path, monkeypatch: py
     assert outcome.disagreements == 10
 
 
-def test_near_ties_are_settled_by_generation(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_ties_are_decided_by_generation(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, examples, encoded = _half_learnt(tiny_t5, 32)
     sure = evaluate(loaded.model, loaded, examples, encoded)  # type: ignore[arg-type]
     monkeypatch.setattr(batches, "NOISE_UNITS", 1e9)
@@ -138,7 +142,7 @@ def test_near_ties_are_settled_by_generation(tiny_t5: Path, monkeypatch: pytest.
     assert [row.correct for row in unsure.scored] == [row.correct for row in sure.scored]
 
 
-def test_another_spelling_of_the_same_string_is_left_to_generation(tiny_t5: Path) -> None:
+def test_tokens_that_may_spell_the_target_differently_are_left_to_generation(tiny_t5: Path) -> None:
     loaded = load_checkpoint(checkpoint_spec(str(tiny_t5)), 32)
     whole = loaded.tokenizer("jump", add_special_tokens=False)["input_ids"]
     letters = [loaded.tokenizer.convert_tokens_to_ids(piece) for piece in ("Ġ", "j")]
@@ -147,12 +151,12 @@ def test_another_spelling_of_the_same_string_is_left_to_generation(tiny_t5: Path
     assert not one_pass.may_spell([letters[0], loaded.tokenizer.convert_tokens_to_ids("k")], "jump", loaded)
     assert one_pass.may_spell([*whole, loaded.layout.eos_id], "jump", loaded)
     assert not one_pass.may_spell([letters[1], loaded.layout.eos_id], "jump", loaded)
-    # models generate sentinels and blanks before training; it would be slow to generate all their texts
+    # untrained models predict sentinels and blanks, and generating the texts of all examples would be slow
     for hidden in (loaded.tokenizer.convert_tokens_to_ids("<extra_id_0>"), letters[0]):
         assert not one_pass.may_spell([hidden], "jump", loaded)
 
 
-def test_a_part_of_a_character_can_still_become_the_character() -> None:
+def test_the_first_byte_of_a_character_may_spell_the_character() -> None:
     loaded = load_checkpoint(checkpoint_spec("nano/english"), 32)
     first_byte = loaded.tokenizer("\u0416", add_special_tokens=False)["input_ids"][:2]  # a blank and a byte
     assert loaded.tokenizer.decode(first_byte) == "\ufffd"
@@ -160,10 +164,10 @@ def test_a_part_of_a_character_can_still_become_the_character() -> None:
 
 
 @pytest.mark.parametrize("kind", ["tiny_t5", "tiny_gpt2"])
-def test_a_start_token_before_the_target_does_not_make_the_text_wrong(
+def test_a_start_token_before_the_target_does_not_make_a_prediction_wrong(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
-    """Models of the BART family generate a start token first, which the text does not show."""
+    """Models of the BART family generate a start token first, which is not part of the text."""
     loaded = load_checkpoint(checkpoint_spec(str(request.getfixturevalue(kind))), 32)
     examples = [Example(at, word, word, "all") for at, word in enumerate(("walk", "jump"))]
     encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)

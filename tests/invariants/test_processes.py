@@ -1,4 +1,4 @@
-"""Invariant 5: processes that share a run's batches end where one process ends, and one of them writes."""
+"""Invariant 5: processes that share the batches of a run give the result of one process, and only one writes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tests.cli.calls import call
 from tests.invariants.kill_and_resume import ROWS
 
-# Without dropout, which every process draws for itself. After so few steps nothing but rounding stands between them.
+# The model has no dropout, because each process draws its own. After so few steps, only rounding makes a difference.
 RECIPE = """
 name: shared
 task: {{name: lines, options: {{train: {rows}, dev: 5, test: 6}}}}
@@ -33,17 +33,17 @@ LAUNCHER = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
 LAUNCHER += ["--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
 WAYS = {
     "processes": [*RUN, "--processes", "2"],
-    # what the launcher has to say of accumulation is not the recipe's
+    # the launcher's setting for gradient accumulation must have no effect, because the recipe decides
     "launcher": [*LAUNCHER, "--gradient_accumulation_steps", "4", "-m", *RUN],
 }
 
 
-# each start of processes imports torch in all of them; test_sharded.py asks the same of two that are forked
+# Slow, because every started process imports torch. test_sharded.py tests the same with two forked processes.
 pytestmark = pytest.mark.slow
 
 
 def _carried_out(folder: Path, way: str) -> tuple[Path, str]:
-    """The study, carried out in this way, with what that printed."""
+    """Run the study in one of `WAYS`. Return its folder and its output."""
     given = ["--recipe", str(folder / "recipe.yaml"), "--out", str(folder / way)]
     free = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     done = subprocess.run(
@@ -55,7 +55,7 @@ def _carried_out(folder: Path, way: str) -> tuple[Path, str]:
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The study in one process, which is this one, with what that printed."""
+    """The folder and the output of the study in a single process, which is this process."""
     folder = tmp_path_factory.mktemp("shared")
     (folder / "rows.tsv").write_text("".join(ROWS))
     (folder / "recipe.yaml").write_text(RECIPE.format(rows=folder / "rows.tsv"))
@@ -68,7 +68,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.fixture(scope="module", params=list(WAYS))
 def many(request: pytest.FixtureRequest, one: tuple[Path, str]) -> tuple[Path, str]:
-    """The same study in two processes, with what that printed."""
+    """The folder and the output of the same study in two processes."""
     return _carried_out(one[0].parent, request.param)
 
 
@@ -81,7 +81,7 @@ def _lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_numbers_are_those_of_one_process(one: tuple[Path, str], many: tuple[Path, str]) -> None:
+def test_two_processes_give_the_numbers_of_one_process(one: tuple[Path, str], many: tuple[Path, str]) -> None:
     runs = [_run(study) for study, _ in (one, many)]
     assert runs[0].name == runs[1].name
     alone, shared = (_lines(run) for run in runs)
@@ -101,7 +101,7 @@ def test_the_numbers_are_those_of_one_process(one: tuple[Path, str], many: tuple
     assert tables[1]["log_prob"] == pytest.approx(tables[0]["log_prob"], abs=1e-2)
 
 
-def test_one_process_writes_and_speaks(one: tuple[Path, str], many: tuple[Path, str]) -> None:
+def test_only_one_process_writes_files_and_prints(one: tuple[Path, str], many: tuple[Path, str]) -> None:
     files = [{path.relative_to(study) for path in study.rglob("*")} for study, _ in (one, many)]
     assert files[0] == files[1]
     assert many[1].count("shared") == one[1].count("shared") == 1

@@ -1,4 +1,4 @@
-"""Invariants 3, 6 and 8: interruption, plain peft and seeds leave a run's numbers alone."""
+"""Invariants 3, 6 and 8: a resumed run, plain peft, and a repeated run with the same seed give the same numbers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Make = Callable[..., RunSpec]
 
 
 def _run(spec: RunSpec, folder: Path, stop_at: set[int] | None = None) -> dict[str, Any] | None:
-    """Carries a run out; asked to stop at the given steps, it stops after each of them."""
+    """Execute a run and return its result. Return None if it is interrupted at the next step of `stop_at`."""
     at = {"step": 0}
 
     def progress(step: int, loss: float, seconds: float) -> None:
@@ -78,7 +78,7 @@ ADAPTER, MODEL = "adapter/adapter_model.safetensors", "model/model.safetensors"
     ],
     ids=["lora", "lora-embeddings", "lora-4-bit", "lora-8-bit", "full", "full-adamw-8bit"],
 )
-def test_an_interrupted_run_ends_bit_for_bit_where_the_other_does(
+def test_an_interrupted_run_is_bit_identical_to_an_uninterrupted_run(
     method: MethodSpec, file: str, optimizer: Optimizer, tiny_spec: Make, tmp_path: Path
 ) -> None:
     spec = tiny_spec(method, steps=9)
@@ -90,7 +90,7 @@ def test_an_interrupted_run_ends_bit_for_bit_where_the_other_does(
     while result is None:
         result = _run(spec, tmp_path / "cut", stops)
         tries += 1
-        if result is None:  # a kill may fall between a line and the state that knows of it
+        if result is None:  # a kill can happen between writing a line and saving the state
             with (tmp_path / "cut" / "metrics.jsonl").open("a") as metrics:
                 metrics.write('{"step": 6, "loss": 0}\n{"st')
     assert tries == 4
@@ -101,13 +101,13 @@ def test_an_interrupted_run_ends_bit_for_bit_where_the_other_does(
         for name in ("whole", "cut")
     ]
     assert lines[0] == lines[1]
-    assert [line["step"] for line in lines[0]] == list(range(1, 10))  # each has a point of the learning curve
+    assert [line["step"] for line in lines[0]] == list(range(1, 10))  # every step has a point of the learning curve
     assert all(0 <= line["dev_em"] <= 100 for line in lines[0])
     assert not (tmp_path / "cut" / "state").exists()
 
 
-def test_checkpointed_activations_change_nothing(tiny_spec: Make, tmp_path: Path) -> None:
-    """Dropout included: what is computed again draws what it drew before."""
+def test_gradient_checkpointing_does_not_change_the_result(tiny_spec: Make, tmp_path: Path) -> None:
+    """This includes dropout: the repeated forward pass draws the same values."""
     spec = tiny_spec(replace(LORA, dropout=0.1))
     plain = _run(spec, tmp_path / "plain")
     settings = replace(SETTINGS, execution=replace(SETTINGS.execution, checkpointing=True))
@@ -116,7 +116,7 @@ def test_checkpointed_activations_change_nothing(tiny_spec: Make, tmp_path: Path
     assert _numbers(plain) == _numbers(checkpointed)
 
 
-def test_two_runs_of_one_spec_are_identical_and_another_seed_is_not(tiny_spec: Make, tmp_path: Path) -> None:
+def test_two_runs_of_one_spec_are_identical_and_another_seed_gives_another_run(tiny_spec: Make, tmp_path: Path) -> None:
     spec = tiny_spec()
     first, second = _run(spec, tmp_path / "a"), _run(spec, tmp_path / "b")
     other = _run(replace(spec, seed=1), tmp_path / "c")
@@ -126,7 +126,7 @@ def test_two_runs_of_one_spec_are_identical_and_another_seed_is_not(tiny_spec: M
     assert _numbers(first) != _numbers(other)
 
 
-def test_adapters_are_drawn_from_the_seed_whatever_was_drawn_before(tiny_spec: Make, tmp_path: Path) -> None:
+def test_adapters_depend_on_the_seed_and_not_on_earlier_random_numbers(tiny_spec: Make, tmp_path: Path) -> None:
     torch.manual_seed(123)
     torch.rand(7)
     _run(tiny_spec(), tmp_path / "a")
@@ -158,7 +158,7 @@ def test_plain_peft_gives_the_same_logits(embeddings: str, tiny_spec: Make, tiny
 
 
 def _log_probs(model: torch.nn.Module, spec: RunSpec) -> list[float]:
-    """Of the test examples, by a model that knows nothing of the run but its adapter."""
+    """Return the log-probability of each test example, from a model that only has the adapter of the run."""
     loaded = load_checkpoint(spec.checkpoint, 32)
     examples = load_task(spec.task.name, **dict(spec.task.options)).load(spec.task.split).test
     encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
@@ -166,12 +166,14 @@ def _log_probs(model: torch.nn.Module, spec: RunSpec) -> list[float]:
 
 
 def _kept_log_probs(run: Path) -> list[float]:
-    """Of the same examples, by the model as it stood in memory when training had ended."""
+    """Return the log-probability of each test example, as the run saved it from the model in memory."""
     kept = pyarrow.parquet.read_table(run / "examples.parquet")["log_prob"].to_pylist()
     return [float(value) for value in kept]
 
 
-def test_the_seed_orders_the_examples(tiny_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_of_the_examples_uses_the_seed_of_the_run(
+    tiny_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seeds: list[int] = []
 
     class Spy(ShuffledExamples):
@@ -188,7 +190,7 @@ def test_the_seed_orders_the_examples(tiny_spec: Make, tmp_path: Path, monkeypat
 def test_training_the_embeddings_changes_the_encoder_the_decoder_and_the_head(
     tiny_spec: Make, tiny_t5: Path, tmp_path: Path
 ) -> None:
-    """T5 ties four places to one matrix; all of them must see the trained rows."""
+    """T5 uses one embedding matrix in four places. All of them must use the trained embeddings."""
     spec = tiny_spec(replace(LORA, embeddings="trained"), steps=3)
     _run(replace(spec, train=replace(spec.train, learning_rate=3e-2)), tmp_path)
     model = PeftModel.from_pretrained(
@@ -204,7 +206,7 @@ def test_training_the_embeddings_changes_the_encoder_the_decoder_and_the_head(
     assert torch.allclose(inner.lm_head(hidden)[..., 5:8], hidden @ encoder[0].T, atol=1e-5)
 
 
-def test_a_full_disk_while_saving_leaves_the_last_good_state(
+def test_a_full_disk_while_saving_keeps_the_last_complete_state(
     tiny_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = tiny_spec(steps=6)
@@ -213,14 +215,14 @@ def test_a_full_disk_while_saving_leaves_the_last_good_state(
 
     def full(*arguments: object, **options: object) -> None:
         calls["n"] += 1
-        if calls["n"] == 6:  # the optimiser's part of the third state
+        if calls["n"] == 6:  # the file of the optimiser in the third state
             raise OSError(28, "No space left on device")
         real(*arguments, **options)
 
     monkeypatch.setattr(state, "save_file", full)
     with pytest.raises(RunError, match="No space left on device; the last good state is kept"):
         _run(spec, tmp_path / "cut")
-    calls["n"] = 5  # the first state
+    calls["n"] = 5  # the next file belongs to the first state
     with pytest.raises(RunError, match="No space left on device; no earlier state was saved"):
         _run(spec, tmp_path / "first")
     states = list((tmp_path / "cut" / "state").iterdir())
@@ -231,7 +233,7 @@ def test_a_full_disk_while_saving_leaves_the_last_good_state(
     assert _numbers(whole) == _numbers(result)
 
 
-def test_a_state_of_another_spec_is_not_taken(tiny_spec: Make, tmp_path: Path) -> None:
+def test_a_state_of_another_spec_is_not_used(tiny_spec: Make, tmp_path: Path) -> None:
     spec = tiny_spec(steps=6)
     assert _run(spec, tmp_path / "cut", {3}) is None
     assert state.peek_progress(tmp_path / "cut" / "state", spec.canonical_json()) is not None

@@ -1,4 +1,4 @@
-"""Invariants 3 and 5 where two processes hold a whole model each, and a part of every tensor each (FSDP2)."""
+"""Invariants 3 and 5 for two processes that each have the whole model, or a shard of every tensor (FSDP2)."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ from petransfer.training.metrics_file import read_metrics
 from tests.conftest import FULL, LORA
 from tests.training.test_two_processes import in_two
 
-# Of 7 examples one process has 4 and the other 3: two passes of at most 3, and one and a stand-in.
+# Of 7 examples, one process has 4 and the other 3. With at most 3 examples in a pass, one process needs two passes. The
+# other needs one pass, and then repeats one example with weight 0.
 EXECUTION = Execution(threads=1, log_every=1, micro_batch=3)
 STEPS, CUT = 4, 2
 ROWS = [f"{one} {two}\t{two}\n" for one in ("walk", "run", "look") for two in ("left", "right twice", "jump", "turn")]
 
 
 def _spec(checkpoint: Path, **changes: Any) -> RunSpec:
-    """Without dropout, which every process draws for itself."""
+    """Return a spec for a checkpoint without dropout, because every process would draw its own dropout."""
     rows = checkpoint.parent / "rows.tsv"
     return RunSpec(
         checkpoint=checkpoint_spec(str(checkpoint)),
@@ -59,7 +60,7 @@ def _run(spec: RunSpec, folder: Path, stops: bool = False, execution: Execution 
 
 
 def _with_little_memory(model: torch.nn.Module, *given: Any) -> torch.nn.Module:
-    """In place of `shard_model`: the decoder has memory for two examples, and on the way back for one."""
+    """Replace `shard_model`: the decoder has memory for two examples, and in the backward pass for one."""
     hollow = shard_model(model, *given)
 
     def refuse(value: torch.Tensor, most: int) -> None:
@@ -76,7 +77,7 @@ def _with_little_memory(model: torch.nn.Module, *given: Any) -> torch.nn.Module:
 
 
 def _in_each(rank: int, folder: Path, full: RunSpec, lora: RunSpec, narrow: RunSpec) -> None:
-    """All that the two processes do, in one start of theirs: first with a whole model each, then with a part each."""
+    """Execute all runs of a process in one launch, because launching is slow: first with whole models, then sharded."""
     _run(lora, folder / "copies", execution=replace(EXECUTION, checkpointing=True))
     AcceleratorState._reset_state()
     os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_CPU_RAM_EFFICIENT_LOADING="true")
@@ -95,7 +96,7 @@ def _in_each(rank: int, folder: Path, full: RunSpec, lora: RunSpec, narrow: RunS
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_t5: Path, tiny_gpt2: Path) -> Path:
-    """A folder with the runs of two processes, and in `alone/` those of one."""
+    """A folder with the runs of two processes. The runs of a single process are in `alone/`."""
     folder = tmp_path_factory.mktemp("sharded")
     (folder / "rows.tsv").write_text("".join(ROWS))
     for made in (tiny_t5, tiny_gpt2):
@@ -141,34 +142,34 @@ def _same(left: Path, right: Path, rel: float = 1e-4, weights: float = 1e-4) -> 
 
 
 @pytest.mark.parametrize("name", ["full", "lora"])
-def test_split_tensors_end_where_whole_ones_end(runs: Path, name: str) -> None:
+def test_sharded_training_gives_the_result_of_one_process(runs: Path, name: str) -> None:
     _same(runs / "alone" / name, runs / name)
     environment = json.loads((runs / name / "result.json").read_text())["environment"]
     assert (environment["processes"], environment["split"]) == (2, "fsdp2")
 
 
-def test_whole_models_that_share_batches_end_where_one_ends(runs: Path) -> None:
+def test_two_whole_models_give_the_result_of_one_process(runs: Path) -> None:
     _same(runs / "alone" / "lora", runs / "copies")
     environment = json.loads((runs / "copies" / "result.json").read_text())["environment"]
     assert environment["processes"] == 2
     assert "split" not in environment
 
 
-def test_at_16_bits_to_their_rounding(runs: Path) -> None:
+def test_sharded_training_at_16_bits_agrees_with_one_process_up_to_rounding(runs: Path) -> None:
     _same(runs / "alone" / "narrow", runs / "narrow", rel=2e-2, weights=2e-2)
     assert {value.dtype for value in _tensors(runs / "narrow").values()} == {torch.float32}
 
 
-def test_an_interrupted_run_ends_bit_for_bit_where_it_would_have(runs: Path) -> None:
+def test_an_interrupted_sharded_run_is_identical_to_an_uninterrupted_run(runs: Path) -> None:
     _same(runs / "full", runs / "resumed", rel=0, weights=0)
 
 
 @pytest.mark.parametrize("name", ["split-to-whole", "whole-to-split"])
-def test_it_goes_on_in_another_number_of_processes(runs: Path, name: str) -> None:
+def test_a_run_resumes_in_another_number_of_processes(runs: Path, name: str) -> None:
     _same(runs / "alone" / "full", runs / name)
 
 
-def test_where_one_is_short_of_memory_all_take_less_and_nothing_else_changes(runs: Path) -> None:
+def test_all_processes_use_smaller_micro_batches_if_one_runs_out_of_memory(runs: Path) -> None:
     _same(runs / "full", runs / "short")
     result = json.loads((runs / "short" / "result.json").read_text())
     assert (result["out_of_memory"], result["micro_batch"]) == (2, 1)

@@ -1,4 +1,4 @@
-"""Invariant 2: K adapters trained stacked end where K single runs end, and leave the folders of single runs."""
+"""Invariant 2: a stack of K adapters gives the results of K single runs, and the same folders."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ from tests.invariants.stacks import (
 
 @pytest.fixture(autouse=True)
 def _joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is tried here is what happens on a card, unless a test says otherwise."""
+    """Let the members of a stack share passes, as on a GPU. Some tests change this."""
     monkeypatch.setattr("petransfer.training.stacked.stacked_loop.joins", lambda device: True)
 
 
 @pytest.fixture(scope="module")
 def whole(dropping: list[RunSpec], tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
-    """A joined stack of three runs that nothing interrupts."""
+    """A joined stack of three runs without interruption."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("petransfer.training.stacked.stacked_loop.joins", lambda device: True)
         return run_study(dropping, tmp_path_factory.mktemp("whole"))
@@ -77,7 +77,7 @@ def whole(dropping: list[RunSpec], tmp_path_factory: pytest.TempPathFactory) -> 
     ],
     ids=["t5", "gpt2", "rslora", "t5-rows", "gpt2-rows", "t5-bf16", "gpt2-8", "t5-8", "t5-4"],
 )
-def test_a_joined_stack_ends_where_single_runs_end(
+def test_a_joined_stack_gives_the_results_of_single_runs(
     kind: str,
     changes: dict[str, Any],
     count: int,
@@ -87,7 +87,7 @@ def test_a_joined_stack_ends_where_single_runs_end(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # where the CPU has them, bitsandbytes repacks 4-bit weights for kernels that take no layer as small as these
+    # on a CPU with AVX-512 BF16, bitsandbytes repacks 4-bit weights for kernels that do not support such small layers
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
     spec = make(request.getfixturevalue(kind))
     specs = members(replace(spec, method=replace(spec.method, **changes)))[:count]
@@ -96,7 +96,7 @@ def test_a_joined_stack_ends_where_single_runs_end(
         assert_close(one, other, tolerance)
 
 
-def test_a_token_budget_cuts_the_batches_of_a_stack_as_those_of_single_runs(
+def test_a_token_budget_cuts_batches_of_a_stack_like_those_of_single_runs(
     make: Make, tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dropout depends on the cuts. Members whose cuts differ take separate passes."""
@@ -109,12 +109,12 @@ def test_a_token_budget_cuts_the_batches_of_a_stack_as_those_of_single_runs(
         assert_close(one, other, 1e-5)
 
 
-def test_where_no_pass_is_shared_a_stack_ends_bit_for_bit_where_single_runs_end(
+def test_a_stack_without_shared_passes_is_identical_to_single_runs(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a CPU: each its own lean step, none of them padded to another's width."""
+    """As on a CPU: each member has its own step on the fast path, without padding to the width of another member."""
     monkeypatch.setattr("petransfer.training.stacked.stacked_loop.joins", joins)
-    spec = make(Path("nano/english"))  # which draws no dropout, and is packed
+    spec = make(Path("nano/english"))  # it has no dropout, and its batches are packed
     specs = members(replace(spec, method=replace(spec.method, embeddings="new")))[:2]
     alone = run_alone(specs, tmp_path / "alone")
     monkeypatch.delattr("petransfer.training.stacked.stacked_loop.accumulate")
@@ -131,7 +131,7 @@ KILLS = {
 }
 
 
-def test_a_killed_stack_ends_bit_for_bit_where_the_other_does(
+def test_a_killed_stack_is_bit_identical_to_an_uninterrupted_stack(
     dropping: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     specs = dropping[:2]
@@ -145,7 +145,7 @@ def test_a_killed_stack_ends_bit_for_bit_where_the_other_does(
 
 
 @pytest.mark.parametrize("joined", [True, False])
-def test_a_stack_that_is_asked_to_stop_goes_on(
+def test_an_interrupted_stack_is_bit_identical_to_an_uninterrupted_stack(
     joined: bool, whole: StudyFolder, dropping: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("petransfer.training.stacked.stacked_loop.joins", lambda device: joined)
@@ -154,7 +154,7 @@ def test_a_stack_that_is_asked_to_stop_goes_on(
     for _ in range(2):
         study = run_study(dropping, tmp_path / "cut", lambda: _any_line(tmp_path / "cut"))
         assert {study.run(spec.run_id).status() for spec in dropping} == {"interrupted"}
-        for metrics in (tmp_path / "cut").rglob("metrics.jsonl"):  # a kill may fall between a line and its state
+        for metrics in (tmp_path / "cut").rglob("metrics.jsonl"):  # a kill can happen between a line and its state
             with metrics.open("a") as file:
                 file.write('{"step": 99, "loss": 0}\n{"st')
     assert_identical(whole, run_study(dropping, tmp_path / "cut"), dropping)
@@ -170,10 +170,10 @@ def test_the_trackers_of_a_stack_are_closed_when_it_is_interrupted(
     assert len(closed) == len(dropping)
 
 
-def test_a_run_leaves_the_number_of_threads_as_it_was(
+def test_a_run_restores_the_number_of_threads(
     dropping: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker's number of threads is not that of the runs after it in this process."""
+    """The number of threads of a run must not apply to later runs in the same process."""
     monkeypatch.setattr(stacks, "SETTINGS", replace(SETTINGS, execution=replace(SETTINGS.execution, threads=3)))
     before = torch.get_num_threads()
     assert before != 3
@@ -186,7 +186,7 @@ def _any_line(study: Path) -> bool:
     return any(study.rglob("metrics.jsonl"))
 
 
-def test_a_failing_run_leaves_the_others_alone(
+def test_a_failing_run_does_not_change_the_other_runs_of_a_stack(
     dropping: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wild = replace(dropping[0], seed=9, train=replace(dropping[0].train, learning_rate=1e38, warmup=0.0))
@@ -212,10 +212,10 @@ def test_a_failing_run_leaves_the_others_alone(
         assert again.run(wild.run_id).status() == "failed"
 
 
-def test_the_others_are_saved_before_a_failure_is_noted(
+def test_the_other_runs_are_saved_before_a_failure_is_recorded(
     dropping: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that is begun again leaves failed runs out: the others go on from there, not from before."""
+    """A restarted worker leaves out failed runs. The others must resume at the step of the failure, not before it."""
     wild = replace(dropping[0], seed=9, train=replace(dropping[0].train, learning_rate=1e38, warmup=0.0))
     seldom = replace(SETTINGS, execution=replace(SETTINGS.execution, save_every=1e9))
     killed_at(monkeypatch, "petransfer.training.stacked.stacked_loop.accumulate", 7, after=False)
@@ -227,7 +227,7 @@ def test_the_others_are_saved_before_a_failure_is_noted(
     assert states == [["step-000000002"]] * 2
 
 
-def test_a_run_that_cannot_be_saved_does_not_keep_the_others_from_it(
+def test_a_run_that_cannot_be_saved_does_not_prevent_saving_the_others(
     dropping: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from petransfer.study import stacked_run as stacked
@@ -245,7 +245,7 @@ def test_a_run_that_cannot_be_saved_does_not_keep_the_others_from_it(
 
 
 @pytest.mark.parametrize("joined", [True, False])
-def test_less_memory_halves_the_micro_batch_of_all(
+def test_running_out_of_memory_halves_the_micro_batch_of_all_runs(
     joined: bool, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("petransfer.training.stacked.stacked_loop.joins", lambda device: joined)
@@ -255,7 +255,7 @@ def test_less_memory_halves_the_micro_batch_of_all(
     real, calls = Batch.micro_batches, itertools.count()
 
     def scarce(batch: Batch, size: int, budget: int = 0) -> list[Tensors]:
-        if size > 2 and next(calls):  # not at the first, so that a gradient may be there already
+        if size > 2 and next(calls):  # not in the first call, so that one gradient may exist already
             raise torch.OutOfMemoryError("out of memory")
         return real(batch, size, budget)
 
@@ -267,7 +267,7 @@ def test_less_memory_halves_the_micro_batch_of_all(
         assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-def test_runs_of_unlike_kinds_are_not_stacked(make: Make) -> None:
+def test_runs_with_different_bases_methods_tasks_or_batches_are_not_stacked(make: Make) -> None:
     spec = make()
     drawn = replace(spec, checkpoint=replace(spec.checkpoint, reinit="body"))
     longer = replace(spec, checkpoint=replace(spec.checkpoint, added_tokens=("\n",)))
@@ -278,7 +278,7 @@ def test_runs_of_unlike_kinds_are_not_stacked(make: Make) -> None:
         replace(spec, train=replace(spec.train, steps=7)),
         replace(spec, task=replace(spec.task, prefix="say: ")),
         drawn,
-        replace(drawn, seed=1),  # another base
+        replace(drawn, seed=1),  # another base model
         longer,
         replace(longer, seed=1),  # the embeddings of added tokens are drawn from the seed
     ]
@@ -294,7 +294,7 @@ def test_runs_of_unlike_kinds_are_not_stacked(make: Make) -> None:
     assert [len(stack) for stack in stacks_of(cells, {cell.run_id: 16 for cell in cells})] == [3, 1]
 
 
-def test_tensors_are_shared_and_modules_are_not(tiny_t5: Path) -> None:
+def test_members_of_a_stack_share_tensors_but_not_modules(tiny_t5: Path) -> None:
     model = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5)
     copied = share(model)
     for (name, left), (other, right) in zip(model.named_parameters(), copied.named_parameters(), strict=True):
@@ -303,14 +303,16 @@ def test_tensors_are_shared_and_modules_are_not(tiny_t5: Path) -> None:
     assert not set(map(id, model.modules())) & set(map(id, copied.modules()))
 
 
-def test_layers_that_are_left_out_at_random_are_refused() -> None:
+def test_models_with_layerdrop_are_refused() -> None:
     refuse_layer_drop(BartConfig())
     with pytest.raises(UserError, match="decoder_layerdrop above 0 cannot be stacked; use --stack off"):
         refuse_layer_drop(BartConfig(decoder_layerdrop=0.1))
 
 
 @pytest.mark.parametrize("joined", [True, False])
-def test_the_planner_foresees_a_stack(joined: bool, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_planner_predicts_the_memory_of_a_stack(
+    joined: bool, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("petransfer.memory.step_memory.joins", lambda device: joined)
     spec = checkpoint_spec(str(tiny_t5))
     demand = Demand(replace(LORA, dropout=0.1), 4, 12, 20, "cpu", members=3)
@@ -341,7 +343,7 @@ def test_the_planner_foresees_a_stack(joined: bool, tiny_t5: Path, monkeypatch: 
     assert foreseen == pytest.approx(peak_of(step, fixed, torch.device("cpu")), rel=0.05)
 
 
-def test_as_many_are_stacked_as_fit_the_card(tiny_t5: Path) -> None:
+def test_stack_size_is_limited_by_the_memory_of_the_card(tiny_t5: Path) -> None:
     spec, (config, name) = checkpoint_spec(str(tiny_t5)), _plain(tiny_t5)
     demand = Demand(LORA, 4, 12, 20)
     card = on_card(simulate(config, name, replace(demand, members=3), False).peak)

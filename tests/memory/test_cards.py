@@ -1,4 +1,4 @@
-"""Cards by size, by name, and the card of this machine."""
+"""Find a card by its size or its name, and find the card of this machine."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from petransfer.memory.cards import CARDS, USABLE_MIB, Card, parse_card, this_ca
         ("NVIDIA GH200 144G HBM3e", 144 * 2**30),
     ],
 )
-def test_sizes_of_cards(text: str, size: int) -> None:
+def test_the_memory_of_a_card_is_found_by_its_size_or_name(text: str, size: int) -> None:
     assert parse_card(text).bytes == size
 
 
 @pytest.mark.parametrize("text", ["", "twelve", "12TB", "-3GB", "0", "1e3GB", "99999GB", "nan", "RTX", "RTX 3060x"])
-def test_no_sizes_of_cards(text: str) -> None:
+def test_texts_that_are_no_card_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="--card"):
         parse_card(text)
 
@@ -58,12 +58,14 @@ def test_no_sizes_of_cards(text: str) -> None:
         ("RTX 5090", (12, 0)),
     ],
 )
-def test_a_name_tells_whether_the_card_has_bf16(text: str, capability: tuple[int, int]) -> None:
+def test_the_name_of_a_card_gives_its_capability_and_whether_it_has_bf16(
+    text: str, capability: tuple[int, int]
+) -> None:
     card = parse_card(text)
     assert card.capability == capability
     assert card.has_bf16 == (capability >= (8, 0))
     assert parse_card("16GB").capability is None
-    assert parse_card("16GB").has_bf16, "of a size, nothing else is known"
+    assert parse_card("16GB").has_bf16, "a card that is given by its size counts as a card with bf16"
 
 
 @pytest.mark.parametrize(
@@ -91,14 +93,14 @@ def test_common_cards_are_known(text: str, size: int | None) -> None:
         ("A31", ""),
     ],
 )
-def test_a_hint_never_names_a_card_of_another_number(text: str, hint: str) -> None:
+def test_a_hint_never_names_a_card_with_other_digits(text: str, hint: str) -> None:
     with pytest.raises(UserError) as refused:
         parse_card(text)
     assert str(refused.value).partition("did you mean ")[2].removesuffix("?") == hint
 
 
-def test_error_correction_takes_a_part_of_the_memory() -> None:
-    """A T4 of 16 GiB has 15.6 to 15.9 GB for CUDA."""
+def test_error_correction_reduces_the_usable_memory() -> None:
+    """CUDA can use 15.6 to 15.8 GB of the 16 GiB of a T4."""
     for text in ("T4", "NVIDIA Tesla T4 16GB"):
         assert 15.6e9 < parse_card(text).bytes < 15_843_721_216
     nominal = {"p40": 24, "t4": 16, "a10": 24, "a10g": 24, "a40": 48, "l4": 24, "l40": 48, "l40s": 48}
@@ -106,7 +108,7 @@ def test_error_correction_takes_a_part_of_the_memory() -> None:
     assert all(0.9 < CARDS[name].bytes / (size * 2**30) < 0.96 for name, size in nominal.items())
 
 
-# Four cards, as a driver with and without the newer fields describes them.
+# Scripts in place of nvidia-smi on a machine with two cards. NEW is a new driver, OLD one that lacks some fields.
 NEW = """case "$*" in
 *"-i 1"|*"-i GPU-b") echo "24000, 300, 8.6, NVIDIA A10G";;
 *-i*) exit 6;;

@@ -18,25 +18,25 @@ from petransfer.memory.tensor_tracker import Tracker
 from petransfer.models.quantization import require_bitsandbytes
 
 MEASURED = Path(__file__).parents[2] / "results/bench/gpu-h200/b.json"
-QUERIES = 2 * 4 * 32 * 8  # numbers of the queries: 2 examples, 4 heads, 32 tokens, heads of 8 numbers
-WEIGHTS = 2 * 4 * 32 * 32  # attention weights
+QUERIES = 2 * 4 * 32 * 8  # elements of the queries: 2 examples, 4 heads, 32 tokens, heads of size 8
+WEIGHTS = 2 * 4 * 32 * 32  # number of attention weights
 
 
 def heads(count: int = 4, size: int = 8, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    """Queries, keys or values as a model makes them: (2, heads, 32, size)."""
+    """Return queries, keys or values with the strides that they have in a model: (2, heads, 32, size)."""
     made = torch.empty(2, 32, count, size, dtype=dtype, device="meta", requires_grad=True)
     return made.transpose(1, 2)
 
 
 def mask(last_dimension_first: bool = False, dtype: torch.dtype = torch.bfloat16, keys: int = 32) -> torch.Tensor:
-    """A mask (2, 4, 32, keys), whose last dimension has the stride 1 or not."""
+    """Return a mask (2, 4, 32, keys). With `last_dimension_first`, its last dimension does not have the stride 1."""
     if last_dimension_first:
         return torch.empty(2, 32, keys, 4, dtype=dtype, device="meta").permute(0, 3, 1, 2)
     return torch.empty(2, 4, 32, keys, dtype=dtype, device="meta")
 
 
 def kept(kernels: Any, *tensors: torch.Tensor, **options: Any) -> int:
-    """Bytes of the tensors that attention keeps for the backward pass, each storage once."""
+    """Return the bytes that attention keeps for the backward pass. Each storage is counted once."""
     storages: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -50,13 +50,16 @@ def kept(kernels: Any, *tensors: torch.Tensor, **options: Any) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def test_a_fused_kernel_keeps_its_inputs_its_output_and_a_number_per_query() -> None:
+def test_a_fused_kernel_keeps_its_inputs_its_output_and_one_number_per_query() -> None:
     expected = 2 * (4 * QUERIES + WEIGHTS) + 4 * QUERIES // 8
     assert kept(CardKernels(), heads(), heads(), heads(), attn_mask=mask(), dropout_p=0.1) == expected
 
 
-def test_without_a_fused_kernel_everything_is_kept_in_fp32() -> None:
-    """T5's mask prevents fused kernels. Kept: inputs in fp32, weights before and after dropout, the mask of dropout."""
+def test_attention_without_a_fused_kernel_keeps_its_tensors_in_fp32() -> None:
+    """The strides of T5's mask prevent fused kernels.
+
+    Attention then keeps the inputs in fp32, the attention weights before and after dropout, and the mask of dropout.
+    """
     strided = mask(last_dimension_first=True)
     inputs, weights = 3 * 4 * QUERIES, 4 * WEIGHTS
     assert kept(CardKernels(), heads(), heads(), heads(), attn_mask=strided) == inputs + weights
@@ -75,7 +78,7 @@ def test_without_a_fused_kernel_everything_is_kept_in_fp32() -> None:
         ({"size": 6, "dtype": torch.float32}, {"attn_mask": None}, False),  # FlashAttention takes no fp32
     ],
 )
-def test_the_size_of_a_head_decides_on_the_kernel(made: Any, options: Any, fused: bool) -> None:
+def test_the_size_of_a_head_determines_whether_a_fused_kernel_is_used(made: Any, options: Any, fused: bool) -> None:
     dtype = made.get("dtype", torch.bfloat16)
     options = {"attn_mask": mask(dtype=dtype)} | options
     found = kept(CardKernels(), heads(**made), heads(**made), heads(**made), **options)
@@ -93,11 +96,11 @@ def test_fewer_key_heads_are_repeated_only_without_a_fused_kernel() -> None:
     assert kept(CardKernels(), heads(**wide), heads(2, **wide), heads(2, **wide), enable_gqa=True) == inputs + weights
 
 
-def test_each_layer_keeps_a_mask_of_its_own_if_the_mask_has_to_be_converted() -> None:
+def test_a_kernel_keeps_the_converted_copy_of_a_mask_that_it_cannot_use() -> None:
     kernel = 2 * 4 * QUERIES + 4 * QUERIES // 8
     assert kept(CardKernels(), heads(), heads(), heads(), attn_mask=mask(dtype=torch.bool)) == kernel + 2 * WEIGHTS
     keys, values = heads()[:, :, :27], heads()[:, :, :27]
-    # the kernel needs rows of a multiple of 8 numbers: 32 in place of 27
+    # the length of the mask's rows must be a multiple of 8: 32 in place of 27
     assert kept(CardKernels(), heads(), keys, values, attn_mask=mask(keys=27)) == kernel + 2 * WEIGHTS
 
 
@@ -122,7 +125,7 @@ def test_the_heads_of_the_output_are_joined_without_a_copy(kernels: Any) -> None
 
 
 def _measurements() -> list[Any]:
-    """The peaks of T5-3B and T5-11B that were measured on an H200, with the two quickest outside of `slow`."""
+    """Return the peaks of T5-3B and T5-11B measured on an H200. All but the two quickest are marked as `slow`."""
     quick = {("google-t5/t5-11b", 16), ("google-t5/t5-3b", 8)}
     rows = [row for row in json.loads(MEASURED.read_text())["records"] if row.get("peak")]
     return [
@@ -136,8 +139,8 @@ def _measurements() -> list[Any]:
 
 
 @pytest.mark.parametrize("row", _measurements())
-def test_the_peaks_that_were_measured_on_a_card_are_predicted(row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measured with transformers 5.17, in which the last dimension of T5's mask does not have the stride 1."""
+def test_predicted_peaks_are_close_to_the_peaks_measured_on_a_card(row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers 5.17 was used, in which the last dimension of T5's mask does not have the stride 1."""
     from transformers.integrations import sdpa_attention
 
     made = sdpa_attention.create_position_bias_mask
@@ -159,7 +162,10 @@ def test_the_peaks_that_were_measured_on_a_card_are_predicted(row: Any, monkeypa
     ("operation", "temporary"), [("int8_scaled_mm", 6 * 32 * 128), ("int8_vectorwise_quant", 3 * 32 * 64)]
 )
 def test_products_with_8bit_weights_need_temporary_tensors(operation: str, temporary: int) -> None:
-    """A product is first int32 and then fp16. Before it, absolute values in fp16 are compared with a threshold."""
+    """The product is computed in int32 and converted to fp16.
+
+    Before the product, the absolute values in fp16 are compared with a threshold.
+    """
     require_bitsandbytes(8)
     rows, weights = (torch.empty(count, 64, dtype=torch.int8, device="meta") for count in (32, 128))
     scales = [torch.empty(count, device="meta") for count in (32, 128)]

@@ -1,4 +1,4 @@
-"""What the planner foresees against what PyTorch's allocator gave out, and `petransfer fit`."""
+"""Compare the predicted memory with the memory that PyTorch allocates, and test `petransfer fit`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from petransfer.study.single_run import run_one
 from petransfer.training.execution import Execution
 from tests.conftest import LORA
 
-LAYERS = 2  # of the encoder and of the decoder; a prediction takes as long as a model has layers
+LAYERS = 2  # of the encoder and of the decoder; few, because the time of a prediction grows with them
 T5 = {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": LAYERS, "num_heads": 4, "decoder_start_token_id": 0}
 GATED = T5 | {"feed_forward_proj": "gated-gelu"}
 SMALL = {
@@ -55,7 +55,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A checkpoint of each architecture, with random weights."""
+    """A checkpoint with random weights for each architecture."""
     made = {}
     for name, make in SMALL.items():
         folder = tmp_path_factory.mktemp(name)
@@ -93,10 +93,13 @@ CELLS: list[tuple[str, MethodSpec, tuple[int, int, int], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("kind", "method", "sizes", "changes"), CELLS)
-def test_what_is_foreseen_is_what_is_taken(
+def test_predicted_memory_is_close_to_the_memory_measured_on_a_cpu(
     kind: str, method: MethodSpec, sizes: tuple[int, int, int], changes: dict[str, Any], folders: dict[str, Path]
 ) -> None:
-    """Weights, adapters and the optimiser's state to 1 %, the peak of a step to 10 % (most are within 1 %)."""
+    """Weights, adapters and the optimiser's state differ by at most 2 %, and the peak of a step by at most 10 %.
+
+    Most peaks differ by at most 1 %.
+    """
     spec = checkpoint_spec(str(folders[kind]))
     demand = Demand(method, *sizes, device="cpu", **changes)
     config, own_head = configuration(spec)
@@ -110,20 +113,20 @@ def test_what_is_foreseen_is_what_is_taken(
 def test_packing_needs_other_memory_than_padding(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Twelve examples of 100 tokens fill three rows: five of them have room in one row of 512 tokens."""
+    """Twelve examples of 100 tokens fill three rows, because five examples fit into one row of 512 tokens."""
 
     place, options = str(folders["gpt2"]), {"batch_size": 12, "lengths": (60, 41), "device": "cpu"}
     packed, padded = (fit(place, packing=packing, **options) for packing in (True, False))  # type: ignore[arg-type]
     assert packed.demand.packed == (3, 500)
-    assert packed.memory.activations > padded.memory.activations, "a mask of 3 x 500 x 500, and padding in the last row"
+    assert packed.memory.activations > padded.memory.activations, "a mask of 3 x 500 x 500, and padding"
     assert packed.as_dict()["packing"] is True
     assert _fit(monkeypatch, place, "--packing", "--batch", "12", "--lengths", "60,41", "--cpu") == 0
     shown = "12 examples with at most 60 input tokens and 41 target tokens, packed into 3 rows of 500 tokens"
     assert shown in capsys.readouterr().out
 
 
-def test_the_loops_own_step_is_measured_with_what_it_keeps(folders: dict[str, Path]) -> None:
-    """On a CPU the loop keeps quantised weights wide beside the model, and takes less than the plain step even so."""
+def test_the_faster_cpu_step_is_measured_together_with_its_copies_of_weights(folders: dict[str, Path]) -> None:
+    """On a CPU, the training loop keeps bf16 copies of quantised weights. It still needs less than the plain step."""
     found = measure(checkpoint_spec(str(folders["t5"])), Demand(lora(4), *SHORT, device="cpu"), with_loop=True)
     attention, feed = 4 * 128 * 128, 2 * 128 * 512
     assert found.kept == 2 * LAYERS * (3 * attention + 2 * feed)  # bf16
@@ -133,7 +136,7 @@ def test_the_loops_own_step_is_measured_with_what_it_keeps(folders: dict[str, Pa
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("kind", "method", "sizes", "changes"), CELLS)
-def test_what_is_foreseen_is_what_a_card_gives_out(
+def test_the_predicted_peak_is_close_to_the_peak_measured_on_a_card(
     kind: str, method: MethodSpec, sizes: tuple[int, int, int], changes: dict[str, Any], folders: dict[str, Path]
 ) -> None:
     spec = checkpoint_spec(str(folders[kind]))
@@ -142,8 +145,8 @@ def test_what_is_foreseen_is_what_a_card_gives_out(
     assert simulate(config, kind, demand, own_head).peak == pytest.approx(measure(spec, demand).peak, rel=0.1)
 
 
-def test_real_layers_still_quantise_after_a_simulation(folders: dict[str, Path]) -> None:
-    """bitsandbytes keeps its maps of codes for the life of the process; a simulation must not leave it empty ones."""
+def test_weights_can_be_quantised_after_a_simulation(folders: dict[str, Path]) -> None:
+    """bitsandbytes caches its maps of codes for the whole process. A simulation must not leave empty maps in it."""
     from petransfer.models.loading import load_checkpoint
 
     config, own_head = configuration(checkpoint_spec(str(folders["t5"])))
@@ -153,8 +156,8 @@ def test_real_layers_still_quantise_after_a_simulation(folders: dict[str, Path])
     assert bool(torch.isfinite(logits).all())
 
 
-def test_the_parts_are_what_arithmetic_says() -> None:
-    """T5 of known size: parameters, LoRA's, AdamW's, and the five widths of logits in the loss."""
+def test_the_parts_of_a_prediction_equal_hand_computed_numbers() -> None:
+    """Compute the parameters of a T5 and of LoRA, and the state of AdamW, from the sizes of the layers."""
     config = T5Config(vocab_size=8000, **T5)
     demand = Demand(lora(16), 2, 10, 10, device="cpu")
     memory = simulate(config, "t5", demand, False)
@@ -169,7 +172,7 @@ def test_the_parts_are_what_arithmetic_says() -> None:
     assert memory.logits % (2 * 10 * 8000 * 2) == 0
 
 
-def test_more_examples_take_more_and_checkpointing_less() -> None:
+def test_memory_rises_with_the_batch_and_falls_with_gradient_checkpointing() -> None:
     config = T5Config(vocab_size=8000, **T5)
     for device in ("cpu", "cuda"):
         demand = Demand(lora(4), 8, 60, 60, device=device)  # type: ignore[arg-type]
@@ -180,7 +183,7 @@ def test_more_examples_take_more_and_checkpointing_less() -> None:
         assert simulate(config, "t5", replace(demand, checkpointing=True), False).peak < peaks[-1]
 
 
-def test_the_largest_micro_batch_is_the_largest() -> None:
+def test_the_largest_micro_batch_that_fits_is_found() -> None:
     config = T5Config(vocab_size=8000, **T5)
     spec = checkpoint_spec("owner/name")
     whole = plan(config, spec, Demand(lora(16), 64, 60, 60), False, None)
@@ -193,17 +196,21 @@ def test_the_largest_micro_batch_is_the_largest() -> None:
     assert on_card(simulate(config, "t5", more, False).peak) > card
 
 
-def test_advice_is_what_fits() -> None:
+def test_advice_lists_the_smallest_changes_that_make_a_training_fit() -> None:
     config = T5Config(vocab_size=500, d_model=1024, d_kv=64, d_ff=4096, num_layers=LAYERS, num_heads=16)
     spec = checkpoint_spec("owner/name")
     found = plan(config, spec, Demand(FULL, 4, 30, 30), False, CONTEXT + 5 * 2**26)
     assert not found.fits
-    assert as_options(found.advice, FIT_OPTIONS) == ["--method lora"]  # and so with fewer bits, too
+    # LoRA with fewer bits fits, too, but is not listed
+    assert as_options(found.advice, FIT_OPTIONS) == ["--method lora"]
     assert plan(config, spec, Demand(FULL, 4, 30, 30), False, 2**29).advice == ()
 
 
-def test_advice_is_in_the_options_of_the_verb(tiny_spec: Callable[..., RunSpec]) -> None:
-    """`run` and `plan` have no --bits and no --optimizer; what is an arm's own and no method of the recipe stays."""
+def test_advice_is_written_in_options_of_the_called_command(tiny_spec: Callable[..., RunSpec]) -> None:
+    """`run` and `plan` have no --bits and no --optimizer, so that their advice uses --set.
+
+    The method of a run can be changed only if it is a method of the recipe.
+    """
     paged: Advice = (Change("optimizer", "paged-adamw-8bit"),)
     advice: list[Advice] = [paged, (Change("method", "lora"), Change("bits", 4))]
     assert (
@@ -221,11 +228,11 @@ def test_advice_is_in_the_options_of_the_verb(tiny_spec: Callable[..., RunSpec])
     anew = replace(spec, checkpoint=replace(spec.checkpoint, reinit="all"))
     assert (
         as_options(advice, recipe_options([lora(16), spec.method], anew)) == alone
-    )  # it is trained whole by any recipe
+    )  # every recipe trains all weights of this arm
 
 
-def test_advice_keeps_the_bits_that_were_asked_for() -> None:
-    """LoRA at 32 bits takes more than at 16, which is advised only with its bits."""
+def test_advice_to_use_lora_names_the_bits_if_the_given_bits_do_not_fit() -> None:
+    """LoRA fits the card with 16 bits and not with 32 bits."""
     config = T5Config(vocab_size=500, d_model=1024, d_kv=64, d_ff=4096, num_layers=2, num_heads=16)
     spec, full = checkpoint_spec("owner/name"), Demand(MethodSpec("full", bits=32), 1, 30, 30, checkpointing=True)
     at = {
@@ -238,21 +245,22 @@ def test_advice_keeps_the_bits_that_were_asked_for() -> None:
 
 
 @pytest.mark.slow
-def test_a_stack_is_advised_to_end_where_one_run_fits_by_checkpointing() -> None:
+def test_stack_1_is_advised_if_a_single_run_fits_with_gradient_checkpointing() -> None:
     config, spec = T5Config(vocab_size=8000, **T5), checkpoint_spec("owner/name")
     one = Demand(lora(4), 1, 200, 200)
     kept, again = (simulate(config, "t5", replace(one, checkpointing=on), False).peak for on in (False, True))
     card = on_card((kept + again) // 2)
     assert needs_checkpointing(config, spec, one, False, card)
-    assert needs_checkpointing(config, spec, one, False, on_card(again) - 1)  # so that --force has what room there is
+    # also if that is not enough, so that a run with --force needs as little memory as possible
+    assert needs_checkpointing(config, spec, one, False, on_card(again) - 1)
     assert not needs_checkpointing(config, spec, one, False, on_card(kept))
     assert (Change("stack", 1),) in plan(config, spec, replace(one, members=2), False, card).advice
     assert suggestion([], FIT_OPTIONS) == ""
 
 
 @pytest.mark.slow
-def test_pages_are_advised_where_eight_bits_are_too_much() -> None:
-    """Paged, the optimiser's state leaves the card but for the tensor at hand."""
+def test_the_paged_optimizer_is_advised_only_if_the_8bit_optimizer_does_not_fit() -> None:
+    """With the paged optimiser, only the state of the tensor that is being updated is on the card."""
     config, spec = T5Config(vocab_size=500, **T5 | {"d_ff": 2048}), checkpoint_spec("owner/name")
     one = Demand(FULL, 1, 30, 30, checkpointing=True)
     eight, paged = (
@@ -268,7 +276,7 @@ def test_pages_are_advised_where_eight_bits_are_too_much() -> None:
 
 
 @pytest.mark.slow
-def test_checkpointing_is_turned_on_where_nothing_else_is_needed() -> None:
+def test_gradient_checkpointing_is_turned_on_only_if_it_makes_one_example_fit() -> None:
     config, spec = T5Config(vocab_size=8000, **T5), checkpoint_spec("owner/name")
     one = Demand(lora(4), 1, 200, 200)
     kept, again = (simulate(config, "t5", replace(one, checkpointing=on), False).peak for on in (False, True))
@@ -278,7 +286,7 @@ def test_checkpointing_is_turned_on_where_nothing_else_is_needed() -> None:
     assert (kept_on.fits, kept_on.turned_on, kept_on.demand.checkpointing) == (True, False, False)
     short = plan(config, spec, one, False, on_card(again) - 1)
     assert (short.fits, short.turned_on, short.demand.checkpointing) == (False, False, False)
-    prefix = MethodSpec("prefix", bits=16, virtual_tokens=4)  # cannot checkpoint
+    prefix = MethodSpec("prefix", bits=16, virtual_tokens=4)  # does not support gradient checkpointing
     assert not plan(config, spec, replace(one, method=prefix), False, CONTEXT).turned_on
 
 
@@ -293,7 +301,7 @@ def _fit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_t5_11b_fits_twelve_gigabytes_in_four_bits(
     batch: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Only if activations are computed again. Without --batch a step has 32 examples, and the search takes longer."""
+    """It fits only with gradient checkpointing. Without --batch, a step has 32 examples and the search takes longer."""
     assert _fit(monkeypatch, "google-t5/t5-11b", "--bits", "4", "--card", "12GB", "--json", *batch) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["checkpointing"]
@@ -304,7 +312,9 @@ def test_t5_11b_fits_twelve_gigabytes_in_four_bits(
 
 
 @pytest.mark.usefixtures("two_layers")
-def test_the_table_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_prints_a_table_of_the_memory_and_advice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert _fit(monkeypatch, "nano/english", "--bits", "4", "--batch", "2", "--measure", "--cpu") == 0
     message = capsys.readouterr().out
     for part in ("weights (nf4)", "optimiser state", "activations", "sum at the peak", "prediction divided by"):
@@ -342,7 +352,7 @@ def test_the_table_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["Rostlab/prot_t5_xl_half_uniref50-enc"], "is not in the local cache"),
     ],
 )
-def test_bad_input_is_one_line(
+def test_bad_input_is_refused_in_one_line(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _fit(monkeypatch, *arguments) == 2
@@ -351,7 +361,7 @@ def test_bad_input_is_one_line(
     assert len(error.splitlines()) == 1
 
 
-def test_runs_that_are_trained_as_one_are_foreseen_as_one(
+def test_fit_predicts_the_memory_of_a_stack_of_runs(
     tiny_t5: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def found(stack: int, card: str, batch: int = 8) -> dict[str, Any]:
@@ -363,7 +373,7 @@ def test_runs_that_are_trained_as_one_are_foreseen_as_one(
 
     one, four = found(1, "80GB"), found(4, "80GB")
     assert (one["stack"], four["stack"]) == (1, 4)
-    assert four["memory"]["weights"] == one["memory"]["weights"]  # once for all
+    assert four["memory"]["weights"] == one["memory"]["weights"]  # all runs share them
     assert four["memory"]["optimizer"] == 4 * one["memory"]["optimizer"]
     card = f"{(one['memory']['on_card'] + four['memory']['on_card']) / 2e9}GB"
     assert found(1, card)["micro_batch"] == 8
@@ -374,7 +384,7 @@ def test_runs_that_are_trained_as_one_are_foreseen_as_one(
     assert "--stack 2" in none["advice"]
 
 
-def test_an_encoder_is_refused(
+def test_fit_refuses_an_encoder_only_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     AutoConfig.for_model("bert", architectures=["BertModel"]).save_pretrained(tmp_path)
@@ -383,7 +393,7 @@ def test_an_encoder_is_refused(
 
 
 @pytest.mark.usefixtures("two_layers")
-def test_a_grid_is_foreseen_once_for_all_seeds(
+def test_plan_predicts_the_memory_once_for_all_seeds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["plan", "--recipe", "orhan-base", "--card", "12GB", "--arms", "english,scratch,code", "--json"]
@@ -400,7 +410,7 @@ def test_a_grid_is_foreseen_once_for_all_seeds(
     assert all(place["fits"] for place in memory)
 
 
-def test_each_length_and_each_optimizer_of_a_grid_is_foreseen(
+def test_each_length_of_examples_and_each_optimizer_gets_its_own_prediction(
     tiny_spec: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
     (tmp_path / "long.tsv").write_text("".join(f"{'walk ' * 100}{row}\t{'walk ' * 100}{row}\n" for row in range(100)))
@@ -415,7 +425,7 @@ def test_each_length_and_each_optimizer_of_a_grid_is_foreseen(
     assert found[1].name.endswith("split long")
 
 
-def test_a_model_of_bytes_has_a_token_for_every_character(tiny_spec: Callable[..., RunSpec]) -> None:
+def test_a_byte_level_model_has_one_token_per_character(tiny_spec: Callable[..., RunSpec]) -> None:
     spec = tiny_spec()
     plain = demand_of(spec, False, config=T5Config(vocab_size=32_128))
     assert plain == demand_of(spec, False)
@@ -426,7 +436,7 @@ def test_a_model_of_bytes_has_a_token_for_every_character(tiny_spec: Callable[..
 
 
 @pytest.mark.usefixtures("two_layers")
-def test_a_run_that_cannot_fit_is_refused(
+def test_a_run_that_does_not_fit_the_card_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr("petransfer.study.run_study.this_card", lambda: Card(1_941_000_000))
@@ -443,10 +453,10 @@ def test_a_run_that_cannot_fit_is_refused(
     assert len(error.splitlines()) == 1
 
 
-def test_a_run_turns_checkpointing_on_where_it_fits_only_so(
+def test_a_run_turns_on_gradient_checkpointing_only_if_it_does_not_fit_otherwise(
     tiny_spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is recorded, and neither the run's id nor its numbers know of it."""
+    """The result records it. The run id and the dev score do not change."""
     spec = tiny_spec(steps=2)
     config, own_head = configuration(spec.checkpoint)
     one = replace(demand_of(spec, False), batch=1, accumulates=True)
@@ -475,7 +485,9 @@ def test_embedded_checkpoints_are_not_simulated(monkeypatch: pytest.MonkeyPatch)
     assert predict_memory([cell.spec for cell in expand(load_recipe("lora-scan"))], 2**30) == []
 
 
-def test_rows_of_new_pieces_are_foreseen(tiny_spec: Callable[..., RunSpec], tiny_t5: Path, tmp_path: Path) -> None:
+def test_fit_counts_the_trained_embeddings_of_new_tokens(
+    tiny_spec: Callable[..., RunSpec], tiny_t5: Path, tmp_path: Path
+) -> None:
     from petransfer.memory.study_memory import check_matched_sizes, demand_of, trained_new_tokens
     from petransfer.study.settings import Settings
     from petransfer.study.single_run import open_base, prepare
@@ -490,7 +502,7 @@ def test_rows_of_new_pieces_are_foreseen(tiny_spec: Callable[..., RunSpec], tiny
     model = prepare(spec, RunFolder(tmp_path), open_base(spec, settings)).model
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     assert plan(config, anew, demand_of(spec, False), own_head, None, pieces).memory.trained_parameters == trained
-    wanted = trained - len(pieces) * config.d_model  # what the rank alone would give
+    wanted = trained - len(pieces) * config.d_model  # the parameters of LoRA without the embeddings of new tokens
     with pytest.raises(UserError, match="cannot be met by lora"):
         check_matched_sizes([replace(spec, method=replace(method, rank=0, alpha=0.0, match_parameters=wanted))])
 
@@ -509,7 +521,7 @@ def test_a_size_that_the_method_cannot_have_is_refused(options: dict[str, Any], 
         fit("nano/english", bits=32, **options)
 
 
-def test_matched_virtual_tokens_that_fill_the_positions_are_refused(tiny_gpt2: Path) -> None:
+def test_more_virtual_tokens_than_positions_are_refused(tiny_gpt2: Path) -> None:
     with pytest.raises(UserError) as by_number:
         fit(str(tiny_gpt2), bits=32, method="prompt", virtual_tokens=4096)
     with pytest.raises(UserError) as by_parameters:
@@ -518,7 +530,7 @@ def test_matched_virtual_tokens_that_fill_the_positions_are_refused(tiny_gpt2: P
         assert "virtual tokens" in str(refusal.value)
 
 
-def test_an_operation_that_needs_values_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_with_an_operation_that_needs_values_cannot_be_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise NotImplementedError("torch.nonzero() raises unimplemented")
 
@@ -527,8 +539,8 @@ def test_an_operation_that_needs_values_is_told_in_one_line(monkeypatch: pytest.
         fit("nano/english", bits=32)
 
 
-def test_a_method_of_another_package_can_train_all_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages and advice depend on the method's property, not on its name."""
+def test_the_title_of_a_method_does_not_depend_on_the_name_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It depends on whether the method trains all weights, which a method of another package can do, too."""
     everything = replace(METHODS.lookup("full"), name="everything", title="all of it")
     lookup = METHODS.lookup
     monkeypatch.setattr(METHODS, "lookup", lambda name: everything if name == "everything" else lookup(name))
@@ -536,8 +548,10 @@ def test_a_method_of_another_package_can_train_all_weights(monkeypatch: pytest.M
     assert method_title(replace(LORA, name="full")) == "all weights"
 
 
-def test_rows_beyond_the_limit_or_the_positions_do_not_count(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
-    """Such rows are refused or left out, so they need no memory."""
+def test_rows_longer_than_max_length_or_the_positions_need_no_memory(
+    tiny_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    """Such rows are refused or left out before training."""
     (tmp_path / "rows.tsv").write_text("".join(f"{'walk ' * 3000}{row}\trun\n" for row in range(60)))
     options = (("dev", 20), ("test", 20), ("train", str(tmp_path / "rows.tsv")))
     spec = tiny_spec(task=TaskSpec("lines", "long", options=options))

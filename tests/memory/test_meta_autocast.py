@@ -62,7 +62,7 @@ class Model(nn.Module):
 
 
 def kept(model: nn.Module, given: torch.Tensor, context: Any) -> dict[torch.dtype, int]:
-    """Bytes that a forward pass keeps for the backward pass beside the parameters, by dtype."""
+    """Return the bytes by dtype that a forward pass keeps for the backward pass, without the parameters."""
     storages: dict[int, tuple[torch.UntypedStorage, torch.dtype]] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -87,13 +87,13 @@ def on_meta(make: Any) -> nn.Module:
     return made
 
 
-def test_the_same_tensors_are_kept_as_in_autocast_on_a_cpu() -> None:
+def test_meta_autocast_keeps_as_many_bytes_per_dtype_as_autocast_on_a_cpu() -> None:
     ids = torch.ones(2, 12, dtype=torch.long)
     real = kept(Model(), ids, torch.autocast("cpu", torch.bfloat16))
     assert kept(on_meta(Model), ids.to("meta"), MetaAutocast("cpu")) == real
 
 
-def test_a_weight_has_one_copy_and_each_use_of_an_input_another() -> None:
+def test_a_weight_is_copied_to_bf16_once_and_an_input_at_each_use() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -109,7 +109,7 @@ def test_a_weight_has_one_copy_and_each_use_of_an_input_another() -> None:
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.float32), ("cpu", torch.bfloat16)])
-def test_only_a_card_computes_powers_and_norms_in_fp32(device: str, dtype: torch.dtype) -> None:
+def test_only_a_card_computes_powers_softmax_and_sums_in_fp32(device: str, dtype: torch.dtype) -> None:
     rows = torch.ones(2, WIDTH, dtype=torch.bfloat16, device="meta")
     with MetaAutocast(device):
         found = [torch.pow(rows, 3.0), rows**2, functional.softmax(rows, -1), rows.sum(-1)]

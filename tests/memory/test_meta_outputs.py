@@ -1,4 +1,4 @@
-"""Operations on the meta device whose shapes are remembered return what PyTorch returns."""
+"""Operations on the meta device with remembered shapes return tensors of the same form as in PyTorch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 NUMBERS = _meta(3, 4, dtype=torch.long)
-# Each pair differs only in what a careless memory would not tell apart.
+# The calls of an entry differ in one thing only. If the key of the cache lacked it, their shapes would be mixed up.
 PAIRS: dict[str, Callable[[], list[tuple[Any, tuple[Any, ...], dict[str, Any]]]]] = {
     "kind of number": lambda: [(ATEN.add.Tensor, (NUMBERS, 1), {}), (ATEN.add.Tensor, (NUMBERS, 1.0), {})],
     "dtype": lambda: [(ATEN.mul.Tensor, (NUMBERS, given), {}) for given in (NUMBERS, _meta(3, 4))],
@@ -38,15 +38,15 @@ def _form(out: Any) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_remembered_shapes_are_those_of_pytorch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remembered_shapes_equal_the_shapes_of_pytorch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meta_outputs, "_known", {})
-    for func, args, kwargs in PAIRS[name]() * 2:  # the second time they are remembered
+    for func, args, kwargs in PAIRS[name]() * 2:  # the second round uses the remembered shapes
         plain, found = func(*args, **kwargs), call_on_meta(func, args, kwargs)
         assert isinstance(found, type(plain))
         assert _form(found) == _form(plain)
 
 
-def test_a_repeated_operation_is_not_called_but_views_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_operations_return_new_tensors_and_views_share_their_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meta_outputs, "_known", {})
     value = _meta(3, 4)
     first, second = (call_on_meta(ATEN.relu.default, (value,), {}) for _ in range(2))

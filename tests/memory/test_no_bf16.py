@@ -24,7 +24,7 @@ Bits = Literal[16, 8, 4]
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
-def test_only_32_bits_fit(bits: Bits, tiny_t5: Path) -> None:
+def test_16_8_and_4_bits_do_not_fit_a_card_without_bf16(bits: Bits, tiny_t5: Path) -> None:
     found = fit(tiny_t5, bits=bits, card="T4", **SMALL)
     assert not found.fits
     assert found.suggestions == ["--bits 32"]
@@ -34,7 +34,7 @@ def test_only_32_bits_fit(bits: Bits, tiny_t5: Path) -> None:
     assert fit(tiny_t5, bits=bits, card="T4", device="cpu", **SMALL).fits, "a CPU computes in bf16"
 
 
-def test_32_bits_fit(tiny_t5: Path) -> None:
+def test_32_bits_fit_a_card_without_bf16(tiny_t5: Path) -> None:
     found = fit(tiny_t5, bits=32, card="T4", **SMALL)
     assert found.fits
     assert found.demand.capability == (7, 5)
@@ -42,7 +42,7 @@ def test_32_bits_fit(tiny_t5: Path) -> None:
 
 
 @pytest.mark.usefixtures("two_layers")
-def test_fewer_bits_are_never_advised() -> None:
+def test_fewer_bits_are_never_advised_for_a_card_without_bf16() -> None:
     def advice(size: int, capability: tuple[int, int], **options: Any) -> list[str]:
         card = Card(size, capability=capability)
         return fit("google-t5/t5-small", card=card, **SMALL, **options).suggestions
@@ -57,7 +57,7 @@ def test_fewer_bits_are_never_advised() -> None:
     assert all(option.startswith("--bits 32 ") for option in full)
 
 
-def test_the_command_says_so(
+def test_the_command_fit_says_that_the_card_has_no_bf16(
     tiny_t5: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("fit", str(tiny_t5), "--batch", "1", "--lengths", "4,4", "--card", "T4")
@@ -79,8 +79,8 @@ def test_a_model_that_is_too_large_at_32_bits_needs_another_card(
     assert message.endswith("only 32 bits work there, and with 32 bits it does not fit, whatever is changed")
 
 
-def test_the_runs_of_a_recipe_are_predicted_likewise(tiny_spec: Callable[..., RunSpec]) -> None:
-    """Also the runs of shipped checkpoints, which surely fit the memory."""
+def test_runs_of_a_recipe_with_16_bits_do_not_fit_a_card_without_bf16(tiny_spec: Callable[..., RunSpec]) -> None:
+    """Runs of shipped checkpoints surely fit the memory, but are predicted, too, if the card has no bf16."""
     wide = tiny_spec()
     narrow = replace(wide, method=replace(wide.method, bits=16))
     shipped = replace(narrow, checkpoint=checkpoint_spec("nano/english"))
@@ -95,7 +95,7 @@ def test_the_runs_of_a_recipe_are_predicted_likewise(tiny_spec: Callable[..., Ru
     assert len(predict_memory([wide, narrow, shipped], card.bytes)) == 2
 
 
-def test_plan_says_so_of_each_run(
+def test_plan_advises_32_bits_for_a_card_without_bf16(
     tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     family = f"family={{name: mine, arms: {{english: {tiny_t5}}}}}"
@@ -106,13 +106,13 @@ def test_plan_says_so_of_each_run(
     assert place["advice"] == ["--set methods.0.bits=32"]
 
 
-def test_attention_in_fp32_needs_no_aligned_heads_on_these_cards(tiny_t5: Path, tmp_path: Path) -> None:
-    """Memory-efficient attention reads one fp32 number at once there, and 16 bytes at once on newer cards."""
+def test_attention_in_fp32_needs_no_aligned_heads_on_cards_without_bf16(tiny_t5: Path, tmp_path: Path) -> None:
+    """On cards without bf16, memory-efficient attention reads one fp32 number at once; on newer cards, 16 bytes."""
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
     AutoTokenizer.from_pretrained(tiny_t5).save_pretrained(tmp_path)
     torch.manual_seed(0)
-    sizes = {"n_embd": 12, "n_head": 2, "n_layer": 1, "n_positions": 256}  # heads of six numbers
+    sizes = {"n_embd": 12, "n_head": 2, "n_layer": 1, "n_positions": 256}  # heads of size 6
     GPT2LMHeadModel(GPT2Config(vocab_size=200, bos_token_id=0, eos_token_id=1, **sizes)).save_pretrained(tmp_path)
     few: dict[str, Any] = {"bits": 32, "batch_size": 4, "lengths": (100, 100), "rank": 2}
     old, new = (fit(tmp_path, card=card, **few).memory.peak for card in ("RTX 2080", "RTX 3080"))

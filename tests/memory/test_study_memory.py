@@ -1,4 +1,4 @@
-"""Predictions for the runs of a recipe: one for each model of another size, wherever it lies."""
+"""Memory predictions for the runs of a recipe: one for each size of a model, in whatever folder the model is."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_folders_of_the_same_name_can_hold_models_of_different_sizes(
     assert {spec.checkpoint.name for spec in specs} == {"final"}
     found = predict_memory(specs, 10**9 // 4)
     assert [one.name for one in found] == [f"final, LoRA of rank 4, 32 bits, folder {place}" for place in (small, big)]
-    first, second = (one.fit for one in found)  # with one example
+    first, second = (one.fit for one in found)  # nothing fits, so these are predictions for one example
     assert first is not None
     assert second is not None
     assert second.needed > first.needed
@@ -43,7 +43,7 @@ def test_folders_of_the_same_name_can_hold_models_of_different_sizes(
     assert [one.fit.fits for one in only_small if one.fit] == [True, False]
 
 
-def test_one_prediction_serves_all_folders_with_models_of_one_size(
+def test_folders_with_models_of_the_same_size_share_one_prediction(
     tiny_spec: Callable[..., RunSpec], tiny_t5: Path, tmp_path: Path
 ) -> None:
     """A recipe can have a checkpoint per seed."""
@@ -57,7 +57,7 @@ def test_one_prediction_serves_all_folders_with_models_of_one_size(
     assert "folder" not in found.name
 
 
-def test_revisions_of_a_checkpoint_are_told_apart(tiny_spec: Callable[..., RunSpec]) -> None:
+def test_the_names_of_predictions_contain_the_revision_of_a_checkpoint(tiny_spec: Callable[..., RunSpec]) -> None:
     specs = [tiny_spec(checkpoint=checkpoint_spec(f"google-t5/t5-small@{name}")) for name in ("main", "other")]
     first, second = predict_memory(specs, 10**12)
     assert first.name.endswith(", revision main")

@@ -1,4 +1,4 @@
-"""Every method: its count is foreseen, its loss falls, plain peft gives its logits, an interruption leaves no trace."""
+"""Train, save, evaluate and resume every method, and compare it with plain peft and with the prediction of `fit`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from tests.tiny_models import keep
 
 
 def small(method: Method) -> MethodSpec:
-    """A method in a size for tiny models."""
+    """Return the settings of a method with small sizes, for tiny models."""
     sizes = {"rank": 3, "alpha": 6.0, "rate_ratio": 8.0, "virtual_tokens": 5}
     given: dict[str, Any] = {key: value for key, value in sizes.items() if key in method.keys}
     return MethodSpec(method.name, 32, **given, options={key: one.default for key, one in method.options.items()})
@@ -56,7 +56,7 @@ ROWS = [Encoded((5, 6, 7, 8, 1), (9, 10, 1)), Encoded((15, 6, 1), (9, 10, 22, 30
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of two layers, whose keys and values have half the heads of its queries."""
+    """A Llama of two layers, with half as many heads for keys and values as for queries."""
 
     def make(pieces: int) -> Any:
         config = LlamaConfig(
@@ -84,13 +84,13 @@ def deep_decoder_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def base(request: pytest.FixtureRequest) -> Path:
-    """The checkpoint that a test is asked for by the name of its fixture."""
+    """The folder of a checkpoint. The parameter is the name of the checkpoint's fixture."""
     folder: Path = request.getfixturevalue(request.param)
     return folder
 
 
 def made(folder: Path, method: MethodSpec) -> tuple[Loaded, torch.nn.Module]:
-    """A checkpoint with a method on it."""
+    """Load a checkpoint and apply a method to it."""
     loaded = load_checkpoint(checkpoint_spec(str(folder)), method.bits)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -100,11 +100,11 @@ def made(folder: Path, method: MethodSpec) -> tuple[Loaded, torch.nn.Module]:
 def train(
     model: torch.nn.Module, loaded: Loaded, steps: int = 8, rate: float = 1e-2, rows: Sequence[Encoded] = ROWS
 ) -> list[float]:
-    """The losses of a few steps."""
+    """Train for a few steps, and return the loss of each step."""
     batch, spec = collate(rows, loaded.layout), TrainSpec(steps, 3, rate)
     optimizer = make_optimizer(model, spec)
     losses = []
-    model.eval()  # no dropout: the same loss is looked at
+    model.eval()  # without dropout, the losses of the steps can be compared
     for step in range(steps):
         loss = token_loss(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -117,7 +117,7 @@ def train(
 
 
 def logits(model: torch.nn.Module, loaded: Loaded) -> torch.Tensor:
-    """On ROWS, without gradients."""
+    """Return the logits of ROWS, computed without gradients."""
     batch = {name: value for name, value in collate(ROWS, loaded.layout).items() if name != "labels"}
     with torch.no_grad():
         found: torch.Tensor = model(**batch, use_cache=False).logits
@@ -126,11 +126,11 @@ def logits(model: torch.nn.Module, loaded: Loaded) -> torch.Tensor:
 
 @pytest.mark.parametrize("base", ["tiny_t5", "tiny_gpt2", "tiny_llama"], indirect=True)
 @pytest.mark.parametrize("name", SMALL)
-def test_a_method_trains_what_fit_foresees_and_plain_peft_gives_its_logits(
+def test_fit_counts_the_trained_parameters_and_plain_peft_computes_the_same_logits(
     name: str, base: Path, tmp_path: Path
 ) -> None:
     if name == "oft" and "gpt2" in base.name:
-        with pytest.raises(UserError, match="OFT cannot be put on"):  # peft has it for plain linear layers only
+        with pytest.raises(UserError, match="OFT cannot be put on"):  # peft supports it only for plain linear layers
             made(base, SMALL[name])
         return
     loaded, model = made(base, SMALL[name])
@@ -154,7 +154,7 @@ def test_a_method_trains_what_fit_foresees_and_plain_peft_gives_its_logits(
 
 
 @pytest.mark.parametrize("base", ["tiny_t5", "tiny_gpt2"], indirect=True)
-def test_the_recorded_bytes_are_those_of_the_base(base: Path, tiny_gpt2: Path) -> None:
+def test_the_inventory_has_the_dtypes_of_the_base_and_no_parameters_of_the_method(base: Path, tiny_gpt2: Path) -> None:
     spec = checkpoint_spec(str(base))
     for bits in (16, 8):
         alone = inventory(load_checkpoint(spec, bits).model)  # type: ignore[arg-type]
@@ -169,7 +169,7 @@ def test_the_recorded_bytes_are_those_of_the_base(base: Path, tiny_gpt2: Path) -
 
 @pytest.mark.parametrize("base", ["tiny_t5", "tiny_gpt2", "tiny_llama"], indirect=True)
 @pytest.mark.parametrize("name", ["prompt", "prefix"])
-def test_one_pass_agrees_with_generation_behind_virtual_tokens(name: str, base: Path) -> None:
+def test_one_pass_scoring_agrees_with_generation_after_virtual_tokens(name: str, base: Path) -> None:
     loaded, model = made(base, SMALL[name])
     words = ["jump", "walk and run", "look left thrice and jump", "turn around right"]
     taught = encode_examples(
@@ -181,7 +181,7 @@ def test_one_pass_agrees_with_generation_behind_virtual_tokens(name: str, base: 
     inputs = [row.input_ids for row in taught]
     train(model, loaded, 60, 0.3, taught)
     predictions = generate(model, loaded, inputs, 6)
-    assert predictions == [generate(model, loaded, [one], 6)[0] for one in inputs]  # no padding before virtual tokens
+    assert predictions == [generate(model, loaded, [one], 6)[0] for one in inputs]  # padding in a batch changes nothing
     examples = [Example(at, word, predictions[at] if at % 2 else "walk", "all") for at, word in enumerate(words)]
     encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
     found = evaluate(model, loaded, examples, encoded, audited=4)
@@ -191,7 +191,7 @@ def test_one_pass_agrees_with_generation_behind_virtual_tokens(name: str, base: 
 
 @pytest.mark.parametrize("name", ["lora", "prompt", "prefix"])
 def test_a_decoder_with_more_layers_than_its_encoder_generates(name: str, deep_decoder_t5: Path) -> None:
-    """transformers makes a cache of as many layers as the encoder has."""
+    """transformers creates a cache with as many layers as the encoder has, which is too few here."""
     loaded, model = made(deep_decoder_t5, SMALL[name])
     train(model, loaded, 2)
     inputs = [row.input_ids for row in ROWS]
@@ -208,7 +208,7 @@ def test_a_decoder_with_more_layers_than_its_encoder_generates(name: str, deep_d
 
 
 @pytest.mark.parametrize("base", ["tiny_t5", "tiny_gpt2"], indirect=True)
-def test_labels_are_scored_behind_virtual_tokens(base: Path) -> None:
+def test_labels_are_scored_after_virtual_tokens(base: Path) -> None:
     loaded, model = made(base, SMALL["prompt"])
     labels = [(9, 10, loaded.layout.eos_id), (11, loaded.layout.eos_id)]
     inputs = [(5, 6, 7), (8, 9, 15)]
@@ -223,7 +223,7 @@ def test_labels_are_scored_behind_virtual_tokens(base: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_an_interrupted_training_ends_bit_for_bit_where_the_other_does(
+def test_a_resumed_training_ends_with_exactly_the_weights_of_an_uninterrupted_one(
     name: str, tiny_t5: Path, tmp_path: Path
 ) -> None:
     def carry_on(folder: Path, stop_at: int = 0) -> dict[str, torch.Tensor]:
@@ -252,7 +252,9 @@ def test_an_interrupted_training_ends_bit_for_bit_where_the_other_does(
 
 
 @pytest.mark.parametrize("name", ["pissa", "prompt"])
-def test_a_run_is_evaluated_saved_and_answers(name: str, tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
+def test_a_run_with_match_parameters_is_evaluated_saved_and_predicts(
+    name: str, tiny_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
     spec = tiny_spec(replace(SMALL[name], rank=0, virtual_tokens=0, alpha=0.0, match_parameters=1152), steps=4)
     result = run_one(spec, RunFolder(tmp_path), Settings(Execution(threads=1), cpu=True))
     assert result["trained_parameters"] == 1152
@@ -260,7 +262,7 @@ def test_a_run_is_evaluated_saved_and_answers(name: str, tiny_spec: Callable[...
     assert len(Adapter.load(tmp_path, device="cpu").predict(["jump around right"], 4)) == 1
 
 
-def test_loraplus_trains_b_at_a_rate_of_its_own(tiny_t5: Path) -> None:
+def test_loraplus_trains_b_with_a_larger_learning_rate(tiny_t5: Path) -> None:
     _, model = made(tiny_t5, SMALL["loraplus"])
     optimizer = make_optimizer(model, TrainSpec(1, 2, 1e-3))
     rates = {id(value): group["scale"] for group in optimizer.param_groups for value in group["params"]}
@@ -269,7 +271,7 @@ def test_loraplus_trains_b_at_a_rate_of_its_own(tiny_t5: Path) -> None:
     assert len(rates) == len(trained_tensors(model))
 
 
-def test_pissa_starts_as_the_base_and_takes_the_largest_directions(tiny_t5: Path) -> None:
+def test_pissa_starts_with_the_logits_of_the_base_and_its_largest_singular_values(tiny_t5: Path) -> None:
     loaded, model = made(tiny_t5, SMALL["pissa"])
     plain = load_checkpoint(checkpoint_spec(str(tiny_t5)), 32)
     assert torch.allclose(logits(model.eval(), loaded), logits(plain.model.eval(), plain), atol=1e-5)
@@ -295,7 +297,7 @@ def test_only_the_chosen_layers_are_adapted(name: str, base: Path, tmp_path: Pat
         assert trained_tensors(model).keys() == trained_tensors(everywhere).keys()
 
 
-def test_biases_alone_are_trained_and_norms_where_there_are_none(tiny_gpt2: Path, tiny_t5: Path) -> None:
+def test_the_method_bias_trains_only_biases_and_norms_in_a_model_without_biases(tiny_gpt2: Path, tiny_t5: Path) -> None:
     _, model = made(tiny_gpt2, SMALL["bias"])
     assert {key.rsplit(".", 1)[-1] for key in trained_tensors(model)} == {"bias"}
     _, norms = made(tiny_t5, SMALL["bias"])
@@ -303,7 +305,7 @@ def test_biases_alone_are_trained_and_norms_where_there_are_none(tiny_gpt2: Path
     assert trained_tensors(norms).keys() == trained_tensors(made(tiny_t5, SMALL["ln"])[1]).keys()
 
 
-def test_what_is_saved_says_what_it_is(tiny_t5: Path, tmp_path: Path) -> None:
+def test_the_saved_configuration_of_peft_names_the_variant_of_lora(tiny_t5: Path, tmp_path: Path) -> None:
     kinds = {"rslora": "use_rslora", "dora": "use_dora"}
     for name, key in kinds.items():
         _, model = made(tiny_t5, SMALL[name])
@@ -316,8 +318,8 @@ def test_what_is_saved_says_what_it_is(tiny_t5: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["lora", "ia3", "pissa"])
-def test_names_of_layers_are_saved_in_one_order(name: str, tiny_t5: Path, tmp_path: Path) -> None:
-    """peft keeps them in a set, whose order differs from process to process: bundles of one run would differ too."""
+def test_names_of_target_layers_are_saved_in_alphabetical_order(name: str, tiny_t5: Path, tmp_path: Path) -> None:
+    """peft keeps the names in a set, whose order differs between processes. Bundles of one run would differ, too."""
     _, model = made(tiny_t5, replace(SMALL[name], targets=("wo", "k", "wi", "o", "v", "q")))
     save_method(name, model, tmp_path / name, "tiny")
     config = json.loads((tmp_path / name / "adapter_config.json").read_text())

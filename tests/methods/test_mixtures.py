@@ -1,4 +1,4 @@
-"""Mixtures of experts: the layers beside the experts are trained, and the adapter can be used again."""
+"""Mixtures of experts: adapters train the layers outside the experts, and full fine-tuning also trains the router."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _with_method(kind: str, method: MethodSpec) -> Any:
 
 
 @pytest.mark.parametrize("kind", FIELDS)
-def test_only_layers_of_which_an_adapter_can_be_used_again_are_trained(kind: str) -> None:
+def test_lora_trains_no_routed_experts_or_routers_and_saves_no_forbidden_setting(kind: str) -> None:
     model = _with_method(kind, LORA)
     saved = model.peft_config["default"].to_dict()
     assert [key for key in FORBIDDEN if saved.get(key)] == []
@@ -42,12 +42,12 @@ def test_only_layers_of_which_an_adapter_can_be_used_again_are_trained(kind: str
     assert [name for name in trained if "expert" in name.replace("shared_expert", "") or "router" in name] == []
 
 
-def test_experts_alone_are_refused_with_other_layers() -> None:
+def test_targets_that_are_only_experts_are_refused_and_other_layers_are_named() -> None:
     with pytest.raises(UserError, match=r"w1, w2, w3 of this model \(mixtral\): they belong to experts.*q_proj"):
         _with_method("mixtral", MethodSpec("lora", bits=32, rank=2, targets=("w1", "w2", "w3")))
 
 
-def test_a_router_is_trained_by_full_fine_tuning() -> None:
+def test_full_fine_tuning_trains_the_router() -> None:
     model = _with_method("phimoe", MethodSpec("full", bits=32))
     names = {name for name, value in model.named_parameters() if value.requires_grad}
     assert any("router" in name for name in names)

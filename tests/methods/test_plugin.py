@@ -1,4 +1,4 @@
-"""A method of another installed package: it is trained, saved, used and merged, and plain peft loads it."""
+"""Train, save, use and merge a method of another installed package, and load its adapter with plain peft."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_method_of_another_package_is_trained_saved_and_loaded(
     installed.mkdir()
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: their-method\nVersion: 1.0\n")
     (installed / "entry_points.txt").write_text("[petransfer.methods]\nloha = their_method:METHOD\n")
-    # a process of its own, started in the folder, so that the package is installed from the start
+    # a new process in this folder, which finds the package as an installed one
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tiny_t5), str(tiny_rows)],
         cwd=tmp_path,

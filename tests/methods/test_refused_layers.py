@@ -19,7 +19,7 @@ from petransfer.recipe.run_spec import MethodSpec
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}
 
 
-def test_layers_that_peft_refuses_are_left_out_by_the_option_in_the_message() -> None:
+def test_the_option_in_the_message_leaves_out_layers_that_peft_refuses() -> None:
     config = MambaConfig(**SIZES, eos_token_id=1)
     with pytest.raises(UserError, match=r"^LoRA cannot be put on the layers all-linear of this model") as error:
         apply_method(meta_model(config, "mamba", MethodSpec("lora", rank=4), False), MethodSpec("lora", rank=4), 0)
@@ -44,9 +44,7 @@ def test_layers_that_peft_refuses_are_left_out_by_the_option_in_the_message() ->
     ],
 )
 @pytest.mark.parametrize("method", ["lora", "ia3"])
-def test_a_text_that_names_layers_is_a_list_and_a_pattern_stays_a_pattern(
-    method: str, targets: str, expected: set[str]
-) -> None:
+def test_targets_as_text_are_names_of_layers_or_a_pattern(method: str, targets: str, expected: set[str]) -> None:
     config = LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         pad_token_id=0, eos_token_id=1,
@@ -79,7 +77,7 @@ ALTUP = {
     ],
 )
 def test_layers_without_gradients_are_left_out_of_all_linear(kind: str, fields: dict[str, Any]) -> None:
-    """Such as layers whose weights are read without calling them: `simulate` refuses adapters on these."""
+    """For example layers whose weights are used without a call of the layer. `simulate` refuses adapters on these."""
     config = AutoConfig.for_model(kind, **SMALL | fields)
     assert (
         simulate(config, kind, Demand(MethodSpec("lora", rank=4, bits=32), 1, 4, 4, "cpu"), False).trained_parameters
@@ -87,7 +85,7 @@ def test_layers_without_gradients_are_left_out_of_all_linear(kind: str, fields: 
     )
 
 
-def test_layers_for_global_attention_are_left_out() -> None:
+def test_layers_for_global_attention_are_not_trained() -> None:
     config = AutoConfig.for_model(
         "led", vocab_size=64, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32,
         encoder_attention_heads=2, decoder_attention_heads=2, attention_window=[8], decoder_start_token_id=0,
@@ -100,14 +98,14 @@ def test_layers_for_global_attention_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("bits", [32, 16])
-def test_the_memory_of_joined_experts_is_predicted(bits: Any) -> None:
+def test_the_memory_of_a_mixture_of_experts_is_predicted(bits: Any) -> None:
     config = MixtralConfig(**SMALL, num_hidden_layers=1, num_local_experts=4)
     for method in (MethodSpec("lora", rank=4, bits=bits), MethodSpec("full", bits=bits)):
         for device in ("cpu", "cuda"):
             assert simulate(config, "mixtral", Demand(method, 2, 8, 8, device), True).trained_parameters > 0  # type: ignore[arg-type]
 
 
-def test_a_layer_that_texts_do_not_pass_through_is_refused_by_the_memory_check() -> None:
+def test_a_target_that_would_get_no_gradient_is_refused_by_the_memory_check() -> None:
     config = BartConfig(
         vocab_size=64, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32,
         encoder_attention_heads=2, decoder_attention_heads=2,
@@ -140,7 +138,7 @@ def test_targets_that_no_layer_has_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_each_listed_name_must_be_one_of_the_chosen_layers() -> None:
+def test_each_name_in_targets_must_match_one_of_the_chosen_layers() -> None:
     config = T5Config(vocab_size=64, d_model=32, d_kv=16, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
     method = MethodSpec("lora", rank=4, targets=("q", "shared"), layers=(1,))
     with pytest.raises(UserError, match=r"no layer's name in layers 1 ends in 'shared'"):
@@ -149,7 +147,7 @@ def test_each_listed_name_must_be_one_of_the_chosen_layers() -> None:
     apply_method(meta_model(config, "t5", method, False), method, 0)
 
 
-def test_experts_in_a_list_are_left_out() -> None:
+def test_a_list_of_targets_may_contain_experts_but_no_unknown_layers() -> None:
     config = MixtralConfig(**SMALL, num_hidden_layers=1, num_local_experts=4)
     method = MethodSpec("lora", rank=4, targets=("q_proj", "w1", "w2", "w3"))
     apply_method(meta_model(config, "mixtral", method, True), method, 0)

@@ -1,4 +1,4 @@
-"""What a recipe says of methods: sizes that are found, keys that belong, labels that tell apart, bits that work."""
+"""The methods of a recipe: matched sizes, the keys of each method, labels, and the supported numbers of bits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SIZED = [name for name, form in METHODS.items() if form.size]
 
 
 def recipe(*methods: dict[str, Any], **changes: Any) -> Any:
-    """A recipe on the embedded family, checked."""
+    """Return a validated recipe for the embedded family."""
     content = {
         "name": "many", "task": {"name": "scan", "splits": ["right"]}, "arms": ["english", "scratch", "random"],
         "methods": list(methods), "train": {"steps": 10, "learning_rate": 1e-3},
@@ -49,7 +49,9 @@ def recipe(*methods: dict[str, Any], **changes: Any) -> Any:
 
 @pytest.mark.parametrize("base", ["tiny_t5", "tiny_gpt2"])
 @pytest.mark.parametrize("name", SIZED)
-def test_the_size_is_the_one_that_trains_nearest(name: str, base: str, request: pytest.FixtureRequest) -> None:
+def test_match_parameters_chooses_the_size_with_the_nearest_number_of_parameters(
+    name: str, base: str, request: pytest.FixtureRequest
+) -> None:
     loaded = load_checkpoint(checkpoint_spec(str(request.getfixturevalue(base))), 32)
     method = method_of(MethodPart(name=name, bits=32, match_parameters=12_000))
     assert (method.rank, method.virtual_tokens, method.alpha) == (0, 0, 0.0)
@@ -70,7 +72,7 @@ def test_the_size_is_the_one_that_trains_nearest(name: str, base: str, request: 
     assert sum(value.numel() for value in trained_tensors(model).values()) == count(size)
 
 
-def test_a_size_that_nothing_meets_stops_a_study_before_it_trains(
+def test_a_study_stops_before_training_if_match_parameters_cannot_be_met(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -102,18 +104,18 @@ def test_a_size_that_nothing_meets_stops_a_study_before_it_trains(
         ({"name": "prompt", "virtual_token": 3}, "virtual_tokens"),
     ],
 )
-def test_what_does_not_belong_is_refused_in_one_line(method: dict[str, Any], message: str) -> None:
+def test_wrong_keys_and_values_of_a_method_are_refused_in_one_line(method: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as refused:
         recipe(method)
     assert "\n" not in str(refused.value)
 
 
-def test_an_unknown_method_is_told_the_nearest() -> None:
+def test_the_message_about_an_unknown_method_suggests_the_nearest_name() -> None:
     with pytest.raises(UserError, match="did you mean 'lora'"):
         expand(recipe({"name": "lora+"}))
 
 
-def test_layers_that_a_model_has_not_are_refused(tiny_t5: Path) -> None:
+def test_layers_and_ranks_that_the_model_cannot_have_are_refused(tiny_t5: Path) -> None:
     loaded = load_checkpoint(checkpoint_spec(str(tiny_t5)), 32)
     with pytest.raises(UserError, match="layers: the model has no layer 3; its layers are 0 to 0"):
         apply_method(loaded, MethodSpec("lora", 32, 2, 4.0, layers=(0, 3)), 0)
@@ -121,7 +123,7 @@ def test_layers_that_a_model_has_not_are_refused(tiny_t5: Path) -> None:
         apply_method(loaded, MethodSpec("pissa", 32, 33, 66.0), 0)
 
 
-def test_labels_tell_methods_apart_and_effects_find_them() -> None:
+def test_labels_of_methods_are_unique_and_effects_find_methods_by_them() -> None:
     parts: list[dict[str, Any]] = [{"name": name, "bits": 32} for name in METHODS]
     parts += [
         {"name": "lora", "bits": 32} | more
@@ -143,7 +145,7 @@ def test_labels_tell_methods_apart_and_effects_find_them() -> None:
     assert len({cell.run_id for cell in cells}) == len(cells) == 7
 
 
-def test_a_spec_comes_back_from_what_is_kept_of_it() -> None:
+def test_a_run_spec_can_be_restored_from_its_dict() -> None:
     cells = expand(
         recipe(*({"name": name, "bits": 32, **({"layers": [0]} if name == "vera" else {})} for name in METHODS))
     )
@@ -160,11 +162,11 @@ def test_planning_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_the_study_recipes_are_what_they_say() -> None:
+def test_the_recipe_methods_scan_compares_more_than_ten_methods_on_one_split() -> None:
     scan = load_recipe("methods-scan", [], {})
     tuned = {method.name for method in scan.methods}
     assert len(tuned) > 10
-    assert tuned <= set(METHODS) - {"bias"}  # T5 has no biases: it would be ln again
+    assert tuned <= set(METHODS) - {"bias"}  # T5 has no biases, so `bias` would be the same as `ln`
     assert set(scan.arms) <= {"english", "scratch", "random"}
     assert {cell.spec.task.split for cell in expand(scan)} == {"opposite_right"}
     assert load_recipe("prompt-scan", [], {}).family == "nano"
@@ -196,7 +198,7 @@ def wide_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("base", ["t5", "llama"])
 @pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "full"])
-def test_a_method_trains_at_every_width_that_it_supports(
+def test_a_method_trains_with_all_numbers_of_bits_that_it_supports(
     name: str, bits: Any, base: str, wide_bases: dict[str, Path], tmp_path: Path
 ) -> None:
     if bits in METHODS[name].unsupported_bits:
@@ -207,11 +209,11 @@ def test_a_method_trains_at_every_width_that_it_supports(
     batch = collate([Encoded((5, 6, 7, 1), (9, 10, 1)), Encoded((15, 6, 1), (9, 22, 30, 1))], loaded.layout)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with torch.no_grad():  # as the guard of quantised runs; it moves the scales of 8-bit weights
+        with torch.no_grad():  # like the check before quantised runs, which moves the scales of 8-bit weights
             untrained = float(token_loss(loaded.model, batch))
         model = apply_method(loaded, method, 0).eval()
         assert {value.dtype for value in trained_tensors(model).values()} == {torch.float32}
-        if name not in ("prompt", "prefix"):  # they add virtual tokens; all others start where the base is
+        if name not in ("prompt", "prefix"):  # these add virtual tokens; all others start with the base's loss
             assert float(token_loss(model, batch)) == pytest.approx(untrained, abs=0.05)
         optimizer = torch.optim.AdamW(trained_tensors(model).values(), lr=1e-2)
         losses = []
@@ -226,24 +228,24 @@ def test_a_method_trains_at_every_width_that_it_supports(
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_a_run_reports_how_many_parameters_a_quantised_model_has(
+def test_a_run_reports_the_number_of_parameters_of_a_quantised_model(
     bits: Any, wide_bases: dict[str, Path], tmp_path: Path, tiny_spec: Any
 ) -> None:
     whole = AutoModelForSeq2SeqLM.from_pretrained(wide_bases["t5"])
     method = MethodSpec("pissa", bits, rank=4, alpha=8.0)
     spec = replace(tiny_spec(method, steps=2), checkpoint=checkpoint_spec(str(wide_bases["t5"])))
     result = run_one(spec, RunFolder(tmp_path), Settings(Execution(threads=1), cpu=True, force=True))
-    added = 2 * result["trained_parameters"]  # PiSSA's second adapter subtracts the start
+    added = 2 * result["trained_parameters"]  # PiSSA has a second adapter, which subtracts its initial values
     assert result["parameters"] == sum(value.numel() for value in whole.parameters()) + added
 
 
 def abilities(method: Method) -> list[str]:
-    """The cells of a method's row in the documented table that say what it can do."""
+    """Return what the documented table says about a method: its size, 8 and 4 bits, merging and stacking."""
     reasons = (*(method.unsupported_bits.get(bits) for bits in (8, 4)), method.not_merged, method.not_stacked)
     return [f"`{method.size}`" if method.size else "none", *("no" if reason else "yes" for reason in reasons)]
 
 
-def test_the_documented_table_says_what_the_methods_can() -> None:
+def test_the_documented_table_of_methods_agrees_with_the_code() -> None:
     if not TABLE.is_file():
         pytest.skip("no docs/ in this checkout")
     lines = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]

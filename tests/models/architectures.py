@@ -1,6 +1,6 @@
-"""Small models of the architectures that petransfer supports, and the widths in which each is tried.
+"""Small models of the architectures that petransfer supports, and the numbers of bits in which each is tested.
 
-`test_coverage` tries them.
+`test_coverage` tests them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VISION = {
 }  # fmt: skip
 MROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
 IMAGES = {"mm_tokens_per_image": 4, "image_token_index": 4, "boi_token_index": 5, "eoi_token_index": 6}
-# name: (model_type, its configuration, the name by which the README calls it)
+# name: (model_type, its configuration, its name in the table of support)
 SMALL: dict[str, tuple[str, dict[str, Any], str]] = {
     "t5": ("t5", T5, "T5, CodeT5, CodeT5+ (220M, 770M), ProtT5"),
     "t5-v1.1": ("t5", GATED, "T5 v1.1, FLAN-T5"),
@@ -109,7 +109,7 @@ TRIED = [(name, bits) for name in SMALL for bits in WIDTHS]
 
 
 def support_rows() -> list[list[str]]:
-    """Return the rows of the table of support: the architecture's name, then yes or no for each width."""
+    """Return the rows of the table of support: the architecture's name, then yes or no for each number of bits."""
     labels = {name: made[2] for name, made in (SMALL | REFUSED).items()}
     return [[label, *("yes" if (name, bits) in TRIED else "no" for bits in WIDTHS)] for name, label in labels.items()]
 

@@ -1,4 +1,4 @@
-"""Characters that a tokenizer lacks become tokens: texts come back, rows differ, and an adapter predicts them."""
+"""Add characters that a tokenizer lacks as tokens: texts can be decoded, and an adapter learns the tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ADDED = ("\n", "\t", "{", "}", "<")
 
 
 def sentencepiece() -> PreTrainedTokenizerBase:
-    """T5's own kind of tokenizer, with letters as tokens."""
+    """Return a tokenizer of the kind that T5 has, with single characters as tokens."""
     letters = ["▁", *"abcdefghijklmnopqrstuvwxyz.;()0123456789:"]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *((letter, -1.0) for letter in letters)]
     return T5Tokenizer(vocab=vocabulary, extra_ids=2)
@@ -33,7 +33,7 @@ def sentencepiece() -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny T5 with a SentencePiece tokenizer and 8 embedding rows more than it has tokens."""
+    """A tiny T5 with a SentencePiece tokenizer and 8 more embedding rows than tokens."""
     folder = tmp_path_factory.mktemp("t5-spare")
     tokenizer = sentencepiece()
     torch.manual_seed(3)
@@ -47,7 +47,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(st.text("ab {}\n\t<", max_size=12).filter(lambda text: not text.startswith(" ")))
-def test_texts_come_back_with_all_their_blanks_and_braces(text: str) -> None:
+def test_decoded_texts_keep_their_blanks_and_braces(text: str) -> None:
     tokenizer = TOKENIZER
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
@@ -57,14 +57,14 @@ TOKENIZER = sentencepiece()
 add_tokens(TOKENIZER, ADDED)
 
 
-def test_only_characters_that_are_lost_are_added() -> None:
+def test_only_characters_that_the_tokenizer_loses_are_added() -> None:
     tokenizer = sentencepiece()
     before = len(tokenizer)
     assert add_tokens(tokenizer, ("a", "\n", "(")) == (before,)
     assert add_tokens(tokenizer, ("\n",)) == ()
 
 
-def test_their_rows_are_new_and_differ(base: Path) -> None:
+def test_embeddings_of_added_tokens_differ_and_others_are_unchanged(base: Path) -> None:
     spec = checkpoint_spec(str(base))
     plain = load_checkpoint(spec, 32)
     added = load_checkpoint(CheckpointSpec(**{**vars(spec), "added_tokens": ADDED}), 32)
@@ -76,7 +76,7 @@ def test_their_rows_are_new_and_differ(base: Path) -> None:
     assert (similar - torch.eye(5)).max() < 0.9
 
 
-def test_an_adapter_learns_and_predicts_them(
+def test_an_adapter_learns_and_predicts_added_tokens(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
@@ -97,7 +97,7 @@ def test_an_adapter_learns_and_predicts_them(
     assert json.loads(capsys.readouterr().out)["output"] == "{\n}"
 
 
-def test_more_than_the_model_has_rows_for_are_refused(base: Path) -> None:
+def test_more_added_tokens_than_spare_embedding_rows_are_refused(base: Path) -> None:
     spec = CheckpointSpec(**{**vars(checkpoint_spec(str(base))), "added_tokens": tuple("<>[]{}ABCDEF")})
     with pytest.raises(Exception, match="has embedding rows for 8 added tokens, and 12 are asked for; add fewer"):
         load_checkpoint(spec, 32)
@@ -121,7 +121,7 @@ def test_too_many_tokens_are_refused_before_anything_is_written(
     assert not Path("out").exists()
 
 
-def test_names_of_added_tokens_can_have_blanks_and_capitals() -> None:
+def test_names_of_added_tokens_may_contain_blanks_and_capitals() -> None:
     assert split_tokens("newline, Tab,é") == ("newline", " Tab", "é")
     assert split_tokens(",") == (",",)
     assert train_request({"add_tokens": "newline,tab"}).add_tokens == ("newline", "tab")

@@ -1,4 +1,4 @@
-"""What bitsandbytes compiles when it is imported is compiled when it is first called."""
+"""Functions that bitsandbytes compiles at its import are compiled at their first call instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints whose files lack weights, hold others, or name them in another way, as some do on the hub."""
+"""Checkpoints whose files lack tensors, contain other tensors or have other names, as some on the hub."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def _v1_1(model_type: str) -> Callable[[int], Any]:
-    """A T5 of version 1.1 or a LongT5: gated, and its head is not tied to the embeddings."""
+    """Return a function that makes a T5 v1.1 or a LongT5, with gated layers and an untied head."""
 
     def make(tokens: int) -> Any:
         from transformers import AutoConfig, AutoModelForSeq2SeqLM
@@ -49,7 +49,7 @@ def _changed(folder: Path, change: Callable[[Tensors], Any]) -> Path:
 
 @pytest.fixture
 def copied(tiny_t5: Path, tmp_path: Path) -> Path:
-    """A T5 to be changed."""
+    """A copy of a T5, which a test can change."""
     return Path(shutil.copytree(tiny_t5, tmp_path / "base"))
 
 
@@ -76,8 +76,8 @@ def test_a_checkpoint_with_weights_of_other_shapes_is_refused(bits: Bits, copied
 @pytest.mark.parametrize(
     ("model_type", "embeddings"), [("t5", "shared"), ("longt5", "shared"), ("t5", "decoder.embed_tokens")]
 )
-def test_embeddings_and_head_are_those_of_the_file(model_type: str, embeddings: str, tmp_path: Path) -> None:
-    """The hub's T5 v1.1 and LongT5 hold `shared` and a head; MADLAD-400 holds the decoder's embeddings and a head."""
+def test_embeddings_and_head_are_loaded_from_the_file(model_type: str, embeddings: str, tmp_path: Path) -> None:
+    """On the hub, T5 v1.1 and LongT5 have `shared` and a head. MADLAD-400 has the decoder's embeddings and a head."""
     folder = keep(tmp_path / "base", _v1_1(model_type))
     config = json.loads((folder / "config.json").read_text())
     config.pop("scale_decoder_outputs", None)
@@ -109,7 +109,7 @@ def test_embeddings_and_head_are_those_of_the_file(model_type: str, embeddings: 
         {"pad_token_id": "x"},
     ],
 )
-def test_a_configuration_with_impossible_sizes_is_one_line(wrong: dict[str, Any], copied: Path) -> None:
+def test_a_configuration_with_impossible_sizes_is_refused_in_one_line(wrong: dict[str, Any], copied: Path) -> None:
     path = copied / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
     for read in (lambda: load(str(copied), 32, device="cpu"), lambda: configuration(checkpoint_spec(str(copied)))):
@@ -119,7 +119,7 @@ def test_a_configuration_with_impossible_sizes_is_one_line(wrong: dict[str, Any]
         assert "\n" not in str(error.value)
 
 
-def test_generation_defaults_of_other_types_are_ignored(copied: Path) -> None:
+def test_generation_defaults_of_wrong_types_are_ignored(copied: Path) -> None:
     content = {"max_length": "x", "eos_token_id": "y", "bos_token_id": True, "num_beams": [4]}
     (copied / "generation_config.json").write_text(json.dumps(content))
     load(str(copied), 32, device="cpu")
@@ -130,7 +130,7 @@ def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("bits", [32, 4])
-def test_weights_of_more_layers_than_config_json_says_are_named(
+def test_a_warning_names_weights_of_layers_that_config_json_lacks(
     bits: Bits, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / f"base-{bits}"
@@ -153,7 +153,7 @@ _POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 
 @pytest.mark.parametrize("kind", ["pointer", "cut"])
 @pytest.mark.parametrize("name", ["model.safetensors", "model-00002-of-00002.safetensors", "pytorch_model.bin"])
-def test_a_weight_file_that_is_a_pointer_or_cut_is_named(name: str, kind: str, copied: Path) -> None:
+def test_a_weight_file_that_is_a_git_lfs_pointer_or_truncated_is_named(name: str, kind: str, copied: Path) -> None:
     weights = load_file(copied / "model.safetensors")
     if name == "pytorch_model.bin":
         (copied / "model.safetensors").unlink()
@@ -179,7 +179,7 @@ def test_a_weight_file_that_is_a_pointer_or_cut_is_named(name: str, kind: str, c
             check()
 
 
-def test_a_tokenizer_that_is_a_pointer_is_named(copied: Path) -> None:
+def test_a_tokenizer_file_that_is_a_git_lfs_pointer_is_named(copied: Path) -> None:
     (copied / "tokenizer.json").write_text(_POINTER)
     with pytest.raises(UserError, match=r"/tokenizer\.json is a Git LFS pointer"):
         load(str(copied), 32, device="cpu")
@@ -198,7 +198,7 @@ def test_missing_tensors_in_a_pickled_checkpoint_are_noticed_before_loading(copi
 
 
 def test_quantised_weights_without_their_configuration_are_refused(copied: Path) -> None:
-    """As after `quantization_config` was deleted from the config.json of an 8-bit checkpoint."""
+    """This happens if `quantization_config` is deleted from the config.json of an 8-bit checkpoint."""
     query = "encoder.block.0.layer.0.SelfAttention.q"
 
     def quantise(weights: Tensors) -> None:
@@ -224,7 +224,7 @@ def test_quantised_weights_without_their_configuration_are_refused(copied: Path)
         ),
     ],
 )
-def test_weights_under_other_names_are_named(name: str, text: str, copied: Path) -> None:
+def test_a_missing_index_and_weight_files_with_wrong_names_are_named(name: str, text: str, copied: Path) -> None:
     (copied / "model.safetensors").rename(copied / name)
     with pytest.raises(UserError, match=text):
         load(copied, 32, device="cpu")
@@ -232,7 +232,7 @@ def test_weights_under_other_names_are_named(name: str, text: str, copied: Path)
         refuse_damaged_files(checkpoint_spec(str(copied)))
 
 
-def test_a_missing_head_may_be_a_tied_one(tmp_path: Path) -> None:
+def test_the_message_about_a_missing_head_suggests_tied_embeddings(tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -248,7 +248,7 @@ def test_a_missing_head_may_be_a_tied_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bits", [32, 4])
 def test_sinusoidal_positions_that_the_file_lacks_are_computed(bits: Bits, tmp_path: Path) -> None:
-    """As for Pegasus on the hub."""
+    """The files of Pegasus on the hub lack them."""
     from transformers import PegasusConfig, PegasusForConditionalGeneration
 
     sizes = {"d_model": 64, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}

@@ -1,4 +1,4 @@
-"""Values in config.json with which a model cannot compute, or fails on longer texts only, are refused."""
+"""Refuse values in config.json with which a model fails always, or only on longer texts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from petransfer.models.registry import checkpoint_spec
 
 
 def _computes(buckets: int, furthest: int) -> bool:
-    """Whether transformers finds a bucket for each distance up to 300, in the encoder and in the decoder."""
+    """Return whether transformers finds a bucket for each distance up to 300, in the encoder and in the decoder."""
     distances = torch.arange(-300, 301)
     for bidirectional in (True, False):
         try:
@@ -58,7 +58,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("wrong", "message"), WRONG)
-def test_fit_train_and_predict_name_the_wrong_value(
+def test_loading_the_model_or_its_configuration_names_the_wrong_value(
     wrong: dict[str, Any], message: str, tiny_t5: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(tiny_t5, tmp_path / "base"))
@@ -75,7 +75,7 @@ def test_fit_train_and_predict_name_the_wrong_value(
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "", "\ufeff{}", "nul", '{"model_type": "t5", "num_heads": {}}'])
-def test_a_config_json_that_is_there_but_wrong_is_called_wrong(text: str, tiny_t5: Path, tmp_path: Path) -> None:
+def test_a_malformed_config_json_is_reported_as_wrong(text: str, tiny_t5: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_t5, tmp_path / "base"))
     (folder / "config.json").write_text(text)
     for read in (lambda: load(str(folder), 32, device="cpu"), lambda: configuration(checkpoint_spec(str(folder)))):
@@ -85,7 +85,7 @@ def test_a_config_json_that_is_there_but_wrong_is_called_wrong(text: str, tiny_t
             read()
 
 
-def test_a_model_with_code_of_its_own_is_refused(tiny_t5: Path, tmp_path: Path) -> None:
+def test_a_model_that_needs_code_from_its_repository_is_refused(tiny_t5: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_t5, tmp_path / "base"))
     own = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModel": "mine.Model"}}
     (folder / "config.json").write_text(json.dumps(own))
@@ -94,14 +94,14 @@ def test_a_model_with_code_of_its_own_is_refused(tiny_t5: Path, tmp_path: Path) 
             read()
 
 
-def test_heads_that_do_not_fit_each_other_are_refused() -> None:
+def test_key_heads_whose_number_does_not_divide_the_query_heads_are_refused() -> None:
     config = LlamaConfig(hidden_size=48, num_attention_heads=6, num_key_value_heads=4, head_dim=8)
     with pytest.raises(UserError, match="num_attention_heads=6 and num_key_value_heads=4; the second must divide"):
         refuse_wrong_values(config, "base")
     refuse_wrong_values(LlamaConfig(hidden_size=48, num_attention_heads=6, num_key_value_heads=3, head_dim=8), "base")
 
 
-def test_what_the_model_s_own_code_refuses_is_one_line(tmp_path: Path) -> None:
+def test_values_that_the_code_of_the_architecture_refuses_are_reported(tmp_path: Path) -> None:
     config = LlamaConfig(hidden_size=32, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=1)
     config.save_pretrained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
@@ -114,7 +114,7 @@ def test_what_the_model_s_own_code_refuses_is_one_line(tmp_path: Path) -> None:
         fit(str(tmp_path))
 
 
-def test_values_that_are_not_numbers_are_refused() -> None:
+def test_nan_in_the_configuration_is_refused() -> None:
     config = LlamaConfig(rms_norm_eps=1e-6)
     config.rms_norm_eps = math.nan
     with pytest.raises(UserError, match="rms_norm_eps=nan"):

@@ -1,4 +1,4 @@
-"""The recorded fields of config.json: a change of the computation is noticed, and no other change is."""
+"""The recorded fields of config.json: only changes that change the computation are reported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS = "{name} was {first} and is {second}"
 
 
 def _record(folder: Path, bits: Bits = 32) -> dict[str, Any]:
-    """The record as petransfer.json holds it."""
+    """Return the record as it is read from petransfer.json."""
     spec = checkpoint_spec(str(folder))
     found: dict[str, Any] = json.loads(json.dumps(configuration_record(spec, load_checkpoint(spec, bits))))
     return found
@@ -38,7 +38,7 @@ def _changed(folder: Path, **values: Any) -> None:
 
 @pytest.fixture(scope="module")
 def t5(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A T5 whose config.json has the keys of the hub's files, and not those that transformers adds when it saves."""
+    """A T5 whose config.json, as files on the hub, lacks the keys that transformers adds when it saves."""
     folder = Path(shutil.copytree(tiny_t5, tmp_path_factory.mktemp("t5") / "base"))
     _changed(folder, dense_act_fn=..., is_gated_act=..., scale_decoder_outputs=..., tie_word_embeddings=...)
     return folder
@@ -82,14 +82,16 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("base", "values", "message"), CHANGES, indirect=["base"])
-def test_a_changed_computation_is_named_with_both_values(base: Path, values: dict[str, Any], message: str) -> None:
+def test_a_field_that_changes_the_computation_is_named_with_both_values(
+    base: Path, values: dict[str, Any], message: str
+) -> None:
     before = _record(base)
     _changed(base, **values)
     assert message in (differing_fields(before, _record(base), WORDS) or "")
 
 
 def _saved_anew(folder: Path) -> None:
-    """As another version of transformers leaves it: more keys, in another order."""
+    """Write config.json with transformers, which adds keys and changes their order."""
     AutoConfig.from_pretrained(folder).save_pretrained(folder)
 
 
@@ -115,15 +117,17 @@ UNCHANGED: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("change", UNCHANGED.values(), ids=UNCHANGED)
 @pytest.mark.parametrize("base", ["t5"], indirect=True)
-def test_what_does_not_change_the_computation_is_not_noticed(base: Path, change: Callable[[Path], object]) -> None:
+def test_changes_without_effect_on_the_computation_are_not_reported(
+    base: Path, change: Callable[[Path], object]
+) -> None:
     before = _record(base)
     change(base)
     assert differing_fields(before, _record(base), WORDS) is None
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_no_architecture_s_file_differs_when_it_is_saved_anew(name: str, tmp_path: Path) -> None:
-    """A file with few keys, as on the hub, and the file that transformers writes with all of them read the same."""
+def test_saving_the_configuration_of_an_architecture_again_changes_no_recorded_field(name: str, tmp_path: Path) -> None:
+    """A file with few keys, as on the hub, and the file with all keys that transformers writes have equal fields."""
     kind, fields, _ = SMALL[name]
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"model_type": kind, **fields}))
@@ -142,12 +146,12 @@ def test_no_architecture_s_file_differs_when_it_is_saved_anew(name: str, tmp_pat
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize("base", ["t5", "llama"], indirect=True)
-def test_the_width_of_the_weights_is_not_noticed(base: Path, bits: Bits) -> None:
+def test_the_bits_of_the_weights_change_no_recorded_field(base: Path, bits: Bits) -> None:
     assert differing_fields(_record(base), _record(base, bits), WORDS) is None
 
 
 @pytest.mark.parametrize("base", ["t5"], indirect=True)
-def test_random_weights_depend_on_the_initialisation(base: Path) -> None:
+def test_a_changed_initialisation_is_reported_for_random_weights(base: Path) -> None:
     from dataclasses import replace
 
     def record() -> dict[str, Any]:
@@ -163,7 +167,9 @@ def test_fields_that_only_one_version_of_transformers_has_are_not_compared() -> 
     record = {"fields": {"a": 1, "b": {"c": 1, "d": 2}}, "tokens": {"pad_token_id": 0}, "sha256": "0"}
     newer = {"fields": {"a": 1, "b": {"c": 1, "new": 5}, "new": 3}, "tokens": {"eos_token_id": 1}, "sha256": "1"}
     assert differing_fields(record, newer, WORDS) is None
-    assert differing_fields(record, record | {"fields": {"a": 7}}, WORDS) is None, "the same file reads the same"
+    assert differing_fields(record, record | {"fields": {"a": 7}}, WORDS) is None, (
+        "fields of the same file are not compared"
+    )
 
 
 def test_at_most_three_fields_are_shown() -> None:

@@ -1,4 +1,4 @@
-"""Every architecture that is listed as supported, in every width: loaded, trained, evaluated, saved, read by peft."""
+"""Load, train, evaluate and save every supported architecture in 32, 16, 8 and 4 bits; peft loads its adapter."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LORA = MethodSpec("lora", rank=8, alpha=32.0)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Makes and keeps a small checkpoint with random weights."""
+    """Return a function that returns a small checkpoint with random weights, which it makes at the first call."""
     made: dict[str, Path] = {}
 
     def make(name: str) -> Path:
@@ -73,7 +73,7 @@ def _save(name: str, folder: Path) -> None:
 
 
 def _with_vocabulary(fields: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Give the configuration of each text model within it the size of the vocabulary and the special tokens."""
+    """Return a configuration, with the size of the vocabulary and the special tokens in each of its text models."""
     if "num_hidden_layers" in fields or not any(isinstance(value, dict) for value in fields.values()):
         return own | fields
     return {
@@ -86,7 +86,7 @@ def _batch(loaded: Loaded) -> dict[str, torch.Tensor]:
     return collate(encode_examples(EXAMPLES, "", loaded.tokenizer, loaded.layout), loaded.layout)
 
 
-# 8 and 16 bits of most architectures are left to the slow tests: at 4 and 32 bits all are tried every time.
+# Only slow tests run most architectures in 8 and 16 bits. All architectures are always tested in 4 and 32 bits.
 COMMON = {"t5", "bart", "gpt2", "llama"}
 WAYS = [
     pytest.param(name, bits, marks=[pytest.mark.slow] if bits in (8, 16) and name not in COMMON else [])
@@ -95,7 +95,7 @@ WAYS = [
 
 
 @pytest.mark.parametrize(("name", "bits"), WAYS)
-def test_it_is_loaded_trained_evaluated_saved_and_read_by_peft(
+def test_a_model_is_loaded_trained_evaluated_saved_and_loaded_by_peft(
     name: str, bits: Bits, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     spec = checkpoint_spec(str(checkpoint(name)))
@@ -140,7 +140,7 @@ def test_it_is_loaded_trained_evaluated_saved_and_read_by_peft(
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_it_generates_the_tokens_of_plain_transformers(name: str, checkpoint: Callable[[str], Path]) -> None:
+def test_the_generated_text_equals_that_of_plain_transformers(name: str, checkpoint: Callable[[str], Path]) -> None:
     loaded = load_checkpoint(checkpoint_spec(str(checkpoint(name))), 32)
     loaded.model.eval()
     layout = loaded.layout
@@ -160,7 +160,7 @@ def test_it_generates_the_tokens_of_plain_transformers(name: str, checkpoint: Ca
 
 @pytest.mark.parametrize("name", ["t5gemma", "t5gemma2", "qwen2_vl", "mllama"])
 def test_a_model_of_several_parts_is_merged(name: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    """Such as T5Gemma, whose head shares the embeddings of the decoder, while the encoder has others."""
+    """For example T5Gemma, whose head shares the embeddings of the decoder, but not those of the encoder."""
     loaded = load_checkpoint(checkpoint_spec(str(checkpoint(name))), 32)
     model = apply_method(loaded, replace(LORA, bits=32), 0)
     for key, value in model.named_parameters():
@@ -171,7 +171,7 @@ def test_a_model_of_several_parts_is_merged(name: str, checkpoint: Callable[[str
     assert Adapter.load(tmp_path / "merged", device="cpu").predict(["jump"]) == adapter.predict(["jump"])
 
 
-def test_a_merged_model_that_cannot_be_loaded_is_named_by_the_folder_asked_for(
+def test_the_message_about_an_unloadable_merged_model_names_the_given_folder(
     checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_auto: object, folder: str, **_options: object) -> None:
@@ -187,10 +187,10 @@ def test_a_merged_model_that_cannot_be_loaded_is_named_by_the_folder_asked_for(
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_missing_tensor_is_noticed_without_loading(
+def test_a_missing_tensor_is_found_without_loading_the_model(
     name: str, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """The headers of the weight files show what loading would show; a whole checkpoint passes."""
+    """The check of file headers gives the same message as loading. It accepts a complete checkpoint."""
     refuse_missing_tensors(checkpoint_spec(str(checkpoint(name))))
     folder = Path(shutil.copytree(checkpoint(name), tmp_path / "cut"))
     weights = load_file(folder / "model.safetensors")
@@ -207,8 +207,10 @@ def test_a_missing_tensor_is_noticed_without_loading(
 
 @pytest.mark.parametrize("method", [LORA, MethodSpec("full", bits=32)])
 @pytest.mark.parametrize("name", SMALL)
-def test_fit_foresees_what_training_loads(name: str, method: MethodSpec, checkpoint: Callable[[str], Path]) -> None:
-    """The parameters that `fit` counts on the meta device are those of the model that is trained."""
+def test_fit_counts_the_parameters_that_are_trained(
+    name: str, method: MethodSpec, checkpoint: Callable[[str], Path]
+) -> None:
+    """The simulated model on the meta device has as many trained parameters as the real model."""
     spec = checkpoint_spec(str(checkpoint(name)))
     config, own_head = configuration(spec)
     method = replace(method, bits=32)
@@ -218,7 +220,7 @@ def test_fit_foresees_what_training_loads(name: str, method: MethodSpec, checkpo
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_all_that_full_fine_tuning_trains_has_a_gradient(name: str, checkpoint: Callable[[str], Path]) -> None:
+def test_all_parameters_of_full_fine_tuning_get_a_gradient(name: str, checkpoint: Callable[[str], Path]) -> None:
     loaded = load_checkpoint(checkpoint_spec(str(checkpoint(name))), 32)
     model = apply_method(loaded, MethodSpec("full", bits=32), 0).train()
     token_loss(model, _batch(loaded)).backward()
@@ -227,7 +229,7 @@ def test_all_that_full_fine_tuning_trains_has_a_gradient(name: str, checkpoint: 
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_supported_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+def test_unsupported_architectures_are_refused_with_the_reason(name: str, tmp_path: Path) -> None:
     kind, fields, _, message = REFUSED[name]
     AutoConfig.for_model(kind, **fields).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=message) as training:

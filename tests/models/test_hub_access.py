@@ -1,4 +1,4 @@
-"""Without a network: one line at once, and what is in the cache is used."""
+"""Without a network: checkpoints in the cache are used, and others are refused at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from petransfer.models.registry import checkpoint_spec
 
 @pytest.fixture
 def unreachable(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A machine without a network; the connections that were tried."""
+    """Simulate a machine without a network. The list contains the addresses to which a connection was tried."""
     tried: list[Any] = []
 
     def fail(address: Any, timeout: float) -> None:
@@ -38,7 +38,7 @@ def unreachable(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     hub_network.why_unreachable.cache_clear()
 
 
-def test_one_connection_is_tried_and_the_checkpoint_is_named(unreachable: list[Any]) -> None:
+def test_only_one_connection_is_tried_and_the_missing_checkpoint_is_named(unreachable: list[Any]) -> None:
     for name in ("some/model", "other/model@main"):
         with pytest.raises(
             UserError, match=rf"{name.split('@')[0]} is not in the local cache.*hub cannot be reached \(Name or"
@@ -56,7 +56,9 @@ def test_load_tries_one_connection(unreachable: list[Any]) -> None:
     assert len(unreachable) == 1
 
 
-def test_a_proxy_that_cannot_be_used_is_named_at_once(unreachable: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_that_cannot_be_used_is_reported_as_the_reason(
+    unreachable: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(address: str) -> None:
         raise ImportError("Using SOCKS proxy, but the 'socksio' package is not installed.")
 
@@ -73,7 +75,7 @@ def test_a_proxy_that_cannot_be_used_is_named_at_once(unreachable: list[Any], mo
     assert hub_network.use_cache_if_unreachable()
 
 
-def test_what_is_on_the_disk_asks_for_no_network(unreachable: list[Any], tiny_t5: Path) -> None:
+def test_checkpoints_on_the_disk_need_no_network(unreachable: list[Any], tiny_t5: Path) -> None:
     hub_access.refuse_unreachable([checkpoint_spec("nano/english"), checkpoint_spec(str(tiny_t5))])
     configuration(checkpoint_spec(str(tiny_t5)))
     assert not unreachable
@@ -159,12 +161,14 @@ def test_a_copy_without_the_name_of_its_commit_is_incomplete(
     assert _is_incomplete(str(error.value), "refs/main")
 
 
-def test_a_configuration_needs_no_weights(unreachable: list[Any], tiny_t5: Path, cache: Path) -> None:
+def test_loading_a_configuration_from_the_cache_needs_no_weights(
+    unreachable: list[Any], tiny_t5: Path, cache: Path
+) -> None:
     _copy_in_cache(tiny_t5, cache, lost="model.safetensors")
     assert configuration(checkpoint_spec("me/tiny"))[0].d_model == 32
 
 
-def test_a_dataset_of_the_hub_is_refused_at_once(unreachable: list[Any]) -> None:
+def test_a_dataset_of_the_hub_is_refused_without_a_network(unreachable: list[Any]) -> None:
     with pytest.raises(UserError, match=r"some/rows is not on this machine.*hub cannot be reached"):
         load_task("lines", None, train="some/rows").load("held-out")
     assert unreachable == [("huggingface.co", 443)]

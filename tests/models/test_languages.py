@@ -1,4 +1,4 @@
-"""Languages of mBART, M2M100 and NLLB: in inputs, before targets, in training, scoring and generation alike."""
+"""Languages of mBART, M2M100 and NLLB: their tokens in inputs and before targets, in training and evaluation."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def spec_of(kind: str, folders: dict[str, Path]) -> CheckpointSpec:
 
 
 @pytest.mark.parametrize("kind", LANGUAGES)
-def test_inputs_are_marked_and_the_decoder_is_given_the_target_language(kind: str, folders: dict[str, Path]) -> None:
+def test_encoder_and_decoder_get_the_tokens_of_their_languages(kind: str, folders: dict[str, Path]) -> None:
     loaded = load_checkpoint(spec_of(kind, folders), 32)
     source, target = (
         loaded.tokenizer.convert_tokens_to_ids(TOKENS.get(language, language)) for language in LANGUAGES[kind]
@@ -72,7 +72,7 @@ def test_inputs_are_marked_and_the_decoder_is_given_the_target_language(kind: st
 
 
 @pytest.mark.parametrize("kind", LANGUAGES)
-def test_generation_and_one_pass_agree(kind: str, folders: dict[str, Path]) -> None:
+def test_generation_agrees_with_transformers_and_with_one_pass_scoring(kind: str, folders: dict[str, Path]) -> None:
     loaded = load_checkpoint(spec_of(kind, folders), 32)
     encoded = encode_examples(EXAMPLES, "", loaded.tokenizer, loaded.layout)
     found = generations(loaded.model, loaded, [row.input_ids for row in encoded], [6] * 3)
@@ -84,16 +84,14 @@ def test_generation_and_one_pass_agree(kind: str, folders: dict[str, Path]) -> N
     assert evaluate(loaded.model, loaded, EXAMPLES, encoded).disagreements == 0
 
 
-def test_the_token_of_the_target_language_takes_a_position(folders: dict[str, Path]) -> None:
+def test_the_token_of_the_target_language_takes_one_position(folders: dict[str, Path]) -> None:
     loaded = load_checkpoint(spec_of("mbart", folders), 32)
     loaded.model.final_logits_bias[:, list(loaded.layout.end_ids)] = -1e9  # type: ignore[index, operator]
     (found,) = generations(loaded.model, loaded, [(5, 6, 7)], [64])
     assert (found.tokens, found.ended) == (63, False)
 
 
-def test_without_languages_a_warning_says_what_happens(
-    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_loading_without_languages_gives_a_warning(folders: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         load_checkpoint(checkpoint_spec(str(folders["nllb"])), 32)
     (message,) = caplog.messages
@@ -101,7 +99,7 @@ def test_without_languages_a_warning_says_what_happens(
     assert "target_language" in message
 
 
-def test_languages_that_cannot_be_are_refused(folders: dict[str, Path], tiny_t5: Path) -> None:
+def test_unknown_missing_and_unsupported_languages_are_refused(folders: dict[str, Path], tiny_t5: Path) -> None:
     base = spec_of("mbart", folders)
     with pytest.raises(UserError, match=r"unknown target_language .*'de': did you mean"):
         load_checkpoint(replace(base, target_language="de"), 32)
@@ -111,7 +109,9 @@ def test_languages_that_cannot_be_are_refused(folders: dict[str, Path], tiny_t5:
         load_checkpoint(replace(base, name="t5", source=str(tiny_t5)), 32)
 
 
-def test_recipes_name_them_and_runs_remember_them(folders: dict[str, Path], tiny_spec: Callable[..., RunSpec]) -> None:
+def test_a_family_sets_languages_and_run_specs_contain_them(
+    folders: dict[str, Path], tiny_spec: Callable[..., RunSpec]
+) -> None:
     place = str(folders["mbart"])
     part = FamilyPart(
         name="mine", arms={"one": place, "two": ArmPart(checkpoint=place, target_language="cs_CZ")},
@@ -128,7 +128,7 @@ def test_recipes_name_them_and_runs_remember_them(folders: dict[str, Path], tiny
 
 
 @pytest.mark.parametrize("kind", LANGUAGES)
-def test_train_takes_the_languages_and_the_adapter_remembers_them(
+def test_train_accepts_languages_and_the_adapter_uses_them(
     kind: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -143,7 +143,7 @@ def test_train_takes_the_languages_and_the_adapter_remembers_them(
     assert (tokenizer.src_lang, tokenizer.tgt_lang) == (source, target)  # type: ignore[attr-defined]
 
 
-def test_train_refuses_languages_that_a_model_does_not_mark(
+def test_train_refuses_languages_for_a_model_without_language_tokens(
     tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The numbers of positions of encoder, decoder and decoder-only models, and the messages about too long rows."""
+"""The numbers of positions of encoders, decoders and decoder-only models, and messages about rows that are too long."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from petransfer.models.lengths import VirtualTokens, length_check, positions
         (T5Config(), None, None),
     ],
 )
-def test_every_side_has_its_own_positions(config: Any, of_encoder: int | None, of_decoder: int | None) -> None:
+def test_encoder_and_decoder_have_their_own_numbers_of_positions(
+    config: Any, of_encoder: int | None, of_decoder: int | None
+) -> None:
     assert (positions(config, of_encoder=True), positions(config)) == (of_encoder, of_decoder)
 
 
@@ -39,7 +41,7 @@ def test_every_side_has_its_own_positions(config: Any, of_encoder: int | None, o
         ),
     ],
 )
-def test_each_side_is_compared_with_its_own_positions(
+def test_inputs_and_targets_are_compared_with_the_positions_of_their_side(
     virtual: VirtualTokens, source: int, target: int, message: str | None
 ) -> None:
     config = LEDConfig(max_encoder_position_embeddings=96, max_decoder_position_embeddings=32)

@@ -1,4 +1,4 @@
-"""Loading in several bits, the control arms, and the embedded checkpoint."""
+"""Loading in 32, 16, 8 and 4 bits, the control arms, and the embedded checkpoint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.conftest import LORA
 
 
 @pytest.mark.parametrize("kind", ["tiny_t5", "tiny_gpt2"])
-def test_reinit_draws_what_it_names_and_leaves_the_rest(kind: str, request: pytest.FixtureRequest) -> None:
+def test_reinit_initialises_only_the_parts_that_it_names(kind: str, request: pytest.FixtureRequest) -> None:
     spec = checkpoint_spec(str(request.getfixturevalue(kind)))
 
     def parts(reinit: Reinit, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,13 +48,13 @@ def test_reinit_draws_what_it_names_and_leaves_the_rest(kind: str, request: pyte
     assert [torch.equal(pair[1], body) for pair in new.values()] == [True, False, False]
     assert torch.equal(parts("all")[0], new["all"][0])
     assert not torch.equal(parts("all", seed=1)[0], new["all"][0])
-    # the model's own initialisation, not just any noise
+    # the random numbers have the scale of the model's own initialisation
     assert float(new["all"][0].detach().std()) == pytest.approx(float(embeddings.detach().std()), rel=0.1)
 
 
 @pytest.mark.parametrize("kind", ["tiny_t5", "tiny_gpt2"])
 @pytest.mark.parametrize("bits", [32, 16, 8, 4])
-def test_the_bits_asked_for_are_the_bits_that_are_there_and_lora_trains_on_them(
+def test_weights_have_the_requested_bits_and_lora_trains_on_them(
     kind: str, bits: int, request: pytest.FixtureRequest
 ) -> None:
     loaded = load_checkpoint(checkpoint_spec(str(request.getfixturevalue(kind))), bits)  # type: ignore[arg-type]
@@ -88,10 +88,10 @@ def test_a_reinitialised_model_can_be_quantised(tiny_t5: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["tiny_t5", "tiny_gpt2"])
 @pytest.mark.parametrize("reinit", ["all", "body", "embeddings"])
-def test_what_is_drawn_into_files_is_what_is_drawn_in_memory(
+def test_random_weights_drawn_into_files_equal_those_drawn_in_memory(
     kind: str, reinit: Reinit, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit: the numbers of runs that were done before must stay theirs."""
+    """They are equal bit for bit, so that the results of earlier runs can be reproduced."""
     spec = replace(checkpoint_spec(str(request.getfixturevalue(kind))), reinit=reinit)
     held = load_checkpoint(spec, 16, seed=5).model.state_dict()
     monkeypatch.setattr("petransfer.models.file_backed.LEAST", 0)
@@ -112,8 +112,10 @@ def _with_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def test_a_control_arm_that_is_quantised_is_drawn_into_files(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In memory it would take four bytes a parameter, and two more as bf16, of a machine that wants the model small."""
+def test_random_weights_of_a_quantised_control_arm_are_drawn_into_files(
+    tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In memory they would take 4 bytes per parameter, and 2 more as bf16. A quantised model should need less."""
     monkeypatch.setattr("petransfer.models.file_backed.LEAST", 0)
     files: list[str | None] = []
 
@@ -150,7 +152,7 @@ def test_an_encoder_only_checkpoint_is_refused(tmp_path: Path, tiny_t5: Path) ->
         load_checkpoint(checkpoint_spec(str(tmp_path)), 32)
 
 
-def test_the_embedded_checkpoint_is_what_its_card_says() -> None:
+def test_the_embedded_checkpoint_agrees_with_its_card() -> None:
     card = json.loads((NANO / "english" / "pretraining.json").read_text())
     loaded = load_checkpoint(checkpoint_spec("nano/english"), 32)
     assert sum(value.numel() for value in loaded.model.parameters()) == card["parameters"]
@@ -162,7 +164,7 @@ def test_the_embedded_checkpoint_is_what_its_card_says() -> None:
     assert loaded.tokenizer.convert_tokens_to_ids("Ġthe") not in new
 
 
-def test_no_two_rows_of_the_embedded_vocabulary_point_the_same_way() -> None:
+def test_no_two_embeddings_of_the_embedded_checkpoint_have_the_same_direction() -> None:
     weight = load_checkpoint(checkpoint_spec("nano/english"), 32).model.get_input_embeddings().weight.detach()
     rows = torch.nn.functional.normalize(weight, dim=1)
     cosine = rows @ rows.T
@@ -170,7 +172,7 @@ def test_no_two_rows_of_the_embedded_vocabulary_point_the_same_way() -> None:
     assert float(cosine.max()) < 0.99
 
 
-def test_the_whole_words_of_the_benchmarks_are_single_pieces() -> None:
+def test_words_of_the_benchmarks_are_single_tokens() -> None:
     tokenizer = load_checkpoint(checkpoint_spec("nano/english"), 32).tokenizer
     text = "jump around right twice and walk opposite left thrice after look"
     text += " I_TURN_RIGHT I_JUMP I_WALK * cookie ( x _ 1 ) ; eat"
@@ -179,7 +181,7 @@ def test_the_whole_words_of_the_benchmarks_are_single_pieces() -> None:
     assert tokenizer.decode(pieces) == text
 
 
-def test_only_new_pieces_are_trained_when_asked(tiny_spec: Callable[..., RunSpec]) -> None:
+def test_embeddings_new_trains_only_the_embeddings_of_new_tokens(tiny_spec: Callable[..., RunSpec]) -> None:
     loaded = load_checkpoint(checkpoint_spec("nano/english"), 32)
     model = apply_method(loaded, replace(LORA, embeddings="new"), 0)
     rows = [value for name, value in model.named_parameters() if value.requires_grad and "trainable_tokens" in name]
@@ -190,15 +192,15 @@ def test_only_new_pieces_are_trained_when_asked(tiny_spec: Callable[..., RunSpec
     assert not any("trainable_tokens" in name for name, _ in none.named_parameters())
 
 
-def test_a_checkpoint_with_its_own_tokenizer_has_no_new_pieces(tiny_t5: Path) -> None:
+def test_a_checkpoint_with_its_own_tokenizer_has_no_new_tokens(tiny_t5: Path) -> None:
     loaded = load_checkpoint(checkpoint_spec(str(tiny_t5)), 32)
     assert loaded.new_tokens == ()
     model = apply_method(loaded, replace(LORA, embeddings="new"), 0)
     assert not any("trainable_tokens" in name for name, _ in model.named_parameters())
 
 
-def test_a_trained_row_counts_wherever_its_token_is_read_or_predicted() -> None:
-    """T5's embeddings stand in four places; a row that is trained in one of them only would be half a lie."""
+def test_a_trained_embedding_is_used_wherever_its_token_is_read_or_predicted() -> None:
+    """T5 uses its embeddings in four places. A trained embedding must be used in all of them."""
     loaded = load_checkpoint(checkpoint_spec("nano/english"), 32)
     piece, other = (loaded.new_tokens)[5], 300
     model = apply_method(replace(loaded, new_tokens=(piece,)), replace(LORA, embeddings="new"), 0)
@@ -216,12 +218,12 @@ def test_a_trained_row_counts_wherever_its_token_is_read_or_predicted() -> None:
     changed = {place: before[place] != after[place] for place in read}
     assert changed["in the encoder"].float().mean() > 0.9
     assert changed["in the decoder"].float().mean() > 0.9
-    assert changed["nowhere"].nonzero().flatten().tolist() == [piece]  # only what it says changes
+    assert changed["nowhere"].nonzero().flatten().tolist() == [piece]  # only its own logit changes
 
 
 @pytest.fixture
 def own_head(tiny_t5: Path, tmp_path: Path) -> Path:
-    """A T5 v1.1: gated, with a head of its own."""
+    """A T5 v1.1, with gated layers and an untied head."""
     config = T5Config(
         vocab_size=6176, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu",
         tie_word_embeddings=False, decoder_start_token_id=0,
@@ -234,7 +236,7 @@ def own_head(tiny_t5: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("reinit", ["none", "embeddings", "body", "all"])
-def test_every_control_arm_keeps_a_head_of_its_own(own_head: Path, reinit: Reinit) -> None:
+def test_every_control_arm_keeps_an_untied_head(own_head: Path, reinit: Reinit) -> None:
     spec = checkpoint_spec(str(own_head))
     trained = load_checkpoint(spec, 32).model
     model = load_checkpoint(replace(spec, reinit=reinit), 32, seed=1).model
@@ -248,7 +250,7 @@ def test_every_control_arm_keeps_a_head_of_its_own(own_head: Path, reinit: Reini
 
 
 @pytest.mark.parametrize("embeddings", ["new", "trained"])
-def test_rows_beside_a_head_of_its_own_are_refused(embeddings: Embeddings, own_head: Path) -> None:
+def test_training_embeddings_is_refused_for_a_model_with_an_untied_head(embeddings: Embeddings, own_head: Path) -> None:
     loaded = replace(load_checkpoint(checkpoint_spec(str(own_head)), 32), new_tokens=(300,))
     with pytest.raises(UserError, match="head of its own"):
         apply_method(loaded, replace(LORA, embeddings=embeddings), 0)
@@ -257,8 +259,10 @@ def test_rows_beside_a_head_of_its_own_are_refused(embeddings: Embeddings, own_h
 
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize(("bits", "bound"), [(8, 0.02), (4, 0.2)])
-def test_a_quantised_t5_says_what_the_wide_one_says(bits: int, bound: float, gated: bool, tmp_path: Path) -> None:
-    """With 4-bit weights packed in uint8 T5 cuts what goes into `wo` to whole numbers: the error is above 1 then."""
+def test_the_logits_of_a_quantised_t5_are_close_to_those_in_fp32(
+    bits: int, bound: float, gated: bool, tmp_path: Path
+) -> None:
+    """T5 itself would convert the input of a 4-bit `wo` to uint8, the dtype of packed weights: an error above 1."""
     torch.manual_seed(3)
     config = T5Config(
         vocab_size=100, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, decoder_start_token_id=0,
@@ -277,7 +281,7 @@ def test_a_quantised_t5_says_what_the_wide_one_says(bits: int, bound: float, gat
     assert float((logits[bits] - logits[32]).norm() / logits[32].norm()) < bound
 
 
-def test_the_inventory_counts_every_byte_and_says_why_a_tensor_is_wide(tiny_t5: Path) -> None:
+def test_the_inventory_counts_all_bytes_and_gives_reasons_for_wide_tensors(tiny_t5: Path) -> None:
     wide = inventory(load_checkpoint(checkpoint_spec(str(tiny_t5)), 32).model)
     assert wide.wide == ()
     assert wide.bytes == {"float32": 4 * wide.parameters}
@@ -290,12 +294,12 @@ def test_the_inventory_counts_every_byte_and_says_why_a_tensor_is_wide(tiny_t5: 
         assert found.bytes["bfloat16"] == 2 * (wide.parameters - linear)
         assert {tensor.reason for tensor in found.wide} == {"tied head", "norm", "embeddings"}
         model(input_ids=torch.tensor([[5, 1]]), decoder_input_ids=torch.tensor([[0]]))
-        assert inventory(model).bytes == found.bytes  # bitsandbytes moves its scales at the first pass
-    rows = (3 * 4 * 32 + 2 * (64 + 32)) * 4  # one fp32 number an output
+        assert inventory(model).bytes == found.bytes  # bitsandbytes moves its scales in the first forward pass
+    rows = (3 * 4 * 32 + 2 * (64 + 32)) * 4  # one fp32 number per output
     assert inventory(load_checkpoint(checkpoint_spec(str(tiny_t5)), 8).model).bytes["scales"] == rows
 
 
-def test_an_error_of_the_device_is_not_taken_for_a_damaged_checkpoint(
+def test_an_error_of_the_device_is_not_reported_as_a_damaged_checkpoint(
     tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
@@ -306,7 +310,7 @@ def test_an_error_of_the_device_is_not_taken_for_a_damaged_checkpoint(
         load_checkpoint(checkpoint_spec(str(tiny_t5)), 32)
 
 
-def test_a_checkpoint_that_is_quantised_already_is_refused(tiny_t5: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_already_quantised_is_refused(tiny_t5: Path, tmp_path: Path) -> None:
     for path in tiny_t5.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
@@ -317,13 +321,13 @@ def test_a_checkpoint_that_is_quantised_already_is_refused(tiny_t5: Path, tmp_pa
             load_checkpoint(checkpoint_spec(str(tmp_path)), bits)  # type: ignore[arg-type]
 
 
-def test_bits_without_bitsandbytes_are_refused(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_4_bits_are_refused_without_bitsandbytes(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match="needs bitsandbytes"):
         load_checkpoint(checkpoint_spec(str(tiny_t5)), 4)
 
 
-def test_layers_are_kept_wide_where_the_recipe_says_so(tiny_t5: Path) -> None:
+def test_layers_in_keep_wide_are_not_quantised(tiny_t5: Path) -> None:
     spec = checkpoint_spec(str(tiny_t5))
     widths: tuple[Bits, ...] = (8, 4)
     for bits in widths:
@@ -336,7 +340,7 @@ def test_layers_are_kept_wide_where_the_recipe_says_so(tiny_t5: Path) -> None:
         found = inventory(adapted, ("wo", "SelfAttention.q")).as_dict()["wide"]
         assert set(found) == {"keep_wide", "norm", "tied head", "embeddings"}
         kept = {f"{name}.weight" for name in wide if name != "lm_head"}
-        assert set(found["keep_wide"]["tensors"]) == kept  # as the checkpoint calls them
+        assert set(found["keep_wide"]["tensors"]) == kept  # with the names that they have in the checkpoint
         assert found["keep_wide"]["why"] == "kept so by the recipe (keep_wide)"
         again = load_checkpoint(spec, bits).model
         assert type(again.encoder.block[0].layer[1].DenseReluDense.wo) is not torch.nn.Linear
@@ -345,8 +349,8 @@ def test_layers_are_kept_wide_where_the_recipe_says_so(tiny_t5: Path) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_layers_of_gpt2_are_kept_wide(bits: Bits, tiny_gpt2: Path) -> None:
-    """Its linear layers are of transformers' own class Conv1D."""
+def test_layers_of_gpt2_in_keep_wide_are_not_quantised(bits: Bits, tiny_gpt2: Path) -> None:
+    """The linear layers of GPT-2 are of the class Conv1D of transformers."""
     model = load_checkpoint(checkpoint_spec(str(tiny_gpt2)), bits, keep_wide=("c_proj",)).model
     wide = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, Conv1D)}
     assert wide == {"c_proj"}
@@ -358,7 +362,7 @@ def test_layers_of_gpt2_are_kept_wide(bits: Bits, tiny_gpt2: Path) -> None:
         load_checkpoint(checkpoint_spec(str(tiny_gpt2)), bits, keep_wide=("c_prox",))
 
 
-def test_what_stays_wide_unasked_is_not_called_the_recipe_s(tiny_t5: Path) -> None:
+def test_other_wide_tensors_are_not_recorded_under_keep_wide(tiny_t5: Path) -> None:
     model = load_checkpoint(checkpoint_spec(str(tiny_t5)), 4).model
     model.extra = torch.nn.Parameter(torch.zeros(3, 3))
     found = inventory(model, ("wo",)).as_dict()["wide"]
@@ -367,8 +371,8 @@ def test_what_stays_wide_unasked_is_not_called_the_recipe_s(tiny_t5: Path) -> No
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_a_head_of_its_own_is_wide_for_what_was_measured_at_that_width(bits: Bits, own_head: Path) -> None:
-    """`python -m benchmarks quantise` on the six embedded arms, the head quantised as well less the head alone wide."""
+def test_the_reason_for_a_wide_head_gives_the_measured_change_of_the_loss(bits: Bits, own_head: Path) -> None:
+    """The figures are from `python -m benchmarks quantise`: the six embedded arms with a quantised and a wide head."""
     cells = json.loads((Path(__file__).parents[2] / "results" / "bench" / "quantise-cpu.json").read_text())
     losses = {(cell["checkpoint"], cell["bits"], cell["wide"]): 100 * cell["change"] for cell in cells}
     added = [losses[arm, bits, "nothing"] - losses[arm, bits, "head"] for arm, _, wide in losses if wide == "all"]
@@ -381,8 +385,8 @@ def test_a_head_of_its_own_is_wide_for_what_was_measured_at_that_width(bits: Bit
         assert "less than 0.05 % of loss at 8 bits" in why
 
 
-def test_an_evaluation_does_not_pack_four_bits_otherwise(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As bitsandbytes would on every CPU with avx512_bf16, wrongly, and with no way back."""
+def test_an_evaluation_does_not_repack_4bit_weights(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes would repack them on every CPU with avx512_bf16, with errors and irreversibly."""
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
     model = load_checkpoint(checkpoint_spec(str(tiny_t5)), 4).model
     layers = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
@@ -393,7 +397,7 @@ def test_an_evaluation_does_not_pack_four_bits_otherwise(tiny_t5: Path, monkeypa
 
 
 @pytest.mark.parametrize("size", ["50GB", "20KB"])
-def test_the_head_of_an_mt5_is_found_in_one_or_several_files(size: str, tmp_path: Path) -> None:
+def test_the_untied_head_of_an_mt5_is_found_in_one_or_several_files(size: str, tmp_path: Path) -> None:
     config = MT5Config(
         vocab_size=300, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Fields of config.json that change what a model returns are settings of whoever saved it, and are ignored."""
+"""Output settings and similar fields of config.json, which do not describe the architecture, are ignored."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SETTINGS: list[dict[str, Any]] = [
     {"output_attentions": True},
     {"output_hidden_states": True, "use_cache": False},
     {"attn_implementation": "flash_attention_2", "gradient_checkpointing": True},
-    {"sliding_window": 2},  # of models whose attention has no window
+    {"sliding_window": 2},  # for models whose attention has no window
 ]
 
 
 @pytest.mark.parametrize("fields", SETTINGS, ids=lambda fields: next(iter(fields)))
 @pytest.mark.parametrize("base", ["tiny_t5", "tiny_gpt2"])
-def test_a_base_with_such_a_field_gives_the_texts_of_one_without(
+def test_output_settings_in_config_json_do_not_change_predictions(
     base: str, fields: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     plain: Path = request.getfixturevalue(base)
@@ -61,7 +61,7 @@ def test_a_file_that_cannot_be_read_is_named(
         load(changed, 32, device="cpu")
 
 
-def test_it_is_trained_merged_and_verified(
+def test_a_base_with_output_settings_is_trained_merged_and_verified(
     tiny_t5: Path, tiny_rows: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tiny_t5, "base")

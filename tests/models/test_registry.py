@@ -1,4 +1,4 @@
-"""The registry: entries that hold together, and architectures with the parameters that are listed for them."""
+"""The registry: consistent entries, and architectures with the listed numbers of parameters."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ENTRIES = {
 
 
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=list(ENTRIES))
-def test_every_architecture_has_the_parameters_that_the_registry_says(entry: ArmEntry) -> None:
+def test_every_architecture_has_the_listed_number_of_parameters(entry: ArmEntry) -> None:
     fields = dict(registry().architectures[entry.architecture])
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     with torch.device("meta"):
@@ -59,8 +59,8 @@ def test_every_family_has_its_controls() -> None:
             assert family.arm("english-newemb").checkpoint.reinit == "embeddings"
 
 
-def test_arms_of_one_family_have_one_depth() -> None:
-    """Depth, not the count of parameters, is what must match for a comparison of arms."""
+def test_all_arms_of_a_family_have_the_same_depth() -> None:
+    """Arms can be compared if they have the same depth. Their numbers of parameters may differ."""
     for name, family in registry().families.items():
         shapes = [registry().architectures[entry.architecture] for entry in family.arms.values()]
         keys = ("num_layers", "n_layer", "encoder_layers", "num_hidden_layers")
@@ -68,7 +68,7 @@ def test_arms_of_one_family_have_one_depth() -> None:
         assert len(depths) == 1, name
 
 
-def test_an_arm_with_another_s_tokenizer_has_its_embeddings_made_anew() -> None:
+def test_an_arm_with_the_tokenizer_of_another_checkpoint_gets_new_embeddings() -> None:
     protein = registered_family("t5-base").arm("protein")
     assert protein.checkpoint.tokenizer == "google-t5/t5-base"
     assert protein.checkpoint.reinit == "embeddings"
@@ -76,11 +76,11 @@ def test_an_arm_with_another_s_tokenizer_has_its_embeddings_made_anew() -> None:
     assert registered_family("t5-base").arm("english").prefix == "translate English to English: "
 
 
-def test_what_was_not_verified_says_so() -> None:
+def test_entries_that_were_not_verified_have_a_note() -> None:
     assert all(entry.note for entry in ENTRIES.values() if not entry.verified)
 
 
-def test_names_that_do_not_exist_are_refused() -> None:
+def test_unknown_arms_and_keys_in_the_registry_are_refused() -> None:
     content = registry().model_dump()
     content["families"]["nano"]["base"] = "english2"
     with pytest.raises(ValidationError, match="english2 is no arm"):
@@ -91,8 +91,8 @@ def test_names_that_do_not_exist_are_refused() -> None:
         RegistryFile.model_validate(content)
 
 
-def test_a_body_takes_another_tokenizer(tmp_path: Path) -> None:
-    """What ProtT5 needs: 40 pieces of its own, and embeddings for those of another checkpoint."""
+def test_a_model_with_new_embeddings_can_use_another_tokenizer(tmp_path: Path) -> None:
+    """ProtT5 needs this. Here, a model with 40 tokens gets new embeddings for the tokens of another checkpoint."""
     config = T5Config(vocab_size=40, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, decoder_start_token_id=0)
     torch.manual_seed(5)
     model = T5ForConditionalGeneration(config)
@@ -108,7 +108,7 @@ def test_a_body_takes_another_tokenizer(tmp_path: Path) -> None:
         load_checkpoint(replace(spec, reinit="none"), 32)
 
 
-def test_the_embedded_arms_differ_in_nothing_but_their_weights() -> None:
+def test_the_embedded_arms_differ_only_in_their_corpus_and_weights() -> None:
     cards = embedded_arms()
     assert set(cards) == set(registry().families["nano"].arms)
     own = {"arm", "corpus_sha256", "valid_loss", "seconds", "new_pieces"}
@@ -126,7 +126,9 @@ def test_the_embedded_arms_differ_in_nothing_but_their_weights() -> None:
         assert weights in (NANO / arm / "README.md").read_text()
 
 
-def test_a_missing_embedded_weight_file_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_embedded_weight_file_is_reported_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(NANO / "tokenizer", tmp_path / "tokenizer")
     shutil.copytree(NANO / "english", tmp_path / "english")
     (tmp_path / "english" / "model.safetensors").unlink()
@@ -141,7 +143,7 @@ def test_a_missing_embedded_weight_file_is_one_line(tmp_path: Path, monkeypatch:
         embedded_sha256.cache_clear()
 
 
-def test_a_damaged_embedded_weight_file_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_embedded_weight_file_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def damaged(*_: object, **__: object) -> None:
         raise SafetensorError("invalid header")
 
@@ -152,7 +154,7 @@ def test_a_damaged_embedded_weight_file_is_one_line(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("name", ["merges.txt", "tokenizer.model", "vocab.txt"])
-def test_every_file_of_a_tokenizer_counts(name: str, tmp_path: Path) -> None:
+def test_every_file_identifies_a_tokenizer_unless_it_has_tokenizer_json(name: str, tmp_path: Path) -> None:
     def spec(content: str) -> str | None:
         (tmp_path / name).write_text(content)
         part = FamilyPart(name="mine", arms={"a": ArmPart(checkpoint="nano/english", tokenizer=str(tmp_path))})
@@ -161,11 +163,11 @@ def test_every_file_of_a_tokenizer_counts(name: str, tmp_path: Path) -> None:
     if name == "merges.txt":
         (tmp_path / "vocab.json").write_text("{}")
     assert spec("a b") != spec("b a")
-    (tmp_path / "tokenizer.json").write_text("{}")  # it has the content of the other files
+    (tmp_path / "tokenizer.json").write_text("{}")  # it contains the content of the other files
     assert spec("a b") == spec("b a")
 
 
-def test_a_bundle_or_a_file_of_an_adapter_is_refused_as_an_adapter_that_must_be_merged_first(tmp_path: Path) -> None:
+def test_an_adapter_as_checkpoint_is_refused_with_the_command_that_merges_it(tmp_path: Path) -> None:
     folder, bundle = tmp_path / "adapter", tmp_path / "lines.petransfer.zip"
     folder.mkdir()
     with zipfile.ZipFile(bundle, "w") as archive:

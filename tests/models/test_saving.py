@@ -1,4 +1,4 @@
-"""A saved model is the model that is loaded: position embeddings of Marian too."""
+"""A model computes the same after saving and loading, also a Marian with learned position embeddings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import MarianConfig, MarianMTModel
 from petransfer.models.saving import save_model
 
 
-def test_learned_positions_of_marian_are_saved(tmp_path: Path) -> None:
+def test_learned_position_embeddings_of_marian_are_saved(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = MarianConfig(
         vocab_size=50, decoder_vocab_size=50, d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16,
@@ -30,4 +30,4 @@ def test_learned_positions_of_marian_are_saved(tmp_path: Path) -> None:
         found[name] = again(input_ids=ids, decoder_input_ids=ids).logits
     expected = model(input_ids=ids, decoder_input_ids=ids).logits
     torch.testing.assert_close(found["ours"], expected)
-    assert not torch.allclose(found["plain"], expected, atol=1e-3)  # what transformers itself would keep
+    assert not torch.allclose(found["plain"], expected, atol=1e-3)  # transformers alone does not save them

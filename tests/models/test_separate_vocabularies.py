@@ -15,7 +15,7 @@ from petransfer.models.support import supported_class
 from tests.models.tokenizers import save_tokenizer
 
 
-def test_a_configuration_with_two_sizes_is_refused() -> None:
+def test_a_configuration_with_two_sizes_of_the_vocabulary_is_refused() -> None:
     config = MarianConfig(vocab_size=60, decoder_vocab_size=50, share_encoder_decoder_embeddings=False)
     with pytest.raises(UserError, match=r"base has separate vocabularies .*one vocabulary"):
         supported_class(config, "base")

@@ -1,4 +1,4 @@
-"""Start, end and padding tokens are found wherever a checkpoint keeps them; what cannot be found is one line."""
+"""Find start, end and padding tokens in all files that can define them, and report missing tokens in one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from petransfer.training.losses import token_loss
 
 
 def tokens(**ids: Any) -> Any:
-    """A tokenizer as far as its special tokens go."""
+    """Return an object that has the special tokens of a tokenizer and nothing else."""
     empty = {"eos_token_id": None, "pad_token_id": None, "bos_token_id": None, "added_tokens_decoder": {}}
     special = {"all_special_ids": [4, 5, 8, 9], "all_special_tokens": ["<4>", "<5>", "<8>", "<9>"]}
     return SimpleNamespace(**(empty | special | ids))
@@ -38,41 +38,41 @@ GEMMA = {"vocab_size": 50, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id":
 @pytest.mark.parametrize(
     ("config", "tokenizer", "generation", "expected"),
     [
-        # T5 starts from the padding token where nothing names a start token
+        # T5 starts with the padding token if no file names a start token
         (T5Config(**T5), tokens(eos_token_id=1, pad_token_id=0), None, Layout(True, 0, 1, 0)),
         (MT5Config(**T5), tokens(eos_token_id=1, pad_token_id=3), None, Layout(True, 3, 1, 0)),
         (T5Config(**T5, decoder_start_token_id=7), tokens(eos_token_id=1), None, Layout(True, 1, 1, 7)),
-        # named in generation_config.json alone
+        # named only in generation_config.json
         (T5Config(**T5), tokens(), {"eos_token_id": [4, 5], "pad_token_id": 2, "decoder_start_token_id": 9},
          Layout(True, 2, 4, 9, other_end_ids=(5,))),
-        # targets end with the first entry of a list, or with the tokenizer's own; generation stops at each of them
+        # targets end with the tokenizer's end token or the first of the list; generation stops at each of the list
         (GPT2Config(vocab_size=50, eos_token_id=[8, 9], bos_token_id=None), tokens(), None,
          Layout(False, 8, 8, other_end_ids=(9,))),
         (GPT2Config(vocab_size=50, eos_token_id=[8, 9], bos_token_id=None), tokens(eos_token_id=9), None,
          Layout(False, 9, 9, other_end_ids=(8,))),
-        # generation_config.json goes before config.json; an ordinary token can be a part of targets
+        # generation_config.json has precedence over config.json; an ordinary token (30) does not end a text
         (GPT2Config(vocab_size=50, eos_token_id=8, bos_token_id=None), tokens(eos_token_id=8),
          {"eos_token_id": [9, 30]}, Layout(False, 8, 8, other_end_ids=(9,))),
-        # T5Gemma keeps them in the configuration of its decoder
+        # T5Gemma has them in the configuration of its decoder
         (T5GemmaConfig(encoder=GEMMA, decoder=GEMMA), tokens(), None, Layout(True, 0, 1, 2)),
         (BartConfig(vocab_size=50), tokens(eos_token_id=2, pad_token_id=1), None, Layout(True, 1, 2, 2)),
-        # a padding token that was added without resizing the embeddings is never read
+        # a padding token that was added without resizing the embeddings is not used
         (T5Config(**T5), tokens(eos_token_id=1, pad_token_id=50), None, Layout(True, 1, 1, 1)),
     ],
 )  # fmt: skip
-def test_they_are_found(config: Any, tokenizer: Any, generation: Any, expected: Layout) -> None:
+def test_special_tokens_are_found(config: Any, tokenizer: Any, generation: Any, expected: Layout) -> None:
     generation = SimpleNamespace(**generation) if generation else None
     assert layout_of(config, tokenizer, generation) == expected
 
 
-def test_what_is_missing_is_named() -> None:
+def test_a_missing_end_token_and_an_impossible_start_token_are_named() -> None:
     with pytest.raises(UserError, match=r"has no end token: .*eos_token_id"):
         layout_of(T5Config(**T5), tokens())
     with pytest.raises(UserError, match=r"decoder_start_token_id is 99, and the embeddings have 50 rows"):
         layout_of(T5Config(**T5, decoder_start_token_id=99), tokens(eos_token_id=1))
 
 
-def test_a_padding_token_without_a_row_trains(tiny_gpt2: Path, tmp_path: Path) -> None:
+def test_training_works_with_a_padding_token_without_an_embedding(tiny_gpt2: Path, tmp_path: Path) -> None:
     folder = tmp_path / "base"
     shutil.copytree(tiny_gpt2, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -95,7 +95,9 @@ def test_a_start_token_in_generation_config_is_read_from_the_folder(tiny_t5: Pat
     assert load_checkpoint(checkpoint_spec(str(folder)), 32).layout.decoder_start_id == 6
 
 
-def test_a_tokenizer_that_needs_a_missing_package_is_one_line(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_that_needs_a_missing_package_is_reported_in_one_line(
+    tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def missing(*_: object, **__: object) -> None:
         raise ImportError("\nT5Tokenizer requires the SentencePiece library\nbut it was not found")
 
@@ -105,7 +107,7 @@ def test_a_tokenizer_that_needs_a_missing_package_is_one_line(tiny_t5: Path, mon
     assert "\n" not in str(error.value)
 
 
-def test_a_damaged_tokenizer_is_one_line(tiny_t5: Path, tmp_path: Path) -> None:
+def test_a_damaged_tokenizer_is_reported_in_one_line(tiny_t5: Path, tmp_path: Path) -> None:
     folder = tmp_path / "base"
     shutil.copytree(tiny_t5, folder)
     (folder / "tokenizer.json").write_text('{"model": {}}')
@@ -115,8 +117,8 @@ def test_a_damaged_tokenizer_is_one_line(tiny_t5: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [(), ("tokenizer_config.json",)])
-def test_a_folder_without_a_tokenizer_is_named_as_such(left: tuple[str, ...], tiny_t5: Path, tmp_path: Path) -> None:
-    """transformers makes an empty tokenizer there, so that each character of each row would be called unknown."""
+def test_a_folder_without_a_tokenizer_is_refused(left: tuple[str, ...], tiny_t5: Path, tmp_path: Path) -> None:
+    """transformers would create an empty tokenizer, for which every character of every row is unknown."""
     folder = tmp_path / "base"
     shutil.copytree(tiny_t5, folder)
     for path in folder.glob("*token*"):
@@ -127,7 +129,7 @@ def test_a_folder_without_a_tokenizer_is_named_as_such(left: tuple[str, ...], ti
     assert "\n" not in str(error.value)
 
 
-def test_layers_are_not_dropped_in_training(tmp_path: Path) -> None:
+def test_layer_drop_is_off_in_training(tmp_path: Path) -> None:
     from transformers import BartForConditionalGeneration
 
     torch.manual_seed(0)
@@ -140,13 +142,13 @@ def test_layers_are_not_dropped_in_training(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((NANO / "tokenizer" / name).read_bytes())
     model = load_checkpoint(checkpoint_spec(str(tmp_path)), 32).model.train()
-    assert model.config.encoder_layerdrop == 0.9  # what is saved stays the checkpoint's own
+    assert model.config.encoder_layerdrop == 0.9  # the configuration, which is saved, is that of the checkpoint
     ids = torch.tensor([[5, 6, 7]])
     first = model(input_ids=ids, decoder_input_ids=ids).logits
     assert all(torch.equal(model(input_ids=ids, decoder_input_ids=ids).logits, first) for _ in range(5))
 
 
-def test_a_token_without_a_row_in_the_embeddings_is_a_bad_row() -> None:
+def test_a_row_with_a_token_that_has_no_embedding_is_a_bad_row() -> None:
     check = length_check(GPT2Config(vocab_size=50, n_positions=64), "base", 0, vocabulary=50)
     assert check(Encoded((3, 49), (1,))) is None
     problem = check(Encoded((3, 50), (1,)))

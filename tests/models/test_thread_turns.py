@@ -1,4 +1,4 @@
-"""Threads of a process take turns: trainings one after another, and other uses of a model between two steps."""
+"""Threads of a process take turns: trainings run one after another, and other uses of a model between two steps."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def test_trainings_run_one_after_another(
     assert "another thread of this process is training a model" in caplog.text
 
 
-def test_first_imports_in_several_threads_run_one_after_another(
+def test_first_imports_in_several_threads_do_not_disturb_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A library such as transformers replaces its module at the end of its import, which other threads then lack."""
+    """Libraries such as transformers replace their module at the end of the import. Other threads keep the old one."""
     (tmp_path / "slow_library.py").write_text(
         "import sys, time, types\ntime.sleep(0.2)\nreal = types.ModuleType(__name__)\nreal.name = 1\n"
         "sys.modules[__name__] = real\n"
@@ -75,7 +75,7 @@ def test_other_threads_load_models_between_two_steps_of_a_training() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside a thread
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # about a fork in a process with threads
 def test_a_forked_process_does_not_wait_for_threads_of_its_parent() -> None:
     held, done = threading.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""Small tokenizers of the kind that each family really has, trained on a few sentences.
+"""Small tokenizers of the same kinds as those of real checkpoints, trained on a few sentences.
 
 SentencePiece models for T5, mT5, Pegasus, Marian, mBART, M2M100 and NLLB; SentencePiece-like BPE with byte
 fallback for Gemma, Mistral and Phi-3; byte-level BPE for GPT-2, BART, Llama 3, Qwen and others; bytes for ByT5.
@@ -16,7 +16,7 @@ TEXT = [f"jump {side} {times} and walk around the {thing}" for side in ("left", 
 
 
 def save_tokenizer(kind: str, folder: Path) -> Any:
-    """Write the tokenizer files of a family as its checkpoints on the hub have them; return the loaded tokenizer."""
+    """Write tokenizer files as checkpoints of a family on the hub have them, and return the loaded tokenizer."""
     from transformers import AutoTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def save_tokenizer(kind: str, folder: Path) -> Any:
 
 
 def rows_needed(tokenizer: Any) -> int:
-    """Return the number of rows of embeddings that a tokenizer needs; M2M100's languages are not in its vocabulary."""
+    """Return the number of embeddings that a tokenizer needs. M2M100's languages are not in its vocabulary."""
     languages = getattr(tokenizer, "lang_token_to_id", None) or {}
     return 1 + max(*tokenizer.get_vocab().values(), *languages.values())
 
@@ -47,7 +47,7 @@ def _config(folder: Path, kind: str, **fields: Any) -> None:
 
 
 def _t5(folder: Path) -> None:
-    """As T5 checkpoints of old have it: spiece.model alone."""
+    """Write spiece.model without tokenizer.json, as old T5 checkpoints have it."""
     _sentencepiece(folder / "spiece.model", pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
     _config(folder, "T5Tokenizer", extra_ids=10, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
 
@@ -58,7 +58,7 @@ def _pegasus(folder: Path) -> None:
 
 
 def _marian(folder: Path) -> None:
-    """Two SentencePiece models and one vocabulary that names their pieces, as opus-mt has it."""
+    """Write two SentencePiece models and one vocabulary of their tokens, as opus-mt has them."""
     model = _sentencepiece(folder / "source.spm", unk_id=1, eos_id=0, bos_id=-1)
     (folder / "target.spm").write_bytes((folder / "source.spm").read_bytes())
     pieces = [model.id_to_piece(at) for at in range(model.get_piece_size())]
@@ -85,7 +85,7 @@ def _languages(kind: str, name: str) -> Any:
 
 
 def _m2m100(folder: Path) -> None:
-    """A vocabulary beside the SentencePiece model; languages are written as `en` and marked by the token `__en__`."""
+    """Write a SentencePiece model and a vocabulary. The language `en` has the token `__en__`."""
     model = _sentencepiece(folder / "sentencepiece.bpe.model", model_type="bpe")
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     pieces = [model.id_to_piece(at) for at in range(model.get_piece_size())]
@@ -95,7 +95,7 @@ def _m2m100(folder: Path) -> None:
 
 
 def _byte_level(**special: str) -> Any:
-    """Byte-level BPE as in tokenizer.json of GPT-2, BART, Llama 3 and Qwen."""
+    """Return a function that writes byte-level BPE, as in tokenizer.json of GPT-2, BART, Llama 3 and Qwen."""
 
     def write(folder: Path) -> None:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -115,7 +115,7 @@ def _byte_level(**special: str) -> Any:
 
 
 def _byte_fallback(folder: Path) -> None:
-    """BPE over blanks written as "▁", with bytes for what is unknown, as in tokenizer.json of Gemma and Mistral."""
+    """Write BPE with "▁" for blanks and bytes for unknown characters, as in tokenizer.json of Gemma and Mistral."""
     from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 

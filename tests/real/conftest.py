@@ -1,4 +1,4 @@
-"""Real checkpoints, converted once into pytest's cache folder; tests are skipped where their package is missing."""
+"""Real checkpoints, converted once into pytest's cache folder. Tests are skipped if their package is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything a user does with a small encoder-decoder that has real pretrained weights, at every width."""
+"""Train, predict, verify and merge at all bit widths, with a small encoder-decoder that has real pretrained weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.cli.calls import call
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("elsewhere")]
 
 STEPS = "10"
-LEARNT = -0.42  # log-probability per token of dev; before training it is -0.50
+LEARNT = -0.42  # log-probability per token on dev that training must exceed; before training it is -0.50
 
 
 def result(study: Path) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, base: Path, pairs: Path, *options: 
 
 
 @pytest.mark.parametrize("bits", [32, pytest.param(16, marks=pytest.mark.slow), 8, 4])
-def test_lora_is_trained_read_back_merged_and_verified(
+def test_a_lora_adapter_is_trained_reloaded_verified_and_merged(
     bits: int, annalog: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
@@ -56,7 +56,7 @@ def test_lora_is_trained_read_back_merged_and_verified(
     assert load_checkpoint(checkpoint_spec(str(merged)), 32).model.config.model_type == "marian"
 
 
-def test_full_fine_tuning_predicts_after_reload_what_it_predicted_before(
+def test_a_fully_fine_tuned_model_gives_the_same_predictions_after_reloading(
     annalog: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, found = trained(monkeypatch, annalog, pairs, "--method", "full", "--bits", "32", "--lr", "1e-3")

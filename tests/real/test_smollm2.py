@@ -1,6 +1,6 @@
-"""SmolLM2-135M-Instruct: QLoRA, chat template and generation on a real decoder-only model.
+"""LoRA at 32, 16, 8 and 4 bits, chat template and generation with SmolLM2-135M-Instruct, a decoder-only model.
 
-Takes some minutes on a CPU: `pytest -m slow tests/real/test_smollm2.py`.
+The tests take some minutes on a CPU: `pytest -m slow tests/real/test_smollm2.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("bits", [32, 16, 8, 4])
-def test_lora_is_trained_read_back_and_verified(
+def test_a_lora_adapter_is_trained_reloaded_and_verified(
     bits: int, smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

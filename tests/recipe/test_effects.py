@@ -1,4 +1,4 @@
-"""What a recipe may write under `effects`, and what it is told when that makes no sense."""
+"""The key `effects` of a recipe: valid entries, and the messages about invalid entries."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def recipe(*effects: Any, arms: tuple[str, ...] = ("english", "english-newemb", 
         ({"contrast": "4-bit-full"}, "methods", LORA4, FULL),
     ],
 )
-def test_a_contrast_is_of_arms_or_of_methods(effect: Any, kind: str, left: str, right: str) -> None:
+def test_a_contrast_compares_arms_or_methods(effect: Any, kind: str, left: str, right: str) -> None:
     (found,) = requested_effects(recipe(effect))
     assert (found.kind, found.left, found.right) == (kind, left, right)
     assert found.arms == (("english", "english-newemb", "scratch") if kind == "methods" else ())
 
 
-def test_what_needs_more_than_two_names_is_a_mapping() -> None:
+def test_effects_with_more_than_two_names_are_mappings() -> None:
     found = requested_effects(
         recipe(
             {"contrast": "4-bit-full", "arms": ["english"]},
@@ -93,19 +93,19 @@ def test_what_needs_more_than_two_names_is_a_mapping() -> None:
         (5, "effects.0"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_the_nearest(effect: Any, message: str) -> None:
+def test_invalid_effects_are_refused_with_the_reason(effect: Any, message: str) -> None:
     with pytest.raises(UserError) as refusal:
         requested_effects(recipe(effect))
     assert message in str(refusal.value)
 
 
 @pytest.mark.parametrize(("contrast", "kind"), [("english-scratch", "arms"), ("4-bit-full", "methods")])
-def test_a_contrast_can_be_of_some_categories(contrast: str, kind: str) -> None:
+def test_a_contrast_can_be_limited_to_categories(contrast: str, kind: str) -> None:
     (found,) = requested_effects(recipe({"contrast": contrast, "categories": "and"}))
     assert (found.name, found.kind, found.categories) == (f"{contrast} (and)", kind, "and")
 
 
-def test_categories_need_a_score_of_each_example() -> None:
+def test_a_contrast_of_categories_needs_exact_match() -> None:
     made = recipe({"contrast": "english-scratch", "categories": "and"})
     task = made.task.model_copy(update={"metrics": ["bleu"]})
     with pytest.raises(UserError, match=r"`categories` needs exact match, and the effects are computed on bleu"):
@@ -122,7 +122,7 @@ def test_categories_need_a_score_of_each_example() -> None:
         ("and", "unknown group of categories, or category, of cogs 'and'"),
     ],
 )
-def test_categories_are_those_of_the_task(categories: str, message: str) -> None:
+def test_categories_must_exist_in_the_task(categories: str, message: str) -> None:
     made = recipe({"contrast": "english-scratch", "categories": categories})
     made = made.model_copy(update={"task": made.task.model_copy(update={"name": "cogs", "splits": ["gen"]})})
     if not message:
@@ -133,7 +133,7 @@ def test_categories_are_those_of_the_task(categories: str, message: str) -> None
     assert message in str(refusal.value)
 
 
-def test_words_of_a_label_are_enough() -> None:
+def test_methods_are_found_by_some_words_of_their_labels() -> None:
     labels = [LORA16, LORA4, FULL]
     assert labels_matching("4-bit", labels) == [LORA4]
     assert labels_matching("lora", labels) == [LORA16, LORA4]
@@ -141,7 +141,7 @@ def test_words_of_a_label_are_enough() -> None:
     assert labels_matching("full 32-bit", [FULL, "full 32-bit more"]) == [FULL]
 
 
-def test_fewer_arms_leave_fewer_effects() -> None:
+def test_effects_of_missing_arms_are_removed() -> None:
     full = recipe("english-scratch", "4-bit-16-bit", {"contrast": "4-bit-full", "arms": ["english", "scratch"]})
     cut, dropped = without_impossible_effects(full.model_copy(update={"arms": ["english"]}))
     assert dropped == ["english-scratch"]
@@ -156,13 +156,13 @@ def test_fewer_arms_leave_fewer_effects() -> None:
     )  # fmt: skip
 
 
-def test_a_frozen_recipe_says_the_same() -> None:
+def test_a_recipe_that_is_written_and_read_again_requests_the_same_effects() -> None:
     import yaml
 
     one = recipe("english-scratch", {"retention": "english-scratch", "under": "4-bit"})
     assert requested_effects(validate(yaml.safe_load(recipe_yaml(one)), "again")) == requested_effects(one)
 
 
-def test_a_method_is_called_by_the_first_word_that_is_its_own() -> None:
+def test_the_short_label_of_a_method_is_its_first_unique_word() -> None:
     labels = ["lora r16 32-bit", "lora r16 4-bit", "full 32-bit"]
     assert [short_label(label, labels) for label in labels] == ["lora r16 32-bit", "4-bit", "full"]

@@ -1,4 +1,4 @@
-"""Hostile and damaged recipes: one line, exit code 2, at once, by `plan` and `run` alike, and nothing is written."""
+"""Hostile and damaged recipes: `plan` and `run` refuse them fast, in one line, with exit code 2, and write nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BASE: dict[str, Any] = {
 
 
 def bomb(levels: int) -> str:
-    """A few lines that stand for ten to the power of `levels` values."""
+    """Return a few lines of YAML that stand for 10 ** `levels` values."""
     lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     lines += [f"a{at}: &a{at} [{', '.join([f'*a{at - 1}'] * 10)}]" for at in range(1, levels)]
     return "\n".join(lines)
@@ -135,7 +135,7 @@ CHANGES: dict[str, tuple[str, Any, str]] = {
 
 
 def changed(place: str, value: Any) -> dict[str, Any]:
-    """BASE with one value replaced."""
+    """Return BASE with one value replaced."""
     content: Any = copy.deepcopy(BASE)
     at = content
     *outer, last = [int(key) if key.isdigit() else key for key in place.split(".")]
@@ -147,25 +147,25 @@ def changed(place: str, value: Any) -> dict[str, Any]:
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """The message of a command that a user's mistake ends."""
+    """Run a command that must end with a user error, and return its message."""
     monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
     started = time.process_time()
     with pytest.raises(SystemExit) as stopped:
         main()
     error = capsys.readouterr().err
     assert stopped.value.code == 2, error[-2000:]
-    assert time.process_time() - started < 10  # of a processor, the import of libraries included
+    assert time.process_time() - started < 10  # seconds of CPU time, including the import of libraries
     assert "Traceback" not in error
     return error
 
 
-def test_a_recipe_with_usual_signs_is_read() -> None:
+def test_usual_characters_in_a_recipe_are_accepted() -> None:
     text = "a: [0,1]\nb: '“x”'\nc: mot\xa0x\nd: {e: 1, 2: 3}\nf: it\u2019s \u2013 so\ng: '0,5'\nh: -1.0e-3\n"
     assert parse_yaml(text, by_hand=True) == parse_yaml(text)
 
 
 @pytest.mark.parametrize("case", [*TEXTS, *CHANGES])
-def test_plan_and_run_refuse_it_in_one_line_and_write_nothing(
+def test_plan_and_run_refuse_a_bad_recipe_in_one_line_and_write_nothing(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -195,7 +195,7 @@ def test_plan_and_run_refuse_it_in_one_line_and_write_nothing(
         (["--set", "train={steps: 1, steps: 2}"], "twice"),
     ],
 )
-def test_options_that_no_recipe_can_hold_are_refused(
+def test_impossible_values_of_options_are_refused(
     arguments: list[str],
     shown: str,
     tmp_path: Path,
@@ -256,7 +256,7 @@ PLACES = [
 
 @settings(max_examples=150, deadline=5000, suppress_health_check=list(HealthCheck))
 @given(place=st.sampled_from(PLACES), value=VALUES)
-def test_any_value_anywhere_is_planned_or_refused(
+def test_any_value_of_any_key_is_planned_or_refused(
     place: str, value: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
@@ -266,7 +266,7 @@ def test_any_value_anywhere_is_planned_or_refused(
 
 
 def refusal(action: Callable[[], object]) -> str:
-    """The message of the UserError that an action raises, empty where it raises none; other errors pass through."""
+    """Return the message of the UserError that an action raises, or ''. Other errors are not caught."""
     try:
         action()
     except UserError as error:
@@ -283,7 +283,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 @pytest.mark.parametrize(
     "name", ["\u540d" * 100, "a/" * 3000], ids=["of-characters-of-several-bytes", "of-many-folders"]
 )
-def test_a_name_that_the_file_system_refuses_is_no_crash(
+def test_a_name_that_is_too_long_for_the_file_system_is_refused(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "File name too long" in refused(["plan", "--recipe", name], capsys, monkeypatch)

@@ -1,4 +1,4 @@
-"""The recipes for hub checkpoints, planned as they are and carried out with small random weights in their place."""
+"""The recipes for hub checkpoints: plan them unchanged, and run them with small random weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _read(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_its_plan_has_a_run_for_each_cell_and_seeds_enough(
+def test_the_plan_of_a_recipe_has_all_runs_and_enough_seeds(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, "plan", "--recipe", name, "--json") == 0
@@ -41,13 +41,18 @@ def test_its_plan_has_a_run_for_each_cell_and_seeds_enough(
     random_twice = "random" in recipe["arms"] and any(method["name"] == "full" for method in recipe["methods"])
     expected = (cells - random_twice) * len(recipe["seeds"]) * len(recipe["task"]["splits"])
     assert len(plan["runs"]) == expected
-    if not name.startswith("orhan"):  # those have the paper's own seeds, which are too few
+    if not name.startswith("orhan"):  # those use the seeds of the paper, which are too few
         assert not any("cannot decide" in note for note in plan.get("notes", []))
 
 
 @pytest.mark.parametrize("name", ["lora-scan-t5-base", "lora-cogs-t5-base", "qlora-scan-t5-3b", "orhan-base"])
-def test_it_runs_on_random_weights(name: str, tmp_path: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One pretrained arm, the tiny T5, and one control, on one split and one seed, three steps; all else is its own."""
+def test_a_recipe_runs_with_random_weights(
+    name: str, tmp_path: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Train the tiny T5 as the pretrained arm, and one control arm, for three steps on few rows of one split.
+
+    The methods and their learning rates are those of the recipe.
+    """
     recipe = _read(name)
     if recipe["task"]["name"] == "cogs" and not OFFICIAL.exists():
         pytest.skip("needs COGS's official files")

@@ -1,4 +1,4 @@
-"""Recipes from file to object: what overrides what, what is refused, and that every shipped recipe holds."""
+"""Load recipes: the order of overrides, the messages about mistakes, and every shipped recipe."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ train: {steps: 10, learning_rate: 0.5}
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> str:
-    """A recipe's file."""
+    """The path of a recipe file."""
     path = tmp_path / "mine.yaml"
     path.write_text(RECIPE)
     return str(path)
 
 
-def test_the_file_then_set_then_options(recipe: str) -> None:
+def test_set_overrides_the_file_and_options_override_set(recipe: str) -> None:
     assert load_recipe(recipe).seeds == [1]
     assert load_recipe(recipe, ["seeds=[2]"]).seeds == [2]
     assert load_recipe(recipe, ["seeds=[2]"], {"seeds": [3]}).seeds == [3]
     assert load_recipe(recipe, ["seeds=[2]"], {"seeds": None}).seeds == [2]
 
 
-def test_a_date_in_a_file_is_named_with_the_way_out(recipe: str) -> None:
+def test_the_message_about_a_date_advises_quotes(recipe: str) -> None:
     path = Path(recipe)
     path.write_text(path.read_text().replace("name: mine", "name: 2026-01-05"))
     with pytest.raises(UserError, match=r"name: .*date; put it in quotes: '2026-01-05'"):
@@ -80,7 +80,7 @@ def test_a_date_in_a_file_is_named_with_the_way_out(recipe: str) -> None:
         ("name: mine", "name: mine\nfamily: {name: m, arms: {de: off}}", "family.arms.de: ", "'no'"),
     ],
 )
-def test_a_text_that_yaml_reads_as_another_type_is_to_be_put_in_quotes(
+def test_the_message_about_a_text_that_yaml_reads_as_another_type_advises_quotes(
     recipe: str, old: str, new: str, place: str, quoted: str
 ) -> None:
     path = Path(recipe)
@@ -95,8 +95,8 @@ def test_a_text_that_yaml_reads_as_another_type_is_to_be_put_in_quotes(
 @pytest.mark.parametrize(
     ("text", "prefix"),
     [
-        ("solve ", "solve "),  # YAML drops the space, and `solvewalk` would be the input
-        ("hello # world", "hello # world"),  # a comment in YAML
+        ("solve ", "solve "),  # YAML drops the space, so that an input would begin with `solvewalk`
+        ("hello # world", "hello # world"),  # YAML reads a part of it as a comment
         ("'quoted '", "quoted "),
         ("5", "5"),
         ("'5'", "5"),
@@ -106,11 +106,11 @@ def test_a_text_that_yaml_reads_as_another_type_is_to_be_put_in_quotes(
         ("scan: ", "scan: "),
     ],
 )
-def test_a_text_of_set_is_kept_as_it_is_written(recipe: str, text: str, prefix: Any) -> None:
+def test_a_text_given_with_set_is_kept_as_it_is_written(recipe: str, text: str, prefix: Any) -> None:
     assert load_recipe(recipe, [f"task.prefix={text}"]).task.prefix == prefix
 
 
-def test_a_pattern_of_set_may_begin_like_a_list(recipe: str) -> None:
+def test_a_pattern_given_with_set_may_begin_with_a_bracket(recipe: str) -> None:
     assert load_recipe(recipe, ["methods.0.targets=[qv]"]).methods[0].targets == ["qv"]
     assert load_recipe(recipe, ["methods.0.targets=[qv]$"]).methods[0].targets == "[qv]$"
 
@@ -118,7 +118,7 @@ def test_a_pattern_of_set_may_begin_like_a_list(recipe: str) -> None:
 @pytest.mark.parametrize(
     "value", ["\U0001f600: ", "5", "1e3", "nan", "a\u2028b\u00a0\x7f\x85", 'tab\t"q" \\d', "true", ""]
 )
-def test_every_text_survives_as_an_override(recipe: str, value: str) -> None:
+def test_as_overrides_keeps_every_text_unchanged(recipe: str, value: str) -> None:
     (override,) = as_overrides({"task": {"prefix": value}})
     assert load_recipe(recipe, [override]).task.prefix == value
     (override,) = as_overrides({"effects": [{"contrast": "full-lora", "family": f"f{value}"}]})
@@ -127,7 +127,7 @@ def test_every_text_survives_as_an_override(recipe: str, value: str) -> None:
     assert content["effects"][0]["family"] == f"f{value}"
 
 
-def test_a_recipe_as_a_dict_may_hold_ranges_paths_and_numbers_of_numpy(tmp_path: Path) -> None:
+def test_a_recipe_as_a_dict_may_contain_ranges_paths_and_numpy_numbers(tmp_path: Path) -> None:
     content = yaml.safe_load(RECIPE) | {"seeds": range(2), "data_dir": tmp_path, "margin": np.float32(2)}
     grid = load_grid(content)
     assert (grid.recipe.seeds, grid.recipe.data_dir, grid.recipe.margin) == ([0, 1], tmp_path, 2.0)
@@ -144,17 +144,17 @@ def test_a_recipe_as_a_dict_may_hold_ranges_paths_and_numbers_of_numpy(tmp_path:
     ],
 )
 def test_two_methods_with_one_label_are_refused(recipe: str, one: Any, other: Any, setting: str) -> None:
-    """Tables and effects tell methods apart by their labels: they would take the runs of two methods for one."""
+    """Tables and effects distinguish methods only by their labels, so they would mix the runs of the two methods."""
     with pytest.raises(UserError, match=rf"one label, .* differ only in {setting}"):
         load_recipe(recipe, [], {"methods": [one, other]})
-    # `full` ignores the rank, so that these are the same runs
+    # `full` ignores the rank, so these are the same runs
     load_recipe(recipe, [], {"methods": [{"name": "full", "bits": 32}, {"name": "full", "bits": 32, "rank": 8}]})
 
 
-def test_a_margin_is_kept_where_it_is_declared_and_changes_no_run(recipe: str) -> None:
+def test_a_margin_is_written_only_if_it_is_given_and_changes_no_run(recipe: str) -> None:
     usual, strict = load_recipe(recipe), load_recipe(recipe, ["margin=2.5"])
     assert (usual.margin, strict.margin) == (5.0, 2.5)
-    assert "margin" not in recipe_yaml(usual)  # so that recipes of before it could be declared stay as they are
+    assert "margin" not in recipe_yaml(usual)  # so that the text of older recipes does not change
     assert validate(yaml.safe_load(recipe_yaml(strict)), "frozen") == strict
     assert [cell.run_id for cell in expand(usual)] == [cell.run_id for cell in expand(strict)]
     for wrong in ("0", "-1", "101", "yes", "nan"):
@@ -169,11 +169,11 @@ def test_a_margin_is_kept_where_it_is_declared_and_changes_no_run(recipe: str) -
         ("[chrf, exact_match]", None, "exact_match"),
         ("[chrf, rouge]", None, "chrf"),
         ("[chrf, rouge]", "rouge", "rouge"),
-        ("[chrf, rouge]", "exact_match", "exact_match"),  # which is measured whatever else is
+        ("[chrf, rouge]", "exact_match", "exact_match"),  # exact match is always measured
         ("[exact_match, chrf]", "chrf", "chrf"),
     ],
 )
-def test_effects_are_taken_on_a_metric_which_changes_no_run(
+def test_judge_by_chooses_the_metric_of_the_effects_and_changes_no_run(
     recipe: str, metrics: str, judge_by: str | None, metric: str
 ) -> None:
     usual = load_recipe(recipe, [f"task.metrics={metrics}"])
@@ -198,13 +198,13 @@ def test_effects_are_taken_on_a_metric_which_changes_no_run(
         (["judge_by=chrf", "task.metrics=[chrff]"], r"task\.metrics"),
     ],
 )
-def test_a_metric_that_is_not_measured_judges_nothing(recipe: str, sets: list[str], message: str) -> None:
+def test_unmeasured_metrics_and_wrong_keys_are_refused_in_one_line(recipe: str, sets: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as refusal:
         load_recipe(recipe, ["task.metrics=[chrf]", *sets])
     assert len(str(refusal.value).splitlines()) == 1
 
 
-def test_what_the_data_suggest_may_judge(recipe: str, tmp_path: Path) -> None:
+def test_judge_by_accepts_a_metric_that_is_chosen_from_the_data(recipe: str, tmp_path: Path) -> None:
     rows = tmp_path / "labels.tsv"
     rows.write_text("".join(f"number {at}\t{'odd' if at % 2 else 'even'}\n" for at in range(40)))
     sets = [f"task={{name: lines, options: {{train: {rows}}}}}"]
@@ -218,14 +218,14 @@ def test_the_last_of_two_overrides_counts(recipe: str) -> None:
 
 
 @pytest.mark.parametrize("written", ["1e-3", "1.0e-3", "0.001", "'1e-3'"])
-def test_every_way_to_write_a_number_is_a_number(recipe: str, written: str) -> None:
+def test_all_notations_of_a_learning_rate_are_read_as_a_float(recipe: str, written: str) -> None:
     rate = load_recipe(recipe, [f"train.learning_rate={written}"]).train.learning_rate
     assert rate == 0.001
     assert isinstance(rate, float)
 
 
 @given(rate=st.floats(min_value=1e-12, max_value=9.99))
-def test_any_rate_comes_through_set_unchanged(rate: float) -> None:
+def test_any_learning_rate_given_with_set_is_unchanged(rate: float) -> None:
     assert load_recipe("smoke", [f"train.learning_rate={rate!r}"]).train.learning_rate == rate
 
 
@@ -235,21 +235,21 @@ def test_a_whole_number_may_be_written_with_an_exponent(recipe: str) -> None:
     assert isinstance(steps, int)
 
 
-def test_numbers_inside_a_mapping_too(recipe: str) -> None:
+def test_a_number_with_an_exponent_is_read_inside_a_mapping(recipe: str) -> None:
     assert load_recipe(recipe, ["train.learning_rate={lora: 1e-3}"]).train.learning_rate == {"lora": 0.001}
 
 
-def test_set_reaches_into_lists(recipe: str) -> None:
+def test_set_changes_entries_of_lists(recipe: str) -> None:
     changed = load_recipe(recipe, ["methods.1.rank=7", "task.splits.0=length"])
     assert [method.rank for method in changed.methods] == [4, 7]
     assert changed.task.splits == ["length", "simple"]
 
 
-def test_set_adds_what_the_recipe_leaves_out(recipe: str) -> None:
+def test_set_adds_keys_that_the_recipe_lacks(recipe: str) -> None:
     assert load_recipe(recipe, ["task.options.dev_size=40"]).task.options == {"dev_size": 40}
 
 
-def test_a_value_may_hold_an_equals_sign(recipe: str) -> None:
+def test_a_value_may_contain_an_equals_sign(recipe: str) -> None:
     assert load_recipe(recipe, ["task.prefix='a=b: '"]).task.prefix == "a=b: "
 
 
@@ -264,7 +264,7 @@ def test_a_value_may_hold_an_equals_sign(recipe: str) -> None:
         ("name.first=1", "there is no name.first"),
     ],
 )
-def test_a_malformed_set_is_refused(recipe: str, override: str, message: str) -> None:
+def test_a_malformed_override_is_refused(recipe: str, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_recipe(recipe, [override])
 
@@ -285,20 +285,20 @@ def test_a_malformed_set_is_refused(recipe: str, override: str, message: str) ->
         ("zzz=3", r"unknown key 'zzz': known here: .*train"),
     ],
 )
-def test_a_mistake_is_named_by_the_keys_that_lead_to_it(recipe: str, override: str, message: str) -> None:
+def test_the_message_about_a_mistake_names_the_dotted_key(recipe: str, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_recipe(recipe, [override])
 
 
 @pytest.mark.parametrize("key", ["train.steps", "train.warmup", "train.learning_rate", "methods.0.rank", "seeds.0"])
-def test_yes_is_no_number(recipe: str, key: str) -> None:
+def test_true_is_refused_as_a_number(recipe: str, key: str) -> None:
     with pytest.raises(UserError, match=key):
         load_recipe(recipe, [f"{key}=true"])
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", ".inf"])
 @pytest.mark.parametrize("key", ["train.weight_decay", "train.max_grad_norm", "train.learning_rate", "methods.0.alpha"])
-def test_only_finite_numbers(recipe: str, key: str, value: str) -> None:
+def test_numbers_that_are_not_finite_are_refused(recipe: str, key: str, value: str) -> None:
     with pytest.raises(UserError, match=key):
         load_recipe(recipe, [f"{key}={value}"])
 
@@ -313,7 +313,7 @@ def test_only_finite_numbers(recipe: str, key: str, value: str) -> None:
         max_leaves=12,
     )
 )
-def test_anything_else_is_refused_in_one_line(content: object) -> None:
+def test_arbitrary_content_is_refused_in_one_line(content: object) -> None:
     with pytest.raises(UserError) as caught:
         validate({"task": content, "name": content}, "here")
     assert str(caught.value).startswith("here: ")
@@ -321,7 +321,7 @@ def test_anything_else_is_refused_in_one_line(content: object) -> None:
 
 
 @pytest.mark.parametrize("name", list(shipped_recipes()))
-def test_shipped_recipes_load_expand_and_freeze(name: str) -> None:
+def test_shipped_recipes_can_be_loaded_expanded_and_restored_from_yaml(name: str) -> None:
     assert load_either(name).description
     if "kind: pretrain" in find_recipe(name).read_text():
         pretraining = load_pretraining(name)
@@ -337,7 +337,7 @@ def test_shipped_recipes_load_expand_and_freeze(name: str) -> None:
     assert [cell.run_id for cell in expand(again)] == [cell.run_id for cell in cells]
 
 
-def test_protein_is_compared_with_its_fair_partner_and_no_run_is_lost() -> None:
+def test_protein_is_compared_with_english_newemb_and_the_recipe_in_results_agrees() -> None:
     recipe = load_recipe("lora-transfer-nano")
     cells = expand(recipe)
     partners = [cell for cell in cells if cell.arm == "english-newemb"]
@@ -345,14 +345,14 @@ def test_protein_is_compared_with_its_fair_partner_and_no_run_is_lost() -> None:
     for arm in ("protein", "english-newemb"):
         assert len({(cell.method, cell.seed) for cell in cells if cell.arm == arm}) == 2 * 6
     assert any((one.left, one.right) == ("protein", "english-newemb") for one in requested_effects(recipe))
-    assert not demand(recipe, cells).line  # its seeds are enough for one effect more
+    assert not demand(recipe, cells).line  # the seeds are enough for all effects
     kept = expand(load_recipe(str(Path(__file__).parents[2] / "results" / "lora-transfer-nano" / "recipe.yaml")))
     assert {cell.run_id for cell in kept} == {cell.run_id for cell in cells}
 
 
 @pytest.mark.parametrize("name", ["lora-transfer-nano", "methods-scan"])
-def test_rates_are_within_three_points_of_the_best_on_dev(name: str) -> None:
-    """As the sweep beside the study's results says; a recipe with a worse rate would judge a method unfairly."""
+def test_learning_rates_are_within_three_points_of_the_best_dev_score(name: str) -> None:
+    """The dev scores are those of sweep.json of the study. A worse learning rate would be unfair to a method."""
     swept = json.loads((Path(__file__).parents[2] / "results" / name / "sweep.json").read_text())
     assert {group["method"] for group in swept["groups"]} == {cell.method for cell in expand(load_recipe(name))}
     rates = {(cell.arm, cell.method): cell.spec.train.learning_rate for cell in expand(load_recipe(name))}
@@ -361,7 +361,9 @@ def test_rates_are_within_three_points_of_the_best_on_dev(name: str) -> None:
         assert seen[rates[group["arm"], group["method"]]] >= max(seen.values()) - 3, group["method"]
 
 
-def test_a_file_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_takes_precedence_over_a_shipped_recipe_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_recipe("smoke") == shipped_recipes()["smoke"]
     Path("smoke").write_text(RECIPE)
@@ -382,7 +384,7 @@ def test_a_file_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.M
         ("description=one: two", "one: two"),
     ],
 )
-def test_text_that_yaml_takes_for_a_mapping_stays_text(override: str, value: object) -> None:
+def test_overrides_distinguish_texts_from_mappings_and_other_values(override: str, value: object) -> None:
     content: dict[str, Any] = {"task": {"options": {}}}
     apply_override(content, override)
     *path, last = override.partition("=")[0].split(".")
@@ -391,7 +393,9 @@ def test_text_that_yaml_takes_for_a_mapping_stays_text(override: str, value: obj
     assert content[last] == value
 
 
-def test_relative_paths_are_looked_for_beside_the_recipe_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_are_also_looked_up_in_the_folder_of_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home, here = tmp_path / "home", tmp_path / "here"
     for folder in (home / "data", home / "base", home / "nano" / "english", here):
         folder.mkdir(parents=True)
@@ -421,10 +425,14 @@ def test_relative_paths_are_looked_for_beside_the_recipe_too(tmp_path: Path, mon
     (here / "given" / "data").mkdir(parents=True)
     (here / "given" / "data" / "rows.csv").write_text("input,target\n")
     with_folder = load_recipe(str(path), options={"data_dir": Path("given")})
-    assert with_folder.task.options["train"] == "data/rows.csv", "and the folder of the data"
+    assert with_folder.task.options["train"] == "data/rows.csv", (
+        "the folder of the data comes before that of the recipe"
+    )
 
 
-def test_data_beside_the_recipe_give_the_same_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_beside_the_recipe_give_the_same_run_ids_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
     (tmp_path / "home" / "data").mkdir(parents=True)
     (tmp_path / "here").mkdir()
@@ -439,7 +447,7 @@ def test_data_beside_the_recipe_give_the_same_runs(tmp_path: Path, monkeypatch: 
         cells = expand(resolve(load_recipe(str(path))))
         ids.append([cell.run_id for cell in cells])
         places = {dict(cell.spec.task.source)["train"] for cell in cells}
-        assert places == {str(tmp_path / "home" / "data" / "rows.csv")}, "the run's data are found from any folder"
+        assert places == {str(tmp_path / "home" / "data" / "rows.csv")}, "runs have the absolute path of the data"
     assert ids[0] == ids[1]
 
 
@@ -469,13 +477,13 @@ def test_data_beside_the_recipe_give_the_same_runs(tmp_path: Path, monkeypatch: 
         ("train.steps=0", "the value should be greater than or equal to 1 (it is 0)"),
     ],
 )
-def test_a_wrong_kind_of_value_is_named_with_the_right_form(recipe: str, change: str, message: str) -> None:
+def test_the_message_about_a_value_of_a_wrong_type_shows_the_right_form(recipe: str, change: str, message: str) -> None:
     with pytest.raises(UserError) as refused:
         load_recipe(recipe, [change])
     assert message in str(refused.value)
 
 
-def test_the_right_forms_can_be_used(recipe: str) -> None:
+def test_the_right_forms_shown_in_messages_are_valid(recipe: str) -> None:
     content = yaml.safe_load(RECIPE)
     for place, text in FORMS.items():
         at = content
@@ -490,7 +498,7 @@ def test_the_right_forms_can_be_used(recipe: str) -> None:
     assert validate(content, recipe).seeds == [0, 1, 2]
 
 
-def test_no_message_about_a_wrong_value_names_a_class(recipe: str) -> None:
+def test_messages_about_wrong_values_contain_no_class_names_or_words_of_pydantic(recipe: str) -> None:
     for key in (*Recipe.model_fields, *(f"task.{key}" for key in TaskPart.model_fields), "train.steps", "methods.0"):
         for value in (5, "x", True, ["a"], {"a": "b"}, None, [[1]]):
             content = yaml.safe_load(RECIPE)
@@ -507,7 +515,7 @@ def test_no_message_about_a_wrong_value_names_a_class(recipe: str) -> None:
             assert not re.search(r"Part\b|instance of|dictionary|valid (list|string|integer|number)", message)
 
 
-def test_the_configuration_of_another_program_is_named_as_such(tmp_path: Path) -> None:
+def test_configurations_and_keys_of_other_programs_are_recognised(tmp_path: Path) -> None:
     (tmp_path / "axolotl.yaml").write_text("base_model: a/b\nload_in_4bit: true\nlora_r: 8\nlearning_rate: 1e-4\n")
     with pytest.raises(UserError, match=r"axolotl.yaml is no recipe of petransfer: it has base_model, .*recipes cp"):
         load_recipe(str(tmp_path / "axolotl.yaml"))

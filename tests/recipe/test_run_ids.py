@@ -1,7 +1,7 @@
-"""The run ids of every shipped recipe, and of every run in results/, stay what they are.
+"""The run ids of every shipped recipe and of every run in results/ do not change.
 
-Results are found by run id, so a changed id orphans the run folders that users have. `run_ids.json` holds the ids that
-were committed; after a wanted change of a recipe, write it anew: `python -m tests.recipe.test_run_ids`.
+Results are found by run id. After a change of an id, petransfer would not find the run folders of users. `run_ids.json`
+contains the committed ids. After an intended change of a recipe, update it: `python -m tests.recipe.test_run_ids`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ RESULTS = Path(__file__).parents[2] / "results"
 
 
 def ids(recipe: str) -> str:
-    """The run ids of a shipped recipe, in the order of its grid."""
+    """Return the run ids of a shipped recipe, in the order of its grid."""
     return " ".join(cell.run_id for cell in expand(load_recipe(recipe)))
 
 
 def current() -> dict[str, dict[str, str]]:
-    """What the snapshot holds: the ids of the shipped studies, and those of the runs in results/."""
+    """Return the content of the snapshot: the run ids of the shipped studies and of the runs in results/."""
     studies = [name for name in shipped_recipes() if isinstance(load_either(name), Recipe)]
     runs: dict[str, list[str]] = {}
     for path in sorted(RESULTS.glob("*/runs/*/spec.json")):
@@ -54,7 +54,7 @@ def test_runs_in_results_have_the_ids_of_their_folders() -> None:
             assert set(KEPT["results"][study].split()) <= set(found.split())
 
 
-def test_the_snapshot_is_complete() -> None:
+def test_the_snapshot_contains_every_shipped_recipe() -> None:
     assert KEPT["recipes"].keys() == current()["recipes"].keys()
 
 

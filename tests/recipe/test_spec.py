@@ -1,4 +1,4 @@
-"""A run's id: the same for the same settings on every machine, another one for any other setting."""
+"""Run ids: equal settings give the same id on every machine, and every changed setting gives another id."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ CHANGES: dict[str, Any] = {
 
 
 def leaves(spec: object, at: str = "") -> list[str]:
-    """The dotted names of all fields."""
+    """Return the dotted names of all fields."""
     found = []
     for field in fields(spec):  # type: ignore[arg-type]
         value = getattr(spec, field.name)
@@ -74,13 +74,13 @@ def leaves(spec: object, at: str = "") -> list[str]:
 
 
 def changed(field: str, value: Any) -> RunSpec:
-    """SPEC with one field replaced."""
+    """Return SPEC with one field replaced."""
     part, _, name = field.rpartition(".")
     return replace(SPEC, **({part: replace(getattr(SPEC, part), **{name: value})} if part else {name: value}))
 
 
-def test_the_id_of_this_spec_is_for_ever() -> None:
-    """Results are found by id: a change here orphans every folder that was ever written, and needs a new version."""
+def test_the_run_id_of_a_spec_never_changes() -> None:
+    """Results are found by run id. If this id changes, existing run folders are lost, so a new version is needed."""
     assert SPEC.run_id == "8b63c650c9cb"
 
 
@@ -92,29 +92,29 @@ PLACES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("field", PLACES)
-def test_a_place_on_this_machine_is_not_part_of_the_id(field: str) -> None:
+def test_paths_on_this_machine_are_not_part_of_the_run_id(field: str) -> None:
     moved = changed(field, PLACES[field])
     assert moved != SPEC
     assert moved.run_id == SPEC.run_id
 
 
-def test_every_other_field_is_listed_here() -> None:
+def test_every_field_is_listed_in_changes_or_places() -> None:
     assert set(leaves(SPEC)) == {*CHANGES, *PLACES}
 
 
 @pytest.mark.parametrize("field", list(CHANGES))
-def test_every_other_field_changes_the_id(field: str) -> None:
+def test_every_field_except_paths_changes_the_run_id(field: str) -> None:
     other = changed(field, CHANGES[field])
     assert other != SPEC
     assert other.run_id != SPEC.run_id
 
 
-def test_no_two_changes_share_an_id() -> None:
+def test_no_two_changes_give_the_same_run_id() -> None:
     assert len({changed(field, value).run_id for field, value in CHANGES.items()}) == len(CHANGES)
 
 
 @given(st.floats(min_value=1e-12, max_value=9), st.floats(min_value=1e-12, max_value=9))
-def test_ids_are_equal_exactly_where_rates_are(one: float, other: float) -> None:
+def test_run_ids_are_equal_exactly_if_the_learning_rates_are(one: float, other: float) -> None:
     ids = [changed("train.learning_rate", rate).run_id for rate in (one, other)]
     assert (ids[0] == ids[1]) == (one == other)
 
@@ -165,7 +165,7 @@ SPECS = st.builds(
 
 
 @given(SPECS)
-def test_a_spec_comes_back_from_json(spec: RunSpec) -> None:
+def test_a_spec_can_be_restored_from_json(spec: RunSpec) -> None:
     back = RunSpec.from_dict(json.loads(json.dumps(spec.as_dict())))
     assert back == spec
     assert back.run_id == spec.run_id
@@ -178,7 +178,7 @@ def test_a_spec_comes_back_from_json(spec: RunSpec) -> None:
         "train.max_grad_norm",
     ],
 )  # fmt: skip
-def test_a_whole_number_is_the_float_it_stands_for(field: str) -> None:
+def test_an_integer_and_the_equal_float_give_the_same_run_id(field: str) -> None:
     whole, real = changed(field, 1), changed(field, 1.0)
     assert whole.run_id == real.run_id
     part, name = field.split(".")
@@ -187,17 +187,17 @@ def test_a_whole_number_is_the_float_it_stands_for(field: str) -> None:
     assert RunSpec.from_dict(content).run_id == real.run_id
 
 
-def test_whole_betas_too() -> None:
+def test_integer_betas_give_the_run_id_of_equal_float_betas() -> None:
     assert changed("train.betas", (0, 1)).run_id == changed("train.betas", (0.0, 1.0)).run_id
 
 
-def test_the_canonical_json_is_sorted_and_dense() -> None:
+def test_the_canonical_json_is_sorted_and_has_no_spaces() -> None:
     text = SPEC.canonical_json()
     assert " " not in text.replace("say: ", "")
     assert json.dumps(json.loads(text), sort_keys=True, separators=(",", ":")) == text
 
 
-def test_early_stopping_is_part_of_the_run_id_only_where_it_is_used() -> None:
+def test_early_stopping_is_part_of_the_run_id_only_if_it_is_used() -> None:
     train = TrainSpec(steps=8, batch_size=4, learning_rate=1e-3)
     plain = RunSpec(CheckpointSpec("x"), TaskSpec("scan", "simple"), MethodSpec("lora"), train, 0)
     early = replace(plain, train=replace(train, early_stopping=EarlyStopping(patience=3)))

@@ -1,4 +1,4 @@
-"""Studies whose run folders are written by hand, so that their figures are known."""
+"""Make studies from constructed run folders, so that their scores are known."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ METHODS = [
 
 
 def recipe_of(**changes: Any) -> Recipe:
-    """English and scratch by LoRA at two widths and by full fine-tuning on two splits, four seeds."""
+    """Return a recipe with three arms, LoRA at 32 and 4 bits, full fine-tuning, two splits and six seeds."""
     content: dict[str, Any] = {
         "name": "made",
         "description": "A study that was never run.",
@@ -51,7 +51,7 @@ def recipe_of(**changes: Any) -> Recipe:
 
 
 def level_of(cell: Cell) -> float:
-    """The share of right answers: English 60 %, German like scratch, 4 bits a little less, seeds a point apart."""
+    """Return a run's share of correct answers: English about 60 %, German 21 %, scratch 20 %, and less with 4 bits."""
     base = {"english": 0.60, "german": 0.21, "scratch": 0.20}[cell.arm]
     return base - (0.03 if "4-bit" in cell.method else 0.0) + 0.01 * (cell.seed % 3) + 0.004 * cell.seed
 
@@ -67,9 +67,10 @@ def make(
     texts: bool = True,
     scores: Callable[[Cell], dict[str, float]] = lambda cell: {},
 ) -> tuple[list[Cell], StudyFolder]:
-    """A study's folder as runs leave it; those that `skip` names are not there. categories: their number or names.
+    """Write the folder of a study with finished runs. Return its cells and the folder.
 
-    scores: a run's test figures of other metrics than exact match.
+    level: returns a run's share of correct answers. categories: their number or names. skip: whether a run is left out.
+    texts: whether the examples have texts. scores: returns a run's test scores in metrics other than exact match.
     """
     cases = tuple(f"case_{at}" for at in range(categories)) if isinstance(categories, int) else categories
     folder = StudyFolder(path)
@@ -90,7 +91,7 @@ def finish(
     texts: bool,
     scores: dict[str, float],
 ) -> None:
-    """One run that is done, with so large a share of right answers, evenly spread over its categories."""
+    """Write the folder of a finished run. `level` is the share of correct answers, which are drawn at random."""
     run = folder.run(cell.run_id)
     run.path.mkdir(parents=True, exist_ok=True)
     run.write_json("spec.json", cell.spec.as_dict())
@@ -110,11 +111,11 @@ def finish(
     )
 
 
-@functools.lru_cache(maxsize=256)  # runs on two splits, and studies of many tests, have the same rows
+@functools.lru_cache(maxsize=256)  # runs on different splits, and in the studies of different tests, have the same rows
 def _rows(
     seed: int, level: float, examples: int, categories: tuple[str, ...], texts: bool
 ) -> tuple[bytes, dict[str, Any]]:
-    """The content of a run's examples.parquet, and its figures."""
+    """Return the content of a run's examples.parquet, and its scores."""
     right = np.zeros(examples, dtype=bool)
     right[np.random.default_rng(seed).permutation(examples)[: round(level * examples)]] = True
     names = np.array([categories[at % len(categories)] for at in range(examples)])
@@ -149,7 +150,7 @@ def _rows(
 
 
 def sweep(study: StudyFolder, recipe: Recipe) -> None:
-    """Its sweep.json, each arm and method at half, once and twice its rate, for half the steps; the double is best."""
+    """Write the sweep.json of a study: 0.5, 1 and 2 times each learning rate, for 50 steps. The largest is best."""
     own = expand(recipe)
     cells = sweep_cells([cell for cell in own if cell.seed == 0], (), (0.5, 1, 2), 50)
     for cell in cells:
@@ -163,11 +164,11 @@ def sweep(study: StudyFolder, recipe: Recipe) -> None:
 
 
 def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the files of plots, and give the page empty pictures: drawing takes nine tenths of a report's time."""
+    """Write no plot files and show empty plots on the page, because drawing takes nine tenths of a report's time."""
     monkeypatch.setattr("petransfer.report.plot_files.save_all", lambda *given: None)
     monkeypatch.setattr("petransfer.report.html_parts.inline_svg", empty_picture)
 
 
 def empty_picture(figure: object, name: str, alt: str) -> str:
-    """What stands in a page in place of a picture, with the text that describes it."""
+    """Return an empty SVG in place of a plot, with the description of the plot."""
     return f'<svg class="chart" aria-label="{escape(alt)}"></svg>'

@@ -1,6 +1,6 @@
-"""The page in a real browser, where there is one: at a desk, on a telephone, in the dark, and on paper.
+"""The report page in a real browser, if one is installed: on a desktop, on a phone, in dark mode, and printed.
 
-The pictures stay in the folder that PETRANSFER_ARTEFACTS names, for people to look at.
+The screenshots are kept in the folder PETRANSFER_ARTEFACTS, so that people can look at them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on PATH")
 
 DARK = "--blink-settings=preferredColorScheme=0"
-# A window is never narrower than 500 pixels; a frame in it may be. The page itself has no script.
+# A browser window is at least 500 pixels wide, but a frame in it can be narrower.
 FRAME = """<!doctype html><meta charset="utf-8"><title></title><body style="margin:0">
 <iframe style="width:{width}px;height:{height}px;border:0" srcdoc="{page}"></iframe>
 <script>
@@ -43,7 +43,7 @@ onload = () => {{
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A page with tables and charts that are wider than a telephone."""
+    """A report page with tables and charts that are wider than a phone."""
     methods = [{"name": "lora", "bits": 32}, {"name": "full", "bits": 32, "rate_scaling": "rms"}]
     effects = ["english-scratch", {"retention": "english-scratch", "under": "lora"}]
     recipe = recipe_of(task={"name": "scan", "splits": ["right"]}, methods=methods, effects=effects, seeds=[0, 1, 2, 3])
@@ -61,13 +61,13 @@ def artefacts(tmp_path: Path) -> Path:
 
 
 def framed(html: str, width: int, height: int) -> str:
-    """The page in a frame of this size, in pixels, with a title that says what was seen of it."""
+    """Return a page with `html` in a frame of this size (pixels). Its title has the sizes and the visible charts."""
     unfolded = html.replace('<details class="section">', '<details class="section" open>')
     return FRAME.format(width=width, height=height, page=escape(unfolded))
 
 
 def browse(tmp_path: Path, html: str, *options: str) -> str:
-    """What the browser prints of a page when it is called with these options."""
+    """Open a page in the browser with these options, and return what the browser prints."""
     (tmp_path / "shown.html").write_text(html, encoding="utf-8")
     own = (
         "--headless",
@@ -83,12 +83,12 @@ def browse(tmp_path: Path, html: str, *options: str) -> str:
 @pytest.mark.parametrize(
     ("name", "width", "dark"),
     [
-        pytest.param("desktop", 1280, False, marks=pytest.mark.slow),  # as wide as dark, as light as telephone
+        pytest.param("desktop", 1280, False, marks=pytest.mark.slow),  # `dark` has this width, `telephone` is light
         ("telephone", 390, False),
         ("dark", 1280, True),
     ],
 )
-def test_a_page_fits_the_screen_and_follows_its_scheme(
+def test_the_page_fits_the_screen_and_follows_the_colour_scheme(
     name: str, width: int, dark: bool, shown: str, tmp_path: Path, artefacts: Path
 ) -> None:
     options = [f"--window-size={max(width, 500)},800", *([DARK] if dark else [])]
@@ -97,10 +97,10 @@ def test_a_page_fits_the_screen_and_follows_its_scheme(
     assert looked
     inside, across, height, scheme, charts = looked.groups()
     assert int(inside) == width
-    assert int(across) <= width, "the page scrolls sideways; tables should do so by themselves"
+    assert int(across) <= width, "the page scrolls sideways; only its tables should"
     assert scheme == str(dark).lower()
     drawn = shown.count('<svg class="chart"')
-    assert int(charts) == drawn - 1 > 5  # of the two widths of the forest plot one is shown
+    assert int(charts) == drawn - 1 > 5  # the forest plot is drawn in two widths, and one of them is visible
     path = artefacts / f"report-{name}.png"
     whole = [f"--window-size={max(width, 500)},{height}", *options[1:], f"--screenshot={path}"]
     browse(tmp_path, framed(shown, width, int(height)), *whole)
@@ -109,10 +109,12 @@ def test_a_page_fits_the_screen_and_follows_its_scheme(
     pixels = picture[::2, :width:2, :3]
     paper = np.median(pixels, axis=(0, 1))
     assert np.allclose(paper, np.array([0x16, 0x17, 0x16] if dark else [0xFF] * 3) / 255, atol=0.01)
-    assert 0.02 < np.mean(np.abs(pixels - paper).max(axis=2) > 0.2) < 0.5, "ink covers a part of the page"
+    assert 0.02 < np.mean(np.abs(pixels - paper).max(axis=2) > 0.2) < 0.5, (
+        "the page is almost empty or almost full of text and charts"
+    )
 
 
-def test_a_page_prints(shown: str, tmp_path: Path, artefacts: Path) -> None:
+def test_the_page_can_be_printed(shown: str, tmp_path: Path, artefacts: Path) -> None:
     path = artefacts / "report.pdf"
     browse(tmp_path, shown, "--no-pdf-header-footer", f"--print-to-pdf={path}")
     content = path.read_bytes()

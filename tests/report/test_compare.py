@@ -1,4 +1,4 @@
-"""Two studies side by side: the same cells and effects, their differences, and what cannot be compared."""
+"""Comparison of two studies: scores, effects, different settings, and runs that cannot be compared."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from petransfer.study.study import open_grid
 from tests.report.made import level_of, make, recipe_of
 
 Call = Callable[..., int]
-RIGHT = {"name": "scan", "splits": ["right"]}  # one split in place of two: half the runs
+RIGHT = {"name": "scan", "splits": ["right"]}  # one split instead of two: half the runs
 
 
 @pytest.fixture
@@ -34,13 +34,13 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Call:
     return run
 
 
-def test_the_same_cells_and_effects_stand_side_by_side(
+def test_equal_arms_and_effects_of_two_studies_are_compared(
     tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(tmp_path / "a", recipe_of(task=RIGHT))
     other = recipe_of(name="b", seeds=[10, 11, 12, 13, 14, 15], task=RIGHT)
     make(tmp_path / "b", other, lambda cell: level_of(cell) - (0.3 if cell.arm == "english" else 0.04), examples=400)
-    with pytest.raises(AssertionError):  # other examples
+    with pytest.raises(AssertionError):  # the exit code is not 0, because the test examples differ
         assert call("compare", tmp_path / "a", tmp_path / "b") == 0
     assert "were not tested on the same examples" in capsys.readouterr().err
     make(tmp_path / "c", other, lambda cell: level_of(cell) - (0.3 if cell.arm == "english" else 0.04))
@@ -62,7 +62,9 @@ def test_the_same_cells_and_effects_stand_side_by_side(
     assert {one["verdict"] for one in [*strict["cells"], *strict["effects"]]} == {"inconclusive"}
 
 
-def test_it_is_written_as_a_page_or_as_text(tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_comparison_is_written_as_html_or_markdown(
+    tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
     make(tmp_path / "a", recipe_of(task=RIGHT))
     make(tmp_path / "b", recipe_of(name="b", seeds=[6, 7, 8, 9, 10, 11], task=RIGHT))
     for suffix in ("html", "md"):
@@ -78,10 +80,10 @@ def test_it_is_written_as_a_page_or_as_text(tmp_path: Path, call: Call, capsys: 
     assert call("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c.pdf") == 2
 
 
-def test_studies_are_compared_by_the_metric_that_both_are_judged_by(
+def test_studies_are_compared_in_their_common_metric_or_in_exact_match(
     tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exact match is alike in both, chrF 10 points higher in B."""
+    """Exact match is equal in A and B, and chrF is 10 points higher in B."""
     task = {"name": "scan", "splits": ["right"], "metrics": ["chrf"]}
     content = {"task": task, "methods": [FULL], "effects": ["english-scratch"]}
     for name, seeds, level in (("a", range(6), 50.0), ("b", range(6, 12), 60.0)):
@@ -102,7 +104,7 @@ def test_studies_are_compared_by_the_metric_that_both_are_judged_by(
     assert found["by_note"] == "compared by exact match, as A and B are judged by chrF and exact match"
 
 
-def test_one_method_in_each_study_is_compared_though_they_differ(
+def test_single_methods_of_two_studies_are_compared_even_if_they_differ(
     tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(tmp_path / "a", recipe_of(methods=[{"name": "lora", "bits": 32}], effects=["english-scratch"]))
@@ -115,18 +117,18 @@ def test_one_method_in_each_study_is_compared_though_they_differ(
     assert "english-scratch on add_jump (full 32-bit less lora r16 32-bit): english" in " ".join(message.split())
     assert (
         "effects that both studies have" not in message
-    )  # the control's luck is one and the same, not two that are independent
+    )  # both effects use the same control runs, so they are not independent
 
 
 LORA, FULL = {"name": "lora", "bits": 32}, {"name": "full", "bits": 32, "rate_scaling": "rms"}
 
 
 def wide(cell: Cell) -> float:
-    """Seeds lie up to 50 points apart, and LoRA 5 to 8 below full fine-tuning of the same seed."""
+    """Return a run's score, 0 to 1. Seeds differ by up to 50 points. LoRA is 5 to 8 points below full fine-tuning."""
     return 0.2 + 0.1 * cell.seed - (0.05 + 0.01 * (cell.seed % 4) if "lora" in cell.method else 0)
 
 
-def test_methods_are_paired_by_seed_across_studies_as_in_one(
+def test_methods_are_paired_by_seed_across_studies_as_within_one(
     tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     both = recipe_of(arms=["english"], methods=[LORA, FULL], effects=["lora-full"])
@@ -142,7 +144,7 @@ def test_methods_are_paired_by_seed_across_studies_as_in_one(
 
 
 @pytest.mark.parametrize(("seeds", "paired", "left_out"), [([1, 2, 3], True, 3), ([4, 5, 6], False, 0)])
-def test_seeds_are_paired_where_one_study_has_them_all(
+def test_runs_are_paired_only_if_one_study_has_all_seeds_of_the_other(
     seeds: list[int], paired: bool, left_out: int, tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(tmp_path / "a", recipe_of(arms=["english"], methods=[FULL], effects=[]))
@@ -156,7 +158,7 @@ def test_seeds_are_paired_where_one_study_has_them_all(
     assert ("(3 pairs)" in message) == paired
 
 
-def test_a_study_and_itself_have_nothing_to_compare(
+def test_a_study_has_nothing_to_compare_with_itself(
     tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(tmp_path / "a", recipe_of())
@@ -167,10 +169,10 @@ def test_a_study_and_itself_have_nothing_to_compare(
     assert "german-scratch on right (lora r16 4-bit)" in found["same_runs"]
 
 
-def test_runs_that_are_partly_the_same_are_not_taken_for_independent(
+def test_arms_that_share_some_runs_are_not_compared(
     tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Four seeds, and the same four with two more: a difference would be the two seeds' luck."""
+    """B has the four seeds of A and two more. A difference would only show the random error of these two."""
     make(tmp_path / "a", recipe_of(seeds=[0, 1, 2, 3], task=RIGHT))
     make(tmp_path / "b", recipe_of(name="b", task=RIGHT))
     assert call("compare", tmp_path / "a", tmp_path / "b", "--json") == 0
@@ -180,7 +182,9 @@ def test_runs_that_are_partly_the_same_are_not_taken_for_independent(
     assert "english-scratch on right (full 32-bit)" in found["same_runs"]
 
 
-def test_the_papers_figures_stand_beside_both(tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_papers_scores_are_shown_next_to_both_studies(
+    tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
     methods = [{"name": "full", "bits": 32, "rate_scaling": "rms"}]
     effects = ["english-scratch", "german-scratch"]
     for name, seeds in {"a": [0, 1, 2, 3], "b": [4, 5, 6, 7]}.items():
@@ -209,7 +213,9 @@ def test_the_papers_figures_stand_beside_both(tmp_path: Path, call: Call, capsys
     assert figures["right", "german"] == figures["right", "german-scratch"] == ""
 
 
-def test_nothing_in_common_is_reported(tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+def test_studies_without_a_common_arm_are_refused(
+    tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
     make(tmp_path / "a", recipe_of(arms=["english"], effects=[]))
     make(tmp_path / "b", recipe_of(name="b", arms=["german"], effects=[]))
     assert call("compare", tmp_path / "a", tmp_path / "b") == 2
@@ -217,10 +223,10 @@ def test_nothing_in_common_is_reported(tmp_path: Path, call: Call, capsys: pytes
     assert call("compare", tmp_path / "a", tmp_path / "nosuch") == 2
 
 
-def test_the_folder_of_the_page_is_made_and_other_data_is_named(
+def test_the_output_folder_is_created_and_different_data_are_reported(
     tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Equal numbers of rows do not make them the same rows."""
+    """The options of the task differ, so the rows can differ although their number is equal."""
     make(tmp_path / "a", recipe_of(task=RIGHT, effects=[]))
     make(tmp_path / "b", recipe_of(task=RIGHT | {"options": {"dev_size": 40}}, effects=[], seeds=[6, 7]))
     make(tmp_path / "c", recipe_of(task={"name": "cogs", "splits": ["gen"]}, effects=[], seeds=[6, 7]))
@@ -235,7 +241,7 @@ def test_the_folder_of_the_page_is_made_and_other_data_is_named(
     assert _data_note(runs[0], runs[0]) == ""
 
 
-def test_the_settings_that_differ_are_named() -> None:
+def test_different_settings_are_listed() -> None:
     first, second = recipe_of(seeds=[0, 1]), recipe_of(seeds=[0, 1, 2])
     assert differences(first, first) == []
     (line,) = differences(first, second)

@@ -1,4 +1,4 @@
-"""Texts of the user's data with control, bidirectional and rare characters: escaped in every kind of output."""
+"""Control, bidirectional and rare characters in the user's texts are escaped in every kind of output."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def heat(names: list[str]) -> Heat:
 
 
 @pytest.mark.parametrize("as_page", [True, False], ids=["page", "files"])
-def test_plots_of_bad_names_are_well_formed_and_quiet(as_page: bool, tmp_path: Path) -> None:
+def test_plots_with_bad_names_are_well_formed_and_give_no_warning(as_page: bool, tmp_path: Path) -> None:
     figure = heat_map([heat(BAD)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -59,7 +59,7 @@ def test_plots_of_bad_names_are_well_formed_and_quiet(as_page: bool, tmp_path: P
     assert "$x_{$" in drawn
 
 
-def test_characters_that_the_font_lacks_are_reported_in_one_line(
+def test_characters_that_are_missing_in_the_font_are_reported_in_one_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plots._reported_missing.clear()
@@ -77,7 +77,7 @@ def test_characters_that_the_font_lacks_are_reported_in_one_line(
 def test_pages_tables_and_messages_escape_bad_texts(
     text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # pytest's own record of the log is sent between the processes of pytest-xdist, which takes no lone surrogate
+    # pytest-xdist sends pytest's log records between processes, and it cannot send a lone surrogate
     monkeypatch.setattr(logging.getLogger("petransfer"), "propagate", False)
     page = templates().from_string("{{ x }} {{ y }} {{ x | breakable }}").render(x=text, y=marked("a", text))
     out = io.StringIO()
@@ -92,7 +92,7 @@ def test_pages_tables_and_messages_escape_bad_texts(
         assert shown.count(visible(text, keep="")) == times
 
 
-def test_joiners_of_other_scripts_and_of_emoji_stay() -> None:
+def test_joiners_in_other_scripts_and_in_emoji_are_not_escaped() -> None:
     for text in (
         "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
         "\U0001f469\u200d\U0001f680",
@@ -103,7 +103,9 @@ def test_joiners_of_other_scripts_and_of_emoji_stay() -> None:
     assert visible("a\u200db") == "a\\u200db"
 
 
-def test_a_library_s_warning_is_one_line_without_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_warning_of_a_library_is_shown_in_one_line_without_its_source_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         show_log()

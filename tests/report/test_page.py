@@ -1,4 +1,4 @@
-"""report.html: self-contained, the same each time, complete where there are data, and silent where there are none."""
+"""report.html: self-contained, reproducible, with a section for all data and no section without data."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from petransfer.study.study import open_grid
 from petransfer.study.sweep import open_sweep
 from tests.report.made import draw_nothing, empty_picture, level_of, make, recipe_of, sweep
 
-RIGHT = {"name": "scan", "splits": ["right"]}  # one split in place of two: half the runs
+RIGHT = {"name": "scan", "splits": ["right"]}  # one split instead of two: half the runs
 VOID = {"meta", "br", "img", "hr", "link", "input", "path", "use", "wbr"}
 
 
 class Checked(HTMLParser):
-    """Every tag that is opened is closed in order; ids are unique; what the page refers to is noted."""
+    """A parser that checks that tags are closed in order, and collects ids, references and labels of charts."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -79,21 +79,21 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
 
 @pytest.fixture
 def told(reported: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
-    """The page without its pictures, which are looked at elsewhere."""
+    """A function that writes a report with empty plots and without plot files, and returns the page."""
     draw_nothing(monkeypatch)
     return reported
 
 
 @pytest.fixture
 def shown(reported: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
-    """The page with its own pictures, without their files."""
+    """A function that writes a report with plots but without plot files, and returns the page."""
     monkeypatch.setattr("petransfer.report.plot_files.save_all", lambda *given: None)
     return reported
 
 
 @pytest.fixture
 def sketched(reported: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
-    """The page without its pictures, and empty files in their places."""
+    """A function that writes a report with empty plots and empty plot files, and returns the page."""
 
     def save(figure: object, path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
@@ -106,7 +106,7 @@ def sketched(reported: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study with something for every section, and its report. Tests that change it copy it."""
+    """A study with data for every section of the report, and its report. Tests that change it make a copy."""
     _, folder = make(tmp_path_factory.mktemp("full") / "made", recipe_of())
     sweep(folder, recipe_of())
     write_report(open_grid(folder.path))
@@ -119,7 +119,7 @@ def sections(text: str) -> list[str]:
 
 
 def no_figure_is_missing(folder: Path) -> None:
-    """No NaN or infinity in anything that is written for people or machines."""
+    """Check that no file in the folder contains NaN, infinity or None."""
     for path in folder.iterdir():
         if path.is_file():
             assert not re.search(r"\b(nan|inf|NaN|Infinity|None)\b", path.read_text(encoding="utf-8")), path
@@ -145,7 +145,9 @@ def test_a_full_study_has_every_section(full: Path) -> None:
     assert re.search(r"english, [^:;]*: 62.0 %", text)
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
-    assert not re.search(r"#[0-9a-fA-F]{6}", text[text.index("<body>") :]), "a colour that does not follow the page"
+    assert not re.search(r"#[0-9a-fA-F]{6}", text[text.index("<body>") :]), (
+        "a colour that ignores the colour scheme of the page"
+    )
     assert "walk left &amp; back" in text
     assert "<mark>&lt;RIGHT&gt;</mark>" in text
     assert "The paper (family t5-base, all weights trained): +93.6 points" in text
@@ -162,7 +164,7 @@ def test_a_full_study_has_every_section(full: Path) -> None:
 def test_the_same_runs_give_the_same_bytes(
     full: Path, tmp_path: Path, reported: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The page shows all plots as SVG; two of them are also written as files again."""
+    """The page contains all plots as SVG. Only two plots are also written as files again."""
     other = shutil.copytree(full, tmp_path / "made")
     again = {"effects", "by-arm-one-column"}
     for name in again:
@@ -177,7 +179,7 @@ def test_the_same_runs_give_the_same_bytes(
         assert (other / path.relative_to(full)).read_bytes() == path.read_bytes(), path
 
 
-def test_what_has_no_data_is_left_out(tmp_path: Path, sketched: Callable[[Path], str]) -> None:
+def test_sections_without_data_are_left_out(tmp_path: Path, sketched: Callable[[Path], str]) -> None:
     methods = [{"name": "full", "bits": 32, "rate_scaling": "rms"}]
     _, folder = make(tmp_path / "made", recipe_of(methods=methods, effects=[]), categories=1, texts=False)
     text = sketched(folder.path)
@@ -191,12 +193,12 @@ def test_what_has_no_data_is_left_out(tmp_path: Path, sketched: Callable[[Path],
 
 
 def chrf_and_rouge(cell: Cell) -> dict[str, float]:
-    """English 70 chrF, the others 50, a point a seed; ROUGE-L alone of the three, and on one split."""
+    """Return a run's scores: chrF is 70 for English, else 50, plus the seed. ROUGE-L is only on the split `right`."""
     level = (70.0 if cell.arm == "english" else 50.0) + cell.seed
     return {"chrf": level} | ({"rougeL": level / 2} if cell.split == "right" else {})
 
 
-def test_other_metrics_stand_in_a_table_a_split(tmp_path: Path, told: Callable[[Path], str]) -> None:
+def test_other_metrics_have_a_table_for_each_split(tmp_path: Path, told: Callable[[Path], str]) -> None:
     methods = [{"name": "lora", "bits": 32}, {"name": "full", "bits": 32, "rate_scaling": "rms"}]
     task = {"name": "scan", "splits": ["add_jump", "right"], "metrics": ["exact_match", "chrf", "rouge"]}
     recipe = recipe_of(task=task, methods=methods, effects=[])
@@ -216,12 +218,12 @@ def test_other_metrics_stand_in_a_table_a_split(tmp_path: Path, told: Callable[[
     rows = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", line) for line in second.split("<tr>")[2:]]
     assert rows[0] == ["english", "lora r16 32-bit", "6", "72.5 (70.0 to 75.0)", "36.2 (35.0 to 37.5)"]
     assert rows[2] == ["german", "lora r16 32-bit", "2 of 6", "50.5 (50.0 to 51.0)", "25.2 (25.0 to 25.5)"]
-    assert len(rows) == 5  # scratch is trained whole alone
+    assert len(rows) == 5  # scratch has only full fine-tuning
     no_figure_is_missing(folder.path)
 
 
-def test_effects_on_another_metric_are_marked(tmp_path: Path, shown: Callable[[Path], str]) -> None:
-    """Its name stands wherever exact match's would; the picture and the tables go by it."""
+def test_effects_in_another_metric_name_the_metric(tmp_path: Path, shown: Callable[[Path], str]) -> None:
+    """The name of the metric replaces exact match in the sentences, the plot and the tables."""
     task = {"name": "scan", "splits": ["add_jump", "right"], "metrics": ["chrf"]}
     methods = [{"name": "lora", "bits": 32}, {"name": "full", "bits": 32, "rate_scaling": "rms"}]
     retention = {"retention": "english-scratch", "under": "lora"}
@@ -243,7 +245,7 @@ def test_effects_on_another_metric_are_marked(tmp_path: Path, shown: Callable[[P
     no_figure_is_missing(folder.path)
 
 
-def test_what_is_kept_of_effects_on_another_metric_is_marked(tmp_path: Path, told: Callable[[Path], str]) -> None:
+def test_retention_in_another_metric_names_the_metric(tmp_path: Path, told: Callable[[Path], str]) -> None:
     task = {"name": "scan", "splits": ["right"], "metrics": ["chrf"]}
     recipe = recipe_of(task=task, effects=[{"retention": "english-scratch", "under": "4-bit"}])
     _, folder = make(tmp_path / "made", recipe, scores=chrf_and_rouge)
@@ -252,12 +254,12 @@ def test_what_is_kept_of_effects_on_another_metric_is_marked(tmp_path: Path, tol
     assert ">Effects are differences in test chrF" in text
 
 
-def test_a_study_without_other_metrics_says_nothing_of_them(tmp_path: Path, told: Callable[[Path], str]) -> None:
+def test_a_study_without_other_metrics_has_no_section_about_them(tmp_path: Path, told: Callable[[Path], str]) -> None:
     _, folder = make(tmp_path / "made", recipe_of(task=RIGHT, effects=[], arms=["english"]))
     assert "Other metrics" not in told(folder.path)
 
 
-def test_pictures_whose_data_are_gone_go_too(
+def test_plot_files_without_data_are_deleted(
     full: Path, tmp_path: Path, reported: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[str] = []
@@ -273,7 +275,7 @@ def test_pictures_whose_data_are_gone_go_too(
     assert (folder / "plots" / "by-arm.svg").exists()
 
 
-def test_a_sweep_is_shown_by_method_and_says_what_it_rests_on(tmp_path: Path, told: Callable[[Path], str]) -> None:
+def test_a_sweep_is_shown_by_method_with_its_number_of_steps(tmp_path: Path, told: Callable[[Path], str]) -> None:
     recipe = recipe_of(task=RIGHT)
     _, folder = make(tmp_path / "made", recipe)
     sweep(folder, recipe)
@@ -290,7 +292,7 @@ def test_a_sweep_is_shown_by_method_and_says_what_it_rests_on(tmp_path: Path, to
     assert "0.001: 20.0 (0.500), 0.002: 23.0 (0.500), 0.004: 26.0 (0.500)" in shown
 
 
-def test_a_sweep_is_seen_before_anything_was_run(
+def test_a_sweep_is_shown_before_the_study_has_runs(
     tmp_path: Path, sketched: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = recipe_of(methods=[{"name": "lora", "bits": 32}], seeds=[0, 1], effects=["english-scratch"])
@@ -309,13 +311,13 @@ def test_a_sweep_is_seen_before_anything_was_run(
     assert {path.stem for path in (folder.path / "plots").iterdir()} == {"learning-rates"}
     no_figure_is_missing(folder.path)
     kept = (folder.path / "recipe.yaml").read_bytes()
-    make(folder.path, recipe)  # a run goes on in the same folder
+    make(folder.path, recipe)  # the runs of the study are added to the folder
     assert (folder.path / "recipe.yaml").read_bytes() == kept
     assert {"Exact match", "Learning rates"} <= set(sections(sketched(folder.path)))
     assert (folder.path / "plots" / "by-arm.svg").is_file()
 
 
-def test_rates_that_were_not_swept_are_marked(
+def test_learning_rates_that_were_not_swept_are_reported(
     tmp_path: Path, told: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = "No other learning rates were tried: each arm and method has the learning rate of the recipe."
@@ -359,7 +361,7 @@ def is_4_bit_german(cell: Cell) -> bool:
         ),
     ],
 )
-def test_every_lack_is_reported(
+def test_missing_runs_and_verdicts_are_reported(
     skip: Callable[[Cell], bool], level: Callable[[Cell], float], message: str, tmp_path: Path,
     told: Callable[[Path], str],
 ) -> None:  # fmt: skip
@@ -370,7 +372,7 @@ def test_every_lack_is_reported(
     no_figure_is_missing(folder.path)
 
 
-def test_a_failed_run_is_named_with_its_reason(
+def test_failed_runs_are_reported_with_the_reason_of_the_first(
     tmp_path: Path, told: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     cells, folder = make(tmp_path / "made", recipe_of(task=RIGHT), skip=is_4_bit_german)
@@ -390,7 +392,7 @@ def test_a_failed_run_is_named_with_its_reason(
 
 
 @pytest.mark.parametrize("figure", [math.nan, -math.inf])
-def test_a_figure_that_is_not_finite_is_marked(figure: float, tmp_path: Path, told: Callable[[Path], str]) -> None:
+def test_a_loss_that_is_not_finite_is_reported(figure: float, tmp_path: Path, told: Callable[[Path], str]) -> None:
     cells, folder = make(tmp_path / "made", recipe_of(task=RIGHT))
     run = folder.run(next(cell for cell in cells if cell.arm == "english" and cell.split == "right").run_id)
     result = run.result()
@@ -408,8 +410,8 @@ def test_a_figure_that_is_not_finite_is_marked(figure: float, tmp_path: Path, to
     assert json.loads(json.dumps(tables.as_json([row]), allow_nan=False))[0]["test_log_prob_per_token"] is None
 
 
-def test_the_papers_figures_stand_beneath_ours_in_every_category(tmp_path: Path, told: Callable[[Path], str]) -> None:
-    """Of its English, subj_to_obj_common and cp_recursion; German is none of its arms."""
+def test_the_papers_scores_are_shown_below_ours_in_every_category(tmp_path: Path, told: Callable[[Path], str]) -> None:
+    """The paper has scores of English in both categories, and it has no German arm."""
     recipe = recipe_of(
         task={"name": "cogs", "splits": ["gen"]}, arms=["english", "german"], methods=[{"name": "lora", "bits": 32}],
         effects=[], seeds=[0],
@@ -434,7 +436,7 @@ def test_the_papers_figures_stand_beneath_ours_in_every_category(tmp_path: Path,
     assert len(heat_map([alone]).axes[0].texts) == 4
 
 
-def test_scale_is_taken_from_another_study(tmp_path: Path, told: Callable[[Path], str]) -> None:
+def test_the_scale_effect_uses_the_runs_of_another_study(tmp_path: Path, told: Callable[[Path], str]) -> None:
     effects = ["english-scratch", {"scale": "english-scratch", "study": "small"}]
     _, large = make(tmp_path / "large", recipe_of(task=RIGHT, effects=effects))
     assert "scale of english-scratch on right: not estimated, because there is no study small" in told(large.path)

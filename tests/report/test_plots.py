@@ -1,4 +1,4 @@
-"""Pictures of studies with many methods: panels in rows, and methods in the order of what they train."""
+"""Plots of studies with many methods: panels, rows, and methods in order of their trained parameters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WIDTHS = [{"name": "lora", "bits": 32, "rank": rank} for rank in (2, 4, 8, 16)]
 MANY = [*WIDTHS, {"name": "full", "bits": 32, "rate_scaling": "rms"}]
 
 
-def test_more_than_four_panels_go_into_rows(tmp_path: Path) -> None:
+def test_every_method_has_a_panel_of_curves_and_rows_in_the_plot_by_arm(tmp_path: Path) -> None:
     recipe = recipe_of(
         task={"name": "scan", "splits": ["right"]}, methods=MANY, effects=["english-scratch"], seeds=[0, 1]
     )
@@ -39,10 +39,10 @@ def test_more_than_four_panels_go_into_rows(tmp_path: Path) -> None:
     assert [label.get_text() for label in em.get_yticklabels()] == ["english", "german"] * 5 + ["scratch"]
     assert em.get_ylim() == loss.get_ylim()
     assert sum(text.get_text().startswith("paper") for text in em.texts) == 6
-    assert em.get_xlim()[1] < 75  # the paper's 96.8 % does not squash ours
+    assert em.get_xlim()[1] < 75  # the paper's 96.8 % does not widen the axis
 
 
-def test_a_forest_of_many_methods_has_a_row_for_each_and_the_paper_once(tmp_path: Path) -> None:
+def test_a_forest_plot_has_a_row_for_each_method_and_one_for_the_paper(tmp_path: Path) -> None:
     recipe = recipe_of(
         task={"name": "scan", "splits": ["right"]}, methods=MANY, effects=["english-scratch"], seeds=[0, 1]
     )
@@ -60,7 +60,7 @@ def test_a_forest_of_many_methods_has_a_row_for_each_and_the_paper_once(tmp_path
     }
 
 
-def test_methods_stand_in_the_order_of_what_they_train(tmp_path: Path) -> None:
+def test_methods_are_sorted_by_the_number_of_trained_parameters(tmp_path: Path) -> None:
     recipe = recipe_of(methods=MANY, effects=["english-scratch", "german-scratch"], seeds=[0, 1])
     cells, folder = make(tmp_path, recipe)
     effects = update_effects(recipe, cells, folder)["effects"]
@@ -74,7 +74,7 @@ def test_methods_stand_in_the_order_of_what_they_train(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["$\\foo$", "a$b$c", "\\$x"])
-def test_a_dollar_in_a_name_begins_no_formula(name: str, tmp_path: Path) -> None:
+def test_a_dollar_in_a_name_does_not_start_a_formula(name: str, tmp_path: Path) -> None:
     figure, (axes,) = new_figure(1, size=(3, 2))
     axes.plot([1, 1000], [1, 2], label=name)
     axes.set_xscale("log")
@@ -83,4 +83,4 @@ def test_a_dollar_in_a_name_begins_no_formula(name: str, tmp_path: Path) -> None
     save(figure, tmp_path / "plot")
     text = (tmp_path / "plot.svg").read_text()
     assert text.count(f">{name}<") == 2
-    assert ">$" not in text.replace(f">{name}<", "")  # the labels of the logarithmic axis are formulas still
+    assert ">$" not in text.replace(f">{name}<", "")  # the labels of the logarithmic axis are still drawn as formulas

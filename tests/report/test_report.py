@@ -1,4 +1,4 @@
-"""Tables and pictures from run folders that are written by hand here, so that their figures are known."""
+"""Tables, plots and messages of `petransfer report`, for constructed runs with known scores."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.report.made import METHODS, draw_nothing, make, recipe_of
 
 @pytest.fixture
 def study(tmp_path: Path) -> tuple[list[Cell], StudyFolder]:
-    """lora-scan's English and scratch arms with three seeds, of which scratch's last is not done."""
+    """A study of the recipe lora-scan with two arms and three seeds. The last run of scratch is not finished."""
     recipe = load_recipe("lora-scan", ["arms=[english, scratch]", "seeds=[0, 1, 2]", "effects=[english-scratch]"], {})
     folder = StudyFolder(tmp_path / "study")
     folder.open(recipe)
@@ -60,7 +60,7 @@ def study(tmp_path: Path) -> tuple[list[Cell], StudyFolder]:
     return cells, folder
 
 
-def test_a_group_is_its_seeds(study: tuple[list[Cell], StudyFolder]) -> None:
+def test_the_tables_have_the_mean_and_range_over_the_seeds_of_a_group(study: tuple[list[Cell], StudyFolder]) -> None:
     found = groups.groups_of(tables.rows_of(*study))
     assert groups.table_of(found) == [
         ("opposite_right", "english", "lora r16 new-embeddings 32-bit", "3", "61.0 (60.0 to 62.0)",
@@ -73,21 +73,21 @@ def test_a_group_is_its_seeds(study: tuple[list[Cell], StudyFolder]) -> None:
     assert r"dev EM \%" in groups.latex(found, NONE)
 
 
-def test_a_curve_is_the_mean_of_its_seeds(study: tuple[list[Cell], StudyFolder]) -> None:
+def test_a_learning_curve_is_the_mean_over_the_seeds(study: tuple[list[Cell], StudyFolder]) -> None:
     cells, folder = study
     figure = plots.learning_curves(groups.groups_of(tables.rows_of(cells, folder)), folder)
     assert figure
     (axes,) = figure.axes
     thick = [line for line in axes.lines if line.get_linewidth() > 1]
     assert [line.get_label() for line in thick] == ["english", "scratch"]
-    assert len(axes.lines) == 2 + 6  # a run under way has a curve too
+    assert len(axes.lines) == 2 + 6  # an unfinished run has a curve too
     for line in thick:
         assert list(line.get_xdata()) == [500, 1000]
         assert list(line.get_ydata()) == pytest.approx([21, 91])
 
 
-def test_every_arm_has_a_key_in_whatever_panel_it_stands(tmp_path: Path) -> None:
-    """`random` is trained by LoRA alone, whose panel is not the last one."""
+def test_the_legend_has_the_arms_of_all_panels(tmp_path: Path) -> None:
+    """The arm `random` is trained only by LoRA, and the panel of LoRA is not the last one."""
     methods = [{"name": "lora", "bits": 32}, {"name": "full", "bits": 32}]
     recipe = made.recipe_of(arms=["english", "scratch", "random"], methods=methods, effects=[])
     cells, folder = made.make(
@@ -104,7 +104,7 @@ def test_every_arm_has_a_key_in_whatever_panel_it_stands(tmp_path: Path) -> None
     assert [line.get_color() for line in legend.get_lines()] == ["#0072B2", "#000000", "#7F7F7F"]
 
 
-def test_every_seed_is_in_the_picture(study: tuple[list[Cell], StudyFolder]) -> None:
+def test_the_plot_by_arm_shows_every_seed(study: tuple[list[Cell], StudyFolder]) -> None:
     figure = plots.by_arm(groups.groups_of(tables.rows_of(*study)))
     assert figure
     test, loss = figure.axes
@@ -113,7 +113,7 @@ def test_every_seed_is_in_the_picture(study: tuple[list[Cell], StudyFolder]) -> 
     assert loss.get_xlabel().replace("\n", " ") == "test loss per token, nats"
 
 
-def test_what_quantised_weights_weigh_is_reported(study: tuple[list[Cell], StudyFolder]) -> None:
+def test_the_size_of_quantised_weights_is_reported(study: tuple[list[Cell], StudyFolder]) -> None:
     row = tables.rows_of(*study)[0]
     assert tables.weight_lines([row]) == []
     weights = {
@@ -132,7 +132,7 @@ def test_what_quantised_weights_weigh_is_reported(study: tuple[list[Cell], Study
 NONE: dict[str, Any] = {"effects": []}
 
 
-def test_effects_stand_in_latex_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_latex_table_has_the_effects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = made.recipe_of(methods=[{"name": "lora", "bits": 32}], effects=["english-scratch", "german-scratch"])
     _, folder = made.make(tmp_path / "made", recipe)
     monkeypatch.setattr("petransfer.report.plot_files.save_all", lambda *given: None)
@@ -169,7 +169,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in made}
 
 
-def test_a_report_made_again_is_the_same(
+def test_a_repeated_report_has_the_same_bytes(
     study: tuple[list[Cell], StudyFolder], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = study[1].path
@@ -191,7 +191,7 @@ def test_a_report_made_again_is_the_same(
     ElementTree.parse(folder / "plots" / "by-arm.svg")
 
 
-def test_what_was_written_into_effects_json_is_not_believed(
+def test_changes_by_hand_in_effects_json_are_overwritten(
     study: tuple[list[Cell], StudyFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw_nothing(monkeypatch)
@@ -205,7 +205,7 @@ def test_what_was_written_into_effects_json_is_not_believed(
 
 
 def _rebuilds(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its run folders and recipe give the very files that stand beside them; of plots those that are text."""
+    """Check that a report on the runs of a shipped study equals its shipped files. Of the plots, compare SVGs only."""
     copy = tmp_path / shipped.name
     shutil.copytree(shipped, copy, ignore=shutil.ignore_patterns("plots", "*.html", "table.*", "effects.json"))
     outputs = [Path("effects.json"), Path("report.html"), *(Path(f"table.{kind}") for kind in ("csv", "md", "tex"))]
@@ -220,20 +220,22 @@ SHIPPED = sorted(path.parent for path in (Path(__file__).parents[2] / "results")
 QUICKEST = "bits-scan-8000"
 
 
-def test_a_shipped_study_follows_from_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_of_one_shipped_study_can_be_rebuilt_from_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (shipped,) = (path for path in SHIPPED if path.name == QUICKEST)
     _rebuilds(shipped, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shipped", [path for path in SHIPPED if path.name != QUICKEST], ids=lambda path: path.name)
-def test_every_shipped_study_follows_from_its_runs(
+def test_the_report_of_every_shipped_study_can_be_rebuilt_from_its_runs(
     shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _rebuilds(shipped, tmp_path, monkeypatch)
 
 
-def test_the_index_names_every_study() -> None:
+def test_the_index_of_results_lists_every_study() -> None:
     index = (SHIPPED[0].parent / "README.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"\]\(([\w-]+)/README.md\)", index)) == sorted(
         path.parent.name for path in SHIPPED[0].parent.glob("*/README.md")
@@ -255,7 +257,7 @@ def _without_a_column(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"), [(_lose, "is missing"), (_cut, "cannot be read"), (_without_a_column, "cannot be read")]
 )
-def test_a_run_whose_examples_are_lost_or_damaged_is_left_out_and_named(
+def test_a_run_with_missing_or_damaged_examples_is_reported(
     study: tuple[list[Cell], StudyFolder], damage: Callable[[Path], None], message: str,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -272,7 +274,7 @@ def test_a_run_whose_examples_are_lost_or_damaged_is_left_out_and_named(
     "content",
     [b"\x80\xff\n", b"[1]\n", b'{"step": 1}\n', b'{"step": 0, "loss": 1, "seconds": 1}\n', b"[" * 100_000 + b"\n"],
 )
-def test_damaged_metrics_are_reported_in_a_line(
+def test_damaged_metrics_are_reported_in_one_line(
     study: tuple[list[Cell], StudyFolder], content: bytes,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -284,17 +286,17 @@ def test_damaged_metrics_are_reported_in_a_line(
     assert f"{path}:1 is damaged" in line
 
 
-def test_the_page_alone_says_so_too(
+def test_damaged_examples_are_reported_in_a_study_without_effects(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A study without effects reads examples for its wrong answers alone."""
+    """If a study has no effects, only the section of wrong answers reads the examples."""
     cells, folder = make(tmp_path / "made", recipe_of(effects=[], arms=["english"], methods=[METHODS[0]]))
     _cut(folder.run(cells[0].run_id).path / "examples.parquet")
     assert _report(folder.path, monkeypatch) == 0
     assert "examples.parquet cannot be read (ArrowInvalid)" in capsys.readouterr().err
 
 
-def test_what_is_no_finished_study_is_refused(
+def test_a_folder_without_a_study_or_without_finished_runs_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _report(tmp_path, monkeypatch) == 2
@@ -304,7 +306,7 @@ def test_what_is_no_finished_study_is_refused(
     assert "no run of" in capsys.readouterr().err
 
 
-def test_deleted_files_of_finished_runs_are_named_with_the_way_to_get_only_them_back(
+def test_deleted_files_of_finished_runs_are_reported_with_a_command_to_restore_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = recipe_of(

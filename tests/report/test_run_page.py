@@ -1,4 +1,4 @@
-"""The page of a single run: figures, curves, answers, labels and next steps."""
+"""The page of a single run: scores, curves, predictions, labels and commands for the next steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.report.test_page import Checked
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    """A study of one run, as `petransfer train` leaves it."""
+    """The run of a study with one run, as `petransfer train` writes it."""
     recipe = recipe_of(
         name="pairs", task={"name": "scan", "splits": ["right"]}, arms=["english"],
         methods=[{"name": "lora", "bits": 32}], seeds=[0], effects=[],
@@ -44,7 +44,7 @@ def text_of(run: RunFolder) -> str:
     return text
 
 
-def test_a_single_run_has_a_page_of_its_own(run: RunFolder) -> None:
+def test_a_study_with_a_single_run_has_a_page_about_the_run(run: RunFolder) -> None:
     text = text_of(run)
     for name, value in (("dev exact match", "90.0 %"), ("test exact match", "60.0 %"),
                         ("trained and scored in", "9 min 37 s"),
@@ -63,7 +63,7 @@ def test_a_single_run_has_a_page_of_its_own(run: RunFolder) -> None:
     assert "The run is finished." in text
 
 
-def test_labels_have_a_confusion_matrix(run: RunFolder) -> None:
+def test_predicted_labels_have_a_confusion_matrix(run: RunFolder) -> None:
     pairs = [("yes", "yes")] * 6 + [("yes", "no")] * 2 + [("no", "no")] * 3 + [("no", "perhaps")]
     count = len(pairs)
     table = {
@@ -76,7 +76,7 @@ def test_labels_have_a_confusion_matrix(run: RunFolder) -> None:
     run.write_json("result.json", result)
     pyarrow.parquet.write_table(pyarrow.table(table), run.path / "examples.parquet")
     result = json.loads((run.path / "result.json").read_text())
-    result["test"]["exact_match"] = 75.0  # as in the examples; a run whose files differ counts as damaged
+    result["test"]["exact_match"] = 75.0  # as in examples.parquet; a run with contradicting files counts as damaged
     run.write_json("result.json", result)
     text = text_of(run)
     assert "of 12 test examples" in text
@@ -91,11 +91,11 @@ def test_labels_have_a_confusion_matrix(run: RunFolder) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (577.3, "9 min 37 s"), (7500, "2 h 5 min")]
 )
-def test_durations_have_the_units_that_people_use(seconds: float, text: str) -> None:
+def test_durations_are_in_seconds_minutes_or_hours(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_its_commands_can_be_copied_whatever_the_folder_is_called(
+def test_folder_names_with_special_characters_are_quoted_in_commands(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = run.path.parents[1].rename(run.path.parents[2] / "my $(touch x) study")
@@ -105,4 +105,4 @@ def test_its_commands_can_be_copied_whatever_the_folder_is_called(
     assert f"petransfer predict {quoted}/runs/{run.path.name}/adapter&#39; " in text_of(moved)
     monkeypatch.chdir(study)
     text = write_report(open_grid(Path())).path.read_text(encoding="utf-8")
-    assert f"--out {quoted}&#39;" in text  # the path `.` has no name of its own
+    assert f"--out {quoted}&#39;" in text  # the path `.` does not contain the name of the folder

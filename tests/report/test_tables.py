@@ -1,4 +1,4 @@
-"""Cells hold anything; no format lets them do anything."""
+"""Special characters in cells are escaped in every format of a table."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_markdown_escapes_html_pipes_and_control_characters() -> None:
     assert markdown_text("a\nb") == "a b"
 
 
-def test_emphasis_code_and_formulas_in_a_name_are_text() -> None:
+def test_markdown_marks_in_a_name_are_escaped() -> None:
     shown = without_emphasis("*b* _it_ `c` ~s~ $x$ add_jump <i>")
     assert shown == r"\*b\* \_it\_ \`c\` \~s\~ \$x\$ add_jump &lt;i&gt;"
 
@@ -49,7 +49,7 @@ def test_latex_escapes_special_characters() -> None:
 
 
 @pytest.mark.parametrize("cell", ["=1+1", "+1", "-x", "@SUM(A1)", "\t=1"])
-def test_a_spreadsheet_runs_no_cell(cell: str) -> None:
+def test_csv_cells_do_not_run_as_formulas_in_a_spreadsheet(cell: str) -> None:
     (_, row) = csv.reader(io.StringIO(csv_text(["name", "figure"], [(cell, -1.5)])))
     assert row == [f"'{cell}", "-1.5"]
 
@@ -62,11 +62,11 @@ def test_html_escapes_cells_and_titles() -> None:
     assert "all columns" in page
 
 
-def test_control_characters_are_shown() -> None:
+def test_control_characters_are_shown_as_escapes() -> None:
     assert visible("a\x1b\x00") == "a\\x1b\\x00"
 
 
-def test_columns_that_say_nothing_are_not_shown() -> None:
+def test_constant_and_empty_columns_are_not_shown() -> None:
     columns = ("split", "effect", "under", "points", "paper")
     rows = [("right", "a-b", "lora", "1", ""), ("right", "a-b", "full", "2", "")]
     shown = table_of_text(columns, rows, names=3).condensed(first="effect")
@@ -84,7 +84,7 @@ def test_columns_that_say_nothing_are_not_shown() -> None:
         ("a", "a <script>", "a <mark>&lt;script&gt;</mark>"),
     ],
 )
-def test_what_is_wrong_is_marked(target: str, generated: str, found: str) -> None:
+def test_wrong_words_of_a_prediction_are_marked(target: str, generated: str, found: str) -> None:
     assert marked(target, generated) == found
 
 
@@ -95,18 +95,18 @@ def test_a_terminal_without_a_minus_sign_prints_a_hyphen() -> None:
     assert found.stdout == b"-1.0 ?" + os.linesep.encode()
 
 
-def test_a_name_makes_no_link_in_markdown() -> None:
+def test_a_name_does_not_become_a_link_in_markdown() -> None:
     assert markdown_text("![arm](http://x.y/z.png) [1, 2]") == "![arm]\\(http://x.y/z.png) [1, 2]"
 
 
 def test_very_long_texts_are_shown_without_marks() -> None:
-    """The time of the comparison grows faster than the square of the length."""
+    """The time to compare two texts grows faster than the square of their length."""
     began = time.process_time()
     assert marked("a " * 20_000, "a " * 19_999 + "<b>") == escape("a " * 19_999 + "<b>")
     assert time.process_time() - began < 2
 
 
-def test_a_label_wider_than_a_plot_gives_no_warning_of_matplotlib() -> None:
+def test_a_label_wider_than_the_plot_gives_no_warning() -> None:
     figure, (axes,) = new_figure(1, size=(2, 2))
     axes.set_yticks([0], ["a" * 300])
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Adapters that the command line trained in a few steps, as bundles, and ways to tamper with them."""
+"""Fixtures: adapters trained in a few steps by `petransfer train`, and their bundles. Helpers to change a bundle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Contents = dict[str, bytes]
 
 
 def call(*arguments: str) -> int:
-    """`petransfer ARGUMENTS`; its exit code."""
+    """Run `petransfer ARGUMENTS` in this process, and return its exit code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["petransfer", *arguments])
         with pytest.raises(SystemExit) as stop:
@@ -29,7 +29,7 @@ def call(*arguments: str) -> int:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line with which a call is refused."""
+    """Run a call that must end with exit code 2, and return its one-line error."""
     capsys.readouterr()
     assert call(*arguments) == 2
     message = capsys.readouterr()
@@ -41,7 +41,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with forty rows."""
+    """A folder with pairs.tsv, a file of 40 rows."""
     folder = tmp_path_factory.mktemp("share")
     text = "".join(f"{source}\t{target}\n" for source, target in ROWS)
     (folder / "pairs.tsv").write_text(text, encoding="utf-8")
@@ -50,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(place: Path) -> Callable[..., Path]:
-    """Makes runs by `petransfer train`, each kind once: (model, options) to the run's folder."""
+    """A function that runs `petransfer train` once for each (model, options), and returns the run's folder."""
     made: dict[tuple[str, ...], Path] = {}
 
     def make(model: str, *options: str) -> Path:
@@ -70,13 +70,13 @@ def trained(place: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def run(trained: Callable[..., Path]) -> Path:
-    """An adapter on nano/english."""
+    """The folder of a run that trained an adapter on nano/english."""
     return trained("nano/english")
 
 
 @pytest.fixture(scope="session")
 def packed(run: Path, place: Path) -> Path:
-    """Its bundle."""
+    """The bundle of the adapter in `run`."""
     target = place / "good.petransfer.zip"
     assert call("adapter", "pack", str(run), "--out", str(target)) == 0
     return target
@@ -84,7 +84,7 @@ def packed(run: Path, place: Path) -> Path:
 
 @pytest.fixture
 def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, with the rows in it and the cache of rows as they were prepared for training."""
+    """A new working folder with a copy of pairs.tsv and a cache folder of its own."""
     (tmp_path / "pairs.tsv").write_bytes((place / "pairs.tsv").read_bytes())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
@@ -92,13 +92,13 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def contents(bundle: Path) -> Contents:
-    """The files of a bundle."""
+    """Return the content of each file in a bundle, by file name."""
     with zipfile.ZipFile(bundle) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
 def sealed(files: Mapping[str, bytes]) -> Contents:
-    """The files as a forger would leave them: every list of hashes, and the card, agree with what is there."""
+    """Return the files with new sha256 in petransfer.json, the card and the manifest, as a forger would write them."""
     new = dict(files)
     old = json.loads(new["petransfer.json"])
     provenance = json.loads(new["petransfer.json"])
@@ -110,12 +110,12 @@ def sealed(files: Mapping[str, bytes]) -> Contents:
 
 
 def listed(files: Mapping[str, bytes]) -> Contents:
-    """The files with a manifest that fits them."""
+    """Return the files with a manifest that has their sha256."""
     hashes = {name: sha256(content).hexdigest() for name, content in files.items() if name != "manifest.json"}
     return {**files, "manifest.json": json.dumps({"format": 1, "files": hashes}).encode()}
 
 
 def write(path: Path, files: Mapping[str, bytes]) -> Path:
-    """A bundle of these files."""
+    """Write a bundle with these files, and return its path."""
     write_zip(path, files)
     return path

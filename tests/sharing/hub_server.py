@@ -1,6 +1,7 @@
-"""A hub on loopback that speaks what huggingface_hub needs: create, upload (regular and LFS), commit, list, download.
+"""A local server with the part of the hub's API that huggingface_hub uses in these tests.
 
-Nothing of it judges a card: it reads the YAML of one, as the hub does first, and says nothing of what stands in it.
+It creates repositories, accepts uploads (regular and LFS) and commits, lists files and serves downloads. In a card, it
+only checks that the metadata is valid YAML.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ TOKEN = "hf_" + "loopbackLOOPBACKloopback"
 
 @dataclass
 class Repository:
-    """commits: by their id, the files of each; the last one made is main."""
+    """A repository of a model.
+
+    commits: the files of each commit, by the commit's id. The last commit is main.
+    lfs: paths of the files that were uploaded with LFS.
+    """
 
     private: bool
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -43,9 +48,12 @@ class Repository:
 
 @dataclass
 class Hub:
-    """url: what HF_ENDPOINT is to be. store: where large files are, another host as with the real hub.
+    """The state of the server.
 
-    calls: every request, as `METHOD path`. broken: large files are refused.
+    url: address of the server, for HF_ENDPOINT.
+    store: address of the large files. Its host name differs from that of `url`, as on the real hub.
+    calls: every request, as `METHOD path`.
+    broken: whether the server refuses uploads of large files.
     """
 
     url: str = ""
@@ -65,7 +73,7 @@ def _blob(content: bytes) -> str:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request."""
+    """Answer one request with the function in ROUTES that fits its method and path."""
 
     protocol_version = "HTTP/1.1"
     hub: Hub
@@ -120,7 +128,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def repository(self, name: str) -> Repository | None:
-        """The repository, where this caller may see it; otherwise it is answered as the hub does."""
+        """Return the repository. If it is missing, or private and the token is wrong, send the hub's error."""
         found = self.hub.repositories.get(name)
         if found is None or (found.private and not self.known()):
             self.send(401, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
@@ -133,7 +141,8 @@ class Handler(BaseHTTPRequestHandler):
     def refuse_stranger(self) -> bool:
         if not self.known():
             output = self.headers.get("Authorization", "nothing")
-            self.send(401, {"error": f"Invalid credentials: {output}"})  # a careless server repeats what it was told
+            # the error repeats the token, as a careless server would
+            self.send(401, {"error": f"Invalid credentials: {output}"})
         return not self.known()
 
 
@@ -296,7 +305,7 @@ ROUTES = {
 
 @contextmanager
 def serving() -> Iterator[Hub]:
-    """A hub while the context lasts."""
+    """Run a hub in a thread until the end of the `with` block."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"

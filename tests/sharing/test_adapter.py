@@ -1,4 +1,4 @@
-"""The public `Adapter`: everything that can be loaded, and that it answers as the command line does."""
+"""`petransfer.Adapter` loads runs, studies, bundles, bases and merged models, and predicts as the command line does."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ TEXTS = [source for source, _ in ROWS[:6]]
 
 
 def predicted(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
-    """What `petransfer predict ARGUMENTS` prints."""
+    """Return the lines that `petransfer predict ARGUMENTS` prints."""
     capsys.readouterr()
     assert call("predict", *arguments, "--max-new-tokens", "16", "--cpu") == 0
     return capsys.readouterr().out.splitlines()
 
 
-def test_a_run_its_study_and_its_bundle_are_the_same_adapter(
+def test_a_run_its_study_and_its_bundle_give_the_same_predictions(
     run: Path, packed: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = run.parent.parent
@@ -46,7 +46,7 @@ def test_a_run_its_study_and_its_bundle_are_the_same_adapter(
         adapter.predict("to walk")
 
 
-def test_a_study_with_several_runs_lists_them(
+def test_predict_on_a_study_with_several_runs_lists_them_and_needs_a_run_id(
     run: Path, trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = trained("nano/english", "--seeds", "1")
@@ -80,7 +80,9 @@ def test_bases_and_merged_models_predict_and_are_scored(
     assert rows["nano/english"]["exact_match"] == rows["base: nano/english"]["exact_match"] == 0
 
 
-def test_merging_is_measured_against_the_width_that_was_trained_at(trained: Callable[..., Path], here: Path) -> None:
+def test_merge_reports_the_differences_from_the_model_at_the_bits_of_training(
+    trained: Callable[..., Path], here: Path
+) -> None:
     adapter = petransfer.Adapter.load(trained("nano/english", "--bits", "4"), device="cpu")
     merged = adapter.merge(here / "merged")
     assert (merged.bits, merged.trained_bits) == (16, 4)
@@ -90,7 +92,7 @@ def test_merging_is_measured_against_the_width_that_was_trained_at(trained: Call
     assert merged.agree_with_trained <= merged.agree
 
 
-def test_rows_that_were_trained_on_are_counted_and_scored_apart(
+def test_training_rows_are_counted_and_scored_separately(
     run: Path, place: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "more.tsv").write_text((here / "pairs.tsv").read_text() + "to sing 9\tsingen\n", encoding="utf-8")
@@ -119,7 +121,7 @@ def test_rows_that_were_trained_on_are_counted_and_scored_apart(
     (place / "moved.tsv").rename(place / "pairs.tsv")
 
 
-def test_pairs_have_no_parts_and_parts_are_dev_and_test(here: Path) -> None:
+def test_evaluate_refuses_a_part_for_pairs_and_an_unknown_part(here: Path) -> None:
     base = petransfer.Adapter.load("nano/english", device="cpu")
     with pytest.raises(UserError, match=r"part 'dev' was given with pairs .* have no parts; remove part"):
         base.evaluate([("to walk", "gehen")], part="dev")
@@ -129,7 +131,7 @@ def test_pairs_have_no_parts_and_parts_are_dev_and_test(here: Path) -> None:
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:
-    """A folder that holds a base, and an adapter that plain peft saved for it."""
+    """A folder with a base and an adapter that plain peft saved for this base."""
     torch.manual_seed(0)
     base = AutoModelForSeq2SeqLM.from_pretrained(NANO / "english")
     tokenizer = AutoTokenizer.from_pretrained(NANO / "tokenizer")
@@ -146,7 +148,9 @@ def plain(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_plain_peft_s_adapter_whose_base_has_moved(plain: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_of_plain_peft_works_with_the_new_path_of_its_moved_base(
+    plain: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (plain / "base").rename(plain / "moved")
     assert "as its base, and there is no such folder on this machine; name the base with --checkpoint" in refused(
         capsys, "predict", str(plain / "adapter"), "to walk"
@@ -162,7 +166,8 @@ def test_plain_peft_s_adapter_whose_base_has_moved(plain: Path, here: Path, caps
         expected.append(tokenizer.decode(model.generate(**ids, max_new_tokens=8)[0], skip_special_tokens=True))
     adapter = petransfer.Adapter.load(plain / "adapter", checkpoint=str(plain / "moved"), device="cpu")
     assert [adapter.predict([text], max_new_tokens=8)[0] for text in TEXTS] == expected
-    small = petransfer.Adapter.load(plain / "adapter", checkpoint="nano/english", device="cpu")  # it is resized
+    # nano/english is resized to the vocabulary of the adapter
+    small = petransfer.Adapter.load(plain / "adapter", checkpoint="nano/english", device="cpu")
     assert [small.predict([text], max_new_tokens=8)[0] for text in TEXTS] == expected
 
 
@@ -171,7 +176,7 @@ def test_a_base_whose_weights_changed_is_refused(here: Path, capsys: pytest.Capt
     options = ("--steps", "4", "--test", "10", "--cpu", "--out", "study")
     assert call("train", "./base", "pairs.tsv", *options) == 0
     expected = predicted(capsys, "study", "to walk")
-    # the same tensors in other files, one of them twice
+    # save the same tensors in several files; the tied embeddings are saved more than once
     same = AutoModelForSeq2SeqLM.from_pretrained("base")
     tensors = {name: value.clone() for name, value in same.state_dict().items()}
     (here / "base" / "model.safetensors").unlink()
@@ -231,11 +236,13 @@ def test_a_base_whose_configuration_changed_is_refused(here: Path, capsys: pytes
     content = json.loads(path.read_text())
     del content["base"]["configuration"]
     path.write_text(json.dumps(content))
-    assert len(predicted(capsys, "study", "to walk")) == 1, "adapters of earlier versions have no record"
+    assert len(predicted(capsys, "study", "to walk")) == 1, (
+        "adapters of earlier versions have no record of the configuration"
+    )
     assert call("adapter", "verify", "study", "--no-evaluate", "--cpu") == 0
 
 
-def test_a_whole_model_whose_files_changed_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_whole_model_whose_config_json_changed_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--method", "full", "--steps", "2", "--test", "10", "--cpu", "--out", "study")
     assert call("train", "nano/english", "pairs.tsv", *options) == 0
     (run,) = (here / "study" / "runs").iterdir()

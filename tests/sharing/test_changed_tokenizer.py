@@ -1,4 +1,4 @@
-"""A base whose tokenizer or chat template changed since training is named, and is another base for a new training."""
+"""A base whose tokenizer or chat template changed after training: the change is reported, and changes the base's id."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.sharing.conftest import call, refused
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "full without tokenizer"])
-def test_a_changed_chat_template_is_named(
+def test_a_changed_chat_template_is_reported(
     method: str, here: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     base = chat_llama(here / "base")
@@ -35,7 +35,7 @@ def test_a_changed_chat_template_is_named(
     options = ("--method", kind, "--steps", "2", "--dev", "4", "--test", "4", "--cpu", "--out", "study")
     assert call("train", "./base", "chats.jsonl", *options) == 0
     (saved,) = (here / "study" / "runs").glob("*/*/petransfer.json")
-    if method == "full without tokenizer":  # as older versions saved it
+    if method == "full without tokenizer":  # older versions saved no tokenizer with the model
         (saved.parent / "tokenizer_config.json").unlink()
     caplog.clear()
     Adapter.load(here / "study", device="cpu").predict(["say 1"], 2)
@@ -43,7 +43,7 @@ def test_a_changed_chat_template_is_named(
     template = base / "chat_template.jinja"
     template.write_text(template.read_text().replace("assistant", "model"))
     Adapter.load(here / "study", device="cpu").predict(["say 1"], 2)
-    if method == "full":  # it has its own template
+    if method == "full":  # the model has its own chat template
         assert "chat template" not in caplog.text
         return
     assert "the chat template of base is not the one that was used in training" in caplog.text
@@ -53,7 +53,7 @@ def test_a_changed_chat_template_is_named(
         assert "the chat template of base changed since training" in capsys.readouterr().out
 
 
-def test_other_token_ids_are_refused_and_added_tokens_are_only_named(
+def test_changed_token_ids_are_refused_and_added_tokens_give_a_warning(
     here: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert call("checkpoints", "cp", "nano/english", "base") == 0
@@ -78,7 +78,7 @@ def test_other_token_ids_are_refused_and_added_tokens_are_only_named(
     assert call("predict", "study", "to walk", "--max-new-tokens", "2", "--cpu", "--any-base") == 0
 
 
-def test_plain_pairs_do_not_depend_on_the_chat_template() -> None:
+def test_a_changed_chat_template_changes_only_its_own_hash() -> None:
     tokenizer = AutoTokenizer.from_pretrained(NANO / "tokenizer")
     assert "chat_template_sha256" not in tokenizer_hashes(tokenizer, with_template=False)
     before = tokenizer_hashes(tokenizer, with_template=True)
@@ -87,7 +87,7 @@ def test_plain_pairs_do_not_depend_on_the_chat_template() -> None:
     assert {name for name in before if before[name] != after[name]} == {"chat_template_sha256"}
 
 
-def test_a_changed_sentencepiece_file_changes_the_hashes(tmp_path: Path) -> None:
+def test_a_changed_sentencepiece_file_changes_only_its_own_hash(tmp_path: Path) -> None:
     before = tokenizer_hashes(save_tokenizer("marian", tmp_path), with_template=False)
     _sentencepiece(tmp_path / "source.spm", unk_id=1, eos_id=0, bos_id=-1, model_type="bpe")
     after = tokenizer_hashes(AutoTokenizer.from_pretrained(tmp_path), with_template=False)
@@ -109,7 +109,9 @@ CHANGES: dict[str, Callable[[Path, int], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_every_file_of_a_base_is_a_part_of_its_identity(change: Callable[[Path, int], object], tmp_path: Path) -> None:
+def test_a_changed_file_of_a_base_changes_its_checkpoint_spec(
+    change: Callable[[Path, int], object], tmp_path: Path
+) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "additional_chat_templates").mkdir()
     _pickled(tmp_path, 0)
@@ -119,7 +121,7 @@ def test_every_file_of_a_base_is_a_part_of_its_identity(change: Callable[[Path, 
     assert checkpoint_spec(str(tmp_path)) != first
 
 
-def test_the_id_of_a_base_with_safetensors_is_that_of_earlier_versions(tiny_t5: Path, tmp_path: Path) -> None:
+def test_the_hash_of_a_base_with_safetensors_is_the_same_as_in_earlier_versions(tiny_t5: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_t5, tmp_path / "base")
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):

@@ -1,4 +1,4 @@
-"""`predict` and `Adapter.predict` say how many texts were cut, and where."""
+"""`predict` and `Adapter.predict` report how many generated texts were cut, and at which limit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.sharing.conftest import ROWS, call
 TEXTS = [source for source, _ in ROWS[:6]]
 
 
-def test_the_numbers_of_texts() -> None:
+def test_notes_count_the_texts_that_were_cut_at_each_limit() -> None:
     cut = CutTexts(4)
     cut.add([Generation("a", True, 3, 4), Generation("b", False, 3, 4), Generation("c", False, 3, 6)])
     cut.add([Generation("d", False, 9, 2)])
@@ -33,13 +33,13 @@ def test_the_numbers_of_texts() -> None:
 
 
 @pytest.mark.parametrize("kind", ["tiny_t5", "tiny_gpt2"])
-def test_cut_texts_are_counted(
+def test_the_number_of_cut_texts_is_reported(
     kind: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     model = str(request.getfixturevalue(kind))
     adapter = petransfer.Adapter.load(model, device="cpu")
     cut = sum(not one.ended for one in adapter.predictor.generations(TEXTS, 3))
-    assert cut > 0  # the weights are random
+    assert cut > 0  # the weights are random, so texts rarely end within 3 tokens
     verb = "was" if cut == 1 else "were"
     assert call("predict", model, *TEXTS, "--max-new-tokens", "3", "--cpu") == 0
     message = capsys.readouterr()
@@ -63,8 +63,10 @@ def test_no_note_if_no_text_is_cut(
     assert "cut" not in capsys.readouterr().err
 
 
-def test_a_decoder_that_has_no_more_positions(tiny_gpt2: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = str(tiny_gpt2)  # it has 128 positions
+def test_a_text_cut_at_the_last_position_of_a_decoder_gets_no_advice(
+    tiny_gpt2: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(tiny_gpt2)  # a model with 128 positions
     predictor = petransfer.Adapter.load(model, device="cpu").predictor
     (text,) = predictor.generations(["to walk"], 500)
     assert not text.ended

@@ -1,4 +1,4 @@
-"""`eval` shows the metrics that were asked for, beside exact match, for the base, the adapter and the merged model."""
+"""`eval --metric` shows metrics beside exact match, for the base, the adapter and the merged model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.sharing.conftest import ROWS, call, refused
 
 @pytest.fixture
 def few(tmp_path: Path) -> str:
-    """A file of four rows."""
+    """The path of a file with four rows."""
     path = tmp_path / "few.tsv"
     path.write_text("".join(f"{source}\t{target}\n" for source, target in ROWS[:4]), encoding="utf-8")
     return str(path)
 
 
-def test_metrics_stand_beside_exact_match(run: Path, few: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_shows_other_metrics_beside_exact_match(run: Path, few: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("eval", str(run), "--data", few, "--metric", "token_f1", "--base", "--cpu")
     assert call(*arguments, "--json") == 0
     rows = json.loads(capsys.readouterr().out)
@@ -27,7 +27,7 @@ def test_metrics_stand_beside_exact_match(run: Path, few: str, capsys: pytest.Ca
     texts = [source for source, _ in ROWS[:4]]
     found = petransfer.Adapter.load(run, device="cpu").predict(texts, 16)
     right = 100 * sum(text == target for text, (_, target) in zip(found, ROWS, strict=False)) / 4
-    assert rows[1]["metrics"]["token_f1"] == rows[1]["exact_match"] == right  # each target is one word
+    assert rows[1]["metrics"]["token_f1"] == rows[1]["exact_match"] == right  # equal, because each target is one word
     assert call(*arguments) == 0
     message = capsys.readouterr().out
     assert all(word in message for word in ("exact match %", "token F1 %", "base: nano/english", "merged: "))
@@ -39,9 +39,11 @@ def test_a_file_of_one_row_is_scored(run: Path, tmp_path: Path, capsys: pytest.C
     assert call("eval", str(run), "--data", str(path), "--cpu") == 0
     message = capsys.readouterr()
     assert "one.tsv, 1 example\n" in "\n".join(line.strip() for line in message.out.splitlines()) + "\n"
-    assert "agreement with first" not in message.out  # there is one adapter
+    assert "agreement with first" not in message.out  # there is only one adapter
 
 
-def test_metrics_that_cannot_be_computed_are_refused(run: Path, few: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_metric_is_refused_with_a_suggestion(
+    run: Path, few: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ("eval", str(run), "--data", few, "--cpu", "--metric")
     assert "did you mean 'token_f1'" in refused(capsys, *arguments, "bleu, token_f")

@@ -1,4 +1,4 @@
-"""A merged folder works in plain transformers, llama.cpp and vLLM, with the losses that petransfer computes."""
+"""A merged model gives the same results in plain transformers and llama.cpp, and has the files that vLLM reads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from transformers import (
 import petransfer
 from tests.sharing.conftest import ROWS, call, refused
 
-# A folder with llama.cpp's convert_hf_to_gguf.py, for the tests that need it.
+# The folder of llama.cpp, with convert_hf_to_gguf.py. Some tests are skipped without it.
 LLAMA_CPP = Path(os.environ.get("PETRANSFER_LLAMA_CPP", "llama.cpp"))
 needs_llama_cpp = pytest.mark.skipif(
     not (LLAMA_CPP / "convert_hf_to_gguf.py").is_file() or importlib.util.find_spec("llama_cpp") is None,
@@ -78,7 +78,7 @@ def _make_llama(folder: Path) -> None:
 def merged(
     tmp_path_factory: pytest.TempPathFactory, trained: Callable[..., Path]
 ) -> Callable[[str], tuple[Path, Path, Path]]:
-    """Makes a base, an adapter and a merged model, each kind once: `t5` or `llama`."""
+    """A function that returns the folders of a base, a run and a merged model of a kind, `t5` or `llama`."""
     made: dict[str, tuple[Path, Path, Path]] = {}
 
     def make(kind: str) -> tuple[Path, Path, Path]:
@@ -98,13 +98,15 @@ def merged(
 
 @pytest.fixture
 def rows(tmp_path: Path) -> str:
-    """A file with the rows of the task."""
+    """The path of a file with all rows of the task."""
     path = tmp_path / "rows.tsv"
     path.write_text("".join(f"{source}\t{target}\n" for source, target in ROWS), encoding="utf-8")
     return str(path)
 
 
-def test_transformers_generates_what_predict_does(merged: Callable[[str], tuple[Path, Path, Path]]) -> None:
+def test_plain_transformers_generates_the_same_texts_as_predict(
+    merged: Callable[[str], tuple[Path, Path, Path]],
+) -> None:
     _, run, folder = merged("t5")
     expected = petransfer.Adapter.load(run, device="cpu").predict(TEXTS, 8)
     assert len(set(expected)) > 1
@@ -114,7 +116,9 @@ def test_transformers_generates_what_predict_does(merged: Callable[[str], tuple[
     assert tokenizer.batch_decode(found, skip_special_tokens=True) == expected
 
 
-def test_the_pipeline_writes_what_predict_does(merged: Callable[[str], tuple[Path, Path, Path]]) -> None:
+def test_the_pipeline_of_transformers_generates_the_same_texts_as_predict(
+    merged: Callable[[str], tuple[Path, Path, Path]],
+) -> None:
     _, run, folder = merged("llama")
     expected = petransfer.Adapter.load(run, device="cpu").predict(TEXTS, 8)
     write = pipeline("text-generation", model=str(folder), device="cpu")
@@ -122,7 +126,9 @@ def test_the_pipeline_writes_what_predict_does(merged: Callable[[str], tuple[Pat
     assert [one[0]["generated_text"] for one in found] == expected
 
 
-def test_a_separate_head_holds_the_scale_of_t5(merged: Callable[[str], tuple[Path, Path, Path]]) -> None:
+def test_a_separate_output_head_contains_the_output_scale_of_t5(
+    merged: Callable[[str], tuple[Path, Path, Path]],
+) -> None:
     _, run, folder = merged("t5")
     tensors = load_file(folder / "model.safetensors")
     assert torch.allclose(tensors["lm_head.weight"], tensors["shared.weight"] * 48**-0.5)
@@ -134,7 +140,9 @@ def test_a_separate_head_holds_the_scale_of_t5(merged: Callable[[str], tuple[Pat
         torch.testing.assert_close(whole(**batch).logits, adapter(**batch).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_the_folder_has_what_llama_cpp_and_vllm_read(merged: Callable[[str], tuple[Path, Path, Path]]) -> None:
+def test_the_merged_folder_has_the_files_that_llama_cpp_and_vllm_read(
+    merged: Callable[[str], tuple[Path, Path, Path]],
+) -> None:
     base, _, folder = merged("t5")
     assert (folder / "spiece.model").read_bytes() == (base / "spiece.model").read_bytes()
     base, _, folder = merged("llama")
@@ -166,7 +174,7 @@ def test_llama_cpp_computes_the_same_loss(
 
 
 @needs_llama_cpp
-def test_compare_sees_that_the_scale_of_t5_is_missing(
+def test_compare_reports_different_losses_if_the_output_scale_of_t5_is_missing(
     merged: Callable[[str], tuple[Path, Path, Path]], tmp_path: Path, rows: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, run, _ = merged("t5")
@@ -180,7 +188,7 @@ def test_compare_sees_that_the_scale_of_t5_is_missing(
     assert found["agree"] > 99
 
 
-def test_wrong_files_are_refused_in_one_line(
+def test_compare_refuses_wrong_files_in_one_line(
     merged: Callable[[str], tuple[Path, Path, Path]], tmp_path: Path, rows: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("llama_cpp")
@@ -193,7 +201,7 @@ def test_wrong_files_are_refused_in_one_line(
 
 
 def _converted(folder: Path, place: Path) -> Path:
-    """Convert a folder with llama.cpp's own script."""
+    """Convert a model with llama.cpp's own script, and return the path of the GGUF file."""
     file = place / f"{folder.name}.gguf"
     command = [
         sys.executable,

@@ -1,4 +1,4 @@
-"""Folders of models in which other programs keep files with names that petransfer uses too."""
+"""Folders with files of other programs: some have names that petransfer also uses, some are adapters in other forms."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from petransfer.sharing.sources import opened_source
 
 
 def _logs(folder: Path) -> None:
-    """The logs for TensorBoard that the Trainer of transformers writes."""
+    """Write TensorBoard logs as the Trainer of transformers does."""
     (folder / "runs" / "Nov28_host").mkdir(parents=True)
     (folder / "runs" / "Nov28_host" / "events.out.tfevents.1").write_bytes(b"x")
 
@@ -38,7 +38,9 @@ OWN: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("add", OWN.values(), ids=OWN)
-def test_a_base_with_other_files_is_a_base(add: Callable[[Path], object], tiny_gpt2: Path, tmp_path: Path) -> None:
+def test_a_base_is_recognised_beside_files_of_other_programs(
+    add: Callable[[Path], object], tiny_gpt2: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(tiny_gpt2, tmp_path / "base")
     add(folder)
     with opened_source(str(folder)) as source:
@@ -49,7 +51,7 @@ def test_a_base_with_other_files_is_a_base(add: Callable[[Path], object], tiny_g
 
 
 @pytest.mark.parametrize("add", OWN.values(), ids=OWN)
-def test_an_adapter_with_other_files_is_an_adapter(
+def test_an_adapter_is_recognised_beside_files_of_other_programs(
     add: Callable[[Path], object], tiny_gpt2: Path, tmp_path: Path
 ) -> None:
     config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"])
@@ -59,14 +61,14 @@ def test_an_adapter_with_other_files_is_an_adapter(
         assert source.kind == "adapter"
 
 
-def test_a_study_without_finished_runs_is_still_called_so(tmp_path: Path) -> None:
+def test_the_error_for_a_study_without_finished_runs_says_so(tmp_path: Path) -> None:
     (tmp_path / "runs" / "0123456789ab").mkdir(parents=True)
     with pytest.raises(UserError, match="holds no finished run"):
         run_folder(tmp_path)
 
 
 @pytest.mark.parametrize("run", [None, "ID", "ID[:4]"])
-def test_copies_of_a_run_s_folder_do_not_hide_the_run(
+def test_copies_of_a_run_folder_are_ignored_with_a_warning(
     run: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train = TrainSpec(steps=5, batch_size=8, learning_rate=1e-3)
@@ -96,19 +98,19 @@ CARDS = [{"corpus": "mine", "steps": 5}, [1, 2], "text", None, {"new_pieces": "x
 @pytest.mark.parametrize(
     "content", [*(json.dumps(card) for card in CARDS), "{", "", "[" * 100_000], ids=lambda t: t[:30]
 )
-def test_somebody_s_own_pretraining_json_is_ignored(content: str, tiny_t5: Path, tmp_path: Path) -> None:
+def test_a_pretraining_json_of_another_program_is_ignored(content: str, tiny_t5: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_t5, tmp_path / "base")
     (folder / "pretraining.json").write_text(content)
     assert load_checkpoint(checkpoint_spec(str(folder)), 32).new_tokens == ()
 
 
-def test_bytes_and_folders_of_that_name_are_ignored(tiny_t5: Path, tmp_path: Path) -> None:
+def test_a_pretraining_json_that_is_not_utf8_is_ignored(tiny_t5: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_t5, tmp_path / "base")
     (folder / "pretraining.json").write_bytes(b"\xff\xfe")
     assert load_checkpoint(checkpoint_spec(str(folder)), 32).new_tokens == ()
 
 
-def test_weight_files_with_other_names_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weight_files_with_other_names_than_in_training_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("petransfer.sharing.base.weight_hashes", lambda *_: {"part-1.safetensors": "b" * 64})
     trained_on = {"weights_sha256": {"model.safetensors": "a" * 64}}
     base = Base(CheckpointSpec("nano/english"), 32, 0, (), None, trained_on)
@@ -133,7 +135,9 @@ FORMS = {
 
 @pytest.mark.parametrize("config", [False, True])
 @pytest.mark.parametrize("name", FORMS)
-def test_an_adapter_in_the_form_of_another_program_is_named_with_a_way(name: str, config: bool, tmp_path: Path) -> None:
+def test_an_adapter_in_the_form_of_another_program_is_refused_with_advice(
+    name: str, config: bool, tmp_path: Path
+) -> None:
     (tmp_path / name).write_bytes(b"x")
     if config and name != "adapter_model.safetensors":
         (tmp_path / "adapter_config.json").write_text('{"r": 8}')
@@ -144,7 +148,7 @@ def test_an_adapter_in_the_form_of_another_program_is_named_with_a_way(name: str
         assert str(place) in str(error.value)
 
 
-def test_the_weights_of_a_whole_adapter_lead_to_its_folder(tmp_path: Path) -> None:
+def test_the_error_for_an_adapter_s_weight_file_names_the_adapter_s_folder(tmp_path: Path) -> None:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (tmp_path / name).write_bytes(b"{}")
     with (

@@ -1,4 +1,4 @@
-"""The form in which a decoder-only model gets its inputs: as in its training, or exactly as given."""
+"""The form of a decoder-only model's inputs: as in training for an adapter, exactly as given for a base."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WHERE = Where(device="cpu")
 
 @pytest.fixture(scope="module")
 def base(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A decoder-only model whose texts depend on each token of the input."""
+    """A decoder-only model whose generated texts depend on each token of the input."""
     folder = tmp_path_factory.mktemp("form") / "base"
     shutil.copytree(tiny_gpt2, folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -43,7 +43,7 @@ def base(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["plain peft", "petransfer"])
 def adapter(request: pytest.FixtureRequest, base: Path, trained: Callable[..., Path]) -> tuple[Path, str]:
-    """The folder of an adapter that plain peft or petransfer made, and the text after each input in its training."""
+    """The folder of an adapter of plain peft or petransfer, and the text that follows each input in its training."""
     if request.param == "petransfer":
         return trained(str(base)), "\n"
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def adapter(request: pytest.FixtureRequest, base: Path, trained: Callable[..., P
 
 
 def plain(base: Path, adapter: Path | None = None) -> Any:
-    """The model as plain transformers and peft load it."""
+    """Return the model as plain transformers and peft load it."""
     model = AutoModelForCausalLM.from_pretrained(base).eval()
     inner = adapter / "adapter" if adapter and (adapter / "adapter").is_dir() else adapter
     return PeftModel.from_pretrained(model, inner).eval() if inner else model
@@ -62,7 +62,7 @@ def plain(base: Path, adapter: Path | None = None) -> Any:
 
 @torch.inference_mode()
 def texts_of(model: Any, base: Path, end: str) -> list[str]:
-    """The texts that plain transformers generates greedily for TEXTS, each followed by `end`."""
+    """Return the texts that plain transformers generates greedily for each text in TEXTS, followed by `end`."""
     tokenizer, found = AutoTokenizer.from_pretrained(base), []
     for text in TEXTS:
         ids = tokenizer(text + end, add_special_tokens=False, return_tensors="pt")["input_ids"]
@@ -73,7 +73,7 @@ def texts_of(model: Any, base: Path, end: str) -> list[str]:
 
 @torch.inference_mode()
 def log_prob(model: Any, base: Path, end: str) -> float:
-    """The mean log-probability of the target tokens of PAIRS."""
+    """Return the mean log-probability of the target tokens of PAIRS."""
     tokenizer, found = AutoTokenizer.from_pretrained(base), []
     for text, target in PAIRS:
         read, wanted = (tokenizer(one, add_special_tokens=False)["input_ids"] for one in (text + end, target))
@@ -83,7 +83,7 @@ def log_prob(model: Any, base: Path, end: str) -> float:
     return sum(found) / len(found)
 
 
-def test_an_adapter_is_prompted_as_it_was_trained(
+def test_an_adapter_gets_inputs_in_the_form_of_its_training(
     adapter: tuple[Path, str], base: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, end = adapter
@@ -101,13 +101,15 @@ def test_an_adapter_is_prompted_as_it_was_trained(
         rows = side_by_side([source], Where(str(base), device="cpu"), Request(PAIRS, with_base=True))
     alone, scores, merged = (row.log_prob_per_token for row in rows)
     assert scores == pytest.approx(log_prob(plain(base, folder), base, end), abs=1e-4)
-    assert alone == pytest.approx(log_prob(plain(base), base, end), abs=1e-4), "the base is prompted as the adapter is"
-    assert merged == pytest.approx(scores, abs=0.05)  # it is rounded to 16 bits
+    assert alone == pytest.approx(log_prob(plain(base), base, end), abs=1e-4), (
+        "the base must get its inputs in the same form as the adapter"
+    )
+    assert merged == pytest.approx(scores, abs=0.05)  # the merged model is rounded to 16 bits
     ours.merge(here / "merged", bits=32)
     assert Adapter.load(here / "merged", device="cpu").predict(TEXTS, TOKENS) == expected
 
 
-def test_a_base_alone_gets_each_input_exactly_as_it_is(base: Path) -> None:
+def test_a_base_alone_gets_each_input_exactly_as_given(base: Path) -> None:
     expected = texts_of(plain(base), base, "")
     assert Adapter.load(base, device="cpu").predict(TEXTS, TOKENS) == expected
     with opened_source(str(base)) as source:
@@ -117,7 +119,7 @@ def test_a_base_alone_gets_each_input_exactly_as_it_is(base: Path) -> None:
     assert scores.log_prob_per_token == pytest.approx(log_prob(plain(base), base, ""), abs=1e-4)
 
 
-def test_a_base_beside_adapters_gets_the_form_of_their_inputs(
+def test_a_base_beside_adapters_gets_inputs_in_the_same_form_as_the_adapters(
     base: Path, trained: Callable[..., Path], tmp_path: Path
 ) -> None:
     with opened_source(str(trained(str(base)))) as adapter, opened_source(str(base)) as alone:
@@ -125,7 +127,7 @@ def test_a_base_beside_adapters_gets_the_form_of_their_inputs(
     assert rows[1].log_prob_per_token == pytest.approx(log_prob(plain(base), base, "\n"), abs=1e-4)
 
 
-def test_a_whole_model_on_the_hub_keeps_the_form_of_its_training(
+def test_a_merged_model_on_the_hub_gets_inputs_in_the_form_of_its_training(
     base: Path, trained: Callable[..., Path], here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trained(str(base), "--prefix", "say: ")
@@ -144,7 +146,7 @@ def test_a_whole_model_on_the_hub_keeps_the_form_of_its_training(
 
 
 def test_an_input_without_tokens_is_refused(base: Path, here: Path) -> None:
-    """GPT-2's own tokenizer adds no token to an input."""
+    """The tokenizer here adds no special token to an input, like GPT-2's own tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.backend_tokenizer.post_processor = Sequence([])
     shutil.copytree(base, here / "bare")
@@ -154,12 +156,12 @@ def test_an_input_without_tokens_is_refused(base: Path, here: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [0, -1, 10**12, True, 1.5, "8"])
-def test_a_number_of_new_tokens_that_makes_no_sense_is_refused(number: Any, base: Path) -> None:
+def test_an_invalid_number_of_new_tokens_is_refused(number: Any, base: Path) -> None:
     with pytest.raises(UserError, match=r"max_new_tokens is .*from 1 to 131,072"):
         Adapter.load(base, device="cpu").predict(["walk"], max_new_tokens=number)
 
 
-def test_adapters_of_petransfer_and_of_another_program_are_not_mixed(
+def test_adapters_of_petransfer_and_of_another_program_cannot_be_used_together(
     base: Path, trained: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["c_attn"])
@@ -171,7 +173,7 @@ def test_adapters_of_petransfer_and_of_another_program_are_not_mixed(
         assert "one after the other" in message
 
 
-def test_adapters_that_name_one_base_differently_share_the_base_that_is_given(
+def test_adapters_with_different_base_names_can_share_the_base_in_checkpoint(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["c_attn"], init_lora_weights=False)

@@ -1,4 +1,4 @@
-"""Rows are scored, compared and shown in the form of the training: template, chat, split of a dataset."""
+"""Rows are scored, and shown in cards, in the form of the training: template or chat. Damaged files are refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 @pytest.fixture(scope="module")
 def templated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """A run whose inputs are made by a template of two columns, and rows that it was not trained on."""
+    """A study with a template of two columns, and rows that were not in its training."""
     folder = tmp_path_factory.mktemp("templated")
     rows = [{"title": f"book {n}", "year": n, "target": "walk" if n % 2 else "run"} for n in range(30)]
     data = write(folder / "a.jsonl", rows)
@@ -46,7 +46,9 @@ def templated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict
     return folder / "out", [row | {"title": "new"} for row in rows[:4]]
 
 
-def test_pairs_get_the_template_as_predict_gives_it(templated: tuple[Path, list[dict[str, Any]]], here: Path) -> None:
+def test_evaluate_applies_the_template_to_pairs_with_json_objects(
+    templated: tuple[Path, list[dict[str, Any]]], here: Path
+) -> None:
     run, rows = templated
     adapter = petransfer.Adapter.load(run, device="cpu")
     expected = adapter.evaluate(write(here / "new.jsonl", rows))
@@ -56,7 +58,7 @@ def test_pairs_get_the_template_as_predict_gives_it(templated: tuple[Path, list[
         adapter.evaluate([("new", "walk")])
 
 
-def test_a_trained_folder_is_no_base_and_says_how_it_becomes_one(run: Path, here: Path) -> None:
+def test_the_folder_of_a_training_is_refused_as_a_base_with_advice(run: Path, here: Path) -> None:
     shutil.copytree(run, "study/runs/0123")
     for place in ("study", "study/runs/0123", "study/runs/0123/adapter"):
         with pytest.raises(UserError, match=f"{place} is an adapter, .*`petransfer adapter merge {place} merged`"):
@@ -67,7 +69,7 @@ def test_a_trained_folder_is_no_base_and_says_how_it_becomes_one(run: Path, here
         checkpoint_spec("study")
 
 
-def test_the_card_s_code_has_the_template(templated: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_the_code_in_the_card_contains_the_template(templated: tuple[Path, list[dict[str, Any]]]) -> None:
     run, _ = templated
     message = card(petransfer.Adapter.load(run)._source.adapter())
     assert "tokenizer('title: the title of the year'," in message
@@ -76,7 +78,7 @@ def test_the_card_s_code_has_the_template(templated: tuple[Path, list[dict[str, 
 
 @pytest.fixture(scope="module")
 def chat_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was trained on chats."""
+    """A study that was trained on chats."""
     folder = tmp_path_factory.mktemp("chats")
     base = chat_llama(folder / "base")
     turns = [[{"role": "user", "content": f"Hi {n}"}, {"role": "assistant", "content": f"Ho {n}"}] for n in range(30)]
@@ -85,7 +87,9 @@ def chat_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def test_plain_transformers_gets_the_chat_template_too(chat_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_plain_uses_the_chat_template_for_plain_transformers_too(
+    chat_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     adapter = petransfer.Adapter.load(chat_run, device="cpu")
     seen: list[Any] = []
     generations = plain_check.generations
@@ -102,7 +106,7 @@ def test_plain_transformers_gets_the_chat_template_too(chat_run: Path, monkeypat
         assert end == "<|im_end|>"
 
 
-def test_the_card_s_code_asks_and_ends_as_the_chat_template_does(chat_run: Path, here: Path) -> None:
+def test_the_code_in_the_card_uses_the_chat_template_and_its_end_token(chat_run: Path, here: Path) -> None:
     adapter = petransfer.Adapter.load(chat_run, device="cpu")
     bundle = adapter._source.adapter()
     shutil.copytree(bundle.weights.parent, "adapter")
@@ -115,7 +119,7 @@ def test_the_card_s_code_asks_and_ends_as_the_chat_template_does(chat_run: Path,
     assert names["end"] == adapter.predictor.loaded.layout.eos_id != names["tokenizer"].eos_token_id
 
 
-def test_a_base_with_languages_is_shown_without_code(run: Path) -> None:
+def test_the_card_of_a_base_with_languages_has_no_code(run: Path) -> None:
     spec = of_folder(run).spec
     assert spec is not None
     languages = replace(spec.checkpoint, source_language="en_XX", target_language="de_DE")
@@ -125,7 +129,7 @@ def test_a_base_with_languages_is_shown_without_code(run: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ['a", trust_remote_code=True) #', "a](https://x.y) <b>", "a`\n```\n<script>", "a|b"])
-def test_a_stranger_s_name_of_a_base_is_text(name: str, run: Path) -> None:
+def test_markup_and_code_in_the_name_of_a_base_are_escaped_in_the_card(name: str, run: Path) -> None:
     spec = of_folder(run).spec
     assert spec is not None
     named = replace(spec, checkpoint=replace(spec.checkpoint, name=name, weights="main"))
@@ -136,7 +140,7 @@ def test_a_stranger_s_name_of_a_base_is_text(name: str, run: Path) -> None:
     assert message.count("\n```") == 4
 
 
-def test_a_dataset_is_scored_on_its_test_split(run: Path, here: Path) -> None:
+def test_a_dataset_is_scored_on_its_test_split_or_else_on_its_only_split(run: Path, here: Path) -> None:
     import datasets
 
     def part(targets: list[str]) -> Any:
@@ -150,14 +154,14 @@ def test_a_dataset_is_scored_on_its_test_split(run: Path, here: Path) -> None:
     assert (one.task, one.examples) == ("one, split train", 5)
 
 
-def test_a_row_with_more_tokens_than_positions_is_named(trained: Callable[..., Path], tiny_gpt2: Path) -> None:
+def test_the_error_names_the_row_with_more_tokens_than_positions(trained: Callable[..., Path], tiny_gpt2: Path) -> None:
     adapter = petransfer.Adapter.load(trained(str(tiny_gpt2)), device="cpu")
     with pytest.raises(UserError, match=r"1 of 2 rows of 2 pairs cannot be scored: row 2: the input and target"):
         adapter.evaluate([("to walk", "gehen"), ("to walk " * 2000, "gehen")])
 
 
 @pytest.mark.parametrize("content", ["{}", '{"task": 3}', '{"checkpoint": {"name": 1}, "task": {}, "method": {}}'])
-def test_a_damaged_description_of_the_run_is_named(content: str, run: Path, here: Path) -> None:
+def test_a_damaged_spec_json_is_named_in_the_error(content: str, run: Path, here: Path) -> None:
     shutil.copytree(run, "copy")
     Path("copy/spec.json").write_text(content)
     adapter = petransfer.Adapter.load("copy", device="cpu")
@@ -166,7 +170,7 @@ def test_a_damaged_description_of_the_run_is_named(content: str, run: Path, here
             use()
 
 
-def test_a_description_of_another_run_is_refused(run: Path, here: Path) -> None:
+def test_a_spec_json_of_another_run_is_refused(run: Path, here: Path) -> None:
     shutil.copytree(run, "copy")
     spec = RunSpec.from_dict(json.loads(Path("copy/spec.json").read_text()))
     other = replace(spec, task=replace(spec.task, options=Options({"sha256": "0" * 64})))
@@ -176,14 +180,14 @@ def test_a_description_of_another_run_is_refused(run: Path, here: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["task: 3", "task: [1]", "task: {options: [1]}", "task: {options: {train: [1]}}"])
-def test_a_damaged_recipe_is_named(content: str, run: Path, here: Path) -> None:
+def test_a_damaged_recipe_is_named_in_the_error(content: str, run: Path, here: Path) -> None:
     shutil.copytree(run.parent.parent, "study")
     Path("study/recipe.yaml").write_text(content)
     with pytest.raises(UserError, match=r"recipe\.yaml is damaged \(task"):
         petransfer.Adapter.load(f"study/runs/{run.name}")
 
 
-def test_a_damaged_merged_model_is_named(run: Path, here: Path) -> None:
+def test_a_damaged_file_of_a_merged_model_is_named_in_the_error(run: Path, here: Path) -> None:
     petransfer.Adapter.load(run, device="cpu").merge("merged")
     for name, content, message in (
         ("model.safetensors", Path("merged/model.safetensors").read_bytes()[:-50], r"model\.safetensors is damaged"),
@@ -199,7 +203,7 @@ def test_a_damaged_merged_model_is_named(run: Path, here: Path) -> None:
         file.write_bytes(kept)
 
 
-def test_a_folder_below_home_is_found(run: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_in_a_path_means_the_home_folder(run: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(here / "home"))
     petransfer.Adapter.load(run, device="cpu").merge("~/merged")
     assert (here / "home" / "merged" / "config.json").is_file()
@@ -207,7 +211,9 @@ def test_a_folder_below_home_is_found(run: Path, here: Path, monkeypatch: pytest
     assert not (here / "~").exists()
 
 
-def test_chats_are_scored_with_the_chat_template_by_any_model(here: Path, run: Path, tiny_gpt2: Path) -> None:
+def test_chats_are_scored_with_the_chat_template_and_refused_without_one(
+    here: Path, run: Path, tiny_gpt2: Path
+) -> None:
     chat = [{"role": "user", "content": "to walk"}, {"role": "assistant", "content": "go"}]
     Path("chats.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
     folder = chat_llama(Path("chat"))

@@ -1,4 +1,4 @@
-"""`adapter push|pull|info` by way of huggingface_hub's real client and a hub on loopback."""
+"""`adapter push`, `pull` and `info` with huggingface_hub's real client and a local hub server."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.sharing.hub_server import TOKEN, Hub, Repository, serving
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    """A hub."""
+    """A running local hub server."""
     with serving() as made:
         yield made
 
 
 def ask(endpoint: str, here: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    """`petransfer adapter ARGUMENTS` in a process of its own, whose hub is at `endpoint`."""
+    """Run `petransfer adapter ARGUMENTS` in a new process with the hub at `endpoint`. No output may show the token."""
     environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     environment |= {
         "HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(here / "hf"), "HF_HUB_OFFLINE": "0",
@@ -40,14 +40,14 @@ def ask(endpoint: str, here: Path, *arguments: str, **extra: str) -> subprocess.
     return done
 
 
-def test_push_and_pull_bring_the_same_files_back(hub: Hub, packed: Path, here: Path) -> None:
+def test_pull_gets_the_same_files_that_push_uploaded(hub: Hub, packed: Path, here: Path) -> None:
     done = ask(hub.url, here, "push", str(packed), "me/mine", "--tag", "german", "--json")
     assert done.returncode == 0, done.stderr
     message = json.loads(done.stdout)
     made = hub.repositories["me/mine"]
     assert message == {"url": f"{hub.url}/me/mine/commit/{made.head}", "commit": made.head, "private": True}
     assert made.private
-    assert len(made.commits) == 2, "one commit beside the one that makes a repository"
+    assert len(made.commits) == 2, "one commit creates the repository, and one adds all files"
     assert made.lfs == {"adapter_model.safetensors", "examples.parquet"}
     assert "POST /api/validate-yaml" in hub.calls
     pushed = {name: content for name, content in made.commits[made.head].items() if name != ".gitattributes"}
@@ -67,7 +67,7 @@ def test_push_and_pull_bring_the_same_files_back(hub: Hub, packed: Path, here: P
     assert not any("modeling.py" in call for call in hub.calls)
 
 
-def test_what_is_public_stays_so_only_when_it_is_reported(hub: Hub, packed: Path, here: Path) -> None:
+def test_push_to_a_public_repository_needs_the_option_public(hub: Hub, packed: Path, here: Path) -> None:
     assert ask(hub.url, here, "push", str(packed), "me/open", "--public").returncode == 0
     assert not hub.repositories["me/open"].private
     commits = len(hub.repositories["me/open"].commits)
@@ -93,10 +93,10 @@ def test_errors_of_the_hub_are_one_line_without_the_token(hub: Hub, packed: Path
     hub.repositories["me/pickled"].commit({"adapter_config.json": b"{}", "adapter_model.bin": b"\x80\x04."})
     done = ask(hub.url, here, "pull", "me/pickled")
     assert "only adapter_model.bin, a pickle, which runs code" in done.stderr
-    assert not any("resolve" in call for call in hub.calls), "it was never fetched"
+    assert not any("resolve" in call for call in hub.calls), "no file may be downloaded"
 
 
-# what a process that starts with it sees: waiting for half a second, as before another attempt, is an error
+# As sitecustomize.py of a process, this code turns a wait of 0.5 seconds or more, as before a retry, into an error.
 NO_WAITING = """
 import time
 
@@ -110,7 +110,7 @@ time.sleep = sleep
 """
 
 
-def test_without_a_network_it_is_reported_at_once_and_the_rest_works(packed: Path, here: Path) -> None:
+def test_a_missing_network_is_reported_at_once_and_local_commands_work(packed: Path, here: Path) -> None:
     nowhere = "http://127.0.0.1:9"
     (here / "first").mkdir()
     (here / "first" / "sitecustomize.py").write_text(NO_WAITING)
@@ -121,14 +121,16 @@ def test_without_a_network_it_is_reported_at_once_and_the_rest_works(packed: Pat
             assert (done.returncode, done.stderr.count("\n")) == (2, 1)
             assert ("HF_HUB_OFFLINE is set" if extra else "cannot be reached") in done.stderr
     for arguments in (("verify", "me/mine"), ("merge", "me/mine", "merged")):
-        done = ask(nowhere, here, *arguments, PYTHONVERBOSE="1")  # names every module that is imported
+        done = ask(nowhere, here, *arguments, PYTHONVERBOSE="1")  # lists every imported module
         assert done.returncode == 2
         assert "there is no folder or file me/mine, and the hub at 127.0.0.1 cannot be reached" in done.stderr
-        assert not re.search(r"^import '(torch|transformers)'", done.stderr, re.MULTILINE), "it is said before"
+        assert not re.search(r"^import '(torch|transformers)'", done.stderr, re.MULTILINE), (
+            "the error must come before these imports"
+        )
     assert ask(nowhere, here, "pull", str(packed), "--out", "pulled").returncode == 0
     assert ask(nowhere, here, "info", "pulled").returncode == 0
 
 
-def test_tokens_are_taken_out_of_any_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_of_the_hub_are_removed_from_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret-of-mine")
     assert without_tokens("said secret-of-mine and hf_abcdefghij1") == "said *** and ***"

@@ -1,4 +1,4 @@
-"""Adapters whose base or data file is no longer where it was in training."""
+"""Adapters whose base or data file was moved, deleted or changed after training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.sharing.conftest import call, refused
 
 @pytest.fixture
 def moved(run: Path, tmp_path: Path) -> Path:
-    """A run whose spec.json names a base and a data file that are gone."""
+    """A run whose spec.json names a data file that does not exist."""
     copied = Path(shutil.copytree(run.parent.parent, tmp_path / "study")) / "runs" / run.name
     spec = json.loads((copied / "spec.json").read_text())
     spec["task"]["source"] = [
@@ -24,7 +24,9 @@ def moved(run: Path, tmp_path: Path) -> Path:
     return copied
 
 
-def test_data_that_are_gone_are_found_by_name(moved: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_data_file_is_found_by_its_name_in_data_dir(
+    moved: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     message = refused(capsys, "eval", str(moved), "--cpu")
     assert all(word in message for word in ("there is no file /gone/pairs.tsv", "--data-dir", "--data"))
     assert "has no pairs.tsv" in refused(capsys, "eval", str(moved), "--cpu", "--data-dir", str(moved))
@@ -33,7 +35,7 @@ def test_data_that_are_gone_are_found_by_name(moved: Path, place: Path, capsys: 
     assert row["exact_match"] == json.loads((moved / "result.json").read_text())["test"]["exact_match"]
 
 
-def test_a_base_that_is_gone_is_asked_for(moved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_for_a_missing_base_names_checkpoint(moved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = json.loads((moved / "spec.json").read_text())
     spec["checkpoint"]["source"] = "/gone/base"
     (moved / "spec.json").write_text(json.dumps(spec))
@@ -41,10 +43,10 @@ def test_a_base_that_is_gone_is_asked_for(moved: Path, capsys: pytest.CaptureFix
     assert all(word in message for word in ("there is no folder /gone/base", "--checkpoint"))
 
 
-def test_rows_that_changed_since_training(
+def test_the_advice_for_rows_that_changed_after_training_works(
     run: Path, place: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The advice names options of the command that was called, and works."""
+    """The error advises only options of the command that was called, and each advice works."""
     copied = Path(shutil.copytree(run.parent.parent, here / "study")) / "runs" / run.name
     spec = json.loads((copied / "spec.json").read_text())
     spec["task"]["source"] = [
@@ -57,7 +59,9 @@ def test_rows_that_changed_since_training(
     assert all(part in message for part in ("pairs.tsv holds other rows", "--data-dir", "--data FILE"))
     assert "--out" not in message
     assert call("eval", "study", "--cpu", "--data", "pairs.tsv") == 0
-    assert call("eval", "study", "--cpu", "--data-dir", str(place)) == 0, "the folder with the old rows comes first"
+    assert call("eval", "study", "--cpu", "--data-dir", str(place)) == 0, (
+        "the file in --data-dir must be used instead of the changed file"
+    )
 
     capsys.readouterr()
     assert call("adapter", "verify", "study", "--cpu") == 2
@@ -71,7 +75,7 @@ def test_rows_that_changed_since_training(
 
 
 def test_a_whole_model_works_without_its_base(here: Path, tiny_t5: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Older versions saved no tokenizer with it; then the base is asked for."""
+    """Older versions saved no tokenizer with the model. Such a model needs its base."""
     base = shutil.copytree(tiny_t5, here / "base")
     options = ("--method", "full", "--steps", "2", "--dev", "4", "--test", "4", "--cpu", "--out", "study")
     assert call("train", "./base", "pairs.tsv", *options, "--add-tokens", "newline,braces") == 0

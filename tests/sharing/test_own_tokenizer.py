@@ -60,7 +60,7 @@ def with_new_tokens(base: Path) -> Any:
 
 
 def plain(base: Path, adapter: Path, text: str) -> str:
-    """The text that plain peft generates with the adapter's tokenizer."""
+    """Return the text that plain peft generates with the adapter's tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base).eval(), adapter).eval()
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
@@ -68,7 +68,7 @@ def plain(base: Path, adapter: Path, text: str) -> str:
     return str(tokenizer.decode(out, skip_special_tokens=True))
 
 
-def test_the_tokenizer_of_the_adapter_is_used_by_predict_eval_serve_and_merge(
+def test_the_tokenizer_of_the_adapter_is_used_by_predict_serve_and_merge(
     bases: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = bases[1]
@@ -103,7 +103,9 @@ def test_the_tokenizer_of_the_adapter_is_used_by_predict_eval_serve_and_merge(
     assert merged.predict(["a <tool> b"], 8, chat=True) == [wanted_chat]
 
 
-def test_adapters_with_different_tokenizers_on_one_base(bases: tuple[Path, Path], tmp_path: Path) -> None:
+def test_adapters_on_one_base_keep_different_tokenizers_and_cannot_be_combined(
+    bases: tuple[Path, Path], tmp_path: Path
+) -> None:
     base = bases[1]
     one = save_adapter(base, tmp_path / "one", with_new_tokens(base))
     other = save_adapter(base, tmp_path / "other")
@@ -140,7 +142,9 @@ def test_a_tokenizer_with_more_tokens_than_the_base_has_embeddings_is_refused(
     assert len(Adapter.load(folder, checkpoint=str(small), device="cpu").predict(["a", "longer"], 4)) == 2
 
 
-def test_a_folder_with_a_chat_template_alone_and_a_damaged_tokenizer(bases: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_chat_template_without_a_tokenizer_is_used_and_a_damaged_tokenizer_refused(
+    bases: tuple[Path, Path], tmp_path: Path
+) -> None:
     base = bases[0]
     folder = save_adapter(base, tmp_path / "adapter")
     (folder / "chat_template.jinja").write_text(CHATML)
@@ -164,14 +168,16 @@ def test_code_beside_a_tokenizer_is_not_run(bases: tuple[Path, Path], tmp_path: 
         Adapter.load(folder, checkpoint=str(base), device="cpu").predict(["a"])
 
 
-def test_the_hub_gives_the_tokenizer_of_plain_adapters_only() -> None:
+def test_a_tokenizer_is_downloaded_only_with_an_adapter_of_another_program() -> None:
     files = dict.fromkeys(("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "other.bin"), 10)
     assert "tokenizer.json" in _wanted("user/name", files)
     assert "tokenizer.json" not in _wanted("user/name", files | {"petransfer.json": 10})
     assert "other.bin" not in _wanted("user/name", files)
 
 
-def test_an_equal_tokenizer_changes_nothing(bases: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_base_s_tokenizer_is_used_if_the_adapter_s_tokenizer_is_equal(
+    bases: tuple[Path, Path], tmp_path: Path
+) -> None:
     base = bases[0]
     folder = save_adapter(base, tmp_path / "adapter")
     shutil.copy(base / "tokenizer.json", folder)

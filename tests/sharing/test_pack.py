@@ -1,4 +1,4 @@
-"""`adapter pack` and `card`: the same bytes, nothing of this machine, a card that the client takes, plain peft."""
+"""`adapter pack` and `card`: bundles are reproducible and private; a card's code gives the predictions of `predict`."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from petransfer.sharing.sources import Source
 from petransfer.sharing.task_data import data_of
 from tests.sharing.conftest import ROWS, call, contents, refused, write
 
-# The attribute of transformers' classes by which layers are not quantised.
+# The attribute of transformers' model classes that names the layers to leave unquantised.
 KEPT = "_keep_in_fp32_modules"
 
 
-def test_the_same_run_gives_the_same_bytes(packed: Path, run: Path, here: Path) -> None:
+def test_packing_the_same_run_again_gives_the_same_bytes(packed: Path, run: Path, here: Path) -> None:
     os.utime(run / "adapter" / "adapter_model.safetensors", (1, 1))
     assert call("adapter", "pack", str(run / "adapter"), "--out", "again.petransfer.zip") == 0
     assert (here / "again.petransfer.zip").read_bytes() == packed.read_bytes()
@@ -53,7 +53,7 @@ def test_the_same_run_gives_the_same_bytes(packed: Path, run: Path, here: Path) 
     assert names | {"manifest.json", "result.json", "examples.parquet"} == contents(packed).keys()
 
 
-def test_nothing_of_this_machine_or_of_the_data_is_in_it(packed: Path, place: Path, here: Path) -> None:
+def test_a_bundle_contains_no_local_paths_and_no_rows_of_the_data(packed: Path, place: Path, here: Path) -> None:
     for name, content in contents(packed).items():
         for private in (str(place), str(Path.home()), f"/{getpass.getuser()}", "/tmp", "file://"):
             assert private.encode() not in content, name
@@ -63,7 +63,7 @@ def test_nothing_of_this_machine_or_of_the_data_is_in_it(packed: Path, place: Pa
     assert columns == ["index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct"]
 
 
-def test_folders_in_a_recipe_become_names() -> None:
+def test_paths_in_a_packed_recipe_are_replaced_by_their_last_part() -> None:
     recipe = b"""
 name: mine
 data_dir: /home/me/data
@@ -79,7 +79,7 @@ family: {arms: {one: ../models/t5, two: {checkpoint: C:\\models\\t5, tokenizer: 
 @pytest.mark.parametrize(
     "text", ["see /home/me/x", "in ~/models", "C:\\Users\\me", "/root/data", "hf_" + "a" * 30, "key secret-token"]
 )
-def test_what_is_private_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_with_private_paths_or_tokens_are_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret-token")
     with pytest.raises(UserError) as found:
         refuse_private("README.md", text)
@@ -88,19 +88,19 @@ def test_what_is_private_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("text", ["/x {a}", "https://huggingface.co/data/x", "and/or", "a ~ b", "n/a", "s:/x"])
-def test_what_is_not_private_is_not(text: str) -> None:
+def test_texts_that_only_resemble_private_paths_are_accepted(text: str) -> None:
     refuse_private("README.md", text)
 
 
-def test_the_hub_s_client_takes_the_card(packed: Path) -> None:
-    """Its parsing and checks of metadata and results, there and back; what the server itself says needs a network."""
+def test_huggingface_hub_can_parse_and_rewrite_the_card(packed: Path) -> None:
+    """Parse the card's metadata and results and write them back. The checks of the hub's server need a network."""
     text = contents(packed)["README.md"].decode()
     made = ModelCard(text)
     data = made.data
     kinds = [data.get(key) for key in ("library_name", "pipeline_tag")]
     assert kinds == ["peft", "text-generation"]
-    assert data.base_model is None, "an embedded base is on no hub"
-    assert data.license == "other", "only the sharer knows the licence of the rows"
+    assert data.base_model is None, "an embedded base is not on the hub"
+    assert data.license == "other", "only the user knows the licence of the rows"
     base = registry().families["nano"].arms["english"].licence.lower()
     assert f"Licence: of the base {base}, of the data not known; of the adapter not stated" in text
     assert "`nano/english`, which ships with petransfer and is not on the hub" in text
@@ -114,7 +114,7 @@ def test_the_hub_s_client_takes_the_card(packed: Path) -> None:
 
 
 def test_a_base_on_the_hub_is_named_in_the_metadata(trained: Callable[..., Path], here: Path) -> None:
-    """A benchmark's card, of a run of this machine whose spec says the base is on the hub."""
+    """The spec of a local run is changed: the base is on the hub, and the task is the benchmark SCAN."""
     from dataclasses import replace
 
     with opened(str(trained("nano/english"))) as bundle:
@@ -132,7 +132,7 @@ def test_a_base_on_the_hub_is_named_in_the_metadata(trained: Callable[..., Path]
     assert "Licence: of the base apache-2.0, of the data bsd; of the adapter apache-2.0." in text
 
 
-def test_nothing_in_a_card_is_html_or_breaks_its_tables(trained: Callable[..., Path], here: Path) -> None:
+def test_html_and_table_separators_are_escaped_in_a_card(trained: Callable[..., Path], here: Path) -> None:
     from dataclasses import replace
 
     with opened(str(trained("nano/english"))) as bundle:
@@ -151,7 +151,7 @@ def test_nothing_in_a_card_is_html_or_breaks_its_tables(trained: Callable[..., P
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows} <= {3, 4}
 
 
-def test_seeds_and_verdicts_of_the_study_stand_in_the_card(here: Path, place: Path) -> None:
+def test_a_card_lists_the_seeds_and_effects_of_its_study(here: Path, place: Path) -> None:
     (here / "mine.yaml").write_text(
         "name: mine\ntask: {name: lines, options: {train: pairs.tsv, test: 10, dev: 5}, metrics: [exact_match]}\n"
         "family: {name: two, arms: {one: nano/english, other: nano/german}}\narms: [one, other]\n"
@@ -169,10 +169,10 @@ def test_seeds_and_verdicts_of_the_study_stand_in_the_card(here: Path, place: Pa
         sentences = json.loads((here / "results" / "mine" / "effects.json").read_text())["sentences"]
         assert all(f"- {one}" in text for one in sentences[:12])
         assert sentences
-    assert call("adapter", "verify", str(runs[0]), "--cpu") == 0, "a card beside the adapter is no change of it"
+    assert call("adapter", "verify", str(runs[0]), "--cpu") == 0, "a card beside the adapter must not fail a check"
 
 
-def test_the_licence_of_own_files_is_the_sharer_s_to_name(
+def test_the_licence_of_the_user_s_own_data_is_named_with_the_option_licence(
     run: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
@@ -189,8 +189,10 @@ def test_the_licence_of_own_files_is_the_sharer_s_to_name(
     assert "--licence" not in message.err
 
 
-def test_a_new_card_in_a_folder_that_was_pulled(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The manifest has the sha256 of the new card. A card that was damaged can be written anew."""
+def test_a_new_card_can_be_written_into_a_pulled_folder(
+    packed: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The manifest gets the sha256 of the new card. A changed card can be replaced."""
     assert call("adapter", "pull", str(packed), "--out", "pulled") == 0
     before = json.loads((here / "pulled" / "manifest.json").read_text())
     for licence in ("cc-by-4.0", "mit"):
@@ -207,7 +209,9 @@ def test_a_new_card_in_a_folder_that_was_pulled(packed: Path, here: Path, capsys
     assert "adapter_config.json is not the file" in refused(capsys, "adapter", "card", "pulled")
 
 
-def test_a_folder_of_rows_is_no_dataset_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_folder_of_rows_is_not_listed_as_a_dataset_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("name: mine\ntask: {name: lines, options: {train: data/rows}}\n")
@@ -231,7 +235,7 @@ def test_one_language_or_tag_given_to_push_is_not_split_into_letters(monkeypatch
             adapter.push("user/name", **wrong)
 
 
-def test_licences_bind_as_the_stricter_one() -> None:
+def test_the_derived_licence_is_the_stricter_one_or_unknown() -> None:
     assert derived("mit", "apache-2.0") == derived("apache-2.0", "mit") == "apache-2.0"
     assert derived("gpl-3.0", "cc-by-sa-4.0") is None
     assert derived("gpl-3.0", "cc-by-nc-4.0") is None
@@ -239,7 +243,7 @@ def test_licences_bind_as_the_stricter_one() -> None:
     assert {task.licence for task in TASKS.values() if task.published} <= set(ORDER)
 
 
-def test_what_is_no_adapter_of_ours_is_not_packed(
+def test_pack_refuses_adapters_of_other_programs_and_whole_models(
     packed: Path, run: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = contents(packed)
@@ -253,10 +257,10 @@ def test_what_is_no_adapter_of_ours_is_not_packed(
     assert not list(here.glob("x.*"))
 
 
-def test_plain_transformers_and_peft_give_the_same_predictions(
+def test_the_code_in_the_card_gives_the_same_predictions_as_predict(
     packed: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The card's own code, in a process that cannot import petransfer, on an unpacked bundle and the copied base."""
+    """Run the card's code on an unpacked bundle and a copied base, in a process that cannot import petransfer."""
     assert call("checkpoints", "cp", "nano/english", "base") == 0
     texts = [source for source, _ in ROWS]
     plain = plainly(packed, here, texts, apart=True)
@@ -267,10 +271,10 @@ def test_plain_transformers_and_peft_give_the_same_predictions(
     assert sum(answer == target for answer, (_, target) in zip(ours, ROWS, strict=True)) > 20
 
 
-def test_so_do_those_of_a_decoder_on_a_base_that_is_a_folder(
+def test_the_code_in_the_card_of_a_decoder_gives_the_same_predictions_as_predict(
     tiny_gpt2: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also: such a base has to be named, and nothing of where it lies goes into the bundle."""
+    """The bundle does not contain the path of the base, so the user has to name the base."""
     (here / "base").symlink_to(tiny_gpt2)
     assert call("train", str(tiny_gpt2), "pairs.tsv", "--steps", "30", "--lr", "0.01", "--cpu", "--out", "study") == 0
     (run,) = (here / "study" / "runs").iterdir()
@@ -288,7 +292,7 @@ def test_so_do_those_of_a_decoder_on_a_base_that_is_a_folder(
     assert plain == capsys.readouterr().out.splitlines()
 
 
-def test_the_card_s_code_decodes_greedily_whatever_the_base_s_own_defaults_are(
+def test_the_code_in_the_card_ignores_the_generation_defaults_of_the_base(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call("checkpoints", "cp", "nano/english", "base") == 0
@@ -307,7 +311,7 @@ def test_the_card_s_code_decodes_greedily_whatever_the_base_s_own_defaults_are(
 
 
 @pytest.mark.parametrize("bits", ["4", "8"])
-def test_at_4_and_8_bits_the_card_s_code_quantises_the_same_layers(
+def test_the_code_in_the_card_quantises_the_same_layers_as_petransfer(
     bits: str,
     trained: Callable[..., Path],
     here: Path,
@@ -334,7 +338,7 @@ def test_at_4_and_8_bits_the_card_s_code_quantises_the_same_layers(
 
 
 @pytest.mark.parametrize("layer", ["wo", "c_proj"])
-def test_the_card_s_code_keeps_the_layers_of_keep_wide(
+def test_the_code_in_the_card_leaves_the_layers_of_keep_wide_unquantised(
     layer: str, trained: Callable[..., Path], tiny_gpt2: Path, here: Path
 ) -> None:
     if layer == "wo":
@@ -351,7 +355,7 @@ def test_the_card_s_code_keeps_the_layers_of_keep_wide(
 
 
 def plainly(bundle: Path, here: Path, texts: list[str], *, apart: bool = False) -> list[str]:
-    """What the code of the card says to texts, where petransfer cannot be imported; apart: in a process of its own."""
+    """Return the texts that the card's code generates without petransfer. apart: run the code in a new process."""
     code = script(bundle, here, texts)
     if not apart:
         return executed(code)[0]
@@ -364,7 +368,7 @@ def plainly(bundle: Path, here: Path, texts: list[str], *, apart: bool = False) 
 
 
 def script(bundle: Path, here: Path, texts: list[str]) -> str:
-    """The code of the card, changed to answer these texts and to fail if it imports petransfer."""
+    """Return the card's code, changed to use `texts` as inputs and to fail if it imports petransfer."""
     with zipfile.ZipFile(bundle) as archive:
         archive.extractall("adapter")
     (code,) = re.findall(r"```python\n(.*?)```", (here / "adapter" / "README.md").read_text(), flags=re.DOTALL)
@@ -376,18 +380,18 @@ def script(bundle: Path, here: Path, texts: list[str]) -> str:
 
 
 def executed(code: str) -> tuple[list[str], Any]:
-    """What the code of a card prints, and the base that it makes."""
+    """Run the code of a card, and return the lines that it prints and the base that it loads."""
     message, names = io.StringIO(), {"__name__": "__main__"}
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(message):
-        patch.setitem(sys.modules, "petransfer", None)  # and it is there again afterwards
+        patch.setitem(sys.modules, "petransfer", None)  # undone at the end of the context
         for model_class in (*T5ForConditionalGeneration.__mro__, GPT2PreTrainedModel):
-            if hasattr(model_class, KEPT):  # the code sets it for its whole process
+            if hasattr(model_class, KEPT):  # the code changes it for the whole process; the context restores it
                 patch.setattr(model_class, KEPT, getattr(model_class, KEPT))
         exec(compile(code, "plain.py", "exec"), names)
     return message.getvalue().splitlines(), names["base"]
 
 
-def test_a_card_or_a_bundle_never_replaces_a_folder(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_adapter_card_never_replaces_a_folder(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "folder").mkdir()
     (here / "folder" / "kept").write_text("x")
     for out in ("folder", "."):

@@ -1,4 +1,4 @@
-"""Adapters that plain peft writes for a decoder with rotary positions: used and merged with the same outputs."""
+"""Adapters that plain peft saved: attached and merged with the same outputs, or refused with advice."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "own head"])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Qwen2 of one layer."""
+    """A Qwen2 of one layer, with an output head that is tied to the embeddings or not."""
 
     def make(tokens: int) -> Any:
         config = Qwen2Config(
@@ -69,7 +69,9 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("form", FORMS)
-def test_an_adapter_of_plain_peft_is_used_and_merged(form: str, base: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_plain_peft_gives_the_same_logits_attached_and_merged(
+    form: str, base: Path, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     made = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base),
@@ -112,7 +114,7 @@ def test_an_adapter_of_plain_peft_is_used_and_merged(form: str, base: Path, tmp_
 def test_the_base_of_an_adapter_with_another_vocabulary_is_resized(
     more: int, modules: list[str], missing: str, base: Path, tmp_path: Path
 ) -> None:
-    """Such as TRL, axolotl and LLaMA-Factory save it after they added tokens, some with one of the two tables."""
+    """TRL, axolotl and LLaMA-Factory save such adapters after adding tokens, some with only one of the two tables."""
     torch.manual_seed(0)
     tokenizer, wide = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base)
     if more > 0:
@@ -155,8 +157,10 @@ def test_the_base_of_an_adapter_with_another_vocabulary_is_resized(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_rows_of_embeddings_without_the_name_of_their_table(tiny_gpt2: Path, tmp_path: Path) -> None:
-    """A list means the input embeddings, which GPT-2 calls `wte`."""
+def test_trained_token_rows_without_a_module_name_are_rows_of_the_input_embeddings(
+    tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    """In `trainable_token_indices`, a list means the input embeddings, which GPT-2 calls `wte`."""
     forms: list[Any] = [[5, 6], None, {"wte": [7]}]
     ids = torch.tensor([[5, 6, 7, 8]])
     wanted = []
@@ -201,7 +205,7 @@ ENCODER_DECODERS: dict[str, Any] = {
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("modules", [["shared"], ["lm_head"], ["shared", "lm_head"], ["embed_tokens"]], ids=str)
 @pytest.mark.parametrize("kind", ENCODER_DECODERS)
-def test_tables_and_head_beside_an_adapter_of_an_encoder_decoder_are_merged(
+def test_embeddings_and_head_saved_with_an_encoder_decoder_adapter_are_merged(
     kind: str, modules: list[str], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -233,7 +237,7 @@ def test_tables_and_head_beside_an_adapter_of_an_encoder_decoder_are_merged(
         ("alora_invocation_tokens", [5, 6], "use it with plain peft"),
     ],
 )
-def test_an_adapter_that_is_refused_names_a_way_to_use_it(
+def test_the_error_for_an_unsupported_adapter_says_how_to_use_it(
     key: str, value: object, advice: str, base: Path, tmp_path: Path
 ) -> None:
     config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])
@@ -244,7 +248,7 @@ def test_an_adapter_that_is_refused_names_a_way_to_use_it(
         Adapter.load(tmp_path, checkpoint=str(base), device="cpu")
 
 
-def test_a_base_that_the_adapter_names_by_its_folder(base: Path, tmp_path: Path) -> None:
+def test_a_base_is_found_by_the_folder_in_the_adapter_s_configuration(base: Path, tmp_path: Path) -> None:
     config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(
         tmp_path / "out" / "checkpoint-5"
@@ -254,7 +258,7 @@ def test_a_base_that_the_adapter_names_by_its_folder(base: Path, tmp_path: Path)
         Adapter.load(tmp_path / "out")
 
 
-def test_a_bias_without_a_place_cannot_be_merged(base: Path, tmp_path: Path) -> None:
+def test_a_lora_bias_cannot_be_merged_into_a_layer_without_bias(base: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(base)
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=["o_proj"], lora_bias=True)
     get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
@@ -264,7 +268,7 @@ def test_a_bias_without_a_place_cannot_be_merged(base: Path, tmp_path: Path) -> 
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_base_that_only_the_adapter_names_and_that_is_gone(base: Path, tmp_path: Path) -> None:
+def test_the_error_for_a_missing_base_of_a_plain_adapter_names_checkpoint(base: Path, tmp_path: Path) -> None:
     made = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", r=4))
     made.save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
@@ -297,7 +301,7 @@ def test_an_adapter_in_a_pickle_is_converted_by_the_command_in_the_message(base:
     assert len(Adapter.load(folder, checkpoint=str(base), device="cpu").predict(["walk"], max_new_tokens=2)) == 1
 
 
-def test_an_adapter_of_another_method_can_be_merged_by_plain_peft(base: Path, tmp_path: Path) -> None:
+def test_the_advice_to_merge_an_unsupported_adapter_with_plain_peft_works(base: Path, tmp_path: Path) -> None:
     config = LoKrConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], init_weights=False)
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "adapter")
     advice = r"'LOKR' is not supported .*merge_and_unload.*the model and its tokenizer with save_pretrained"

@@ -1,4 +1,4 @@
-"""Texts of plain transformers that part from petransfer's only by rounding are told from other differences."""
+"""Text differences between plain transformers and petransfer that only come from rounding are recognised."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from petransfer.models.registry import checkpoint_spec
 from petransfer.sharing.plain_check import part_at_near_tie
 
 
-def test_texts_that_part_at_equal_logits_part_at_a_near_tie() -> None:
+def test_texts_that_first_differ_at_equal_logits_differ_by_a_near_tie() -> None:
     loaded = load_checkpoint(checkpoint_spec("nano/english"), 32, device="cpu")
     (row,) = encode_inputs(["walk twice"], loaded.tokenizer, loaded.layout)
     (ours,) = generations(loaded.model, loaded, [row], [4])

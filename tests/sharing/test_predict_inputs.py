@@ -1,4 +1,4 @@
-"""`predict` prints one line for each input line, and refuses what it cannot read in one line."""
+"""`predict` prints one line for each input line, and refuses unreadable inputs with a one-line error."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ ASK = ("predict", "nano/english", "--cpu", "--max-new-tokens", "8")
 
 
 def lines_of(capsys: pytest.CaptureFixture[str], *more: str) -> list[str]:
-    """What is printed, line by line."""
+    """Run `predict` with the arguments ASK and `more`, and return the printed lines."""
     capsys.readouterr()
     assert call(*ASK, *more) == 0
     return capsys.readouterr().out.split("\n")[:-1]
 
 
-def test_blank_lines_and_a_byte_order_mark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_blank_lines_are_kept_and_a_byte_order_mark_is_ignored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second = lines_of(capsys, "to walk", "Where is the old man and his dog?")
     assert first != second
     (tmp_path / "inputs.txt").write_bytes(
@@ -60,7 +62,7 @@ def test_blank_lines_and_a_byte_order_mark(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("content", [b"to walk\nto \xff run\n", b"to walk\nto \xff run"])
-def test_bytes_that_are_not_utf8(
+def test_inputs_that_are_not_utf8_are_refused_with_their_position(
     content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "inputs.txt").write_bytes(content)
@@ -72,7 +74,9 @@ def test_bytes_that_are_not_utf8(
     assert "argument 7 (to ? run) is not UTF-8 at character 4" in refused(capsys, *ASK, "to walk", argument)
 
 
-def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dash_means_standard_input_and_is_refused_in_other_places(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     expected = lines_of(capsys, "to walk", "to run")
     for arguments in (["-"], ["--file", "-"], []):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"to walk\nto run\n")))
@@ -96,19 +100,21 @@ def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         (b"to\x00\x01\x00walk\n", "standard input is not a text file; write the inputs to a text file"),
     ],
 )
-def test_binary_data_on_standard_input(
+def test_binary_data_on_standard_input_is_refused(
     content: bytes, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
     assert message in refused(capsys, *ASK)
 
 
-def test_an_argument_that_a_locale_without_utf8_escaped_is_utf8(capsys: pytest.CaptureFixture[str]) -> None:
-    escaped = "é größe".encode().decode("ascii", "surrogateescape")  # as Python reads it with LC_ALL=C
+def test_an_argument_that_a_locale_without_utf8_escaped_is_read_as_utf8(capsys: pytest.CaptureFixture[str]) -> None:
+    escaped = "é größe".encode().decode("ascii", "surrogateescape")  # the form in which Python reads it with LC_ALL=C
     assert lines_of(capsys, escaped) == lines_of(capsys, "é größe")
 
 
-def test_a_closed_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_closed_standard_input_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     assert "standard input is closed; give the texts as arguments, or name a file with --file" in refused(capsys, *ASK)
 
@@ -117,7 +123,7 @@ def test_a_line_from_a_pipe_is_answered_before_the_next_line_is_written(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reading, writing = os.pipe()
-    os.set_blocking(reading, False)  # as some programs make the pipes of the programs that they start
+    os.set_blocking(reading, False)  # some programs give a non-blocking pipe to the programs that they start
     pipe, end = open(writing, "wb", buffering=0), open(reading)  # noqa: SIM115 - the test closes them
     stop = threading.Timer(20, pipe.close)
     stop.start()
@@ -144,7 +150,7 @@ def test_a_line_from_a_pipe_is_answered_before_the_next_line_is_written(
     end.close()
 
 
-def test_batches_from_a_pipe_are_full_if_the_lines_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_batches_from_a_pipe_are_full_if_enough_lines_have_arrived(capsys: pytest.CaptureFixture[str]) -> None:
     fast = text.arriving(range(10), 4)
     time.sleep(0.1)
     assert list(fast) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
@@ -154,7 +160,7 @@ def test_batches_from_a_pipe_are_full_if_the_lines_are_there(capsys: pytest.Capt
     assert capsys.readouterr().err == "Waiting for inputs, one per line.\n"
 
 
-def test_a_line_of_a_megabyte(
+def test_a_line_of_a_megabyte_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "inputs.txt").write_text("to walk\n" + "walk " * 200_000 + "\n", encoding="utf-8")
@@ -166,7 +172,7 @@ def test_a_line_of_a_megabyte(
     assert len(lines_of(capsys, "to walk to walk")) == 1
 
 
-def test_an_error_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_in_an_error_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(capsys, "predict", "no\x1b[31mwhere", "to walk")
     assert "no\\x1b[31mwhere holds no finished adapter" in message
 
@@ -184,7 +190,7 @@ def test_an_error_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
         ("study/runs", "name the folder of a training, here study"),
     ],
 )
-def test_names_that_are_nearly_right(
+def test_the_error_for_a_wrong_kind_of_name_gives_advice(
     place: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -218,7 +224,7 @@ CHAT = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant",
         ("a.bin", b"to\x00\x01\x00walk", "a.bin is not a text file"),
     ],
 )
-def test_a_table_or_a_binary_file_is_no_list_of_inputs(
+def test_tables_json_rows_and_binary_files_are_refused_as_inputs(
     name: str, content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -239,18 +245,18 @@ def test_a_table_or_a_binary_file_is_no_list_of_inputs(
         ("a.txt", "größe\n"),
     ],
 )
-def test_lines_that_resemble_a_table_are_inputs(name: str, content: str, tmp_path: Path) -> None:
+def test_lines_that_only_resemble_a_table_are_accepted_as_inputs(name: str, content: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     refuse_other_files(tmp_path / name, [None])
 
 
-def test_a_pointer_of_git_lfs_is_no_input(tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_is_refused_as_inputs(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(UserError, match="is a Git LFS pointer"):
         refuse_other_files(tmp_path / "a.txt", [None])
 
 
-def test_the_columns_of_the_training_are_known(run: Path, tmp_path: Path) -> None:
+def test_a_table_with_the_columns_of_the_training_is_refused_as_inputs(run: Path, tmp_path: Path) -> None:
     spec = RunSpec.from_dict(json.loads((run / "spec.json").read_text(encoding="utf-8")))
     options = Options({"train": "pairs.csv", "input": "question", "target": "answer"})
     spec = dataclasses.replace(spec, task=dataclasses.replace(spec.task, source=options))
@@ -260,7 +266,7 @@ def test_the_columns_of_the_training_are_known(run: Path, tmp_path: Path) -> Non
         refuse_other_files(tmp_path / "a", [spec])
 
 
-def test_json_objects_are_the_inputs_of_a_template_with_several_columns(run: Path, tmp_path: Path) -> None:
+def test_json_objects_are_accepted_as_inputs_of_a_template_with_several_columns(run: Path, tmp_path: Path) -> None:
     spec = RunSpec.from_dict(json.loads((run / "spec.json").read_text(encoding="utf-8")))
     options = Options({**spec.task.options, "template": "Q: {question} C: {context.text}"})
     spec = dataclasses.replace(spec, task=dataclasses.replace(spec.task, options=options))
@@ -274,7 +280,7 @@ def test_json_objects_are_the_inputs_of_a_template_with_several_columns(run: Pat
 
 
 @pytest.mark.parametrize("content", [b"input,target\nto walk,gehen\n", b'{"input": "to walk", "target": "gehen"}\n'])
-def test_rows_on_standard_input_are_no_inputs(
+def test_rows_on_standard_input_are_refused_as_inputs(
     content: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
@@ -283,12 +289,14 @@ def test_rows_on_standard_input_are_no_inputs(
     assert "`petransfer eval ADAPTER --data FILE`" in message
 
 
-def test_a_hyphen_names_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dash_as_the_value_of_the_option_file_means_standard_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"to walk\n")))
     assert lines_of(capsys, "--file", "-") == lines_of(capsys, "to walk")
 
 
-def test_the_name_of_a_file_as_a_text_gets_a_hint(
+def test_a_file_name_that_is_given_as_the_only_input_gets_a_hint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Bundles that an enemy, a bad disk or a mistake made: each is refused in one line, and nothing is written anywhere."""
+"""Malicious, damaged or wrong bundles: each is refused with a one-line error, and nothing is written anywhere."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Make = Callable[[Contents], bytes]
 
 
 def zipped(*members: tuple[str | zipfile.ZipInfo, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
-    """A zip of members as they are given."""
+    """Return a zip file with the given members, whose names are not checked."""
     sink = io.BytesIO()
     with zipfile.ZipFile(sink, "w", compression) as archive:
         for name, content in members:
@@ -58,7 +58,7 @@ def bomb(files: Contents) -> bytes:
 
 
 def lying_about_its_size(files: Contents) -> bytes:
-    """The directory says that the card has a byte."""
+    """Return a bundle whose zip directory gives the card a size of 1 byte."""
     whole = bytearray(zipped(*files.items()))
     at = whole.rindex(b"PK\x01\x02", 0, whole.rindex(b"README.md"))
     whole[at + 24 : at + 28] = struct.pack("<I", 1)
@@ -66,7 +66,7 @@ def lying_about_its_size(files: Contents) -> bytes:
 
 
 def overlapping(files: Contents) -> bytes:
-    """Two members at one place."""
+    """Return a bundle whose zip directory gives two members the same position."""
     whole = bytearray(zipped(*files.items()))
     first = whole.index(b"PK\x01\x02")
     second = whole.index(b"PK\x01\x02", first + 4)
@@ -75,7 +75,7 @@ def overlapping(files: Contents) -> bytes:
 
 
 def changed(name: str, change: Callable[[dict[str, Any]], Any]) -> Make:
-    """With a JSON file changed and all hashes made to fit."""
+    """Return a function that makes a bundle with a changed JSON file and with fitting hashes."""
 
     def make(files: Contents) -> bytes:
         content = json.loads(files[name])
@@ -90,12 +90,12 @@ def config(**changes: Any) -> Make:
 
 
 def raw(name: str, content: bytes) -> Make:
-    """With a file's bytes replaced and a manifest that fits."""
+    """Return a function that makes a bundle with new content for one file and with a fitting manifest."""
     return lambda files: zipped(*listed(files | {name: content}).items())
 
 
 def tensors(change: Callable[[dict[str, Any]], Any]) -> Make:
-    """With other tensors and all hashes made to fit."""
+    """Return a function that makes a bundle with changed tensors and with fitting hashes."""
 
     def make(files: Contents) -> bytes:
         content = dict(load(files[WEIGHTS]))
@@ -128,7 +128,7 @@ def reshape(content: dict[str, Any], part: str) -> None:
 
 
 def spec(path: str, value: Any) -> Make:
-    """With a value of the run's spec changed."""
+    """Return a function that makes a bundle with a changed value in petransfer.json. path: its keys, joined by dots."""
 
     def change(content: dict[str, Any]) -> None:
         *way, last = path.split(".")
@@ -142,13 +142,13 @@ def spec(path: str, value: Any) -> Make:
 evil = pickle.dumps(print)
 deep = b'{"a":' * 50_000 + b"1" + b"}" * 50_000
 
-# Ten lines whose aliases stand for a hundred million values.
+# Nine lines of YAML whose aliases expand to a hundred million values.
 BOMB = b"a0: &a0 [x]\n" + b"".join(
     b"a%d: &a%d [%s]\n" % (at, at, b", ".join([b"*a%d" % (at - 1)] * 10)) for at in range(1, 9)
 )
 
 MALFORMED: dict[str, Make] = {
-    # the zip
+    # faults of the zip file
     "empty file": lambda files: b"",
     "no zip": lambda files: b"not a zip at all" * 50,
     "cut short": lambda files: zipped(*files.items())[:-200],
@@ -178,7 +178,7 @@ MALFORMED: dict[str, Make] = {
     "wrong name in the local header": patched(b"README.md", b"README.py", 1),
     "encrypted": patched(b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"),
     "wrong checksum": patched(b"library_name: peft", b"library_name: xxxx"),
-    # the list of files
+    # changed and missing files
     "hash of another card": lambda files: zipped(*(files | {"README.md": files["README.md"] + b"\n"}).items()),
     "file that is not listed": lambda files: zipped(*listed(without_one(files)).items(), ("recipe.yaml", b"name: x\n")),
     "listed file that is missing": without("recipe.yaml"),
@@ -246,7 +246,7 @@ MALFORMED: dict[str, Make] = {
     "tensors that are empty": tensors(
         lambda content: content.update({name: numpy.zeros((16, 0), dtype=numpy.float32) for name in content})
     ),
-    # petransfer.json and the texts
+    # petransfer.json, result.json, the card and the recipe
     "provenance a list": raw(PROVENANCE, b"[1]"),
     "provenance without a spec": changed(PROVENANCE, lambda content: content.pop("spec") and None),
     "provenance of another run": changed(PROVENANCE, lambda content: content.update(run_id="000000000000")),
@@ -274,7 +274,7 @@ MALFORMED: dict[str, Make] = {
     "recipe nested deeply": raw("recipe.yaml", b"a: " + b"[" * 500 + b"]" * 500),
 }  # fmt: skip
 
-# What the line says of each, so that none is refused for another reason than its own.
+# A part of the error for each malformed bundle. It ensures that no bundle is refused for another fault than its own.
 SAID = {
     "is not a bundle or is damaged": ("empty file", "no zip", "cut short", "cut in the middle"),
     "is an absolute path": ("absolute path", "drive"),
@@ -368,18 +368,18 @@ def without_one(files: Contents) -> Contents:
 
 
 def everything(folder: Path) -> dict[str, bytes | None]:
-    """All that lies below a folder."""
+    """Return all paths below a folder with their contents. None for a path that is not a file."""
     return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
-def test_there_are_at_least_forty() -> None:
+def test_there_are_at_least_40_malformed_bundles_and_each_has_a_reason() -> None:
     assert len(MALFORMED) >= 40
     assert REASONS.keys() == MALFORMED.keys()
 
 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_a_malformed_bundle_is_refused(name: str, packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By pull, which would write; nothing is left of it, beside it or above it."""
+    """Refused by `adapter pull`, which must leave no file beside or above the bundle."""
     inner = here / "in" / "ner"
     inner.mkdir(parents=True)
     bundle = inner / "x.petransfer.zip"
@@ -391,13 +391,13 @@ def test_a_malformed_bundle_is_refused(name: str, packed: Path, here: Path, caps
     assert all(sign.isprintable() or sign == "\n" for sign in message)
 
 
-def test_the_bundle_that_they_were_made_of_is_sound(packed: Path, here: Path) -> None:
+def test_the_bundle_from_which_the_malformed_ones_are_made_is_accepted(packed: Path, here: Path) -> None:
     whole = write(here / "x.petransfer.zip", sealed(contents(packed)))
     assert call("adapter", "pull", str(whole), "--out", "target") == 0
 
 
 def outcome(data: bytes, folder: Path) -> str:
-    """`sound` or the one line that refuses it; anything else is an error."""
+    """Return `sound` for a valid bundle, or the one-line error. Any other exception is not caught."""
     bundle = folder / "any.petransfer.zip"
     bundle.write_bytes(data)
     try:
@@ -416,9 +416,11 @@ ANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthChe
 
 @ANY
 @given(st.integers(0, 10**9), st.integers(1, 255))
-def test_any_changed_byte_is_noticed_or_changes_nothing(packed: Path, here: Path, at: int, by: int) -> None:
+def test_a_bundle_with_a_changed_byte_is_refused_or_has_the_same_contents(
+    packed: Path, here: Path, at: int, by: int
+) -> None:
     whole = bytearray(packed.read_bytes())
-    # every second byte comes from the directory and what is near it, where there is most to break
+    # half of the positions are in the last 4,000 bytes, in or near the zip directory, where most faults are possible
     place = at % len(whole) if at % 2 else len(whole) - 1 - at // 2 % 4000
     whole[place] ^= by
     if outcome(bytes(whole), here) == "sound":
@@ -428,7 +430,7 @@ def test_any_changed_byte_is_noticed_or_changes_nothing(packed: Path, here: Path
 
 @ANY
 @given(st.binary(max_size=4000))
-def test_any_bytes_are_refused(here: Path, data: bytes) -> None:
+def test_random_bytes_are_refused(here: Path, data: bytes) -> None:
     assert outcome(data, here) != "sound"
 
 
@@ -439,10 +441,13 @@ NAMES = st.one_of(
 
 @ANY
 @given(st.lists(NAMES, min_size=1, max_size=3))
-def test_no_name_leads_anywhere(packed: Path, here: Path, parts: list[str]) -> None:
+def test_a_bundle_with_a_random_member_name_is_refused_and_writes_nothing(
+    packed: Path, here: Path, parts: list[str]
+) -> None:
     name = "/".join(parts).encode("utf-8", "ignore").decode()
     files = contents(packed)
-    if not name.split("\0")[0] or name in files:  # zipfile does not write the first, MALFORMED has one
+    # zipfile cannot write a name that is empty before a NUL; MALFORMED has one
+    if not name.split("\0")[0] or name in files:
         return
     assert outcome(zipped(*files.items(), (name, b"x")), here) != "sound"
     assert [path.name for path in here.iterdir() if path.name not in ("pairs.tsv", "any.petransfer.zip")] == []
@@ -457,7 +462,7 @@ JSON = st.recursive(
 
 @ANY
 @given(data=st.data(), value=JSON)
-def test_any_value_in_configuration_or_provenance_is_taken_or_refused(
+def test_a_random_value_in_a_json_file_is_accepted_or_refused_in_one_line(
     packed: Path, here: Path, data: st.DataObject, value: Any
 ) -> None:
     files = contents(packed)
@@ -473,11 +478,13 @@ def test_any_value_in_configuration_or_provenance_is_taken_or_refused(
     outcome(zipped(*listed(files | {name: json.dumps(content).encode()}).items()), here)
 
 
-def test_a_folder_s_files_are_looked_at_too(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_links_special_files_and_pickles_in_a_folder_are_refused(
+    packed: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call("adapter", "pull", str(packed), "--out", "good") == 0
     (here / "good" / WEIGHTS).rename(here / "secret")
     (here / "good" / WEIGHTS).symlink_to(here / "secret")
-    assert call("adapter", "info", "good") == 0  # the files in the hub's cache are links
+    assert call("adapter", "info", "good") == 0  # links are accepted, because the files in the hub's cache are links
     assert call("adapter", "pack", "good", "--out", "linked.petransfer.zip") == 0
     assert zipfile.ZipFile("linked.petransfer.zip").read(WEIGHTS) == (here / "secret").read_bytes()
     (here / "secret").unlink()
@@ -523,7 +530,7 @@ def _spoil(content: dict[str, Any]) -> None:
         ("numbers that are none", _spoil, "NaN or infinity"),
     ],
 )
-def test_what_does_not_fit_the_base_is_not_applied(
+def test_tensors_that_do_not_fit_the_base_are_refused(
     what: str, change: Callable[[dict[str, Any]], None], expected: str,
     packed: Path, here: Path, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -531,7 +538,7 @@ def test_what_does_not_fit_the_base_is_not_applied(
     assert expected in refused(capsys, "predict", "x.petransfer.zip", "to walk")
 
 
-def test_rows_that_the_base_has_not_are_not_trained(
+def test_a_trained_row_that_the_base_does_not_have_is_refused(
     packed: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def far(content: dict[str, Any]) -> None:
@@ -551,7 +558,7 @@ def test_two_names_in_the_configuration_can_match_the_same_layer() -> None:
         check(config | {"target_modules": ["q", "v"]}, tensors, method="lora")
 
 
-def test_the_package_of_a_method_has_to_be_installed() -> None:
+def test_the_error_for_an_unknown_method_says_to_install_its_package() -> None:
     config, tensors = {"peft_type": "LOHA", "r": 2}, {"base_model.model.q.hada_w1_a": ("F32", (2, 8))}
     with pytest.raises(UserError, match=r"'LOHA' is not supported .*; install the package with the method 'loha'"):
         check(config, tensors, method="loha")

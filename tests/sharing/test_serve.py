@@ -1,4 +1,4 @@
-"""`serve`: 200 concurrent requests are all answered as `predict` answers, and bad requests are refused in one line."""
+"""`serve` answers concurrent requests with the texts of `predict`, and refuses bad requests in one line."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ TOKENS = 8
 
 @contextmanager
 def serving(*places: str, waiting: int = 4096) -> Iterator[str]:
-    """A server in a thread; its address."""
+    """Run a server in a thread, and yield its address."""
     with started(*places, waiting=waiting) as (place, _):
         yield place
 
 
 @contextmanager
 def started(*places: str, waiting: int = 4096) -> Iterator[tuple[str, uvicorn.Server]]:
-    """A server in a thread; its address and itself."""
+    """Run a server in a thread, and yield its address and the server object."""
     sources = [opened_source(place) for place in places]
     models = models_of([source.__enter__() for source in sources], Where(device="cpu"))
     opened = listen("127.0.0.1", 0)
@@ -56,7 +56,7 @@ def started(*places: str, waiting: int = 4096) -> Iterator[tuple[str, uvicorn.Se
 
 
 def post(place: str, content: Any, path: str = "/v1/completions", **headers: str) -> tuple[int, dict[str, Any]]:
-    """Status and JSON of an answer."""
+    """Send a POST request, and return the status and the JSON of the response."""
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     request = urllib.request.Request(place + path, body, {"Content-Type": "application/json", **headers})
     try:
@@ -67,7 +67,7 @@ def post(place: str, content: Any, path: str = "/v1/completions", **headers: str
         return error.code, json.loads(text) if text.startswith(b"{") else {"text": text.decode()}
 
 
-def test_200_concurrent_requests_are_answered_as_predict_does(run: Path, trained: Callable[..., Path]) -> None:
+def test_200_concurrent_requests_get_the_same_texts_as_from_predict(run: Path, trained: Callable[..., Path]) -> None:
     places = [str(run), str(trained("nano/english", "--seeds", "1"))]
     texts = [f"{source} {at}" for at in range(3) for source, _ in ROWS][:100]
     expected = {
@@ -87,7 +87,7 @@ def test_200_concurrent_requests_are_answered_as_predict_does(run: Path, trained
     assert {answer["choices"][0]["finish_reason"] for _, answer in answers} <= {"stop", "length"}
 
 
-def test_requests_in_progress_are_answered_before_it_stops() -> None:
+def test_requests_in_progress_are_answered_before_the_server_stops() -> None:
     with ThreadPoolExecutor(8) as pool:
         with started("nano/english") as (place, running):
             asked = {"prompt": [f"to walk {at}" for at in range(16)], "max_tokens": 32}
@@ -100,7 +100,7 @@ def test_requests_in_progress_are_answered_before_it_stops() -> None:
     assert all(answer["usage"]["completion_tokens"] > 0 for _, answer in answers)
 
 
-def test_a_client_that_leaves_while_it_sends_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_client_that_disconnects_while_sending_causes_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     head = b'POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10000\r\n\r\n{"a'
     with started("nano/english") as (place, running):
         address = ("127.0.0.1", int(place.rpartition(":")[2]))

@@ -1,4 +1,4 @@
-"""`serve`: chats, and answers in parts, are what `predict` answers; wrong chats are refused in one line."""
+"""`serve` answers chats and streamed requests with the texts of `predict`, and refuses bad chats in one line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
 
 
 def events(place: str, content: Any, path: str) -> list[dict[str, Any]]:
-    """Return the parts of a streamed answer; the last event must be [DONE]."""
+    """Return the parts of a streamed response. The last event must be [DONE]."""
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(place + path, json.dumps(content | {"stream": True}).encode(), headers)
     with urllib.request.urlopen(request, timeout=120) as answer:
@@ -58,7 +58,7 @@ def chat_predictor(chat_model: Path) -> Predictor:
     return replace(petransfer.Adapter.load(chat_model, device="cpu").predictor, chat="template")
 
 
-def test_a_chat_is_answered_as_predict_answers(chat_server: str, chat_predictor: Predictor) -> None:
+def test_a_chat_gets_the_same_text_as_from_predict(chat_server: str, chat_predictor: Predictor) -> None:
     (expected,) = chat_predictor.generations([json.dumps(MESSAGES)], TOKENS)
     code, answer = post(chat_server, {"messages": MESSAGES, "max_completion_tokens": TOKENS}, CHAT)
     assert (code, answer["object"]) == (200, "chat.completion")
@@ -91,14 +91,14 @@ def test_a_streamed_chat_has_the_same_text_in_parts(chat_server: str) -> None:
     assert len({part["id"] for part in parts}) == 1
     *texts, counts = parts
     assert texts[0]["choices"][0]["delta"]["role"] == "assistant"
-    assert len(texts) > 3  # not all at once
+    assert len(texts) > 3  # the text comes in several parts
     joined = "".join(part["choices"][0]["delta"].get("content", "") for part in texts)
     assert joined == whole["choices"][0]["message"]["content"]
     assert texts[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
     assert (counts["choices"], counts["usage"]) == ([], whole["usage"])
 
 
-def test_200_concurrent_requests_of_four_kinds_are_answered_alike(chat_server: str) -> None:
+def test_200_concurrent_requests_of_four_kinds_get_the_same_texts_as_single_requests(chat_server: str) -> None:
     plain = {"prompt": ["to walk", "to run"], "max_tokens": TOKENS}
     chat = {"messages": MESSAGES, "max_tokens": TOKENS}
 
@@ -120,13 +120,13 @@ def test_200_concurrent_requests_of_four_kinds_are_answered_alike(chat_server: s
     assert found == alone * 50
 
 
-def test_a_text_ends_before_a_stop_text(chat_server: str) -> None:
+def test_a_generated_text_ends_before_a_stop_text(chat_server: str) -> None:
     asked = {"messages": MESSAGES, "max_tokens": 3 * TOKENS, "temperature": 0, "top_p": 0.9}
     whole = post(chat_server, asked, CHAT)[1]["choices"][0]["message"]["content"]
     plain = re.sub("\ufffd+", " ", whole).split()
     stop = next(part for part in plain if len(part) > 1 and whole.index(part) > 3)
     expected = whole[: whole.index(stop)]
-    # `stop + "..."` begins like a stop text and is no end
+    # `stop + "..."` does not occur in the text, although it begins like `stop`
     for given in (stop, [stop], ["not there", stop, stop + "..."]):
         choice = post(chat_server, asked | {"stop": given}, CHAT)[1]["choices"][0]
         assert (choice["message"]["content"], choice["finish_reason"]) == (expected, "stop")
@@ -167,7 +167,7 @@ def test_bad_chats_are_refused_in_one_line(chat_server: str) -> None:
         assert "\n" not in answer["error"]["message"]
 
 
-def test_a_model_of_plain_texts_answers_one_message_as_its_input(run: Path) -> None:
+def test_a_model_without_chats_takes_a_single_user_message_as_its_input(run: Path) -> None:
     text = "to walk 1"
     expected = petransfer.Adapter.load(run, device="cpu").predict([text], TOKENS)
     with serving(str(run)) as place:
@@ -202,7 +202,7 @@ def test_the_openai_client_works(chat_server: str) -> None:
         client.chat.completions.create(model="gpt", messages=MESSAGES)
 
 
-def test_predict_writes_chats_if_asked(
+def test_predict_with_the_option_chat_applies_the_chat_template(
     chat_model: Path, chat_predictor: Predictor, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call("predict", str(chat_model), "Hi", "--chat", "--cpu", "--json", "--max-new-tokens", "8") == 0
@@ -213,7 +213,7 @@ def test_predict_writes_chats_if_asked(
     )
 
 
-def test_special_tokens_in_a_message_are_named_by_every_way_to_predict(
+def test_adapter_predict_and_serve_warn_about_special_tokens_in_a_message(
     chat_server: str, chat_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     adapter = petransfer.Adapter.load(chat_model, device="cpu")

@@ -1,4 +1,4 @@
-"""Several adapters on one base: predict, eval, weighted combinations; merge and info."""
+"""Several adapters on one base: `predict`, `eval` and weighted combinations. Also `adapter merge` and `info`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FROZEN = ("--set", "methods=[{name: lora, rank: 4, bits: 32}]")
 
 @pytest.fixture(scope="session")
 def two(trained: Callable[..., Path]) -> tuple[str, str]:
-    """Two adapters that train no rows of the embeddings."""
+    """Two runs whose adapters train no rows of the embeddings."""
     return str(trained("nano/english", *FROZEN)), str(trained("nano/english", *FROZEN, "--seeds", "1"))
 
 
@@ -40,7 +40,7 @@ def answers(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[st
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_several_answer_as_each_does_alone_and_the_base_is_loaded_once(
+def test_several_adapters_predict_as_each_one_alone_and_load_the_base_once(
     two: tuple[str, str], run: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [source for source, _ in ROWS[:6]]
@@ -56,7 +56,7 @@ def test_several_answer_as_each_does_alone_and_the_base_is_loaded_once(
     assert len({tuple(one) for one in alone.values()}) > 1
 
 
-def test_several_may_train_rows_of_the_embeddings(
+def test_several_adapters_with_trained_embedding_rows_predict_as_each_one_alone(
     run: Path, trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sources = (str(run), str(trained("nano/english", "--seeds", "1")))
@@ -69,10 +69,10 @@ def test_several_may_train_rows_of_the_embeddings(
     )
 
 
-def test_adapters_with_rows_of_the_embeddings_come_first(
+def test_embedding_rows_of_one_adapter_do_not_change_the_texts_of_another(
     two: tuple[str, str], run: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The rows of the first adapter change no text of the second, which has none."""
+    """The first adapter trains rows of the embeddings, and the second adapter does not."""
     texts = [source for source, _ in ROWS[:6]]
     sources = (str(run), two[0])
     alone = [row["output"] for one in sources for row in answers(capsys, one, *texts)]
@@ -80,7 +80,7 @@ def test_adapters_with_rows_of_the_embeddings_come_first(
     assert [row["output"] for one in sources for row in together if row["adapter"] == one] == alone
 
 
-def test_the_table_has_every_adapter_with_what_it_claims(
+def test_eval_shows_the_score_and_the_claim_of_each_adapter(
     two: tuple[str, str], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call("eval", *two, "--weights", "0.5,0.5", "--cpu", "--json") == 0
@@ -98,7 +98,7 @@ def test_the_table_has_every_adapter_with_what_it_claims(
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_by_generation_a_run_is_scored_anew_on_its_own_task(
+def test_eval_by_generation_scores_a_run_on_its_task_and_reports_contradictions(
     method: str,
     run: Path,
     trained: Callable[..., Path],
@@ -131,7 +131,7 @@ def test_by_generation_a_run_is_scored_anew_on_its_own_task(
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_whole_models_stand_side_by_side(
+def test_eval_scores_several_whole_models_side_by_side(
     trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [str(trained("nano/english", "--method", "full", *more)) for more in ((), ("--seeds", "1"))]
@@ -144,8 +144,8 @@ def test_whole_models_stand_side_by_side(
 
 
 @pytest.mark.parametrize("kind", ["cat", "svd", "linear", "ties"])
-def test_a_combination_is_peft_s(two: tuple[str, str], kind: str, here: Path) -> None:
-    """`cat` is exact: the sum of what the adapters add, each by its weight; and all are what plain peft makes."""
+def test_a_combination_equals_the_combination_by_plain_peft(two: tuple[str, str], kind: str, here: Path) -> None:
+    """Compare the update of one layer. For `cat`, it must also be the weighted sum of the adapters' updates."""
     weights = (0.7, 0.3)
     with opened(two[0]) as first, opened(two[1]) as second:
         model = put_together([first, second], Where(device="cpu"), Combination(weights, kind)).model
@@ -164,7 +164,7 @@ def test_a_combination_is_peft_s(two: tuple[str, str], kind: str, here: Path) ->
         torch.testing.assert_close(added, exact, atol=1e-5, rtol=1e-4)
 
 
-def test_what_cannot_go_together_is_refused(
+def test_adapters_that_do_not_fit_together_and_wrong_weights_are_refused(
     two: tuple[str, str], run: Path, trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     german = str(trained("nano/german", *FROZEN))
@@ -182,7 +182,9 @@ def test_what_cannot_go_together_is_refused(
 
 
 @pytest.mark.parametrize("bits", [32, 16])
-def test_merging_leaves_the_logits(run: Path, bits: int, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_merging_changes_the_logits_by_no_more_than_rounding(
+    run: Path, bits: int, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call("adapter", "merge", str(run), "merged", "--bits", str(bits), "--cpu", "--json") == 0
     done = json.loads(capsys.readouterr().out)
     assert done["bits"] == bits
@@ -199,20 +201,20 @@ def test_merging_leaves_the_logits(run: Path, bits: int, here: Path, capsys: pyt
     assert "exists" in refused(capsys, "adapter", "merge", str(run), "merged")
 
 
-def test_no_merging_into_a_link_to_nothing(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_merge_refuses_a_link_to_a_missing_folder(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "link").symlink_to("nowhere")
     assert "link exists; delete it or take another folder" in refused(
         capsys, "adapter", "merge", str(run), "link", "--cpu"
     )
 
 
-def test_no_merging_into_a_quantised_base(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_merge_refuses_a_quantised_base(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(capsys, "adapter", "merge", str(run), "merged", "--bits", "4")
     assert "cannot be merged into a base of 4 bits: the sum would be rounded to a few levels" in message
     assert not (here / "merged").exists()
 
 
-def test_a_merge_that_changes_the_model_is_not_kept(
+def test_a_merged_model_that_differs_from_the_adapter_is_not_kept(
     run: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PeftModel, "merge_and_unload", lambda model, **_: model.unload(), raising=False)
@@ -221,7 +223,9 @@ def test_a_merge_that_changes_the_model_is_not_kept(
     assert [path.name for path in here.iterdir()] == ["pairs.tsv"]
 
 
-def test_info_knows_adapters_that_others_made(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_describes_adapters_of_other_programs(
+    packed: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = contents(packed)
     plain = {name: files[name] for name in ("adapter_config.json", "adapter_model.safetensors")}
     write(here / "f.petransfer.zip", plain)
@@ -244,13 +248,13 @@ def _in(folder: Path, name: str, content: bytes) -> Path:
     return folder / name
 
 
-def test_the_first_adapter_s_name_is_no_layer_s() -> None:
-    assert not FIRST.isdigit(), "peft would drop the tensors of the layer of that number"
+def test_the_name_of_the_first_adapter_is_not_a_number() -> None:
+    assert not FIRST.isdigit(), "peft would drop the tensors of the layer with this number"
 
 
 @pytest.mark.parametrize("method", ["pissa", "vera"])
 def test_info_counts_the_parameters_that_were_trained(method: str, trained: Callable[..., Path]) -> None:
-    """PiSSA is saved as a LoRA of twice the rank and VeRA with frozen tensors, so their files hold more numbers."""
+    """Files of PiSSA (a LoRA of twice the rank) and VeRA (with frozen tensors) have more numbers than were trained."""
     run = trained("nano/english", "--method", method, "--steps", "2")
     with opened(str(run)) as bundle:
         found, result = describe(bundle), bundle.result() or {}
@@ -259,10 +263,10 @@ def test_info_counts_the_parameters_that_were_trained(method: str, trained: Call
     assert found["stored parameters"] == stored > found["parameters"]
 
 
-def test_training_rows_of_any_adapter_are_told_apart_among_the_first_one_s_own_test_rows(
+def test_eval_scores_test_rows_that_another_adapter_was_trained_on_separately(
     two: tuple[str, str], trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The second adapter was trained on rows that the first adapter holds out, and its record is of other rows."""
+    """The second adapter was trained on some test rows of the first, and its own claim is for other rows."""
     other = str(trained("nano/english", *FROZEN, "--test", "20"))
     held_out = {}
     for one in (two[0], other):

@@ -1,4 +1,4 @@
-"""A small bundle cannot ask for much memory or time: sizes and patterns are bounded before peft allocates anything."""
+"""A small bundle cannot use much memory or time: sizes and patterns are checked before peft allocates memory."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor], str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_small_bundle_of_any_method(
+def test_a_small_bundle_with_extreme_or_invalid_settings_is_refused_quickly(
     case: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pattern_times, "SECONDS", 0.5)
@@ -93,7 +93,9 @@ def test_a_small_bundle_of_any_method(
     assert time.process_time() - before < 30
 
 
-def test_a_rank_for_layers_without_tensors(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rank_that_is_too_large_for_layers_without_tensors_is_refused(
+    packed: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = contents(packed)
     config, tensors = json.loads(files["adapter_config.json"]), load(files["adapter_model.safetensors"])
     kept = {name: value for name, value in tensors.items() if name.startswith(f"{LAYER}.lora")}
@@ -106,7 +108,9 @@ def test_a_rank_for_layers_without_tensors(packed: Path, here: Path, capsys: pyt
     assert "does not fit its base: on this base it would have" in message
 
 
-def test_a_parquet_file_that_stands_for_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_examples_file_with_too_many_rows_or_damage_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "examples.parquet"
     columns = {"index": [0] * 2000, "correct": [True] * 2000, "log_prob": [0.0] * 2000, "prediction": ["x"] * 2000}
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
@@ -122,7 +126,7 @@ def test_a_parquet_file_that_stands_for_many_rows(tmp_path: Path, monkeypatch: p
         rows_of(path)
 
 
-def test_texts_in_the_place_of_numbers_are_refused_before_they_are_read(
+def test_an_examples_file_with_columns_of_wrong_types_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "examples.parquet"

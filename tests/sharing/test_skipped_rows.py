@@ -1,4 +1,4 @@
-"""An adapter that was trained with rows left out is verified, scored and merged on the rows that were used."""
+"""An adapter that was trained with --skip-bad-rows is verified, scored and merged without the skipped rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import petransfer
 from tests.cli.calls import call
 
 
-def test_rows_that_were_left_out_are_left_out_again(
+def test_verify_evaluate_and_merge_skip_the_bad_rows_that_training_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""Labels of other data that an adapter was not trained on are named before it is scored on them."""
+"""Scoring an adapter on other data warns about labels that the adapter was not trained on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from petransfer.errors import UserError
 from petransfer.sharing import task_data
 
 
-def test_labels_unlike_the_trained_ones_are_named(
+def test_labels_that_the_adapter_was_not_trained_on_are_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = tuple(Example(n, "text", label, "all") for n, label in enumerate("012"))

@@ -1,4 +1,4 @@
-"""`adapter verify` passes on what was packed, and fails on each forgery with a sentence of its own."""
+"""`adapter verify` passes on an unchanged adapter, and reports each kind of change in a separate check."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def failures(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:
-    """What failed of `adapter verify ARGUMENTS`, by what was checked."""
+    """Return the text of each failed check of `adapter verify ARGUMENTS`, by the name of the check."""
     capsys.readouterr()
     code = call("adapter", "verify", "--cpu", "--json", *arguments)
     found = {one["what"]: one["line"] for one in json.loads(capsys.readouterr().out) if not one["passed"]}
@@ -32,7 +32,7 @@ def failures(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, s
     return found
 
 
-def test_it_passes_on_the_bundle_the_run_and_the_folder_that_was_pulled(
+def test_verify_passes_on_a_bundle_its_run_and_its_pulled_folder(
     packed: Path, run: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call("adapter", "pull", str(packed), "--out", "pulled") == 0
@@ -49,10 +49,10 @@ def test_it_passes_on_the_bundle_the_run_and_the_folder_that_was_pulled(
 TEXTS = (".json", ".yaml", ".md")
 
 
-def test_line_ends_that_git_changed_are_no_change(
+def test_line_ends_that_git_changed_are_accepted(
     packed: Path, run: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With autocrlf, git writes CRLF in text files. The bundle that is packed from such files has the same bytes."""
+    """With autocrlf, git writes CRLF in text files. A bundle packed from such files has LF and the same records."""
     assert call("adapter", "pull", str(packed), "--out", "pulled") == 0
     shutil.copytree(run, here / "study" / "runs" / run.name)
     for path in (*(here / "pulled").iterdir(), *(here / "study").rglob("*")):
@@ -74,7 +74,9 @@ def test_line_ends_that_git_changed_are_no_change(
     assert all(part in message for part in ("adapter_config.json is not the file that was packed", "restore this file"))
 
 
-def test_one_byte_of_the_weights(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_byte_of_the_weights_fails_the_check_of_files(
+    packed: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = contents(packed)
     changed = bytearray(files[WEIGHTS])
     changed[-1] ^= 1
@@ -85,7 +87,7 @@ def test_one_byte_of_the_weights(packed: Path, here: Path, capsys: pytest.Captur
     assert "is refused: adapter_model.safetensors is not" in refused(capsys, "predict", str(bundle), "to walk")
 
 
-def test_other_weights_with_all_hashes_made_to_fit(
+def test_other_weights_with_fitting_hashes_fail_the_check_of_examples(
     packed: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = contents(packed)
@@ -96,13 +98,15 @@ def test_other_weights_with_all_hashes_made_to_fit(
     assert "test examples have another outcome than in examples.parquet" in found["examples"]
 
 
-def test_another_base(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_base_fails_the_check_of_the_base(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = failures(capsys, str(packed), "--checkpoint", "nano/german")
     assert list(found) == ["base"]
     assert "nano/german is not the base that it was trained on, nano/english: model.safetensors has" in found["base"]
 
 
-def test_another_tokenizer(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_tokenizer_fails_the_check_of_the_tokenizer(
+    packed: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call("checkpoints", "cp", "nano/english", "base") == 0
     assert failures(capsys, str(packed), "--checkpoint", "./base") == {}
     rules = json.loads((here / "base" / "tokenizer.json").read_text())
@@ -115,7 +119,9 @@ def test_another_tokenizer(packed: Path, here: Path, capsys: pytest.CaptureFixtu
     assert "the tokenizer of base is another: its rules have the sha256" in found["tokenizer"]
 
 
-def test_a_changed_claim(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_claim_fails_the_checks_of_examples_and_claim(
+    packed: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = contents(packed)
     provenance = json.loads(files["petransfer.json"])
     true = provenance["claims"]["test"]["exact_match"]
@@ -133,7 +139,9 @@ def test_a_changed_claim(packed: Path, here: Path, capsys: pytest.CaptureFixture
     assert {"files", "card", "claim"} <= set(failures(capsys, str(plain)))
 
 
-def test_examples_that_all_called_right(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_examples_that_are_all_marked_correct_fail_the_check_of_examples(
+    run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = Path(shutil.copytree(run, here / "runs" / run.name))
     table = pyarrow.parquet.read_table(copy / "examples.parquet")
     at = table.column_names.index("correct")
@@ -145,7 +153,7 @@ def test_examples_that_all_called_right(run: Path, here: Path, capsys: pytest.Ca
     assert f"100.00 % of examples.parquet are correct, and the claim is {claim:.2f} % EM on test" in found["examples"]
 
 
-def test_a_swapped_card(
+def test_a_swapped_card_fails_the_check_of_the_card(
     packed: Path, trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call("adapter", "pack", str(trained("nano/english", "--seeds", "1")), "--out", "o.petransfer.zip") == 0
@@ -161,13 +169,13 @@ def test_a_swapped_card(
     assert first in capsys.readouterr().out
 
 
-def test_a_wide_base_where_a_quantised_one_was_trained_on(
+def test_a_16_bit_base_of_an_adapter_trained_at_4_bits_fails_the_check_of_bits(
     trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = trained("nano/english", "--bits", "4")
     assert call("adapter", "verify", str(run), "--cpu") == 0
     (moved,) = re.findall(r"differ by at most (\S+) nats", capsys.readouterr().out)
-    assert float(moved) < 1e-4, "it is computed as it was in training"
+    assert float(moved) < 1e-4, "verify must compute with the same bits as training"
     found = failures(capsys, str(run), "--bits", "16")
     assert list(found) == ["bits"]
     assert "the base is at 16 bits (100 % bfloat16); the adapter was trained on one at 4" in found["bits"]
@@ -185,7 +193,7 @@ COMMITS = ("a" * 40, "b" * 40)
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache that holds two commits of `me/tiny`; main is the first."""
+    """A hub cache with two commits of `me/tiny`. The first commit is main."""
     from transformers import AutoModelForSeq2SeqLM
 
     repository = tmp_path / "hub" / "models--me--tiny"
@@ -204,7 +212,9 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return repository
 
 
-def test_another_revision(hub_cache: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_revision_fails_the_checks_of_revision_and_base(
+    hub_cache: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ("--steps", "6", "--cpu", "--test", "10", "--out", "study")
     assert call("train", "me/tiny", "pairs.tsv", *options) == 0
     (run,) = (here / "study" / "runs").iterdir()
@@ -212,7 +222,7 @@ def test_another_revision(hub_cache: Path, here: Path, capsys: pytest.CaptureFix
     assert call("adapter", "pack", str(run), "--out", "a.petransfer.zip") == 0
     assert f'revision="{COMMITS[0]}"' in contents(here / "a.petransfer.zip")["README.md"].decode()
     (hub_cache / "refs" / "main").write_text(COMMITS[1])
-    assert failures(capsys, "a.petransfer.zip") == {}, "the commit that it was trained at is taken"
+    assert failures(capsys, "a.petransfer.zip") == {}, "the commit of the training must be used"
     found = failures(capsys, "a.petransfer.zip", "--revision", COMMITS[1])
     assert list(found) == ["revision", "base"]
     assert found["revision"] == f"me/tiny is at commit {'b' * 12}; the adapter was trained at {'a' * 12}"
@@ -222,7 +232,7 @@ def test_another_revision(hub_cache: Path, here: Path, capsys: pytest.CaptureFix
     assert call(*ask) == 0
 
 
-def test_what_cannot_be_verified_is_refused(
+def test_adapters_of_other_programs_and_missing_data_are_refused(
     packed: Path, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = contents(packed)
@@ -238,7 +248,7 @@ def test_what_cannot_be_verified_is_refused(
     assert failures(capsys, str(packed), "--no-evaluate") == {}
 
 
-def test_a_readme_that_is_no_card_is_called_none(
+def test_another_readme_is_accepted_and_another_adapter_s_card_fails(
     run: Path, packed: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(run / "adapter", here / "mine")
@@ -257,7 +267,7 @@ def test_a_readme_that_is_no_card_is_called_none(
     assert "petransfer adapter card mine" in line
 
 
-def test_bytes_that_earlier_versions_recorded_with_an_adapter_s_own_are_accepted(
+def test_recorded_sizes_of_the_base_that_include_the_adapter_are_accepted(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = of_folder(run / "adapter")

@@ -1,4 +1,4 @@
-"""Start the workers of a study by a fork: to import torch in each takes five seconds."""
+"""Start the workers of a study by forking, because importing torch in each worker takes five seconds."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _CONTEXT = multiprocessing.get_context("fork")
 
 
 class _Forking:
-    """Stands for the context of `multiprocessing` whose processes are spawned, and sends the same as it does."""
+    """A replacement for the spawn context of `multiprocessing` that forks. Arguments are pickled, as with spawn."""
 
     RawValue = staticmethod(_CONTEXT.RawValue)
 
     @staticmethod
     def Process(target: Callable[..., None], args: tuple[Any, ...]) -> BaseProcess:
-        *sent, stop = args  # the flag is shared memory
+        *sent, stop = args  # the stop flag is shared memory, which is not pickled
         given: tuple[Any, ...] = pickle.loads(pickle.dumps(sent))
         return _CONTEXT.Process(target=target, args=(*given, stop))
 
 
 def fork_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `local_executor` fork its workers."""
+    """Make `local_executor` fork its workers."""
     monkeypatch.setattr("petransfer.study.local_executor.multiprocessing.get_context", lambda way: _Forking)

@@ -1,4 +1,4 @@
-"""A job that trains nothing, for tests of what carries jobs out: it ends, dies or waits as its cell says."""
+"""A job without training, for tests of executors. Its cell determines whether it ends, fails, waits or is killed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from petransfer.study.folders import RunFolder
 
 @dataclass(frozen=True)
 class Named:
-    """A cell; `does` says what its job does."""
+    """A cell. `does` is the behaviour of its job."""
 
     run_id: str
     does: str = "end"
@@ -25,7 +25,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Job:
-    """Leaves a mark for every time that a run is begun."""
+    """A job that adds a line to the file `marks/<run id>` each time a run starts."""
 
     marks: Path
 

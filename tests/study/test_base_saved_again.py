@@ -1,4 +1,4 @@
-"""A base that was saved again with the same content keeps its runs. A changed base is another base."""
+"""A base that is saved again with equivalent content keeps its runs. A changed base has new runs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def edit(name: str, indent: int | None = None, **values: object) -> Callable[[Pa
 
 def resave(base: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
-    tokenizer("a", max_length=5, truncation=True)  # this changes tokenizer.json
+    tokenizer("a", max_length=5, truncation=True)  # changes the truncation settings in tokenizer.json
     tokenizer.save_pretrained(base)
 
 
@@ -109,7 +109,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize(("change", "file"), OTHER.values(), ids=OTHER)
-def test_a_changed_base_is_another_base(
+def test_a_changed_base_has_new_runs_and_is_reported(
     change: Callable[[Path], object], file: str, base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe, study = recipe_for(base), tmp_path / "study"
@@ -121,10 +121,10 @@ def test_a_changed_base_is_another_base(
         choose_folder(recipe, study)
 
 
-def test_another_folder_of_the_same_name_is_another_base(
+def test_two_bases_with_the_same_folder_name_have_separate_runs(
     base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Folders such as one/checkpoint-500 and two/checkpoint-500."""
+    """For example the folders one/checkpoint-500 and two/checkpoint-500."""
     recipe, study = recipe_for(base), tmp_path / "study"
     begun = begin(recipe, study)
     other = shutil.copytree(base, tmp_path / "two" / "base")
@@ -135,16 +135,17 @@ def test_another_folder_of_the_same_name_is_another_base(
     assert begun.run_id in ids
     assert len(set(ids)) == 2
     assert not caplog.text
-    shutil.rmtree(base)  # the folder was moved, and its tokenizer was saved again
+    shutil.rmtree(base)  # as if the base was moved to the other folder and its tokenizer was saved again
     content |= {"arms": ["two"], "family": {"name": "mine", "arms": {"two": str(other)}}}
     assert [cell.run_id for cell in grid_of(validate(content, "here"), study).cells] == [begun.run_id]
 
 
-def test_the_tokenizer_of_an_arm_saved_again_keeps_its_runs(base: Path, tmp_path: Path) -> None:
+def test_an_arm_keeps_its_runs_if_its_tokenizer_is_saved_again(base: Path, tmp_path: Path) -> None:
     tokens, study = shutil.copytree(base, tmp_path / "tokens"), tmp_path / "study"
     content = recipe_for(base).model_dump()
     ids = []
-    bases = (("own", str(base), "<|im_end|>"), ("nano", "nano/english", "<|end|>"))  # a folder, or shipped
+    # a base from a folder, and a base that is shipped with petransfer
+    bases = (("own", str(base), "<|im_end|>"), ("nano", "nano/english", "<|end|>"))
     for name, arm, other in bases:
         content["family"]["arms"]["base"] = {"checkpoint": arm, "tokenizer": str(tokens), "reinit": "all"}
         recipe = validate(content, "here")
@@ -157,7 +158,10 @@ def test_the_tokenizer_of_an_arm_saved_again_keeps_its_runs(base: Path, tmp_path
     assert [found for _, found in ids] == [[begun] for begun, _ in ids]
 
 
-def test_runs_of_older_versions_are_named(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_runs_without_a_base_record_are_reported_after_the_base_changed(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # older versions did not record the base
     recipe, study = recipe_for(base), tmp_path / "study"
     begin(recipe, study, recorded=False)
     assert cells_of(recipe, grid_of(recipe, study).folder)[1] == grid_of(recipe, study).cells
@@ -171,7 +175,7 @@ def test_a_base_is_recorded_only_if_it_is_a_folder(base: Path, tmp_path: Path) -
     cell = begin(recipe_for(base), tmp_path / "study")
     (path,) = (tmp_path / "study" / "runs").glob("*/spec.json")
     files = json.loads(path.read_text())[BASE_RECORD]["files"]
-    assert "generation_config.json" not in files  # nothing in it is used
+    assert "generation_config.json" not in files  # none of its values is used
     assert {"config.json", "tokenizer.json", "model.safetensors"} <= files.keys()
     tokenizer = AutoTokenizer.from_pretrained(base)
     shipped = validate(recipe_for(base).model_dump() | {"family": "nano", "arms": ["english"]}, "here")
@@ -179,7 +183,7 @@ def test_a_base_is_recorded_only_if_it_is_a_folder(base: Path, tmp_path: Path) -
     assert path.parent.name == cell.run_id
 
 
-def test_runs_to_choose_from_are_told_apart(base: Path, tmp_path: Path) -> None:
+def test_the_error_for_several_finished_runs_names_the_weights_of_each(base: Path, tmp_path: Path) -> None:
     recipe, study = recipe_for(base), tmp_path / "study"
     runs = [begin(recipe, study)]
     (base / "model.safetensors").write_bytes(b"other")

@@ -1,4 +1,4 @@
-"""`train --folds`: every row is scored once, and the adapter is trained on all rows."""
+"""`train --folds`: each row is scored once, and the final adapter is trained on all rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORDS = ["walk", "run", "see", "say", "hear", "go", "come", "sing", "sleep", "ea
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    """Ten inputs, one of them twice."""
+    """A file with ten inputs, one of them twice."""
     path = tmp_path / "verbs.tsv"
     path.write_text("".join(f"to {word}\t{word}s\n" for word in [*WORDS, WORDS[0]]))
     return path
@@ -39,18 +39,18 @@ def test_every_row_is_in_the_dev_set_of_one_fold(rows: Path) -> None:
     folds = [_inputs(rows, "dev", f"{number}/3") for number in (1, 2, 3)]
     assert sorted(text for fold in folds for text in fold) == sorted([f"to {word}" for word in [*WORDS, WORDS[0]]])
     assert {len(set(fold)) for fold in folds} == {3, 4}
-    assert sum("to walk" in fold for fold in folds) == 1, "rows with one input are in one fold"
+    assert sum("to walk" in fold for fold in folds) == 1, "rows with the same input must be in the same fold"
     for number, fold in enumerate(folds, 1):
         assert sorted([*fold, *_inputs(rows, "train", f"{number}/3")]) == sorted(text for one in folds for text in one)
         assert _inputs(rows, "test", f"{number}/3") == []
 
 
-def test_all_rows_are_trained_on_at_the_end(rows: Path) -> None:
+def test_fold_all_has_all_rows_in_train_dev_and_test(rows: Path) -> None:
     assert len(_inputs(rows, "train", "all")) == 11
     assert _inputs(rows, "dev", "all") == _inputs(rows, "test", "all") == _inputs(rows, "train", "all")
 
 
-def test_a_test_file_stays_the_test_set(rows: Path, tmp_path: Path) -> None:
+def test_a_test_file_is_the_test_set_of_each_fold(rows: Path, tmp_path: Path) -> None:
     (tmp_path / "test.tsv").write_text("to jump\tjumps\n")
     for fold in ("1/3", "all"):
         assert _inputs(rows, "test", fold, test=str(tmp_path / "test.tsv")) == ["to jump"]
@@ -74,7 +74,7 @@ def test_a_fold_that_does_not_exist_is_refused(fold: str, rows: Path) -> None:
         ({"folds": 5, "seeds": (0, 1)}, ("--folds", "one seed")),
     ],
 )
-def test_bad_values_are_named(settings: dict[str, Any], parts: tuple[str, ...]) -> None:
+def test_the_error_for_bad_settings_of_folds_names_the_option(settings: dict[str, Any], parts: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as error:
         check_folds(TrainRequest(**settings))
     assert all(part in str(error.value) for part in parts)
@@ -89,7 +89,7 @@ def test_bad_values_are_named(settings: dict[str, Any], parts: tuple[str, ...]) 
         (("--folds", "3", "--dev", "0.2"), ("--folds", "--dev")),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(
+def test_bad_options_give_one_line_of_error_and_write_nothing(
     arguments: tuple[str, ...],
     parts: tuple[str, ...],
     rows: Path,
@@ -104,8 +104,8 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert not (rows.parent / "results").exists()
 
 
-def test_the_last_training_has_the_length_that_the_folds_found(rows: Path, tmp_path: Path) -> None:
-    """Also if an override sets the length of the folds; there are no rows left to stop early on."""
+def test_the_final_training_takes_its_number_of_steps_from_the_folds(rows: Path, tmp_path: Path) -> None:
+    """An override of the steps applies to the folds only. Early stopping is off, because no row is left for it."""
     overrides = ["train.steps=900", "train.early_stopping.every=20", "train.warmup=0.2"]
     found = cross_validation("nano/english", str(rows), TrainRequest(folds=2), overrides, tmp_path / "out", False)
     scores = tuple(FoldScore(number, 4, 50.0, 500) for number in (1, 2))
@@ -113,22 +113,22 @@ def test_the_last_training_has_the_length_that_the_folds_found(rows: Path, tmp_p
     assert (train.steps, train.early_stopping, train.warmup) == (500, None, 0.2)
 
 
-def test_mean_spread_and_median() -> None:
+def test_fold_scores_give_mean_standard_deviation_and_median_steps() -> None:
     scores = (FoldScore(1, 10, 80.0, 300), FoldScore(2, 10, 90.0, 100), FoldScore(3, 10, 100.0, 250))
     assert "90.0 % on average, standard deviation 10.0 points" in summary(list(scores))
     assert "100 to 300" in summary(list(scores))
     assert median_steps(scores) == 250
 
 
-def test_small_data_names_folds() -> None:
+def test_the_note_about_small_data_suggests_folds() -> None:
     assert "--folds 5" in small_data_note({"train": 10, "dev": 1, "test": 1})
     assert small_data_note({"train": 160, "dev": 20, "test": 20}) == ""
 
 
-def test_an_interrupted_cross_validation_ends_as_one_never_interrupted(
+def test_an_interrupted_cross_validation_ends_like_an_uninterrupted_one(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first call stops after the first fold; the second one resumes and repeats nothing."""
+    """The first call stops after the first fold. The second call resumes and does not repeat this fold."""
 
     def train(out: Path) -> None:
         pt.train("nano/english", rows, folds=2, steps=2, out=out, cpu=True)
@@ -160,7 +160,7 @@ def test_an_interrupted_cross_validation_ends_as_one_never_interrupted(
     assert all((left[name] == right[name]).all() for name in left)
 
 
-def test_the_report_does_not_take_training_rows_for_test_rows(
+def test_the_report_does_not_present_training_rows_as_test_rows(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pt.train("nano/english", rows, folds=2, steps=2, out=tmp_path / "study", cpu=True)
@@ -173,7 +173,7 @@ def test_the_report_does_not_take_training_rows_for_test_rows(
     assert "For new rows, the 2 folds count: exact match 0.0 % (standard deviation 0.0 points)." in message
 
 
-def test_processes_of_a_launcher_cannot_share_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folds_are_refused_in_several_launched_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process group of a launch ends with the first study, here the first fold."""
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -1,4 +1,4 @@
-"""What a run asks of a cluster's nodes."""
+"""The cores, GPU share and memory that a run requests from a cluster."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ GB = 2**30
 SPEC = expand(load_recipe("smoke"))[0].spec
 
 
-def test_on_a_cpu_a_run_asks_for_its_threads_and_the_memory_of_a_worker() -> None:
+def test_a_run_on_a_cpu_requests_its_threads_and_the_memory_of_a_worker() -> None:
     assert demands_of(SPEC, None, threads=4) == Demands(cpus=4, memory=ON_CPU)
     assert demands_of(SPEC, None, threads=0) == Demands(cpus=1, memory=ON_CPU)
 
 
-def test_and_for_what_the_planner_foresees_there(tiny_t5: object) -> None:
+def test_a_run_on_a_cpu_also_requests_its_predicted_memory(tiny_t5: object) -> None:
     spec = replace(SPEC, checkpoint=replace(SPEC.checkpoint, name=str(tiny_t5)))
     small, large = (
         demands_of(replace(spec, train=replace(spec.train, batch_size=size)), None, threads=1).memory - ON_CPU
@@ -31,19 +31,20 @@ def test_and_for_what_the_planner_foresees_there(tiny_t5: object) -> None:
     assert demands_of(nowhere, None, threads=1).memory == ON_CPU
 
 
-def test_a_stack_asks_for_no_more_than_its_runs_and_less_processes() -> None:
+def test_the_demands_of_a_stack_count_cores_and_process_memory_once() -> None:
     one = Demands(cpus=2, gpus=0.2, memory=3 * GB)
     assert together([one]) == one
     assert together([one, one]) == Demands(2, 0.4, 4 * GB)
-    assert together([one, one, one]) == Demands(2, 1.0, 5 * GB)  # more than a half leaves no room for another
+    # a share above one half leaves no room for another task
+    assert together([one, one, one]) == Demands(2, 1.0, 5 * GB)
 
 
-def test_embedded_checkpoints_share_a_card() -> None:
+def test_an_embedded_checkpoint_requests_a_share_of_a_gpu() -> None:
     assert demands_of(SPEC, 24 * GB, threads=1).gpus == pytest.approx(0.09)
-    assert demands_of(SPEC, 3 * GB, threads=1).gpus == 1.0  # more than a half leaves no room for another
+    assert demands_of(SPEC, 3 * GB, threads=1).gpus == 1.0  # a share above one half leaves no room for another task
 
 
-def test_what_the_planner_foresees_is_asked_for(tiny_t5: object) -> None:
+def test_a_run_on_a_gpu_requests_its_predicted_memory_and_is_refused_if_too_large(tiny_t5: object) -> None:
     spec = replace(SPEC, checkpoint=replace(SPEC.checkpoint, name=str(tiny_t5)))
     wanted = demands_of(spec, 24 * GB, threads=1)
     assert 0 < wanted.gpus < 0.5

@@ -1,4 +1,4 @@
-"""What a result records about the software and the machine."""
+"""The record of software and machine in a result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from petransfer.study.environment import environment, git_commit
 
 
-def test_a_checkout_has_a_commit_which_says_whether_files_were_changed(tmp_path: Path) -> None:
+def test_the_git_commit_is_marked_as_dirty_if_files_were_changed(tmp_path: Path) -> None:
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
         command = ["git", "-C", str(tmp_path), *identity, *arguments]

@@ -1,4 +1,4 @@
-"""The file of a run's test examples: equal values in less space than by parquet's defaults."""
+"""The file of a run's test examples has the same values as with parquet's defaults, in less space."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from petransfer.study.examples_table import write_table
 ROWS = 2000
 
 
-def test_a_table_of_examples_needs_little_space_and_keeps_its_values(tmp_path: Path) -> None:
+def test_the_table_of_examples_is_smaller_than_by_default_and_has_equal_values(tmp_path: Path) -> None:
     drawn = numpy.random.default_rng(0).normal(size=(2, ROWS))
     table = pyarrow.table(
         {
             "index": numpy.arange(ROWS),
             "category": ["prim_to_subj_proper", "obj_to_subj_common"] * (ROWS // 2),
             "correct": drawn[0] > 0,
-            "margin": drawn[0].astype("float32").astype("float64"),  # computed in fp32
+            "margin": drawn[0].astype("float32").astype("float64"),  # fp32 values, stored as fp64
             "log_prob": -abs(drawn[1]),
         }
     )
@@ -30,7 +30,7 @@ def test_a_table_of_examples_needs_little_space_and_keeps_its_values(tmp_path: P
     assert (tmp_path / "small.parquet").stat().st_size < 0.6 * (tmp_path / "default.parquet").stat().st_size
 
 
-def test_a_table_without_figures_can_be_written(tmp_path: Path) -> None:
+def test_a_table_without_numeric_columns_can_be_written(tmp_path: Path) -> None:
     table = pyarrow.table({"category": ["", ""]})
     write_table(table, tmp_path / "examples.parquet")
     assert pyarrow.parquet.read_table(tmp_path / "examples.parquet").equals(table)

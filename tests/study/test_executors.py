@@ -1,4 +1,4 @@
-"""Workers on one machine: whoever is killed is begun again, what kills its workers is given up, nothing runs twice."""
+"""Workers on one machine: killed workers are replaced, a run that kills workers fails, and no run is executed twice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def _marks(folder: Path) -> dict[str, int]:
     return {path.name: len(path.read_text().splitlines()) for path in folder.iterdir()}
 
 
-def test_a_killed_worker_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_restarted_until_three_workers_are_killed_at_the_same_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fork_workers(monkeypatch)
     (tmp_path / "marks").mkdir()
     study, job = StudyFolder(tmp_path / "study"), Job(tmp_path / "marks")
@@ -30,7 +32,7 @@ def test_a_killed_worker_is_begun_again(tmp_path: Path, monkeypatch: pytest.Monk
     cells = [Named(f"run{at}", does) for at, does in enumerate(kinds)]
     outcome = execute(cells, study, job, workers=2, threads=1, tick=lambda: None)
     marks = _marks(job.marks)
-    # neither a run that lost three workers nor a failure is tried by the other worker too, on a busy machine either
+    # the other worker does not try a failed run again, even on a busy machine
     assert marks == {"run0": 3, "run1": 2, "run2": 4, "run3": 1, "run4": 1, "run5": 1}
     assert [study.run(cell.run_id).status() for cell in cells] == ["failed", "done", "done", "failed", "done", "done"]
     assert "3 workers were killed at the same training state (SIGKILL)" in outcome.failures["run0"]
@@ -39,7 +41,7 @@ def test_a_killed_worker_is_begun_again(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_failed_has_another_turn_in_the_next_call(
+def test_a_failed_run_is_executed_again_in_the_next_call(
     workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fork_workers(monkeypatch)
@@ -77,7 +79,7 @@ def test_a_script_without_a_main_guard_starts_each_run_once(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("begun", [False, True])
 def test_workers_of_a_killed_command_stop(begun: bool, tmp_path: Path) -> None:
-    """Whether they have begun or are starting: nobody else would end them."""
+    """The command is killed before or after its workers start a run. No other process would end the workers."""
     (tmp_path / "marks").mkdir()
     code = (
         "import sys; from pathlib import Path; from petransfer.study.folders import StudyFolder\n"

@@ -1,4 +1,4 @@
-"""JSON files of a study with values of wrong types: one line names the file, or the file is made anew."""
+"""JSON files of a study with values of wrong types: an error names the file, or the file is written again."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Cell], StudyFo
 
 
 def _changed(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Yield copies of a JSON value in which one key is missing or one value is of another type, each with its place."""
+    """Yield copies of a JSON value in which one key is missing or one value has another type, each with its path."""
 
     def with_value(*value: Any) -> Any:
         changed = copy.deepcopy(content)
@@ -76,7 +76,9 @@ def _changed(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[A
         yield from _changed(content, (*path, key))
 
 
-def test_a_sweep_of_a_wrong_form_is_named(study: tuple[list[Cell], StudyFolder], tmp_path: Path) -> None:
+def test_the_error_for_a_sweep_file_of_a_wrong_form_names_the_file(
+    study: tuple[list[Cell], StudyFolder], tmp_path: Path
+) -> None:
     cells, folder = study
     copied = StudyFolder(tmp_path)
     refused = []
@@ -122,10 +124,11 @@ def test_a_run_with_a_file_of_a_wrong_form_is_damaged(file: str, study: tuple[li
             (run.path / file).unlink()
         else:
             (run.path / file).write_text(text)
+    # a failed.json of a wrong form does not need to count as damage, but must not raise an error
     assert named > {"result.json": 80, "spec.json": 100, "failed.json": -1}[file]
 
 
-def test_effects_of_a_wrong_form_are_computed_anew(study: tuple[list[Cell], StudyFolder]) -> None:
+def test_effects_of_a_wrong_form_are_computed_again(study: tuple[list[Cell], StudyFolder]) -> None:
     cells, folder = study
     recipe = small_recipe()
     path = folder.path / "effects.json"
@@ -140,7 +143,7 @@ def test_effects_of_a_wrong_form_are_computed_anew(study: tuple[list[Cell], Stud
     path.write_text(json.dumps(whole))
 
 
-def test_a_pretraining_with_a_spec_of_a_wrong_form_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_pretraining_spec_of_a_wrong_form_names_the_file(tmp_path: Path) -> None:
     recipe = PretrainRecipe.model_validate(
         {
             "kind": "pretrain",

@@ -1,4 +1,4 @@
-"""Folders of studies and runs: what makes a run done, what a kill leaves behind, damaged and read-only folders."""
+"""Folders of studies and runs: finished and killed runs, claims, and damaged or read-only folders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from petransfer.study.worker_losses import note_failure
 
 
 @pytest.mark.parametrize("killed_at", ["result.json", "DONE"])
-def test_a_run_killed_while_it_ends_is_not_done(
+def test_a_run_killed_while_its_result_is_written_is_not_done(
     killed_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunFolder(tmp_path)
@@ -56,7 +56,7 @@ def test_a_run_killed_while_it_ends_is_not_done(
     [[".lock"], [".lock", ".recipe.yaml.partial"], ["runs/"], [".lock", "runs/", "sweep.json"], []],
     ids=["lock", "recipe being written", "runs alone", "sweep", "empty"],
 )
-def test_a_study_killed_in_its_first_instants_resumes(left: list[str], tmp_path: Path) -> None:
+def test_the_folder_of_a_study_killed_at_its_start_can_be_opened(left: list[str], tmp_path: Path) -> None:
     for name in left:
         (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_text("name: sm")
     StudyFolder(tmp_path).open(load_recipe("smoke"))
@@ -73,7 +73,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -83,7 +83,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path, monkeypa
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_file_system_without_locks_is_named_once(
+def test_the_warning_about_a_file_system_without_locks_is_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def missing(*_: int) -> None:
@@ -117,7 +117,9 @@ def test_a_study_on_a_read_only_disk_can_be_planned(
     assert "cannot be written to (Read-only file system)" in caplog.text
 
 
-def test_settings_of_which_one_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_differences_include_settings_that_only_one_of_two_recipes_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study, recipe = StudyFolder(tmp_path), load_recipe("smoke")
     study.open(load_recipe("smoke", ["train.steps=null", "train.epochs=2"]))
     monkeypatch.setattr(StudyFolder, "names", lambda self: {"a"})
@@ -127,7 +129,7 @@ def test_settings_of_which_one_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
     assert "train.epochs=2.0 (you asked for none)" in found
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "old")
     with pytest.raises(UnicodeEncodeError), replacing(tmp_path / "a") as partial:
         partial.write_text("new \ud800", encoding="utf-8")
@@ -139,7 +141,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def _finished(tmp_path: Path) -> tuple[StudyGrid, RunFolder]:
-    """A study of one finished run."""
+    """Make a study with one finished run."""
     (cell,) = expand(load_recipe("smoke", options={"arms": ["scratch"], "effects": []}))
     grid = StudyGrid(load_recipe("smoke"), [cell], StudyFolder(tmp_path), [cell])
     folder = grid.folder.run(cell.run_id)
@@ -156,7 +158,7 @@ def _write_examples(folder: Path, correct: list[bool]) -> None:
 
 
 def _replace(path: Path, make: Callable[[Path], None]) -> None:
-    """Put a named pipe or a folder in place of a file; it is not of the time at which the file was written."""
+    """Replace a file by a named pipe or a folder, which has another modification time."""
     path.unlink()
     make(path)
 
@@ -201,11 +203,13 @@ def _change(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Pat
         ("examples.parquet", lambda folder: _replace(folder / "examples.parquet", os.mkfifo)),
     ],
 )
-def test_a_damaged_run_is_named_and_repaired(name: str, damage: Callable[[Path], Any], tmp_path: Path) -> None:
+def test_a_damaged_run_is_reported_and_repair_resets_it_to_waiting(
+    name: str, damage: Callable[[Path], Any], tmp_path: Path
+) -> None:
     grid, folder = _finished(tmp_path)
     assert folder.status() == "done"
     assert not grid.damaged
-    os.utime(folder.path / name, ns=(1, 1))  # so that the change is seen however quick it is
+    os.utime(folder.path / name, ns=(1, 1))  # so that the damage always changes the modification time
     damage(folder.path)
     assert folder.status() == "damaged"
     assert folder.result() is None
@@ -219,7 +223,7 @@ def test_a_damaged_run_is_named_and_repaired(name: str, damage: Callable[[Path],
     assert len(grid.waiting) == 1
 
 
-def test_a_run_that_another_process_has_repeated_meanwhile_is_not_removed(
+def test_repair_keeps_a_run_that_another_process_has_repeated_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid, folder = _finished(tmp_path)
@@ -229,7 +233,7 @@ def test_a_run_that_another_process_has_repeated_meanwhile_is_not_removed(
     claim = RunFolder.claim
 
     def late(run: RunFolder) -> Any:
-        (run.path / "result.json").write_bytes(right)  # as another process does before this one has the claim
+        (run.path / "result.json").write_bytes(right)  # as if another process had just written it
         return claim(run)
 
     monkeypatch.setattr(RunFolder, "claim", late)
@@ -237,7 +241,7 @@ def test_a_run_that_another_process_has_repeated_meanwhile_is_not_removed(
     assert folder.status() == "done"
 
 
-def test_a_claim_is_of_one_process_and_ends_with_it(tmp_path: Path) -> None:
+def test_a_claim_belongs_to_one_process_and_ends_with_it(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from petransfer.study.folders import RunFolder\n"
         "with RunFolder(Path(sys.argv[1])).claim() as held: print(held, flush=True); time.sleep(60)"
@@ -256,7 +260,7 @@ def test_a_claim_is_of_one_process_and_ends_with_it(tmp_path: Path) -> None:
         with folder.claim() as held:
             assert held
             assert folder.losses() == 1
-    assert folder.claimed_by(other.pid)  # it held the run when it was killed
+    assert folder.claimed_by(other.pid)  # the killed process stays recorded as an owner
     folder.forget_losses()
     assert not folder.claimed_by(other.pid)
     with folder.claim():
@@ -274,7 +278,7 @@ def test_a_claim_is_of_one_process_and_ends_with_it(tmp_path: Path) -> None:
         (["", "step-1", "step-2", "step-2"], "step-2", 3),
     ],
 )
-def test_workers_lost_at_the_newest_state_are_counted(
+def test_losses_counts_the_workers_killed_at_the_newest_training_state(
     started_at: list[str], now: str, losses: int, tmp_path: Path
 ) -> None:
     folder = RunFolder(tmp_path)
@@ -291,7 +295,7 @@ def test_workers_lost_at_the_newest_state_are_counted(
 
 
 def test_an_error_after_the_results_were_saved_leaves_the_run_done(tmp_path: Path) -> None:
-    """Such as an error of a tracker. Nothing is removed, whoever made the mistake."""
+    """For example an error of a tracker. No file is removed, even if the error is a user's mistake."""
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     (folder.path / "adapter").mkdir()
@@ -304,13 +308,13 @@ def test_an_error_after_the_results_were_saved_leaves_the_run_done(tmp_path: Pat
 @pytest.mark.parametrize(
     "text", ["name: 2021-99-99", "[" * 3000, "name: !!python/object:os.system {}", "- 1", "\x00", "a: &a [*a]"]
 )
-def test_a_recipe_that_cannot_be_read_is_one_line(text: str, tmp_path: Path) -> None:
+def test_a_study_folder_with_an_unreadable_recipe_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(UserError, match="cannot be read as a recipe; use --out"):
         StudyFolder(tmp_path).check("smoke")
 
 
-def test_a_folder_that_another_training_took_meanwhile_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_another_training_has_taken_meanwhile_is_refused(tmp_path: Path) -> None:
     first, second = (load_recipe("smoke").model_copy(update={"seeds": seeds}) for seeds in ([0], [1]))
     chosen = [StudyFolder(tmp_path / "study", chosen_with="") for _ in range(3)]
     chosen[0].open(first)
@@ -318,7 +322,7 @@ def test_a_folder_that_another_training_took_meanwhile_is_refused(tmp_path: Path
     with pytest.raises(UserError, match=r"just started in .*study; run the same command again"):
         chosen[2].open(second)
     assert load_recipe(str(tmp_path / "study" / "recipe.yaml")).seeds == [0]
-    StudyFolder(tmp_path / "study").open(second)  # as `run` does for a recipe that grows
+    StudyFolder(tmp_path / "study").open(second)  # `run` does not set `chosen_with`, because its recipe may change
 
 
 def test_an_error_that_cannot_be_recorded_is_logged(
@@ -334,7 +338,7 @@ def test_an_error_that_cannot_be_recorded_is_logged(
     assert "No space left on device" in caplog.text
 
 
-def test_only_runs_with_a_usable_state_are_announced_to_resume(
+def test_only_runs_with_a_usable_training_state_are_reported_as_resuming(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

@@ -1,4 +1,4 @@
-"""The grid of a recipe: which runs it holds, in which order, and what it refuses."""
+"""The grid of a recipe: its runs, their order, and the recipes that are refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from petransfer.study.study import grid_of, load_grid
 
 
 def recipe(**changes: Any) -> Recipe:
-    """A recipe over the embedded family."""
+    """Return a recipe with the embedded family of checkpoints."""
     content = {
         "name": "grid",
         "task": {"name": "scan", "splits": ["add_jump"]},
@@ -45,7 +45,7 @@ def arm(cells: list[Cell], name: str) -> list[Cell]:
 TWO_LORAS = [{"name": "lora", "rank": 4, "bits": 32}, {"name": "lora", "rank": 64, "bits": 32}]
 
 
-def test_scratch_is_trained_fully_with_its_own_rate() -> None:
+def test_scratch_uses_full_fine_tuning_with_its_own_learning_rate() -> None:
     (cell,) = arm(expand(recipe()), "scratch")
     assert cell.spec.method.name == "full"
     assert cell.spec.method.rank == 0
@@ -55,24 +55,24 @@ def test_scratch_is_trained_fully_with_its_own_rate() -> None:
     assert cell.method == "full 32-bit"
 
 
-def test_scratch_takes_the_recipes_own_full_method_where_there_is_one() -> None:
+def test_scratch_uses_the_full_method_of_the_recipe_if_there_is_one() -> None:
     methods = [{"name": "lora", "bits": 32}, {"name": "full", "bits": 16}]
     (cell,) = arm(expand(recipe(methods=methods)), "scratch")
     assert (cell.spec.method.bits, cell.spec.train.rate_scaling) == (16, "none")
 
 
-def test_scratch_stands_once_beside_two_loras() -> None:
+def test_scratch_has_one_run_if_the_recipe_has_two_lora_methods() -> None:
     cells = expand(recipe(methods=TWO_LORAS))
     assert [cell.method for cell in arm(cells, "english")] == ["lora r4 32-bit", "lora r64 32-bit"]
     assert len(arm(cells, "scratch")) == 1
 
 
-def test_random_keeps_the_method() -> None:
+def test_the_random_arm_keeps_the_method_of_the_recipe() -> None:
     (cell,) = expand(recipe(arms=["random"]))
     assert (cell.spec.method.name, cell.spec.checkpoint.reinit) == ("lora", "all")
 
 
-def test_an_arms_rate_goes_before_its_methods() -> None:
+def test_the_learning_rate_of_an_arm_overrides_that_of_its_method() -> None:
     rates = {"lora": 1e-3, "random": 5e-3, "scratch": 3e-2}
     cells = expand(recipe(arms=["english", "random"], train={"steps": 1, "learning_rate": rates}))
     assert [cell.spec.train.learning_rate for cell in cells] == [1e-3, 5e-3]
@@ -88,7 +88,9 @@ def test_an_arms_rate_goes_before_its_methods() -> None:
         ({"english lora": 1e-3, "random lora": 5e-3}, [1e-3, 1e-3, 5e-3, 5e-3]),
     ],
 )
-def test_an_arm_and_method_together_go_before_either(rates: dict[str, float], found: list[float]) -> None:
+def test_a_learning_rate_of_arm_and_method_overrides_that_of_either(
+    rates: dict[str, float], found: list[float]
+) -> None:
     train = {"steps": 1, "learning_rate": rates}
     cells = expand(recipe(arms=["english", "random"], methods=TWO_LORAS, train=train))
     assert [cell.spec.train.learning_rate for cell in cells] == found
@@ -111,18 +113,18 @@ def test_an_arm_and_method_together_go_before_either(rates: dict[str, float], fo
         ({"english lora": 1}, "train.learning_rate has no rate for method full (arm scratch); add full: 1e-3"),
     ],
 )
-def test_a_pair_that_speaks_of_nothing_or_of_too_much_is_refused(rates: dict[str, float], message: str) -> None:
+def test_unknown_ambiguous_and_missing_learning_rates_are_refused(rates: dict[str, float], message: str) -> None:
     with pytest.raises(UserError) as refused:
         expand(recipe(train={"steps": 1, "learning_rate": rates}))
     assert message in str(refused.value)
 
 
-def test_one_rate_is_everyones() -> None:
+def test_a_single_learning_rate_applies_to_all_runs() -> None:
     cells = expand(recipe(train={"steps": 1, "learning_rate": 1}))
     assert {cell.spec.train.learning_rate for cell in cells} == {1.0}
 
 
-def test_seeds_are_outermost_then_splits_then_arms_then_methods() -> None:
+def test_runs_are_ordered_by_seed_then_split_then_arm_then_method() -> None:
     cells = expand(
         recipe(
             arms=["random", "english"],
@@ -150,7 +152,7 @@ def test_seeds_are_outermost_then_splits_then_arms_then_methods() -> None:
         {"task": {"name": "scan", "splits": ["add_jump"] * 2}},
     ],
 )
-def test_what_is_named_twice_is_refused(twice: dict[str, Any]) -> None:
+def test_duplicate_arms_seeds_methods_and_splits_are_refused(twice: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"is given twice; keep one"):
         recipe(**twice)
 
@@ -164,24 +166,24 @@ def test_alpha_is_twice_the_rank_unless_given() -> None:
     assert alpha(rank=8, alpha=3) == 3.0
 
 
-def test_lora_settings_do_not_tell_full_runs_apart() -> None:
+def test_full_fine_tuning_methods_that_differ_only_in_rank_are_one_run() -> None:
     methods = [{"name": "full", "bits": 32, "rank": rank} for rank in (4, 8)]
     assert len(expand(recipe(arms=["english"], methods=methods))) == 1
 
 
-def test_the_order_of_options_does_not_count() -> None:
+def test_task_options_change_the_run_ids() -> None:
     def ids(options: dict[str, Any]) -> list[str]:
         return [cell.run_id for cell in expand(recipe(task={"name": "scan", "splits": ["simple"], "options": options}))]
 
     assert ids({"dev_size": 3}) != ids({})
 
 
-def test_the_recipes_name_and_data_folder_change_no_id() -> None:
+def test_name_description_data_folder_and_effects_do_not_change_run_ids() -> None:
     other = recipe(name="other", description="text", data_dir="/data", effects=["english-scratch"])
     assert [cell.run_id for cell in expand(other)] == [cell.run_id for cell in expand(recipe())]
 
 
-def test_the_recipes_prefix_goes_before_the_familys() -> None:
+def test_the_prefix_of_the_recipe_overrides_that_of_the_family() -> None:
     def prefix(**task: Any) -> str:
         changes = {"family": "t5-small", "arms": ["english"]}
         return expand(recipe(task={"name": "scan", "splits": ["simple"], **task}, **changes))[0].spec.task.prefix
@@ -196,12 +198,12 @@ def test_the_recipes_prefix_goes_before_the_familys() -> None:
 
 
 @pytest.mark.parametrize("effect", ["english-scratch", "english-newemb-scratch", "scratch-english-newemb"])
-def test_contrasts_of_the_recipes_arms_are_taken(effect: str) -> None:
+def test_contrasts_of_two_arms_of_the_recipe_are_accepted(effect: str) -> None:
     assert expand(recipe(arms=["english", "scratch", "english-newemb"], effects=[effect]))
 
 
 @pytest.mark.parametrize("effect", ["english", "english-", "english-english", "english-newemb", ""])
-def test_other_contrasts_are_refused(effect: str) -> None:
+def test_invalid_contrasts_are_refused(effect: str) -> None:
     with pytest.raises(UserError, match=f"'{effect}' is not a contrast.*two of the arms english, scratch"):
         expand(recipe(effects=[effect]))
 
@@ -210,19 +212,19 @@ def test_other_contrasts_are_refused(effect: str) -> None:
     "effect",
     ["english-random", {"contrast": "random-english"}, {"scale": "english-random", "study": "other"}],
 )
-def test_an_effect_of_an_arm_that_is_not_trained_names_the_arm(effect: Any) -> None:
+def test_the_error_for_an_effect_of_a_missing_arm_names_the_arm(effect: Any) -> None:
     with pytest.raises(UserError, match="needs random, and `arms` has only english, scratch; add random to `arms`"):
         expand(recipe(effects=[effect]))
     assert expand(recipe(effects=[effect], arms=["english", "random"]))
 
 
-def test_one_arm_and_one_method_have_no_contrast() -> None:
+def test_a_contrast_is_refused_for_one_arm_and_one_method() -> None:
     with pytest.raises(UserError, match="only the arm english and one method; add an arm") as refusal:
         expand(recipe(effects=["english-elsewhere"], arms=["english"]))
     assert "a-b" not in str(refusal.value)
 
 
-def test_an_arm_whose_runs_are_all_another_arms_is_refused(pretrainings: Path) -> None:
+def test_an_arm_whose_runs_all_equal_those_of_another_arm_is_refused(pretrainings: Path) -> None:
     base = str(pretrainings / "english-0")
     content = recipe(arms=["english"]).model_dump(mode="json")
     content |= {"family": {"name": "mine", "arms": {"one": base, "two": base}}, "arms": ["one", "two"]}
@@ -231,7 +233,7 @@ def test_an_arm_whose_runs_are_all_another_arms_is_refused(pretrainings: Path) -
         load_grid(content, out=out)
     content["train"] = {"steps": 10, "learning_rate": {"one": 0.1, "two": 0.2}}
     assert len(load_grid(content, out=out).cells) == 2
-    # a control arm can share some runs, and an existing study can be read
+    # not refused: a control arm that shares only some runs, and a study that already exists
     both = {"arms": ["scratch", "random"], "methods": [{"name": "lora", "bits": 32}, {"name": "full", "bits": 32}]}
     assert load_grid(recipe(**both).model_dump(mode="json"), out=out)
     content["train"] = {"steps": 10, "learning_rate": 0.1}
@@ -262,12 +264,12 @@ SPLIT = ["simple"]
         ({"train": {"steps": 1, "learning_rate": {"lora": 1}}}, r"no rate for method full \(arm scratch\)"),
     ],
 )
-def test_unknown_names_are_refused_with_the_nearest(changes: dict[str, Any], message: str) -> None:
+def test_unknown_names_and_bad_values_are_refused_with_advice(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         expand(recipe(**changes))
 
 
-def test_a_grid_is_made_without_torch() -> None:
+def test_a_grid_is_expanded_without_importing_torch() -> None:
     code = (
         "import sys; from petransfer.recipe.loading import load_recipe; from petransfer.study.grid import expand;"
         "expand(load_recipe('smoke')); sys.exit('torch' in sys.modules)"
@@ -275,7 +277,7 @@ def test_a_grid_is_made_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_epochs_become_steps_of_the_split_s_training_examples() -> None:
+def test_epochs_are_converted_to_steps_with_the_train_size_of_the_split() -> None:
     train = {"epochs": {"lora": 2, "scratch": 3.5}, "batch_size": {"full": 128, "lora": 32}, "learning_rate": 0.1}
     cells = expand(recipe(task={"name": "scan", "splits": ["add_jump", "length"]}, train=train, effects=[]))
     sizes = {"add_jump": 14_670 - 500, "length": 16_990 - 500}
@@ -286,26 +288,26 @@ def test_epochs_become_steps_of_the_split_s_training_examples() -> None:
 
 
 @pytest.mark.parametrize("split", ["add_jump", "length", "opposite_right"])
-def test_the_train_size_is_that_of_the_examples(split: str) -> None:
+def test_train_size_is_the_number_of_training_examples(split: str) -> None:
     task = load_task("scan", None, dev_size=77)
     assert task.train_size(split) == len(task.load(split).train)
 
 
 @pytest.mark.parametrize("train", [{"learning_rate": 0.1}, {"learning_rate": 0.1, "steps": 3, "epochs": 1}])
-def test_either_steps_or_epochs(train: dict[str, Any]) -> None:
+def test_a_recipe_needs_either_steps_or_epochs(train: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="either steps or epochs"):
         recipe(train=train)
 
 
 def seeded(folder: Path, **changes: Any) -> Recipe:
-    """A recipe whose English arm has one pretraining a seed."""
+    """Return a recipe whose English arm has a separate checkpoint for each seed."""
     family = {"name": "mine", "arms": {"english": str(folder / "english-{seed}")}}
     return recipe(family=family, seeds=[0, 1], **changes)
 
 
 @pytest.fixture
 def pretrainings(tmp_path: Path) -> Path:
-    """Two checkpoints that differ in their weights, as far as the grid looks at them."""
+    """A folder with two checkpoints that have different weights, and only the files that a grid reads."""
     for seed in (0, 1):
         folder = tmp_path / f"english-{seed}"
         folder.mkdir()
@@ -314,20 +316,20 @@ def pretrainings(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_each_seed_has_a_pretraining_of_its_own(pretrainings: Path) -> None:
+def test_each_seed_has_its_own_pretrained_checkpoint(pretrainings: Path) -> None:
     english = arm(expand(seeded(pretrainings)), "english")
     assert [(cell.seed, cell.spec.checkpoint.name) for cell in english] == [(0, "english-0"), (1, "english-1")]
     assert len({cell.spec.checkpoint.weights for cell in english}) == 2
 
 
-def test_a_relative_folder_with_a_seed_is_looked_for_beside_the_recipe(pretrainings: Path) -> None:
+def test_a_relative_checkpoint_folder_with_a_seed_is_relative_to_the_recipe(pretrainings: Path) -> None:
     content = seeded(Path(".")).model_dump(exclude_none=True, mode="json")
     (pretrainings / "mine.yaml").write_text(json.dumps(content))
     cells = arm(expand(load_recipe(str(pretrainings / "mine.yaml"))), "english")
     assert [cell.run_id for cell in cells] == [cell.run_id for cell in arm(expand(seeded(pretrainings)), "english")]
 
 
-def test_a_study_is_read_where_its_pretrainings_no_longer_exist(pretrainings: Path) -> None:
+def test_a_resolved_recipe_is_expanded_after_its_checkpoints_were_deleted(pretrainings: Path) -> None:
     begun = resolve(seeded(pretrainings))
     ids = [cell.run_id for cell in expand(begun)]
     assert ids == [cell.run_id for cell in expand(seeded(pretrainings))]
@@ -335,11 +337,11 @@ def test_a_study_is_read_where_its_pretrainings_no_longer_exist(pretrainings: Pa
     assert [cell.run_id for cell in expand(begun)] == ids
     with pytest.raises(UserError, match="english-0"):
         expand(seeded(pretrainings))
-    with pytest.raises(UserError, match="english-2"):  # a seed that was never begun
+    with pytest.raises(UserError, match="english-2"):  # the resolved recipe does not have this seed
         expand(begun.model_copy(update={"seeds": [0, 2]}))
 
 
-def test_methods_may_be_trained_for_different_numbers_of_steps() -> None:
+def test_methods_can_have_different_numbers_of_steps() -> None:
     methods = [{"name": "lora", "rank": 4, "bits": 32}, {"name": "full", "bits": 32}]
     train = {"steps": {"lora": 16, "full": 12, "scratch": 10}, "learning_rate": 1e-3}
     cells = expand(recipe(methods=methods, train=train))
@@ -352,12 +354,12 @@ def test_methods_may_be_trained_for_different_numbers_of_steps() -> None:
     assert expand(alone)[0].run_id == cells[0].run_id
     with pytest.raises(UserError, match=r"train\.steps has no number for method full"):
         expand(recipe(methods=methods, arms=["english"], train={"steps": {"lora": 16}, "learning_rate": 1e-3}))
-    with pytest.raises(UserError, match="lora"):  # the nearest name is offered
+    with pytest.raises(UserError, match="lora"):  # the error suggests the nearest name
         expand(recipe(train={"steps": {"lor": 16}, "learning_rate": 1e-3}))
 
 
-def test_a_begun_study_is_read_where_its_base_no_longer_exists(pretrainings: Path) -> None:
-    """Its recipe has no hash of the base; the hash stands in the folders of its runs."""
+def test_a_started_study_is_read_after_its_base_was_deleted(pretrainings: Path) -> None:
+    """The recipe has no hash of the base. The hash is read from the folders of the runs."""
     mine = recipe(family={"name": "mine", "arms": {"english": str(pretrainings / "english-0")}}, arms=["english"])
     study = pretrainings / "study"
     begun = grid_of(mine, study).cells
@@ -371,18 +373,18 @@ def test_a_begun_study_is_read_where_its_base_no_longer_exists(pretrainings: Pat
     other = replace(begun[0].spec, checkpoint=replace(begun[0].spec.checkpoint, weights="0" * 64))
     (study / "runs" / "another").mkdir()
     write_text(study / "runs" / "another" / "spec.json", json.dumps(other.as_dict()))
-    with pytest.raises(UserError, match="there is no folder"):  # which of the two bases is unknown
+    with pytest.raises(UserError, match="there is no folder"):  # the runs record two different bases
         grid_of(mine, study)
 
 
-def test_there_is_a_worker_for_each_core_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job of a cluster often gets two of sixty cores."""
+def test_there_is_one_worker_for_each_core_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job on a cluster may often use only two of a machine's sixty cores."""
     grid = load_grid("smoke")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {4, 7, 9}, raising=False)
     assert _default_workers(grid, cpu=True) == 3
 
 
-def test_a_data_folder_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_in_the_data_folder_means_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "data").mkdir()
     grid = load_grid("smoke", ["data_dir=~/data"], out=tmp_path / "out")

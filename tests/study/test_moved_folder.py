@@ -1,4 +1,4 @@
-"""A study's folder that is moved while its runs are trained: training ends at once, and goes on in the new place."""
+"""A study's folder that is moved during training: training ends at once, and can resume in the new folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.cli.calls import call
 
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("seeds", ["0", "0,1"])
-def test_training_ends_and_resumes_in_the_new_place(
+def test_training_ends_if_its_folder_is_moved_and_resumes_in_the_new_folder(
     seeds: str, tiny_t5: Path, tiny_rows: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     append = MetricsFile.append
@@ -31,9 +31,9 @@ def test_training_ends_and_resumes_in_the_new_place(
     message = capsys.readouterr().err
     assert "was moved or removed during the training" in message
     assert "its new place with --out" in message
-    assert len(steps) == 6, "no further step, and no further run"
+    assert len(steps) == 6, "no step and no run may follow the move"
     assert not Path("study", "recipe.yaml").exists()
     assert not list(Path("study").rglob("DONE"))
     assert call(monkeypatch, *command, "moved") == 0
-    assert steps[6] == 6, "it resumes from the last state"
+    assert steps[6] == 6, "training must resume from the last training state"
     assert len(list(Path("moved").rglob("DONE"))) == len(seeds.split(","))

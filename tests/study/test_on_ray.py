@@ -1,4 +1,4 @@
-"""A grid on a local Ray cluster of two nodes: lost workers, failures, demands that wait, and where things lie."""
+"""A grid on a local Ray cluster of two nodes: killed workers, failures, limits, stacks and stop requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ray = pytest.importorskip("ray", reason="Ray is an extra: pip install 'petransfe
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes of two cores, and the driver connected to them."""
+    """A cluster of two nodes with two cores each, with this process connected to it."""
     from ray.cluster_utils import Cluster
 
     from petransfer.study.ray_executor import connect
@@ -28,7 +28,7 @@ def cluster() -> Iterator[Any]:
     try:
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
         made.add_node(num_cpus=2)
-    except Exception as error:  # a raylet gives up when its agents have not begun after fifteen seconds
+    except Exception as error:  # a raylet ends if its agents have not started after fifteen seconds
         pytest.skip(f"Ray's own processes did not start on this machine: {error}")
     yield connect(made.address)
     ray.shutdown()
@@ -48,7 +48,7 @@ def _carry_out(cluster: Any, path: Path, cells: list[Named], **options: Any) -> 
     return execute_on_ray(cells, study, Job(path / "marks"), demands, most, threads, tick, cluster, group), study
 
 
-def test_all_runs_end_and_a_lost_worker_is_made_good(
+def test_runs_with_killed_workers_are_restarted_and_failures_are_reported(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -56,9 +56,9 @@ def test_all_runs_end_and_a_lost_worker_is_made_good(
     cells = [Named(f"run{at}", does) for at, does in enumerate(kinds)]
     outcome, study = _carry_out(cluster, tmp_path, cells)
     marks = {path.name: path.read_text().splitlines() for path in (tmp_path / "marks").iterdir()}
-    # one that is lost at the same place three times is taken to be what ends its workers
+    # run5 fails after three workers were killed at the same training state
     assert [len(marks[cell.run_id]) for cell in cells] == [1, 1, 2, 4, 1, 3]
-    assert {line for lines in marks.values() for line in lines} == {str(tmp_path)}  # relative names start here
+    assert {line for lines in marks.values() for line in lines} == {str(tmp_path)}  # the working folder of all tasks
     assert [study.run(cell.run_id).status() for cell in cells] == ["done"] * 4 + ["failed"] * 2
     assert outcome.failures["run4"] == "the user's"
     assert outcome.mistakes == ("the user's",)
@@ -66,7 +66,7 @@ def test_all_runs_end_and_a_lost_worker_is_made_good(
     assert not list(study.path.glob(".stop-*"))
 
 
-def test_a_run_that_another_process_holds_is_left_to_it(
+def test_a_run_that_another_process_has_claimed_is_skipped(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("petransfer.study.ray_executor.HELD", 1.0)
@@ -78,7 +78,7 @@ def test_a_run_that_another_process_holds_is_left_to_it(
     assert sorted(path.name for path in (tmp_path / "marks").iterdir()) == ["free"]
 
 
-def test_a_stack_is_one_task_and_its_runs_stay_each_their_own(
+def test_a_stack_is_one_task_but_its_runs_are_claimed_and_finished_separately(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("petransfer.study.ray_executor.HELD", 1.0)
@@ -89,19 +89,19 @@ def test_a_stack_is_one_task_and_its_runs_stay_each_their_own(
         assert claimed
         outcome, study = _carry_out(cluster, tmp_path, cells, group=lambda some: [list(some[:4]), list(some[4:])])
     marks = {path.name: path.read_text().splitlines() for path in (tmp_path / "marks").iterdir()}
-    assert marks.pop("run4") == [str(Path.cwd())]  # alone
+    assert marks.pop("run4") == [str(Path.cwd())]  # not in a stack
     assert marks == {name: ["of 3", "of 3"] for name in ("run0", "run1", "run2")}
     assert [study.run(cell.run_id).done for cell in cells] == [True, True, False, False, True]
     assert outcome.failures["run2"] == "the user's"
     assert outcome.elsewhere == 1
 
 
-def test_at_most_so_many_at_once_and_a_word_to_stop_reaches_the_nodes(cluster: Any, tmp_path: Path) -> None:
+def test_parallel_runs_are_limited_and_a_stop_request_reaches_the_nodes(cluster: Any, tmp_path: Path) -> None:
     message: list[bool] = []
 
     def tick() -> None:
         if not message and len(list((tmp_path / "marks").iterdir())) == 2:
-            time.sleep(1.5)  # a third would have begun by now
+            time.sleep(1.5)  # without the limit, a third run would start in this time
             message.append(True)
             signal.raise_signal(signal.SIGINT)
 
@@ -112,12 +112,12 @@ def test_at_most_so_many_at_once_and_a_word_to_stop_reaches_the_nodes(cluster: A
     assert not any(study.run(cell.run_id).done for cell in cells)
 
 
-def test_what_no_node_has_is_refused_at_once(cluster: Any, tmp_path: Path) -> None:
+def test_more_threads_than_any_node_has_are_refused(cluster: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no node of the cluster has more than 2 cores"):
         _carry_out(cluster, tmp_path, [Named("a")], threads=3)
 
 
-def test_no_cluster_is_a_mistake_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_cluster_gives_one_line_of_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from petransfer.study.ray_executor import connect
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)

@@ -1,4 +1,4 @@
-"""Which process of a launch this one is, and the launches that are refused."""
+"""Processes of a launcher: their index, their wait for each other, and launches that are refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = ("RANK", "WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_RANK", "
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No launcher started the tests."""
+    """Unset the environment variables of launchers."""
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
 
@@ -40,7 +40,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"RANK": "x", "WORLD_SIZE": "2"}, Place()),
     ],
 )
-def test_the_environment_says_which_one_it_is(
+def test_the_process_index_is_read_from_the_environment(
     message: dict[str, str], place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in message.items():
@@ -50,7 +50,7 @@ def test_the_environment_says_which_one_it_is(
     assert this_place().shared == (place.count > 1)
 
 
-def test_a_verb_that_is_not_shared_is_the_first_process_s_alone(
+def test_only_the_first_process_executes_predict_and_pretrain_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -64,21 +64,21 @@ def test_a_verb_that_is_not_shared_is_the_first_process_s_alone(
     assert "pretrain does not share a run among processes" in capsys.readouterr().err
 
 
-def test_a_launcher_that_starts_one_process_only(
+def test_a_warning_is_logged_if_accelerate_started_only_one_process(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     refuse_launch([])
     assert not caplog.text
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # only if several processes were asked for
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # set only if several processes were requested
     refuse_launch([])
     assert "Accelerate started only one process" in caplog.text
     assert "--multi_gpu" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "message"), [("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")])
-def test_engines_are_refused_before_anything_is_begun(
+def test_deepspeed_and_megatron_are_refused_before_a_folder_is_created(
     name: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
@@ -102,7 +102,7 @@ def test_engines_are_refused_before_anything_is_begun(
         ({}, {"train": TrainSpec(8, 8, 1e-3, optimizer="adamw-8bit")}, "train.optimizer: adamw"),
     ],
 )
-def test_what_cannot_be_split_is_refused_in_a_line(
+def test_launches_that_fsdp_does_not_support_are_refused_in_one_line(
     told: dict[str, str],
     changes: dict[str, Any],
     message: str,
@@ -117,7 +117,9 @@ def test_what_cannot_be_split_is_refused_in_a_line(
     assert "\n" not in str(refused.value)
 
 
-def test_what_can_be_split_is_not_refused(tiny_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launches_that_fsdp_supports_are_not_refused(
+    tiny_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
     refuse_launch([tiny_spec(MethodSpec("lora", bits=4, rank=4, alpha=8.0))])
     launched = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "RANK": "1", "WORLD_SIZE": "2"}
     for name, value in launched.items():
@@ -135,7 +137,7 @@ def test_what_can_be_split_is_not_refused(tiny_spec: Callable[..., RunSpec], mon
         (("--shard", "3/2"), "--shard 3/2"),
     ],
 )
-def test_ways_that_do_not_go_together(
+def test_invalid_and_contradictory_execution_options_are_refused(
     options: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, "run", "--recipe", "smoke", *options) == 2
@@ -143,13 +145,13 @@ def test_ways_that_do_not_go_together(
 
 
 @pytest.mark.parametrize("late", [0.0, 60.0])
-def test_a_left_over_launch_is_told_after_a_wait(
+def test_only_a_long_wait_for_other_processes_gives_a_warning(
     late: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The usual wait of some seconds is no warning, which --quiet would show."""
+    """A wait of a few seconds is usual and gives no warning, because --quiet does not hide warnings."""
 
     def state(**_: object) -> None:
-        assert os.environ["OMP_NUM_THREADS"] == "2"  # Accelerate reads one whole number
+        assert os.environ["OMP_NUM_THREADS"] == "2"  # Accelerate accepts only one whole number
         time.sleep(0.3)
         raise InterruptedError
 
@@ -170,7 +172,7 @@ def test_a_left_over_launch_is_told_after_a_wait(
 def test_a_process_that_waits_for_the_others_ends_with_its_launcher(
     ends: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A launcher that is killed while its processes start cannot end them, and their meeting place is gone with it."""
+    """A launcher that is killed while its processes start cannot end them. The processes can then never connect."""
     monkeypatch.setattr("petransfer.study.process_group.LOOK", 0.05)
     monkeypatch.setattr("petransfer.study.process_group.PartialState", lambda **_: time.sleep(60))
     for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
@@ -187,15 +189,15 @@ def test_a_process_that_waits_for_the_others_ends_with_its_launcher(
     os.close(held)
     with os.fdopen(gone) as pipe:
         waiting = int(pipe.readline())
-        ended = bool(select.select([pipe], [], [], 10 if ends else 0.5)[0])  # the last writer has ended
+        ended = bool(select.select([pipe], [], [], 10 if ends else 0.5)[0])  # the pipe closes when its last writer ends
         for process in (launcher, *([] if ended else [waiting])):
             os.kill(process, signal.SIGKILL)
         os.waitpid(launcher, 0)
     assert ended == ends
 
 
-def test_a_signal_ends_a_process_that_waits_for_the_others() -> None:
-    """Its handler in Python would not run while the process waits in a library."""
+def test_signals_have_default_handlers_while_a_process_waits_for_the_others() -> None:
+    """A signal handler in Python would not run while the process waits in a library."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     with stop_on_signals():
         set_before = [signal.getsignal(number) for number in numbers]

@@ -59,7 +59,7 @@ def test_only_an_original_t5_gets_a_prefix(
         ("nano/english", "https://example.org/rows.csv", "download the file first"),
     ],
 )
-def test_names_that_are_nearly_right(
+def test_wrong_models_and_data_files_are_refused_with_advice(
     model: str, data: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""What takes long is named while it lasts, and what does not is not."""
+"""Slow work is announced while it runs. Fast work is not announced."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from tests.cli.calls import call
 
 
 @pytest.mark.parametrize("slow", [True, False])
-def test_only_slow_work_is_named(slow: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_slow_work_is_announced(
+    slow: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("petransfer.study.slow_work.SILENCE", 0.01 if slow else 60)
     caplog.set_level("INFO", logger="petransfer")
     with naming_slow_work("reading the rows of data.csv"):
@@ -20,7 +22,7 @@ def test_only_slow_work_is_named(slow: bool, monkeypatch: pytest.MonkeyPatch, ca
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_train_names_the_reading_of_its_rows(
+def test_train_announces_that_it_reads_rows_and_counts_tokens(
     tiny_t5: object, tiny_rows: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("petransfer.study.slow_work.SILENCE", 0.0)

@@ -1,4 +1,4 @@
-"""Which rate a sweep chooses, from run folders that are written by hand."""
+"""The learning rate that a sweep chooses, with run folders that the tests write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell, expand
 from petransfer.study.sweep import sweep_cells, sweep_folder, update_sweep
 
-# What a run leaves: (dev EM in %, log-probability per target piece), or None where it is not done.
+# Result of a run: (exact match on dev in %, log-probability per target token), or None if the run is not done.
 Outcome = Callable[[Cell], tuple[float, float] | None]
 
 
@@ -35,7 +35,7 @@ def recipe_of(**changes: Any) -> Recipe:
 def swept(
     path: Path, recipe: Recipe, outcome: Outcome, rates: tuple[float, ...] = (), steps: int = 0
 ) -> dict[str, Any]:
-    """What sweep.json says after a sweep by factors of 0.5, 1 and 2, or at `rates`."""
+    """Return the content of sweep.json after a sweep by factors of 0.5, 1 and 2, or with the learning rates `rates`."""
     own, study = expand(recipe), StudyFolder(path)
     cells = sweep_cells(own, rates, (0.5, 1, 2), steps)
     for cell in cells:
@@ -65,13 +65,13 @@ def rate(cell: Cell) -> float:
     [
         ([(50, -1), (90, -2), (80, -1)], 1e-3, None),
         ([(90, -1), (90, -2), (80, -1)], 5e-4, "lowest"),
-        ([(90, -2), (90, -2), (90, -1)], 2e-3, "highest"),  # the loss decides where EM does not
+        ([(90, -2), (90, -2), (90, -1)], 2e-3, "highest"),  # the loss decides between equal exact matches
         ([(90, -1), (90, -1), (90, -1)], 5e-4, "lowest"),
         ([(90, float("-inf")), (90, -9), (10, -1)], 1e-3, None),
-        ([(0, -3), None, (0, -1)], None, None),  # nothing is chosen before all are done
+        ([(0, -3), None, (0, -1)], None, None),  # no learning rate is chosen before all runs are done
     ],
 )
-def test_the_highest_dev_em_is_chosen_then_the_lowest_loss(
+def test_the_highest_exact_match_on_dev_is_chosen_then_the_lowest_loss(
     figures: list[tuple[float, float] | None], chosen: float | None, edge: str | None, tmp_path: Path
 ) -> None:
     recipe = recipe_of(arms=["english"], methods=[{"name": "lora", "bits": 32}])
@@ -96,8 +96,8 @@ def test_seeds_and_splits_are_averaged(tmp_path: Path) -> None:
     assert [len(one["runs"]) for one in found["rates"]] == [4, 4, 4]
 
 
-def test_the_chosen_rates_are_printed_as_the_recipe_takes_them(tmp_path: Path) -> None:
-    """Put into the recipe, they give every arm and method its own."""
+def test_the_printed_learning_rates_can_be_put_into_the_recipe(tmp_path: Path) -> None:
+    """With these learning rates in the recipe, each arm and method gets the learning rate chosen for it."""
     best = {
         ("english", 32): 2e-3, ("german", 32): 1e-3, ("protein", 32): 5e-4,
         ("english", 4): 1e-3, ("german", 4): 1e-3, ("protein", 4): 2e-3,
@@ -120,15 +120,15 @@ def test_the_chosen_rates_are_printed_as_the_recipe_takes_them(tmp_path: Path) -
         assert rate(cell) == (2e-2 if cell.arm == "scratch" else best[cell.arm, cell.spec.method.bits])
 
 
-def test_a_method_that_alone_has_its_name_is_called_by_it(tmp_path: Path) -> None:
+def test_a_method_with_a_unique_name_is_listed_without_its_settings(tmp_path: Path) -> None:
     recipe = recipe_of(methods=[{"name": "lora", "bits": 32}], arms=["english", "german", "protein"])
     best = {"english": 1e-3, "german": 1e-3, "protein": 2e-3}
     content = swept(tmp_path, recipe, lambda cell: (90.0 if rate(cell) == best[cell.arm] else 1.0, -1.0))
     assert content["learning_rate"] == {"lora": 1e-3, "protein lora": 2e-3}
 
 
-def test_arms_that_were_not_swept_keep_the_rates_of_the_recipe(tmp_path: Path) -> None:
-    """The printed section replaces that of the recipe."""
+def test_arms_that_were_not_swept_keep_the_learning_rates_of_the_recipe(tmp_path: Path) -> None:
+    """The printed section replaces the section of the recipe, so it must also include these arms."""
     methods = [{"name": "lora", "bits": 32}]
     own, study = expand(recipe_of(methods=methods)), StudyFolder(tmp_path)
     asked = sweep_cells([cell for cell in own if cell.arm == "protein"], (), (1, 4), 0)
@@ -143,7 +143,7 @@ def test_arms_that_were_not_swept_keep_the_rates_of_the_recipe(tmp_path: Path) -
     assert content["learning_rate"] == {"lora": 1e-3, "protein lora": 4e-3, "full": 1e-2}
 
 
-def test_a_rate_is_not_taken_by_a_method_whose_label_has_the_same_words_and_more(tmp_path: Path) -> None:
+def test_a_learning_rate_does_not_apply_to_a_method_with_a_longer_label(tmp_path: Path) -> None:
     methods = [{"name": "lora", "bits": 8}, {"name": "lora", "bits": 8, "keep_wide": ["wo"]}]
     recipe = recipe_of(methods=methods, arms=["english", "german"])
     best = {("english", False): 5e-4}  # all others: 2e-3
@@ -157,20 +157,24 @@ def test_a_rate_is_not_taken_by_a_method_whose_label_has_the_same_words_and_more
         assert rate(cell) == wanted(cell), (cell.arm, cell.method)
 
 
-def test_a_range_is_widened_but_never_by_runs_that_are_not_like_the_others(tmp_path: Path) -> None:
+def test_earlier_runs_widen_the_range_only_with_the_same_seeds_and_steps(tmp_path: Path) -> None:
     recipe = recipe_of(arms=["english"], methods=[{"name": "lora", "bits": 32}])
     both = recipe.model_copy(update={"seeds": [0, 1]})
     swept(tmp_path, recipe, lambda cell: (100.0, -1.0), rates=(8e-3,))
     swept(tmp_path, recipe, lambda cell: (100.0, -1.0), rates=(9e-3,), steps=50)
     content = swept(tmp_path, both, lambda cell: (90.0, -1.0))
-    assert [one["rate"] for one in group(content, "english")["rates"]] == [5e-4, 1e-3, 2e-3]  # 8e-3 has one seed
+    assert [one["rate"] for one in group(content, "english")["rates"]] == [
+        5e-4,
+        1e-3,
+        2e-3,
+    ]  # 8e-3 has one seed
     content = swept(tmp_path, recipe, lambda cell: (90.0, -1.0))
     found = group(content, "english")
     assert [one["rate"] for one in found["rates"]] == [5e-4, 1e-3, 2e-3, 8e-3]
     assert (found["chosen"], found["edge"]) == (8e-3, "highest")
 
 
-def test_three_tenths_is_one_rate_however_it_is_asked_for() -> None:
+def test_factor_3_of_rate_0_1_and_rate_0_3_give_the_same_runs() -> None:
     own = expand(recipe_of(arms=["english"], train={"steps": 1, "learning_rate": 0.1}))
     by_factor, by_rate = sweep_cells(own, (), (3,), 0), sweep_cells(own, (0.3,), (), 0)
     assert [cell.run_id for cell in by_factor] == [cell.run_id for cell in by_rate]

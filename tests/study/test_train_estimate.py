@@ -1,4 +1,4 @@
-"""The predicted time of a training depends on the number of weights, whatever their dtype."""
+"""The estimated time of a training depends on the number of weights and not on their dtype."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def test_a_step_is_estimated_from_the_number_of_weights(
         train=SimpleNamespace(batch_size=4),
         checkpoint=checkpoint_spec("nano/english"),
     )
-    # 1000 weights see half of the 4 * 16 tokens of a batch
+    # a batch has 4 * 16 tokens, and each of the 1000 weights is used for half of them
     seconds = operations * 1000 * 32 / (train_estimate.REACHED * 1e6)
     assert train_estimate._estimated_step(spec, TOKENS, fit, cpu=True) == pytest.approx(seconds)

@@ -1,4 +1,4 @@
-"""The sentences at the end of `train`: which dev score was still rising, and what to try."""
+"""The messages at the end of `train`: why training stopped, the dev score that was still improving, and advice."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def curve(exact: list[float], losses: list[float]) -> list[dict[str, float]]:
         ([30, 30, 20], [3, 2, 1], ""),
         ([0, 0, 0], [3, 2, 1], "loss"),
         ([0, 0, 0], [3, 1, 2], ""),
-        ([50, 60, 100], [3, 2, 1], ""),  # nothing is left to gain
-        ([*range(9), 20, 19], [1.0] * 11, "exact_match"),  # one of the last fifth is the best
+        ([50, 60, 100], [3, 2, 1], ""),  # exact match cannot rise further
+        ([*range(9), 20, 19], [1.0] * 11, "exact_match"),  # the best score is in the last fifth
         ([10], [1], ""),
     ],
 )
-def test_only_a_score_that_rose_at_the_end_is_called_improving(
+def test_only_a_score_that_improved_at_the_end_is_called_improving(
     exact: list[float], losses: list[float], score: str
 ) -> None:
     assert improving_score(curve(exact, losses)) == score
 
 
-def test_the_advice_names_the_score_and_what_to_try(tmp_path: Path) -> None:
+def test_the_advice_names_the_score_and_the_options_to_try(tmp_path: Path) -> None:
     (tmp_path / "rows.tsv").write_text("".join(f"say {at}\t{at}\n" for at in range(20)))
     study = train_study("nano/english", str(tmp_path / "rows.tsv"), TrainRequest(), [], tmp_path / "out", False)
     cell = study.grid.cells[0]
@@ -53,7 +53,7 @@ def test_the_advice_names_the_score_and_what_to_try(tmp_path: Path) -> None:
     assert "more rows" not in replace(flat, rows=FEW_ROWS).advice
 
 
-def test_the_reason_names_the_score_that_stood_still(tmp_path: Path) -> None:
+def test_the_stop_reason_names_the_score_that_did_not_improve(tmp_path: Path) -> None:
     (tmp_path / "rows.tsv").write_text("".join(f"say {at}\t{at}\n" for at in range(20)))
     study = train_study("nano/english", str(tmp_path / "rows.tsv"), TrainRequest(), [], tmp_path / "out", False)
     one = TrainSummary(
@@ -71,13 +71,13 @@ def test_the_reason_names_the_score_that_stood_still(tmp_path: Path) -> None:
     assert "the largest number of steps (--max-steps)" in replace(one, stop_reason="max_steps").stopped
 
 
-def test_an_earlier_step_with_the_same_exact_match() -> None:
+def test_equal_step_is_the_first_earlier_step_with_the_same_exact_match() -> None:
     lines = [{"step": 50 * at, "dev_em": em} for at, em in enumerate([10.0, 80.0, 80.0, 70.0, 80.0], 1)]
     assert _equal_step(lines, 250) == 100
     assert _equal_step(lines, 100) == _equal_step(lines, 50) == _equal_step([], 0) == 0
 
 
-def test_rows_learnt_by_heart_need_more_rows(tmp_path: Path) -> None:
+def test_the_advice_for_a_model_that_memorised_its_rows_is_to_add_rows(tmp_path: Path) -> None:
     (tmp_path / "rows.tsv").write_text("".join(f"say {at}\t{at}\n" for at in range(20)))
     study = train_study("nano/english", str(tmp_path / "rows.tsv"), TrainRequest(), [], tmp_path / "out", False)
     one = TrainSummary(
@@ -102,10 +102,10 @@ def test_rows_learnt_by_heart_need_more_rows(tmp_path: Path) -> None:
     assert rising.endswith("try --max-steps 4000, or more rows")
 
 
-def test_an_advice_names_a_new_folder_if_out_was_given(
+def test_the_advice_includes_a_new_folder_if_out_was_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the same --out, the advised settings would be refused; without --out, `train` takes a new folder."""
+    """With the same --out, the advised settings would be refused. Without --out, `train` takes a new folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.tsv").write_text("".join(f"say {at}\t{at}\n" for at in range(20)))
     for out in (None, tmp_path / "out"):
@@ -116,4 +116,4 @@ def test_an_advice_names_a_new_folder_if_out_was_given(
         train_output.print_summaries(study)
         message = capsys.readouterr().out
         assert (message.count("use a new --out, because") == 1) == (out is not None)
-        assert "adapter push" not in message, "the model has not learnt its task"
+        assert "adapter push" not in message, "no push is suggested, because the model has not learnt its task"

@@ -1,4 +1,4 @@
-"""Labels that occur in the test rows only are counted before training."""
+"""Labels that occur only in the test rows are counted before training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_labels_without_a_train_row_are_counted() -> None:
     assert "Add train rows with these labels" in note
 
 
-def test_a_plan_warns_of_them(
+def test_the_plan_of_train_warns_of_labels_without_a_train_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))

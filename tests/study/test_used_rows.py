@@ -1,4 +1,4 @@
-"""Rows that only the tokenizer or the limit of the length rejects are not counted as rows of a training."""
+"""Rows that the tokenizer or the length limit rejects are not counted as rows of a training."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from petransfer.study.train_study import TrainStudy, train_study
 from petransfer.study.used_rows import notes_of
 from tests.cli.calls import call
 
-# no generated text has a special token
+# generated text never contains a special token, so it can never equal this target
 USED, UNUSABLE = 8, "walk </s>"
 
 
 @pytest.fixture
 def rows(elsewhere: Path) -> Path:
-    """A file with 16 training rows and files with 6 rows of dev and test; the tokenizer rejects half of each."""
+    """Files with 16 training rows, 6 dev rows and 6 test rows. The tokenizer rejects half of the rows of each file."""
     for name, count in (("train", 2 * USED), ("dev", 6), ("test", 6)):
         lines = (f"{name} walk {n}\t{'walk' if n % 2 else UNUSABLE}\n" for n in range(count))
         (elsewhere / f"{name}.tsv").write_text("".join(lines))
@@ -35,7 +35,7 @@ def _training(model: Path, overrides: tuple[str, ...] = (), **settings: object) 
     return train_study(str(model), "train.tsv", request, list(overrides), Path("out"), False)
 
 
-def test_rows_labels_and_the_first_row_are_those_of_the_training(tiny_t5: Path, rows: Path) -> None:
+def test_the_description_of_a_training_covers_only_the_used_rows(tiny_t5: Path, rows: Path) -> None:
     training = _training(tiny_t5, steps=3)
     assert training.rows == {"train": USED, "dev": 3, "test": 3}
     lines = "\n".join(describe(training))
@@ -58,8 +58,8 @@ def test_epochs_stay_in_the_recipe_if_all_rows_are_used(tiny_t5: Path, rows: Pat
     assert _training(tiny_t5, epochs=3).recipe["train"]["epochs"] == 3
 
 
-def test_a_recipe_says_what_its_epochs_are_and_warns_about_used_rows_only(tiny_t5: Path, rows: Path) -> None:
-    """Run ids are found without a tokenizer, so the steps of a recipe's epochs are of all rows."""
+def test_notes_on_a_recipe_correct_its_epochs_and_cover_only_the_used_rows(tiny_t5: Path, rows: Path) -> None:
+    """Run ids are computed without a tokenizer, so a recipe's epochs are converted to steps with all rows."""
     Path("test.tsv").write_text(f"train walk 1\twalk\ntrain walk 2\twalk\nother\t{UNUSABLE}\nother\twalk\n")
     options = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv", "bad_rows": "skip"}
     study = pt.Study(
@@ -75,7 +75,7 @@ def test_a_recipe_says_what_its_epochs_are_and_warns_about_used_rows_only(tiny_t
     assert "more than one target" not in lines
 
 
-def test_rows_over_the_limit_are_not_counted(tiny_t5: Path, rows: Path) -> None:
+def test_rows_over_the_length_limit_are_not_counted(tiny_t5: Path, rows: Path) -> None:
     Path("train.tsv").write_text("".join(f"walk {n}\t{'walk ' * (1 + 30 * (n % 2))}run\n" for n in range(2 * USED)))
     Path("dev.tsv").write_text("walk\twalk\n")
     Path("test.tsv").write_text("run\trun\n")
@@ -107,7 +107,7 @@ def test_the_rows_are_encoded_once(tiny_t5: Path, rows: Path, monkeypatch: pytes
     assert len(calls) == 1
 
 
-def test_folds_say_and_record_the_scored_rows(
+def test_folds_print_and_record_only_the_scored_rows(
     tiny_t5: Path, rows: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared = ["train", str(tiny_t5), "train.tsv", "--folds", "2", "--steps", "2", "--skip-bad-rows", "--cpu"]
@@ -119,12 +119,12 @@ def test_folds_say_and_record_the_scored_rows(
     assert sum(fold["rows"] for fold in folds) == USED
     assert f"on {folds[0]['rows']} rows" in shown.out
     assert f"final training: on all {USED} rows" in shown.out
-    # each row of the last training is a training row, a dev row and a test row
+    # each bad row counts once, although the final training uses each row as training, dev and test row
     assert f"{USED} bad rows left out" in shown.err
     assert f"{3 * USED} bad rows" not in shown.err
 
 
-def test_a_training_in_python_counts_the_same_rows(tiny_t5: Path, rows: Path) -> None:
+def test_pt_train_counts_only_the_used_rows(tiny_t5: Path, rows: Path) -> None:
     settings = {"dev": "dev.tsv", "test": "test.tsv", "batch_size": 4, "skip_bad_rows": True, "cpu": True}
     pt.train(tiny_t5, "train.tsv", epochs=1, out="out", **settings)  # type: ignore[arg-type]
     (run,) = Path("out/runs").iterdir()

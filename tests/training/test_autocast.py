@@ -1,4 +1,4 @@
-"""The forward pass in bf16 over weights in fp32, and runs beside a user's own Accelerator."""
+"""The forward pass in bf16 with weights in fp32, and runs in a process with a user's own Accelerator."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_a_users_own_accelerator_keeps_its_precision(users_accelerator: Accelera
     assert users_accelerator.mixed_precision == "bf16"
 
 
-def test_apple_s_gpus_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They have no fp64, in which losses are summed."""
+def test_apple_gpus_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's GPUs have no fp64, and losses are summed in fp64."""
     monkeypatch.setattr("accelerate.state.is_mps_available", lambda *_, **__: True)
     PartialState._reset_state()
     try:

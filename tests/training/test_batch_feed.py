@@ -1,4 +1,4 @@
-"""Batches that are made ahead are those that would be made when they are asked for."""
+"""Batches that a thread prepares ahead are equal to batches that are made when they are needed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LAYOUT = Layout(encoder_decoder=True, pad_id=0, eos_id=1)
 
 
 class _Source:
-    """Says which batches were asked for and by which threads; that of step `bad` is an error."""
+    """A source that records the requested steps and the threads. The batch of step `bad` raises an error."""
 
     def __init__(self, bad: int = -1) -> None:
         self.asked: list[int] = []
@@ -24,7 +24,7 @@ class _Source:
         self.bad, self.busy = bad, threading.Lock()
 
     def batch(self, step: int, process: int, processes: int) -> Batch:
-        assert self.busy.acquire(blocking=False), "asked twice at once"
+        assert self.busy.acquire(blocking=False), "two batches were requested at the same time"
         self.asked.append(step)
         self.threads.add(threading.current_thread().name)
         self.busy.release()
@@ -47,19 +47,19 @@ def _feed(source: Any, ahead: bool, steps: int = 6) -> BatchFeed:
     return feed
 
 
-def test_made_ahead_they_are_the_same_and_end_with_the_last() -> None:
+def test_batches_prepared_ahead_are_the_same_and_end_with_the_last_step() -> None:
     plain, ahead = _Source(), _Source()
-    sizes = [4, 4, 2, 2, 1, 1]  # as after running out of memory
+    sizes = [4, 4, 2, 2, 1, 1]  # smaller, as after running out of memory
     feed = _feed(ahead, True)
     assert _taken(feed, sizes) == _taken(_feed(plain, False), sizes)
     feed.close()
     assert plain.threads == {"MainThread"}
     assert ahead.threads == {"MainThread", "feed_0"}
     assert sorted({*ahead.asked}) == plain.asked == [0, 1, 2, 3, 4, 5]
-    assert len(ahead.asked) == 8  # those of another size were made anew
+    assert len(ahead.asked) == 8  # two batches were made again, because the size had changed
 
 
-def test_the_next_is_made_while_this_one_is_worked_on() -> None:
+def test_the_next_batch_is_prepared_during_the_current_step() -> None:
     source = _Source()
     feed = _feed(source, True)
     feed.take(0, 4, 0)
@@ -71,7 +71,7 @@ def test_the_next_is_made_while_this_one_is_worked_on() -> None:
     assert source.asked[2] == 3
 
 
-def test_an_error_comes_out_at_its_own_step() -> None:
+def test_an_error_in_a_batch_is_raised_at_the_step_of_the_batch() -> None:
     feed = _feed(_Source(bad=1), True)
     feed.take(0, 4, 0)
     with pytest.raises(ValueError, match="a row is gone"):

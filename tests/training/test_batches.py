@@ -1,4 +1,4 @@
-"""A batch cut under a budget of tokens: nothing lost, nothing doubled, nothing beyond it."""
+"""Micro-batches within a token budget, and the random order of the examples."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 40)), min_size=1
 
 
 @given(lengths=LENGTHS, size=st.integers(1, 40), budget=st.integers(1, 600), encoder_decoder=st.booleans())
-def test_every_example_is_in_one_micro_batch_of_no_more_than_the_budget(
+def test_each_example_is_in_one_micro_batch_within_the_token_budget(
     lengths: list[tuple[int, int]], size: int, budget: int, encoder_decoder: bool
 ) -> None:
-    # the examples are told from each other by their pieces
+    # the tokens of an example are all equal and identify the example
     examples = [Encoded((at + 1,) * source, (at + 1,) * target) for at, (source, target) in enumerate(lengths)]
     batch = Batch(examples, 1, replace(LAYOUT, encoder_decoder=encoder_decoder))
     found = []
@@ -36,8 +36,8 @@ def test_every_example_is_in_one_micro_batch_of_no_more_than_the_budget(
 
 
 @pytest.mark.parametrize("encoder_decoder", [True, False])
-def test_examples_of_one_length_go_together(encoder_decoder: bool) -> None:
-    # by turns short and long; of a decoder alone the short inputs have the long targets
+def test_examples_of_similar_length_share_a_micro_batch(encoder_decoder: bool) -> None:
+    # the two lengths alternate; for a decoder-only model, the shorter input has the longer target
     pairs = [(2, 2), (20, 20)] if encoder_decoder else [(30, 2), (2, 4)]
     examples = [Encoded((1,) * source, (1,) * target) for _ in range(8) for source, target in pairs]
     batch = Batch(examples, 1, replace(LAYOUT, encoder_decoder=encoder_decoder))
@@ -46,8 +46,8 @@ def test_examples_of_one_length_go_together(encoder_decoder: bool) -> None:
     assert sum(padded) <= 20
 
 
-def test_each_source_keeps_its_own_orders_and_makes_each_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several runs of a stack take their batches in turn."""
+def test_each_source_computes_its_own_order_once_per_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of a stack take their batches in turn."""
     made: list[tuple[int, int]] = []
     order = batches._order
 

@@ -1,4 +1,4 @@
-"""Which bits and threads are fast on a CPU: the choice, and that measuring leaves the thread count alone."""
+"""The recommended bits and threads on a CPU, and measurements that restore the number of threads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_the_fewest_threads_that_are_nearly_as_fast_are_recommended() -> None:
     assert recommended(speeds[:1]) == speeds[0]
 
 
-def test_every_count_is_measured_and_the_threads_are_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_thread_count_is_measured_and_the_original_count_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "available_cores", lambda: 3)
     before = torch.get_num_threads()
     found = measure_speeds(0.0)

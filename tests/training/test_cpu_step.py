@@ -1,4 +1,4 @@
-"""With less work the loss and every gradient are those of the plain way, and the model is left as it was."""
+"""The fast training step on a CPU has the loss and gradients of the plain step, and leaves the model unchanged."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def _model(folder: Path, method: MethodSpec, new: tuple[int, ...] = ()) -> tuple
     if not new and method.embeddings == "new":
         pieces = tuple(sorted({piece for row in encoded for piece in row.target_ids})[-4:])
         return _model(folder, method, pieces)
-    model = apply_method(loaded, method, 0).eval()  # no dropout, which draws by the shape of its input
+    model = apply_method(loaded, method, 0).eval()  # no dropout, whose random numbers depend on the shape of its input
     torch.manual_seed(3)
-    for name, value in model.named_parameters():  # so that LoRA's A has a gradient
+    for name, value in model.named_parameters():  # LoRA's A has no gradient while B is zero
         if "lora_B" in name:
             torch.nn.init.normal_(value, std=0.1)
     return model, loaded, collate(encoded, loaded.layout)
@@ -51,7 +51,7 @@ def _gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("method", METHODS, ids=["lora", "rows", "full"])
 @pytest.mark.parametrize("kind", ["tiny_t5", "tiny_gpt2"])
-def test_the_loss_and_every_gradient_are_the_plain_ones(
+def test_loss_and_gradients_equal_those_of_the_plain_step(
     kind: str, method: MethodSpec, request: pytest.FixtureRequest
 ) -> None:
     model, _loaded, batch = _model(request.getfixturevalue(kind), method)
@@ -87,9 +87,9 @@ NARROW = [
 
 
 @pytest.mark.parametrize("method", NARROW, ids=["16", "8", "4", "4 but wo"])
-def test_below_32_bits_the_gradients_are_the_plain_ones_to_the_rounding_of_bf16(method: MethodSpec) -> None:
-    model, _loaded, batch = _model(Path("nano/english"), method)  # weights drawn at random would blow the rounding up
-    model.train()  # in which LLM.int8 multiplies by its weights made wide; nano has no dropout
+def test_below_32_bits_gradients_equal_the_plain_ones_up_to_bf16_rounding(method: MethodSpec) -> None:
+    model, _loaded, batch = _model(Path("nano/english"), method)  # random weights would amplify the rounding
+    model.train()  # in training, LLM.int8 multiplies by dequantised weights; nano has no dropout
     lean = CpuFastPath(model)
     assert lean.usable
     assert lean.skips_padding
@@ -112,14 +112,14 @@ def test_below_32_bits_the_gradients_are_the_plain_ones_to_the_rounding_of_bf16(
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_wide_weights_of_a_larger_model_are_not_kept(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dequantised_weights_above_the_size_limit_are_not_kept(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs, "MOST_KEPT", 1000)
     assert not CpuFastPath(_model(tiny_t5, NARROW[2])[0])._beside
-    assert CpuFastPath(_model(tiny_t5, NARROW[0])[0])._beside  # at 16 bits nothing is copied
+    assert CpuFastPath(_model(tiny_t5, NARROW[0])[0])._beside  # at 16 bits no weight is copied
 
 
 @pytest.mark.parametrize("bits", [32, 8])
-def test_models_of_one_base_share_what_is_made_of_it_and_keep_their_gradients(bits: Bits, tiny_t5: Path) -> None:
+def test_models_of_one_base_share_derived_tensors_and_have_correct_gradients(bits: Bits, tiny_t5: Path) -> None:
     spec = checkpoint_spec(str(tiny_t5))
     loaded = load_checkpoint(spec, bits)
     examples = encode_examples(load_task("scan").load("length").train[:12], "", loaded.tokenizer, loaded.layout)
@@ -152,7 +152,7 @@ def test_models_of_one_base_share_what_is_made_of_it_and_keep_their_gradients(bi
     }
 
 
-def test_a_step_that_fails_leaves_the_model_as_it_was(tiny_t5: Path) -> None:
+def test_a_failed_step_leaves_the_model_unchanged(tiny_t5: Path) -> None:
     model, _loaded, batch = _model(tiny_t5, ROWS)
     before = token_loss(model, batch)
     with pytest.raises(MemoryError), CpuFastPath(model).step():
@@ -161,7 +161,7 @@ def test_a_step_that_fails_leaves_the_model_as_it_was(tiny_t5: Path) -> None:
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_what_it_cannot_do_is_left_to_the_plain_way(tiny_t5: Path) -> None:
+def test_unsupported_models_do_not_use_the_fast_path(tiny_t5: Path) -> None:
     model, _loaded, _ = _model(tiny_t5, LORA)
     assert not CpuFastPath(model.to(torch.float64)).usable
     assert not CpuFastPath(_model(tiny_t5, NARROW[0])[0], scoring=True).usable
@@ -169,8 +169,8 @@ def test_what_it_cannot_do_is_left_to_the_plain_way(tiny_t5: Path) -> None:
     assert not CpuFastPath(other).usable
 
 
-def test_logits_are_judged_as_softmax_and_argmax_do() -> None:
-    """To the last bit; which piece the rival is matters where the label has missed, and is found there alone."""
+def test_label_scores_equal_cross_entropy_and_the_largest_other_logit() -> None:
+    """The logits are bitwise equal. The rival's token id is needed and computed only where the label does not win."""
     logits_nv = torch.randn(200, 50, generator=torch.Generator().manual_seed(0)) * 4
     wanted_n = torch.randint(0, 50, (200,), generator=torch.Generator().manual_seed(1))
     wanted_n[:120] = logits_nv[:120].argmax(1)
@@ -188,12 +188,14 @@ def test_logits_are_judged_as_softmax_and_argmax_do() -> None:
     torch.testing.assert_close(log_prob, -torch.nn.functional.cross_entropy(logits_nv, wanted_n, reduction="none"))
 
 
-def test_one_pass_judges_as_the_plain_way_does(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_pass_scores_equal_those_without_the_fast_path(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, loaded, _ = _model(tiny_t5, ROWS)
     examples = load_task("scan").load("length").test[:40]
     encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
     lean = exact_match.score(model, loaded, examples, encoded, 16)
-    monkeypatch.setattr(one_pass, "CpuFastPath", lambda model, **_: CpuFastPath(model.to(torch.float64)))  # not usable
+    monkeypatch.setattr(
+        one_pass, "CpuFastPath", lambda model, **_: CpuFastPath(model.to(torch.float64))
+    )  # not usable in fp64
     model.double()
     plain = exact_match.score(model, loaded, examples, encoded, 16)
     for one, other in zip(lean, plain, strict=True):

@@ -1,4 +1,4 @@
-"""Early stopping: when training ends, which weights are kept, and that a killed run ends as one never killed."""
+"""Early stopping: when training ends, which weights are kept, and that interruptions do not change the result."""
 
 from __future__ import annotations
 
@@ -54,52 +54,50 @@ def test_a_falling_loss_is_an_improvement_while_exact_match_is_zero() -> None:
 
 
 @pytest.mark.parametrize(("exact_match", "counts"), [(0, True), (19.9, True), (20, False), (60, False), (100, False)])
-def test_a_falling_loss_is_an_improvement_only_until_exact_match_reaches_a_fifth(
-    exact_match: float, counts: bool
-) -> None:
-    """The best weights are still those of the lowest loss among equal exact matches."""
+def test_a_falling_loss_is_an_improvement_only_below_20_percent_exact_match(exact_match: float, counts: bool) -> None:
+    """Among equal exact matches, the weights with the lowest loss are always the best."""
     state = _record(_stopper(patience=3), *[(exact_match, 0.5**at) for at in range(20)]).state
     expected = ("", 20, 200) if counts else ("no_improvement", 4, 40)
     assert (state.stop_reason, state.evaluations, state.best_step) == expected
 
 
-def test_once_exact_match_was_informative_a_fall_of_it_does_not_let_the_loss_count() -> None:
+def test_the_loss_does_not_count_after_exact_match_has_once_reached_20_percent() -> None:
     state = _record(_stopper(patience=3), (30, 1.0), *[(10, 0.5**at) for at in range(20)]).state
     assert (state.stop_reason, state.evaluations, state.best_step) == ("no_improvement", 4, 10)
 
 
-def test_a_recipe_that_asks_for_the_loss_is_stopped_by_the_loss() -> None:
+def test_with_metric_loss_a_falling_loss_is_an_improvement_at_any_exact_match() -> None:
     falling = [(100, 0.5**at) for at in range(10)]
     state = _record(_stopper(patience=3, metric="loss"), *falling, (100, 1.0), (100, 1.0), (100, 1.0)).state
     assert (state.stop_reason, state.evaluations, state.best_step) == ("no_improvement", 13, 100)
 
 
-def test_an_improvement_smaller_than_min_delta_does_not_count_but_is_kept() -> None:
+def test_a_gain_below_min_delta_is_no_improvement_but_its_weights_are_kept() -> None:
     scores = [(50, 1.0), (50.4, 1.0), (50.8, 1.0), (51.2, 1.0)]
     assert _record(_stopper(patience=2, min_delta=1.0), *scores).state.best_step == 30
     assert _record(_stopper(patience=2, min_delta=0.0), *scores).state.stop_reason == ""
 
 
-def test_a_cooldown_follows_the_last_improvement() -> None:
-    """Patience of 2 runs out at step 30; the cooldown lasts two evaluations of 10 steps, whatever dev says in it."""
+def test_a_cooldown_begins_when_patience_runs_out() -> None:
+    """Patience runs out at step 30. The cooldown lasts two evaluations of 10 steps, even if the score improves."""
     stopper = _stopper(patience=2, every=10, cooldown=2)
     state = _record(stopper, (50, 1.0), (50, 1.0), (50, 1.0)).state
     assert (state.stop_reason, state.cooldown_from, state.stale) == ("", 30, 2)
     factors = [stopper.cooldown_factor(step, 100) for step in (0, 29, 30, 35, 40, 49, 50)]
     assert factors == pytest.approx([1, 1, 1, 0.75, 0.5, 0.05, 0])
-    assert stopper.cooldown_factor(35, 40) == 0.5, "it ends at the last step"
+    assert stopper.cooldown_factor(35, 40) == 0.5, "the cooldown must end at the last step"
     stopper.record(40, {"dev_em": 60, "dev_loss": 0.9})
     assert state.stop_reason == ""
     stopper.record(50, {"dev_em": 55, "dev_loss": 0.9})
     assert (state.stop_reason, state.best_step) == ("no_improvement", 40)
 
 
-def test_no_cooldown_where_nothing_can_be_gained() -> None:
+def test_there_is_no_cooldown_at_100_percent_exact_match() -> None:
     state = _record(_stopper(patience=1, every=10, cooldown=2), (100, 1.0), (100, 0.5)).state
     assert (state.stop_reason, state.cooldown_from) == ("no_improvement", 0)
 
 
-def test_the_learning_rate_falls_to_zero_in_the_cooldown(tiny_t5: Path, tmp_path: Path) -> None:
+def test_the_learning_rate_falls_linearly_in_the_cooldown(tiny_t5: Path, tmp_path: Path) -> None:
     scores = {2: 9.0, 4: 5.0, 6: 5.0, 8: 5.0}
     hooks = Hooks(evaluate_at=set(scores))
     stopping = EarlyStopping(patience=1, every=2, cooldown=2)
@@ -113,7 +111,7 @@ def test_the_learning_rate_falls_to_zero_in_the_cooldown(tiny_t5: Path, tmp_path
     assert rates[8] == pytest.approx(plain[7] * 0.25)
 
 
-def test_by_loss_alone_exact_match_does_not_count() -> None:
+def test_with_metric_loss_a_rising_exact_match_is_no_improvement() -> None:
     state = _record(_stopper(patience=2, metric="loss"), (10, 1.0), (20, 1.2), (30, 1.1)).state
     assert (state.stop_reason, state.best_step) == ("no_improvement", 10)
 
@@ -125,7 +123,7 @@ def test_a_loss_that_is_not_finite_is_never_the_best() -> None:
 
 
 def _with_scores(scores: list[float], seen: dict[int, Any]) -> Hooks:
-    """Dev scores by evaluation, and what the trained tensors were at each of them."""
+    """Return hooks with these dev scores, which copy the trained tensors of each evaluation to `seen`."""
 
     def evaluate(_: int) -> dict[str, Any]:
         loop: Loop = seen["loop"]
@@ -154,7 +152,7 @@ def test_the_best_weights_are_in_the_model_at_the_end(
     assert [path.name for path in sorted((tmp_path / "state").iterdir())] == [f"best-{best:09d}", f"step-{last:09d}"]
 
 
-def test_a_time_limit_ends_training_with_an_evaluation(tiny_t5: Path, tmp_path: Path) -> None:
+def test_a_time_limit_ends_training(tiny_t5: Path, tmp_path: Path) -> None:
     seen: dict[int, Any] = {}
     hooks = Hooks(evaluate_at={8}, evaluate=lambda _: {"dev_em": 0.0, "dev_loss": 1.0})
     stopping = EarlyStopping(every=8, max_minutes=1e-6)
@@ -178,7 +176,7 @@ def _run(spec: RunSpec, folder: Path, stop_at: int = 0) -> RunFolder:
     return run
 
 
-def test_a_run_interrupted_anywhere_ends_bit_for_bit_as_one_never_interrupted(
+def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(
     tiny_spec: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
     spec = _spec(tiny_spec, patience=2, every=1, metric="loss", cooldown=2)
@@ -191,7 +189,7 @@ def test_a_run_interrupted_anywhere_ends_bit_for_bit_as_one_never_interrupted(
     for stop_at in sorted({1, 3, last - 1, min(best + 1, last), last}):
         folder = tmp_path / str(stop_at)
         assert _run(spec, folder, stop_at).result() is None
-        if stop_at in (1, best + 1):  # a kill just after a better state was written, before a state referred to it
+        if stop_at in (1, best + 1):  # as if killed before a training state refers to the best weights
             (folder / "state" / f"best-{99:09d}").mkdir()
         resumed = _run(spec, folder)
         again = resumed.result()
@@ -206,7 +204,7 @@ def test_a_run_interrupted_anywhere_ends_bit_for_bit_as_one_never_interrupted(
         assert lines[0] == lines[1]
 
 
-def test_the_best_state_is_what_is_evaluated(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
+def test_the_final_dev_score_is_that_of_the_best_step(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
     run = _run(_spec(tiny_spec, patience=2, every=1, metric="loss"), tmp_path / "early")
     result = run.result()
     assert result is not None
@@ -226,7 +224,7 @@ def test_early_stopping_without_a_dev_set_is_refused(
         _run(_spec(tiny_spec), tmp_path)
 
 
-def test_runs_that_stop_early_are_not_stacked(tiny_spec: Callable[..., RunSpec]) -> None:
+def test_runs_with_early_stopping_are_not_stacked(tiny_spec: Callable[..., RunSpec]) -> None:
     assert stack_key(tiny_spec()) is not None
     assert stack_key(_spec(tiny_spec)) is None
     assert reasons_not_stacked([tiny_spec()]) == []

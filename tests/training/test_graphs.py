@@ -1,4 +1,4 @@
-"""CUDA graphs: the same steps on padded batches. On a CPU, the functions are called without a graph."""
+"""CUDA graphs: steps on padded batches have the same results. On a CPU, the functions are called without a graph."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def check_equal(left: Loop, right: Loop, weights: bool = True) -> None:
 
 
 @pytest.mark.parametrize("method", [LORA, FULL], ids=["lora", "full"])
-def test_graphed_steps_are_those_of_the_loop(method: MethodSpec, tmp_path: Path) -> None:
+def test_steps_with_graphs_equal_the_steps_of_the_plain_loop(method: MethodSpec, tmp_path: Path) -> None:
     plain, padded = make_loop(tmp_path / "plain", method), graphed(tmp_path / "padded", method=method)
     shapes = set()
     step = padded.graphed
@@ -91,7 +91,7 @@ def test_graphed_steps_are_those_of_the_loop(method: MethodSpec, tmp_path: Path)
 
 
 @pytest.mark.parametrize("resumed", [graphed, make_loop], ids=["graphed", "plain"])
-def test_a_graphed_run_resumes(resumed: Any, tmp_path: Path) -> None:
+def test_a_run_with_graphs_resumes_with_or_without_graphs(resumed: Any, tmp_path: Path) -> None:
     whole = graphed(tmp_path / "whole")
     whole.run()
     half = graphed(tmp_path / "half")
@@ -106,7 +106,7 @@ def test_a_graphed_run_resumes(resumed: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OutOfMemory("no memory"), NotCaptured("operation not permitted")])
-def test_a_run_goes_on_without_graphs_that_fail(
+def test_a_run_continues_without_graphs_after_a_graph_failed(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain, padded = make_loop(tmp_path / "plain"), graphed(tmp_path / "padded")
@@ -129,8 +129,8 @@ def test_a_run_goes_on_without_graphs_that_fail(
     check_equal(plain, padded)
 
 
-def test_trained_rows_are_not_copied_to_the_device_in_every_pass(tmp_path: Path) -> None:
-    """A copy from the CPU's memory cannot be captured. peft makes one in every pass."""
+def test_with_graphs_trained_rows_do_not_use_the_method_of_peft(tmp_path: Path) -> None:
+    """In each pass, peft's method copies from the CPU's memory. A graph cannot capture such a copy."""
     new = replace(LORA, embeddings="new")
     plain, padded = make_loop(tmp_path / "plain", new), graphed(tmp_path / "padded", method=new)
     assert _rows(padded)
@@ -146,7 +146,7 @@ def test_trained_rows_are_not_copied_to_the_device_in_every_pass(tmp_path: Path)
     plain.run()
     padded.run()
     check_equal(plain, padded)
-    assert not any("get_merged_weights" in vars(layer) for layer in _rows(padded))  # peft's own is back
+    assert not any("get_merged_weights" in vars(layer) for layer in _rows(padded))  # peft's method is restored
 
 
 def _rows(loop: Loop) -> list[TrainableTokensLayer]:
@@ -164,7 +164,7 @@ def test_shapes_beyond_the_limit_have_no_graph(tmp_path: Path, monkeypatch: pyte
     check_equal(plain, padded)
 
 
-def test_a_batch_is_not_padded_beyond_the_positions() -> None:
+def test_a_batch_is_not_padded_beyond_the_positions_of_the_model() -> None:
     batch = {"input_ids": torch.ones(2, 20, dtype=torch.long), "labels": torch.ones(2, 3, dtype=torch.long)}
     assert {name: value.shape[1] for name, value in pad_widths(batch, 16, 30).items()} == {
         "input_ids": 20,
@@ -172,13 +172,13 @@ def test_a_batch_is_not_padded_beyond_the_positions() -> None:
     }
 
 
-def test_a_finished_run_is_not_recorded_with_graphs(tmp_path: Path) -> None:
+def test_graphs_are_not_recorded_for_a_run_that_was_already_finished(tmp_path: Path) -> None:
     loop = make_loop(tmp_path)
     loop.run()
     assert "cuda_graphs" not in graphed(tmp_path).progress.notes
 
 
-def test_a_tensor_without_gradient_is_still_noticed(tmp_path: Path) -> None:
+def test_with_graphs_a_tensor_without_gradient_is_still_an_error(tmp_path: Path) -> None:
     loop = graphed(tmp_path)
     unused = torch.nn.Parameter(torch.ones(3))
     loop.checks._parameters["unused"] = unused
@@ -195,7 +195,7 @@ def test_a_tensor_without_gradient_is_still_noticed(tmp_path: Path) -> None:
         ({"train": {"optimizer": "adamw-8bit"}}, "with optimizer: adamw-8bit"),
     ],
 )
-def test_what_graphs_cannot_do_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_settings_that_graphs_do_not_support_are_refused(changes: dict[str, Any], message: str) -> None:
     sets = [f"{name}={json.dumps(value)}" for name, value in changes.items() if name != "train"]
     sets += [f"train.{name}={value}" for name, value in changes.get("train", {}).items()]
     spec = expand(load_recipe("smoke", sets))[0].spec
@@ -232,7 +232,7 @@ def test_stacks_are_not_combined_with_graphs() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", [LORA, replace(LORA, embeddings="new"), FULL], ids=["lora", "new", "full"])
-def test_replayed_graphs_are_the_steps_of_the_loop(method: MethodSpec, tmp_path: Path) -> None:
+def test_replayed_graphs_equal_the_steps_of_the_plain_loop(method: MethodSpec, tmp_path: Path) -> None:
     plain = make_loop(tmp_path / "plain", method, cpu=False)
     replayed = graphed(tmp_path / "replayed", method=method, cpu=False)
     captured = []

@@ -1,4 +1,4 @@
-"""The rate's schedule, the optimiser's groups, the checks that a run makes of itself, and when it reads its losses."""
+"""The training loop: learning rate, optimiser, self-checks, losses, out-of-memory errors and training states."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.conftest import LORA
 SPEC = TrainSpec(steps=100, batch_size=8, learning_rate=1e-3, warmup=0.1)
 
 
-def test_the_rate_rises_and_falls_to_the_final_share() -> None:
+def test_the_learning_rate_rises_in_the_warm_up_and_falls_to_its_final_share() -> None:
     factors = [learning_rate_factor(SPEC, step) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[9] == factors[10] == 1.0
@@ -51,13 +51,15 @@ def test_the_rate_rises_and_falls_to_the_final_share() -> None:
     steps=st.integers(1, 500), warmup=st.floats(0, 0.99), final=st.floats(0, 1),
     schedule=st.sampled_from(["linear", "cosine", "constant"]),
 )  # fmt: skip
-def test_the_rate_is_never_negative_nor_above_its_peak(steps: int, warmup: float, final: float, schedule: str) -> None:
+def test_the_learning_rate_is_positive_and_not_above_its_peak(
+    steps: int, warmup: float, final: float, schedule: str
+) -> None:
     spec = TrainSpec(steps, 1, 1e-3, warmup, schedule, final)  # type: ignore[arg-type]
     for step in range(steps):
         assert 0 < learning_rate_factor(spec, step) <= 1 or (final == 0 and step == steps - 1)
 
 
-def test_rms_scaling_gives_each_tensor_a_rate_and_a_decay_of_its_own_size() -> None:
+def test_rms_scaling_sets_learning_rate_and_weight_decay_of_each_tensor() -> None:
     model = torch.nn.Linear(4, 4)
     with torch.no_grad():
         model.weight.fill_(0.5)
@@ -93,7 +95,7 @@ def test_a_tensor_without_a_gradient_is_an_error() -> None:
         checks.after_step(2)
 
 
-def test_a_tensor_that_does_not_move_is_an_error() -> None:
+def test_a_tensor_that_does_not_change_is_an_error() -> None:
     model = torch.nn.Linear(2, 2)
     checks = SelfChecks(model)
     for step in range(2):
@@ -105,7 +107,7 @@ def test_a_tensor_that_does_not_move_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(("rate", "value", "moves"), [(1e-8, 1.0, True), (1e-8, 0.0, False), (0.0, 1.0, False)])
-def test_a_step_too_small_to_move_a_tensor_is_no_error(rate: float, value: float, moves: bool) -> None:
+def test_a_learning_rate_too_small_to_change_a_tensor_is_no_error(rate: float, value: float, moves: bool) -> None:
     """At the beginning of a warm-up, fp32 has no number between 1 and 1 plus the learning rate."""
     model = torch.nn.Linear(2, 2, bias=False)
     with torch.no_grad():
@@ -122,7 +124,7 @@ def test_a_step_too_small_to_move_a_tensor_is_no_error(rate: float, value: float
             checks.after_step(2, optimizer)
 
 
-def test_the_checks_need_little_memory_beside_a_large_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_self_checks_need_little_memory_for_a_large_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_checks, "_PART", 1000)
     table, tracker = torch.arange(10_000.0).view(100, 100), Tracker("cpu", lambda tensor: "copies")
     tracker.count(table, "table")
@@ -132,12 +134,12 @@ def test_the_checks_need_little_memory_beside_a_large_tensor(monkeypatch: pytest
     assert tracker.peak["copies"] < 3 * 8 * 1000
 
 
-def test_training_nothing_is_an_error() -> None:
+def test_a_model_without_trained_tensors_is_an_error() -> None:
     with pytest.raises(RunError, match="nothing is trained"):
         SelfChecks(torch.nn.Linear(2, 2).requires_grad_(False))
 
 
-def test_memory_errors_are_told_from_others() -> None:
+def test_out_of_memory_errors_are_recognised() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"))
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
@@ -147,7 +149,7 @@ def test_memory_errors_are_told_from_others() -> None:
     assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
 
 
-def test_metrics_are_cut_back_and_a_half_written_line_is_left_out(tmp_path: Path) -> None:
+def test_metrics_are_shortened_and_a_half_written_line_is_ignored(tmp_path: Path) -> None:
     metrics = MetricsFile(tmp_path / "metrics.jsonl")
     metrics.append({"step": 1, "loss": 1.0, "seconds": 0.1})
     length = metrics.size()
@@ -158,7 +160,7 @@ def test_metrics_are_cut_back_and_a_half_written_line_is_left_out(tmp_path: Path
     assert [line["step"] for line in read_metrics(metrics.path)] == [1]
 
 
-def test_metrics_from_which_a_line_was_removed_are_not_filled_up(tmp_path: Path) -> None:
+def test_shortening_metrics_after_a_line_was_removed_adds_no_bytes(tmp_path: Path) -> None:
     metrics = MetricsFile(tmp_path / "metrics.jsonl")
     for step in (1, 2):
         metrics.append({"step": step, "loss": 1.0, "seconds": 0.1})
@@ -170,7 +172,7 @@ def test_metrics_from_which_a_line_was_removed_are_not_filled_up(tmp_path: Path)
 
 
 def make_loop(checkpoint: Path, folder: Path, cpu: bool = True, save_every: float = 0.0, **options: Any) -> Loop:
-    """Eight steps on the tiny T5, a line of metrics after every fourth."""
+    """Return a loop of eight steps, with a line of metrics after every fourth step."""
     process = this_process(cpu)
     loaded = load_checkpoint(checkpoint_spec(str(checkpoint)), 32, device=process.device)
     examples = encode_examples(load_task("scan").load("length").train[:60], "", loaded.tokenizer, loaded.layout)
@@ -184,7 +186,7 @@ def make_loop(checkpoint: Path, folder: Path, cpu: bool = True, save_every: floa
     )  # fmt: skip
 
 
-def test_losses_read_seldom_and_batches_made_ahead_are_the_same(tiny_t5: Path, tmp_path: Path) -> None:
+def test_metrics_do_not_depend_on_when_losses_are_read_and_batches_are_made(tiny_t5: Path, tmp_path: Path) -> None:
     lines, read = [], []
     for seldom in (False, True):
         loop = make_loop(
@@ -202,7 +204,7 @@ def test_losses_read_seldom_and_batches_made_ahead_are_the_same(tiny_t5: Path, t
 
 
 class _Diverging:
-    """A loss that is not a number from the fifth step on."""
+    """A loss that is NaN from the fifth forward pass on."""
 
     def __init__(self) -> None:
         self.passes = 0
@@ -212,7 +214,7 @@ class _Diverging:
         return token_loss(model, batch) * (torch.nan if self.passes >= 5 else 1)
 
 
-def test_a_base_with_weights_that_are_not_finite_is_named(tiny_t5: Path, tmp_path: Path) -> None:
+def test_the_error_for_weights_of_a_base_that_are_not_finite_names_the_tensor(tiny_t5: Path, tmp_path: Path) -> None:
     loop = make_loop(tiny_t5, tmp_path)
     frozen = next(value for name, value in loop.model.named_parameters() if ".layer_norm." in name)
     frozen.requires_grad_(False).data.fill_(torch.nan)
@@ -222,7 +224,7 @@ def test_a_base_with_weights_that_are_not_finite_is_named(tiny_t5: Path, tmp_pat
 
 @pytest.mark.parametrize("seldom", [False, True])
 @pytest.mark.parametrize(("save_every", "saved"), [(0.0, ["step-000000004"]), (60.0, [])])
-def test_a_run_that_diverges_says_where_and_saves_nothing_of_it(
+def test_a_run_that_diverges_names_the_step_and_saves_no_later_state(
     seldom: bool, save_every: float, saved: list[str], tiny_t5: Path, tmp_path: Path
 ) -> None:
     loop = make_loop(tiny_t5, tmp_path, save_every=save_every, loss_function=_Diverging())
@@ -233,7 +235,7 @@ def test_a_run_that_diverges_says_where_and_saves_nothing_of_it(
     assert [line["step"] for line in read_metrics(loop.metrics.path)] == [4]
 
 
-def test_told_to_stop_a_run_that_has_diverged_saves_nothing(tiny_t5: Path, tmp_path: Path) -> None:
+def test_a_run_that_has_diverged_saves_nothing_when_it_is_asked_to_stop(tiny_t5: Path, tmp_path: Path) -> None:
     seen = {"step": 0}
     hooks = Hooks(lambda step, loss, seconds: seen.update(step=step), lambda: seen["step"] == 6)
     loop = make_loop(tiny_t5, tmp_path, save_every=60.0, hooks=hooks, loss_function=_Diverging())
@@ -246,7 +248,7 @@ def test_told_to_stop_a_run_that_has_diverged_saves_nothing(tiny_t5: Path, tmp_p
 
 def test_a_gradient_that_is_not_finite_ends_the_run_before_its_weights_are_saved(tiny_t5: Path, tmp_path: Path) -> None:
     loop = make_loop(tiny_t5, tmp_path)
-    loop.fast_path = None  # by autograd alone, which calls hooks
+    loop.fast_path = None  # only autograd calls hooks
     first = next(iter(trained_tensors(loop.model).values()))
     first.register_hook(lambda gradient: gradient * (torch.inf if loop.progress.step == 7 else 1))
     with pytest.raises(RunError, match=r"the gradient's norm is (nan|inf) at step 8"):
@@ -293,7 +295,7 @@ def test_a_paged_optimizers_moments_are_loaded_into_its_pages(tmp_path: Path) ->
 
 
 @pytest.mark.gpu
-def test_on_a_card_an_update_is_not_waited_for(tiny_t5: Path, tmp_path: Path) -> None:
+def test_on_a_gpu_an_update_does_not_wait_for_the_device(tiny_t5: Path, tmp_path: Path) -> None:
     loop = make_loop(tiny_t5, tmp_path, cpu=False)
     assert loop.progress.token_budget
     for step in range(4):
@@ -310,8 +312,8 @@ def test_on_a_card_an_update_is_not_waited_for(tiny_t5: Path, tmp_path: Path) ->
     loop.feed.close()
 
 
-def test_rotary_frequencies_that_are_not_finite_are_named() -> None:
-    """They follow from config.json: a factor of 0 there makes them infinite."""
+def test_rotary_frequencies_that_are_not_finite_are_found() -> None:
+    """The frequencies are computed from config.json. A factor of 0 there makes them infinite."""
     model = torch.nn.Linear(2, 2).requires_grad_(False)
     model.register_buffer("mask", torch.tensor([0.0, -float("inf")]))
     assert _not_finite(model) is None
@@ -320,7 +322,7 @@ def test_rotary_frequencies_that_are_not_finite_are_named() -> None:
 
 
 @pytest.mark.parametrize(("asked", "taken"), [(0, 8), (4, 4), (32, 8)])
-def test_a_resumed_run_takes_a_smaller_micro_batch_if_it_is_asked_to(
+def test_a_resumed_run_uses_a_smaller_micro_batch_on_request(
     asked: int, taken: int, tiny_t5: Path, tmp_path: Path
 ) -> None:
     loop = make_loop(tiny_t5, tmp_path)
@@ -329,7 +331,7 @@ def test_a_resumed_run_takes_a_smaller_micro_batch_if_it_is_asked_to(
     assert make_loop(tiny_t5, tmp_path, micro_batch=asked).progress.micro_batch == taken
 
 
-def test_examples_of_different_lengths_are_kept_apart_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_cpu_a_token_budget_limits_the_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(out_of_memory, "PACKED_TOKENS", 100)
     loop = make_loop(Path("nano/english"), tmp_path)
     assert loop.fast_path
@@ -341,10 +343,10 @@ def test_examples_of_different_lengths_are_kept_apart_on_a_cpu(tmp_path: Path, m
     assert make_loop(Path("nano/english"), tmp_path, micro_batch=4).progress.token_budget == 0
 
 
-def test_a_run_resumed_with_sharded_tensors_has_no_limit_of_tokens(
+def test_a_run_resumed_with_sharded_tensors_has_no_token_budget(
     tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a limit, the number of passes would differ between processes, which then wait for each other forever."""
+    """With a budget, the number of passes could differ between processes, which then wait for each other forever."""
     loop = make_loop(tiny_t5, tmp_path)
     loop.progress.token_budget = 64
     loop.run()
@@ -354,7 +356,7 @@ def test_a_run_resumed_with_sharded_tensors_has_no_limit_of_tokens(
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
-def test_a_damaged_state_is_named_with_what_to_do(name: str, tiny_t5: Path, tmp_path: Path) -> None:
+def test_the_error_for_a_damaged_state_names_the_file_and_what_to_do(name: str, tiny_t5: Path, tmp_path: Path) -> None:
     make_loop(tiny_t5, tmp_path).run()
     file = tmp_path / "state" / "step-000000008" / name
     file.write_bytes(file.read_bytes()[:40])
@@ -363,7 +365,7 @@ def test_a_damaged_state_is_named_with_what_to_do(name: str, tiny_t5: Path, tmp_
 
 
 @pytest.mark.parametrize("content", ["[]", "null", '{"identity": "x"}', '{"identity": "x", "progress": {"later": 1}}'])
-def test_a_state_whose_progress_cannot_be_read_is_left_out(content: str, tiny_t5: Path, tmp_path: Path) -> None:
+def test_a_state_whose_progress_cannot_be_read_is_ignored(content: str, tiny_t5: Path, tmp_path: Path) -> None:
     make_loop(tiny_t5, tmp_path).run()
     (tmp_path / "state" / "step-000000008" / "progress.json").write_text(content)
     assert make_loop(tiny_t5, tmp_path).progress.step == 0

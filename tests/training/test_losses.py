@@ -1,4 +1,4 @@
-"""The loss in pieces is the loss in one piece, for every architecture that supports it."""
+"""The loss computed in chunks equals the loss computed as a whole, for each supported architecture."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BART = {
     "encoder_attention_heads": 2, "decoder_attention_heads": 2, "dropout": 0.0, "max_position_embeddings": 32,
     "pad_token_id": 0, "attention_dropout": 0.0, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0,
 }  # fmt: skip
-# A cap so low that logits of random weights reach it.
+# The cap is so low that the logits of random weights reach it.
 CAPPED = GROUPED | {"head_dim": 8, "final_logit_softcapping": 0.1, "bos_token_id": 2}
 VISION = {
     "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -92,13 +92,13 @@ def _batch(model: Any) -> dict[str, torch.Tensor]:
     return batch | ({"decoder_input_ids": ids.flip(1)} if model.config.is_encoder_decoder else {})
 
 
-def test_all_that_are_named_are_tried() -> None:
+def test_each_supported_architecture_has_a_small_configuration() -> None:
     assert set(SMALL) == losses.PLAIN_HEADS | losses.BIASED_HEADS | losses.CAPPED_HEADS
 
 
 @pytest.mark.parametrize("kind", sorted(losses.PLAIN_HEADS | losses.BIASED_HEADS | losses.CAPPED_HEADS))
-def test_in_pieces_it_is_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the head trained and frozen, in pieces of 4 rows of 21."""
+def test_loss_and_gradients_in_chunks_equal_those_of_the_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head is trained or frozen. There are 21 token positions, and a chunk has 4."""
     model = _model(kind)
     batch = _batch(model)
     for trained in (True, False):
@@ -122,7 +122,9 @@ def test_in_pieces_it_is_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("kind", ["m2m_100", "mbart"])
 @pytest.mark.parametrize("whole", [losses.WHOLE, 60 * 16 * 4])
-def test_stacked_it_is_the_same(kind: str, whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_losses_of_a_stack_equal_those_of_its_members(
+    kind: str, whole: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trunk = _model(kind)
     config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     members = [get_peft_model(share(trunk), config) for _ in range(2)]
@@ -134,7 +136,7 @@ def test_stacked_it_is_the_same(kind: str, whole: int, monkeypatch: pytest.Monke
     torch.testing.assert_close(accumulate(stack, batches, [1, 1], Layout(True, 0, 2)), expected)
 
 
-def test_the_logits_of_an_architecture_that_is_not_known_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsupported_architecture_computes_its_logits_without_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model("granite", vocab_size=60, **GROUPED, logits_scaling=8.0)
     ).eval()
@@ -146,7 +148,7 @@ def test_the_logits_of_an_architecture_that_is_not_known_are_never_cut(monkeypat
 
 
 @pytest.mark.parametrize("kind", ["bart", "gemma2", "t5gemma", "qwen2"])
-def test_an_evaluation_in_chunks_gives_the_same_figures(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_in_chunks_gives_the_same_scores(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = _model(kind).eval()
     batch = _batch(model)
     with torch.no_grad():
@@ -163,7 +165,7 @@ def test_an_evaluation_in_chunks_gives_the_same_figures(kind: str, monkeypatch: 
     torch.testing.assert_close(chunked[4], whole[4])
 
 
-def test_pieces_never_hold_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_chunk_has_a_limited_number_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _model("t5")
     batch = _batch(model)
     seen: list[int] = []

@@ -1,4 +1,4 @@
-"""Packed examples train what they train apart; models and methods that cannot have packing are refused."""
+"""Packed and padded examples give equal gradients. Models and methods that do not support packing are refused."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def examples(count: int = 7) -> list[Encoded]:
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("room", [FEWEST_TOKENS, 20])
-def test_loss_and_gradients_are_those_of_padded_rows(kind: str, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_and_gradients_of_packed_and_padded_examples_are_equal(
+    kind: str, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(packing, "FEWEST_TOKENS", room)
     torch.manual_seed(2)
     model = MODELS[kind]().eval()
@@ -79,7 +81,7 @@ def test_no_token_attends_to_another_example() -> None:
     torch.manual_seed(2)
     model = MODELS["llama"]().eval()
     first, second = examples(2)
-    second = Encoded(second.input_ids * 3, second.target_ids)  # the longer one comes first
+    second = Encoded(second.input_ids * 3, second.target_ids)  # the longer example is placed first
     batch = collate_packed([first, second])
     start = len(second.input_ids) + len(second.target_ids) - 1
     assert batch["position_ids"][0, start] == 0
@@ -90,7 +92,7 @@ def test_no_token_attends_to_another_example() -> None:
         assert torch.equal(model(**inputs).logits[0, start:], before)
 
 
-def test_rows_hold_every_example_once() -> None:
+def test_packed_rows_contain_each_target_once() -> None:
     batch = collate_packed(examples(40))
     assert batch["input_ids"].shape[0] == 1
     targets = sorted(token for one in examples(40) for token in one.target_ids)
@@ -99,7 +101,7 @@ def test_rows_hold_every_example_once() -> None:
     assert [cut["input_ids"].shape[0] for cut in many] == [1, 1, 1]
 
 
-def test_a_model_that_looks_across_boundaries_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_attends_across_boundaries_of_examples_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(2)
     model = MODELS["llama"]().eval()
     was = model.forward
@@ -109,7 +111,7 @@ def test_a_model_that_looks_across_boundaries_is_refused(monkeypatch: pytest.Mon
 
 
 def spec(**method: Any) -> RunSpec:
-    """Return a run with packing."""
+    """Return the settings of a run with packing."""
     return RunSpec(
         checkpoint=checkpoint_spec("nano/english"),
         task=TaskSpec("scan", "jump_around_right"),
@@ -119,7 +121,7 @@ def spec(**method: Any) -> RunSpec:
     )
 
 
-def test_packing_is_a_part_of_the_run_id_only_if_it_is_used() -> None:
+def test_packing_changes_the_run_id_only_if_it_is_used() -> None:
     packed = spec()
     plain = replace(packed, train=replace(packed.train, packing=False))
     assert "packing" not in plain.canonical_json()
@@ -137,13 +139,15 @@ def test_packing_is_a_part_of_the_run_id_only_if_it_is_used() -> None:
         (BloomConfig(), {}, "takes no position ids"),
     ],
 )
-def test_what_cannot_be_packed_is_refused(config: Any, method: dict[str, Any], expected: str) -> None:
+def test_models_and_methods_that_do_not_support_packing_are_refused(
+    config: Any, method: dict[str, Any], expected: str
+) -> None:
     with pytest.raises(UserError, match=expected) as problem:
         refuse_packing(spec(**method), config)
     assert "--packing" in str(problem.value)
 
 
-def test_a_training_with_packing_learns_what_one_without_does(
+def test_training_with_packing_has_the_same_losses_as_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -168,7 +172,7 @@ def test_a_training_with_packing_learns_what_one_without_does(
     message = capsys.readouterr().out
     plan = json.loads(message[message.index("\n{") :] if not message.startswith("{") else message)
     rows, tokens = plan["tokens"]["packed"]
-    assert 1 <= rows < 16, "16 chats of a step, cut into micro-batches of 8, each in one row"
+    assert 1 <= rows < 16, "the 16 chats of a step must need fewer than 16 rows"
     assert tokens < 16 * sum(plan["tokens"]["longest"])
     assert "packing: true" in Path("packed/recipe.yaml").read_text()
     assert "packing: " not in Path("plain/recipe.yaml").read_text()

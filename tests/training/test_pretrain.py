@@ -37,7 +37,7 @@ EOS = 1
 
 @given(seed=st.integers(0, 10_000), noise=st.builds(Noise, st.integers(16, 128), st.floats(0.1, 0.4), st.floats(2, 5)))
 @settings(max_examples=60)
-def test_what_is_lost_can_be_put_back(seed: int, noise: Noise) -> None:
+def test_the_window_can_be_rebuilt_from_input_and_target(seed: int, noise: Noise) -> None:
     rng = np.random.default_rng(seed)
     window = rng.integers(2, 1000, noise.window)
     example = corrupt(window, noise, rng, SENTINELS, EOS)
@@ -56,10 +56,10 @@ def test_what_is_lost_can_be_put_back(seed: int, noise: Noise) -> None:
     assert rebuilt == window.tolist()
 
 
-def test_unseen_rows_are_drawn_like_the_seen_ones_and_no_two_are_alike() -> None:
+def test_redrawn_embeddings_are_distributed_like_learnt_ones_and_differ() -> None:
     torch.manual_seed(0)
     weight = torch.randn(400, 64) * 2 + 0.3
-    weight[200:] = weight[200]  # what pretraining does to pieces that never occur
+    weight[200:] = weight[200]  # pretraining can make the embeddings of tokens that never occur equal
     kept = weight.clone()
     seen = torch.zeros(400, dtype=torch.bool)
     seen[:200] = True
@@ -82,7 +82,7 @@ SENTENCE = "the cat sat on a mat and saw two dogs run over there with some old h
 
 @pytest.fixture
 def corpora(tmp_path: Path) -> Path:
-    """Two arms' text, in the two ways it may lie on the disk."""
+    """A folder with the text of two arms, as plain text files and as xz archives."""
     return _write_corpora(tmp_path)
 
 
@@ -112,7 +112,7 @@ def _recipe(**changes: object) -> PretrainRecipe:
 
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[None]:
-    """A size that trains in seconds, and few pieces that are called rare."""
+    """Replace the size `nano` by one that trains in seconds, and lower the limit for rare tokens."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(module.SIZES, "nano", Size(32, 1, 64, 1))
         patch.setattr(module, "RARE", 5)
@@ -121,7 +121,7 @@ def tiny() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, tiny: None) -> Path:
-    """The run of the plain arm, which was not interrupted."""
+    """The folder of an uninterrupted run of the plain arm."""
     folder = tmp_path_factory.mktemp("whole")
     _carry_out(folder / "run", _write_corpora(folder), _recipe(), set())
     return folder / "run"
@@ -141,7 +141,9 @@ def _carry_out(folder: Path, corpora: Path, recipe: PretrainRecipe, stop_at: set
     job(PretrainCell(arm, "nano", 0, recipe), RunFolder(folder), 1, progress, should_stop)
 
 
-def test_pretraining_learns_and_an_interruption_changes_nothing(whole: Path, tmp_path: Path, corpora: Path) -> None:
+def test_pretraining_lowers_the_loss_and_interruptions_change_nothing(
+    whole: Path, tmp_path: Path, corpora: Path
+) -> None:
     stops = {7, 19}
     for _ in range(2):
         with pytest.raises(Interrupted):
@@ -151,7 +153,7 @@ def test_pretraining_learns_and_an_interruption_changes_nothing(whole: Path, tmp
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
     assert left["shared.weight"].dtype == torch.bfloat16
     hashes = {checkpoint_spec(str(run / "checkpoint")).weights for run in (whole, tmp_path / "cut")}
-    assert len(hashes) == 1, "the same pretraining is the same checkpoint, however long it took"
+    assert len(hashes) == 1, "equal pretrainings must give equal checkpoints"
     card = json.loads((whole / "checkpoint" / "pretraining.json").read_text())
     lines = [[json.loads(line) for line in (run / "metrics.jsonl").open()] for run in (whole, tmp_path / "cut")]
     assert [{**line, "seconds": 0} for line in lines[0]] == [{**line, "seconds": 0} for line in lines[1]]
@@ -161,14 +163,16 @@ def test_pretraining_learns_and_an_interruption_changes_nothing(whole: Path, tmp
     assert card["valid_loss"] == pytest.approx(losses[-1])
     assert card["seen_tokens"] == 32 * 8 * 32
     assert card["corpus_tokens"] == 2000
-    assert "seconds" not in card, "else the hash of the same pretraining would differ from time to time"
+    assert "seconds" not in card, "with the time, equal pretrainings would have different hashes"
 
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoint" / "model.safetensors")
 
 
-def test_what_is_left_is_a_checkpoint_like_any_other(whole: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_finished_pretraining_leaves_a_loadable_checkpoint_and_no_state(
+    whole: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     folder = whole / "checkpoint"
     loaded = load_checkpoint(checkpoint_spec(str(folder)), 32)
     new = loaded.new_tokens
@@ -181,7 +185,7 @@ def test_what_is_left_is_a_checkpoint_like_any_other(whole: Path, tokenizer: Pre
     assert not (whole / "state").exists()
 
 
-def test_pieces_that_only_the_held_out_text_has_do_not_spoil_its_loss(
+def test_tokens_that_only_the_validation_text_has_hardly_change_its_loss(
     whole: Path, tmp_path: Path, corpora: Path
 ) -> None:
     valid = corpora / "plain" / "valid.txt"
@@ -192,7 +196,9 @@ def test_pieces_that_only_the_held_out_text_has_do_not_spoil_its_loss(
     assert losses[1] == pytest.approx(losses[0], abs=0.3)
 
 
-def test_two_arms_differ_in_nothing_but_their_text(whole: Path, tmp_path: Path, corpora: Path) -> None:
+def test_cards_of_two_arms_differ_only_in_their_text_and_its_results(
+    whole: Path, tmp_path: Path, corpora: Path
+) -> None:
     _carry_out(tmp_path / "other" / "run", corpora, _recipe(), set(), "packed")
     folders = [run / "checkpoint" for run in (whole, tmp_path / "other" / "run")]
     cards = [json.loads((folder / "pretraining.json").read_text()) for folder in folders]
@@ -203,7 +209,9 @@ def test_two_arms_differ_in_nothing_but_their_text(whole: Path, tmp_path: Path, 
     assert configs[0] == configs[1]
 
 
-def test_a_changed_corpus_is_not_gone_on_with(tmp_path: Path, corpora: Path, tiny: None) -> None:
+def test_an_interrupted_pretraining_does_not_resume_with_a_changed_corpus(
+    tmp_path: Path, corpora: Path, tiny: None
+) -> None:
     with pytest.raises(Interrupted):
         _carry_out(tmp_path / "run", corpora, _recipe(), {5})
     text = corpora / "plain" / "train.txt"
@@ -215,7 +223,7 @@ def test_a_changed_corpus_is_not_gone_on_with(tmp_path: Path, corpora: Path, tin
     _carry_out(tmp_path / "run", corpora, _recipe(), set())
 
 
-def test_other_settings_are_refused_in_the_same_folder(tmp_path: Path, corpora: Path, tiny: None) -> None:
+def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path, corpora: Path, tiny: None) -> None:
     study, recipe = StudyFolder(tmp_path / "out"), _recipe(arms=["plain"])
     with pytest.raises(Interrupted):
         _carry_out(study.run("plain-nano-0").path, corpora, recipe, {5})
@@ -225,7 +233,7 @@ def test_other_settings_are_refused_in_the_same_folder(tmp_path: Path, corpora: 
         check_settings(expand_pretraining(other), study)
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
+def test_pretraining_stops_at_a_loss_of_nan_and_keeps_the_last_good_state(
     whole: Path, tmp_path: Path, corpora: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = module._loss_over
@@ -250,7 +258,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_the_loss_is_that_of_a_softmax_over_the_tokens_of_the_training_text(compiled: bool, tiny_t5: Path) -> None:
+def test_the_loss_uses_a_softmax_over_the_tokens_of_the_training_text(compiled: bool, tiny_t5: Path) -> None:
     model = T5ForConditionalGeneration.from_pretrained(tiny_t5).eval()
     size = model.config.vocab_size
     seen = torch.rand(size, generator=torch.Generator().manual_seed(0)) < 0.5
@@ -268,17 +276,17 @@ def test_the_loss_is_that_of_a_softmax_over_the_tokens_of_the_training_text(comp
     (gradient,) = torch.autograd.grad(expected, model.shared.weight)
     with module._without_head(model):
         loss = module._loss_over(seen, bf16=False)
-        # compiled as `pretrain` does it where there is a compiler, up to the generation of code
+        # traced by torch.compile as in a compiled run, but without code generation
         found = (torch.compile(loss, backend="eager", dynamic=False) if compiled else loss)(
             model, batch | {"labels": labels}
         )
         (other,) = torch.autograd.grad(found, model.shared.weight)
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
     assert torch.allclose(other, gradient, atol=1e-4)
-    assert torch.equal(model(**batch).logits.masked_fill(~seen, -1e9), logits)  # the head is as before
+    assert torch.equal(model(**batch).logits.masked_fill(~seen, -1e9), logits)  # the head is restored
 
 
-def test_a_disk_too_small_for_the_weights_is_noticed_first(
+def test_a_disk_too_small_for_the_weights_is_refused_before_training(
     tmp_path: Path, corpora: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
@@ -319,7 +327,7 @@ def test_a_damaged_archive_is_refused(corpora: Path, tokenizer: PreTrainedTokeni
         read_corpus(CorpusPart(path="packed"), corpora, tokenizer, None)
 
 
-def test_one_file_has_its_end_held_out(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_end_of_a_single_file_is_the_validation_text(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     verses = [f"verse number {number}" for number in range(100)]
     (tmp_path / "verses.txt").write_text("\n".join(verses))
     part = CorpusPart(path=".", files=["verses"], documents="line")
@@ -329,7 +337,9 @@ def test_one_file_has_its_end_held_out(tmp_path: Path, tokenizer: PreTrainedToke
     assert output[1].split("</s>")[:3] == ["verse number 97", " verse number 98", " verse number 99"]
 
 
-def test_a_corpus_of_windows_is_read_as_one_of_linux(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_text_files_of_windows_and_linux_give_the_same_tokens(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     text = "".join(f"verse number {number}\n\n" for number in range(100))
     (tmp_path / "linux.txt").write_text(text)
     (tmp_path / "windows.txt").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
@@ -347,12 +357,12 @@ def test_one_file_with_one_document_is_refused(tmp_path: Path, tokenizer: PreTra
 
 
 @given(text=st.lists(st.lists(st.sampled_from(["a", "b", "c.", "dd!", "e"]), min_size=1).map(" ".join), min_size=1))
-def test_shuffling_keeps_each_sentence_s_words(text: list[str]) -> None:
+def test_shuffling_keeps_the_words_of_each_line(text: list[str]) -> None:
     (shuffled,) = shuffle_words(["\n".join(text)], seed=1)
     assert [Counter(line.split(" ")) for line in shuffled.split("\n")] == [Counter(line.split(" ")) for line in text]
 
 
-def test_shuffling_stays_within_sentences_and_does_shuffle() -> None:
+def test_words_are_shuffled_only_within_their_sentence() -> None:
     sentence = " ".join(f"w{number}" for number in range(30))
     (shuffled,) = shuffle_words([f"{sentence}. {sentence.upper()}"], seed=0)
     assert shuffled != f"{sentence}. {sentence.upper()}"
@@ -360,7 +370,7 @@ def test_shuffling_stays_within_sentences_and_does_shuffle() -> None:
     assert shuffle_words([sentence], seed=0) == shuffle_words([sentence], seed=0) != shuffle_words([sentence], seed=1)
 
 
-def test_brackets_close_in_order() -> None:
+def test_brackets_are_nested_correctly() -> None:
     kinds = np.arange(100, 132).reshape(16, 2)
     ids = bracket_ids(kinds, 20_000, np.random.default_rng(3), EOS)
     closes = dict(kinds.tolist())
@@ -378,7 +388,7 @@ def test_brackets_close_in_order() -> None:
     assert 5 < max(depths) <= 64
 
 
-def test_brackets_are_made_by_their_seed(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_brackets_are_determined_by_the_seed(tokenizer: PreTrainedTokenizerBase) -> None:
     first, again, other = (brackets(16, 5000, tokenizer, seed) for seed in (3, 3, 4))
     assert len(first.train) == 5000
     assert np.array_equal(first.train, again.train)

@@ -1,4 +1,4 @@
-"""What quantising costs is measured before training, recorded, and stops a run where it is more than rounding."""
+"""The effect of quantisation on the loss is measured before training and recorded. A large effect stops the run."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def _examples() -> list[Encoded]:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_the_embedded_checkpoint_loses_little(bits: Bits) -> None:
+def test_quantisation_hardly_changes_the_loss_of_an_embedded_checkpoint(bits: Bits) -> None:
     cost = calibrate.quantisation_cost(ENGLISH, 0, load_checkpoint(ENGLISH, bits), _examples())
     assert 0 < abs(cost.change) < 0.03
     calibrate.check(cost, "nano/english")
 
 
-def test_activations_cut_to_whole_numbers_are_noticed(
+def test_activations_rounded_to_whole_numbers_give_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With the usual storage of 4-bit weights T5 rounds activations to whole numbers, without a message."""
+    """With the default storage of 4-bit weights, T5 rounds activations to whole numbers without a message."""
     usual = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     monkeypatch.setattr(loading, "quantization_config", lambda bits: usual)
     cost = calibrate.quantisation_cost(ENGLISH, 0, load_checkpoint(ENGLISH, 4), _examples())
@@ -59,7 +59,7 @@ def test_activations_cut_to_whole_numbers_are_noticed(
     (0.01, 0.02, "warning"), (2.0, float("inf"), "error"), (2.0, float("nan"), "error"), (0.0, 0.01, "warning"),
     (0.0, 0.0, "silent"), (0.0, 0.5, "error"), (float("nan"), 2.0, "16 bits"), (float("inf"), 2.0, "16 bits"),
 ])  # fmt: skip
-def test_a_change_is_silent_a_warning_or_an_error(
+def test_a_change_of_the_loss_is_silent_a_warning_or_an_error(
     before: float, after: float, outcome: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     cost = calibrate.QuantisationCost(before, after)
@@ -78,7 +78,9 @@ def test_a_change_is_silent_a_warning_or_an_error(
         assert "(+inf" not in caplog.text
 
 
-def test_without_room_the_wide_weights_are_read_from_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_free_memory_the_16_bit_weights_are_read_from_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     examples = _examples()
     held = calibrate.quantisation_cost(ENGLISH, 0, load_checkpoint(ENGLISH, 8), examples)
     monkeypatch.setattr(calibrate, "_room", lambda device: 0)
@@ -91,7 +93,7 @@ def test_without_room_the_wide_weights_are_read_from_the_disk(monkeypatch: pytes
     assert all(value.device.type == "meta" for name, value in on_disk.named_parameters() if "layer" in name)
 
 
-def test_a_control_arm_too_is_read_from_the_disk_where_room_is_short(
+def test_without_free_memory_a_control_arm_is_read_from_disk_too(
     tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     examples = _examples()
@@ -107,8 +109,10 @@ def test_a_control_arm_too_is_read_from_the_disk_where_room_is_short(
         assert read.loss_at_16_bits == pytest.approx(held.loss_at_16_bits, abs=1e-3)
 
 
-def test_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, tiny_t5: Path) -> None:
-    """It goes to the disk first, whatever the room seemed to be."""
+def test_out_of_memory_leads_to_reading_from_disk_and_then_to_a_one_line_error(
+    monkeypatch: pytest.MonkeyPatch, tiny_t5: Path
+) -> None:
+    """If loading runs out of memory, the weights are read from disk, even if enough memory seemed to be free."""
     spec, examples = checkpoint_spec(str(tiny_t5)), _examples()
     loaded = load_checkpoint(spec, 4)
 
@@ -123,7 +127,7 @@ def test_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, tiny_t5: Pat
     assert "\n" not in str(error.value)
 
 
-def test_a_run_records_it_and_stops_on_it(
+def test_a_run_records_the_quantisation_cost_and_stops_if_it_is_too_high(
     tiny_spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings(Execution(threads=1), cpu=True)

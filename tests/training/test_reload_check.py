@@ -1,4 +1,4 @@
-"""What a run saved is loaded again and compared before the run counts as done."""
+"""A saved adapter or model is loaded again and compared with the trained model before its run is done."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SETTINGS = Settings(Execution(threads=1), cpu=True)
 
 
 def _break_saving(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
-    """Save the tensors whose name has `word` in it as other numbers."""
+    """Make runs save other values for the tensors whose name contains `word`."""
     real = single_run.save_method
 
     def save(name: str, model: torch.nn.Module, folder: Path, base: str) -> None:
@@ -41,7 +41,7 @@ def _break_saving(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
 @pytest.mark.parametrize(
     ("method", "word"), [(LORA, "encoder.block.0.layer.0.SelfAttention.q.lora_B"), (FULL, "encoder.final_layer_norm")]
 )
-def test_a_saved_tensor_with_other_numbers_is_named(
+def test_the_error_names_a_tensor_that_was_saved_with_other_values(
     method: MethodSpec, word: str, tiny_spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _break_saving(monkeypatch, word)
@@ -55,7 +55,7 @@ def test_a_saved_tensor_with_other_numbers_is_named(
 
 @pytest.mark.parametrize("bits", [32, 16, 8, 4])
 @pytest.mark.parametrize("name", ["lora", "pissa", "full"])
-def test_a_sound_run_is_compared_and_done(
+def test_a_correctly_saved_run_is_compared_and_done(
     name: str, bits: Any, tiny_spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name == "full" and bits < 16:
@@ -78,7 +78,7 @@ def test_a_sound_run_is_compared_and_done(
     assert differences[0] <= reload_check.TOLERANCE[bits] / (2 if name == "pissa" else 1e3)
 
 
-def test_without_memory_for_a_second_model_the_run_says_that_it_was_not_checked(
+def test_a_run_without_memory_for_a_second_model_is_recorded_as_not_checked(
     tiny_spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_memory(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Test that a kill at any instant leaves a complete training state."""
+"""A kill at any moment leaves a complete training state. Sharded tensors are saved without a copy on the device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _save(folder: Path, loss_sum: float) -> None:
 
 
 @pytest.mark.parametrize("instant", range(6))
-def test_a_kill_while_a_state_is_written_again_loses_no_state(instant: int, tmp_path: Path) -> None:
+def test_a_kill_while_a_state_is_overwritten_leaves_a_complete_state(instant: int, tmp_path: Path) -> None:
     state = tmp_path / "state"
     _save(state, 1.0)
     child = os.fork()
@@ -60,7 +60,7 @@ def test_a_kill_while_a_state_is_written_again_loses_no_state(instant: int, tmp_
 
 
 def test_a_sharded_moment_is_not_copied_on_its_device() -> None:
-    """A card with a part of the optimiser's state can lack room for a second one."""
+    """A GPU that holds a part of the optimiser's state can lack the memory for a copy."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
         moment = distribute_tensor(torch.ones(4), init_device_mesh("cpu", (1,)), [Shard(0)])

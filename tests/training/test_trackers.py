@@ -1,4 +1,4 @@
-"""Trackers: real TensorBoard event files, an offline Weights & Biases run, and what is refused."""
+"""Trackers: real TensorBoard event files, an offline Weights & Biases run, failures, and refused settings."""
 
 from __future__ import annotations
 
@@ -36,21 +36,19 @@ def test_an_unknown_tracker_is_refused_with_the_nearest_name() -> None:
         check_trackers(["tensorbord"])
 
 
-def test_a_tracker_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_tracker_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tracker_names.TRACKERS, "wandb", ("no_such_module", "petransfer[wandb]"))
     with pytest.raises(UserError, match=r"--log-with wandb: .* not installed; run `pip install 'petransfer\[wandb\]'`"):
         check_trackers(["wandb"])
 
 
-def test_names_may_be_separated_by_commas_and_count_once() -> None:
+def test_tracker_names_can_be_comma_separated_and_duplicates_are_removed() -> None:
     pytest.importorskip("tensorboard")
     assert check_trackers(["tensorboard,tensorboard", "tensorboard"]) == ("tensorboard",)
     assert check_trackers([]) == ()
 
 
-def test_tensorboard_gets_what_metrics_have_and_sample_predictions(
-    tiny_spec: Callable[..., RunSpec], tmp_path: Path
-) -> None:
+def test_tensorboard_gets_the_metrics_and_sample_predictions(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -85,7 +83,7 @@ def test_an_offline_wandb_run_is_written(
     trackers.close()
     (written,) = folder.glob("wandb/offline-run-*/*.wandb")
     words = (b"train/loss", b"memory/gb", b"final/dev_exact_match", b"dev/predictions")
-    until = time.monotonic() + 120  # wandb's own process writes the file, after `close` too on a busy machine
+    until = time.monotonic() + 120  # wandb's own process writes the file, on a busy machine even after `close`
     while not all(word in written.read_bytes() for word in words):
         assert time.monotonic() < until
         time.sleep(0.1)
@@ -94,7 +92,7 @@ def test_an_offline_wandb_run_is_written(
 
 
 class _Failing:
-    """A tracker whose server is gone."""
+    """A tracker whose server cannot be reached."""
 
     name = "failing"
 
@@ -123,15 +121,15 @@ def test_an_unknown_tracker_is_refused_before_the_checkpoint_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_line_refuses_an_unknown_tracker_at_once(
+def test_the_command_line_refuses_an_unknown_tracker(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, "run", "lora-scan", "--log-with", "nothing") == 2
     assert "unknown tracker of --log-with 'nothing'" in capsys.readouterr().err
 
 
-def test_runs_that_log_to_mlflow_are_trained_alone() -> None:
-    """MLflow has one active run in a process."""
+def test_runs_that_log_to_mlflow_are_not_stacked() -> None:
+    """MLflow allows only one active run in a process."""
     option = "--log-with mlflow"
     assert Scheduling(stack="auto").without_stacks_if(True, option).stack == "off"
     assert Scheduling(stack="auto").without_stacks_if(False, option).stack == "auto"

@@ -1,4 +1,4 @@
-"""What two processes tell each other while they train: gradients, a lack of memory, a word to stop."""
+"""Training in two processes, which exchange gradients, out-of-memory errors, dev scores and stop requests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXAMPLES = [Encoded(tuple(range(1, 2 + at % 3)), (at % 5 + 1, 9)[: 1 + at % 2]) 
 
 
 class Small(torch.nn.Module):
-    """Guesses the sum of the target from the sum of the input; one head may see no example of its kind."""
+    """A small model. `squares` uses it to predict the target tokens from the sum of the input tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Small(torch.nn.Module):
 
 
 def squares(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Summed over the target's pieces, as the loop wants it."""
+    """Return the squared error, summed over the target tokens, as the loop requires."""
     source = (batch["input_ids"] * batch["attention_mask"]).sum(1, keepdim=True).float()
     labels = batch["labels"]
     guess = model.seldom(torch.tanh(model.body(source / 10)))
@@ -60,7 +60,7 @@ def _process(rank: int, port: int, folder: str, job: Any) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost")
     os.environ.update(MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
-    AcceleratorState._reset_state(reset_partial_state=True)  # what the forking process knew of itself
+    AcceleratorState._reset_state(reset_partial_state=True)  # the state copied from the parent process
     found = job(rank, Path(folder))
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
     if distributed.is_initialized():
@@ -69,12 +69,12 @@ def _process(rank: int, port: int, folder: str, job: Any) -> None:
 
 
 def in_two(folder: Path, job: Any) -> list[Any]:
-    """What `job(rank, folder)` returns in each of two processes."""
+    """Run `job(rank, folder)` in each of two processes and return both results."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
-    # forked, because to import torch in both takes ten seconds
+    # forked, because importing torch in both processes takes ten seconds
     multiprocessing.start_processes(_process, args=(port, str(folder), job), nprocs=2, start_method="fork")
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
@@ -86,7 +86,7 @@ def _trained(loop: Loop) -> dict[str, Any]:
 
 
 def _stopped_early(rank: int, folder: Path) -> dict[str, Any]:
-    """Early stopping where the processes do not see the same dev scores: those of the first one count."""
+    """Train with early stopping and different dev scores in the two processes. The first process's scores count."""
     seen: dict[int, Any] = {}
 
     def evaluate(_: int) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _stopped_early(rank: int, folder: Path) -> dict[str, Any]:
 
 
 def everything(rank: int, folder: Path) -> dict[str, Any]:
-    """All that two processes are asked, in one start of theirs."""
+    """Run all checks of two processes in one launch, because starting processes is slow."""
 
     def short(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         if rank == 1 and len(batch["labels"]) > 2:
@@ -142,18 +142,18 @@ def everything(rank: int, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the two processes found."""
+    """The results of `everything` in the two processes."""
     return in_two(tmp_path_factory.mktemp("two"), everything)
 
 
-def test_two_processes_end_where_one_ends(found: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_two_processes_train_the_same_weights_as_one(found: list[dict[str, Any]], tmp_path: Path) -> None:
     alone = _trained(_loop(tmp_path, squares))
-    assert found[0]["plain"] == found[1]["plain"]  # to the last bit
+    assert found[0]["plain"] == found[1]["plain"]  # bitwise equal
     for left, right in zip(alone["values"], found[0]["plain"]["values"], strict=True):
         assert torch.tensor(right) == pytest.approx(torch.tensor(left), rel=1e-5, abs=1e-7)
 
 
-def test_where_one_is_short_of_memory_all_take_less_and_nothing_else_changes(found: list[dict[str, Any]]) -> None:
+def test_if_one_process_runs_out_of_memory_both_halve_the_micro_batch(found: list[dict[str, Any]]) -> None:
     for one in found:
         assert (one["plain"]["out_of_memory"], one["plain"]["micro_batch"]) == (0, 4)
         assert (one["short"]["out_of_memory"], one["short"]["micro_batch"]) == (1, 2)
@@ -162,7 +162,7 @@ def test_where_one_is_short_of_memory_all_take_less_and_nothing_else_changes(fou
     assert found[0]["short"] == found[1]["short"]
 
 
-def test_all_stop_early_at_one_step_with_the_best_weights(found: list[dict[str, Any]]) -> None:
+def test_both_processes_stop_early_at_the_same_step_with_the_best_weights(found: list[dict[str, Any]]) -> None:
     for one in found:
         early = one["early"]
         assert (early["step"], early["best_step"], early["stop_reason"]) == (3, 2, "no_improvement")
@@ -170,17 +170,17 @@ def test_all_stop_early_at_one_step_with_the_best_weights(found: list[dict[str, 
         assert early["is_best"]
 
 
-def test_all_stop_at_one_step_where_one_is_told_to(found: list[dict[str, Any]]) -> None:
+def test_both_processes_stop_at_the_same_step_if_one_gets_a_stop_request(found: list[dict[str, Any]]) -> None:
     assert [one["stopped_at"] for one in found] == [2, 2]
 
 
-def test_a_start_that_would_part_them_is_refused_in_all(found: list[dict[str, Any]]) -> None:
+def test_small_batches_and_different_folders_are_refused_in_both_processes(found: list[dict[str, Any]]) -> None:
     for one in found:
         assert "a batch of 1 cannot be shared by 2 processes" in one["few"]
         assert "the processes do not see the same files" in one["folders"]
 
 
-def test_sums_and_what_only_one_has(found: list[dict[str, Any]]) -> None:
+def test_values_and_gradients_are_summed_even_if_only_one_process_has_one(found: list[dict[str, Any]]) -> None:
     for one in found:
         assert one["agreed"] == [1, 2, 0]
         assert one["summed"] == [[3.0], None, [1.0]]
