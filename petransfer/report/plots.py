@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_said_to_be_missing: list[str] = []
+_reported_missing: list[str] = []
 
 Panels = dict[tuple[str, str], list[Group]]
 
@@ -303,9 +303,9 @@ def _missing_characters(say: bool) -> Iterator[None]:
 
 def _say_missing_characters(first: str) -> None:
     """Say once in a process that a character such as `first` is missing."""
-    if _said_to_be_missing:
+    if _reported_missing:
         return
-    _said_to_be_missing.append(first)
+    _reported_missing.append(first)
     _log.warning(
         "the font of the plots lacks some characters, such as %s (U+%04X): the PDF and PNG files show boxes in their "
         "place; the SVG files and the page show them",

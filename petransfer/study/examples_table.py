@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow
 import pyarrow.parquet
 
 from petransfer.atomic_files import replacing
-from petransfer.data import Example
-from petransfer.evaluation.exact_match import Evaluation
+
+if TYPE_CHECKING:  # bundles are made without importing torch
+    from petransfer.data import Example
+    from petransfer.evaluation.exact_match import Evaluation
 
 _TEXTS = ("prediction", "input", "target")
 # Encodings of columns in which hardly any value occurs twice. They need half of the space of parquet's defaults.
