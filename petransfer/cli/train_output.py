@@ -88,7 +88,8 @@ def _method(spec: RunSpec, several: bool) -> str:
         return title
     occur = "occurs" if number == 1 else "occur"
     about = "about " if several else ""  # the number depends on the training rows
-    tokens = f"{about}{count(number, 'token')} that {occur} in the rows but not in pretraining"
+    limit = " but not in pretraining" if method.embeddings == "new" else ""
+    tokens = f"{about}{count(number, 'token')} that {occur} in the rows{limit}"
     return f"{title}, and the embeddings of {tokens}"
 
 

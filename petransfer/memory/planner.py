@@ -125,7 +125,7 @@ def plan(
     Args:
         demand: The training, with the batch of an optimiser step. No larger micro-batch is tried.
         card: Memory of the device in bytes. None: no limit.
-        new_tokens: Tokens whose embeddings are trained with `embeddings: new`.
+        new_tokens: Tokens whose embeddings are trained with `embeddings: new` or `embeddings: used`.
 
     Raises:
         UserError: The architecture cannot be trained with these settings.

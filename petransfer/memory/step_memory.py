@@ -145,7 +145,7 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens:
     """Predict the memory of a training step.
 
     Args:
-        new_tokens: Tokens whose embeddings are trained with `embeddings: new`.
+        new_tokens: Tokens whose embeddings are trained with `embeddings: new` or `embeddings: used`.
 
     Raises:
         UserError: The architecture cannot generate text or cannot be trained with these settings, for example because

@@ -309,7 +309,7 @@ def check_matched_sizes(specs: Sequence[RunSpec], data_dir: Path | None = None) 
     wanted: dict[tuple[object, ...], RunSpec] = {}
     for spec in specs:
         if spec.method.match_parameters:  # the task determines the trained rows of the embeddings
-            task = spec.task if spec.method.embeddings == "new" else None
+            task = spec.task if spec.method.embeddings in ("new", "used") else None
             wanted.setdefault((spec.checkpoint, spec.method, task), spec)
     if not wanted:
         return
@@ -325,24 +325,25 @@ def check_matched_sizes(specs: Sequence[RunSpec], data_dir: Path | None = None) 
 
 
 def trained_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None) -> tuple[int, ...]:
-    """Return the tokens whose embeddings are trained with `embeddings: new`.
+    """Return the tokens whose embeddings a run trains with `embeddings: new` or `embeddings: used`.
 
-    These tokens occur in the run's training data but were not trained in pretraining.
+    All of them occur in the run's training data. With `new`, they were not trained in pretraining.
     """
     from petransfer.data.encoded_examples import encode_part
+    from petransfer.methods.shared.trained_tokens import trained_tokens
     from petransfer.models.checkpoint_files import new_tokens
     from petransfer.models.loading import tokenizer_and_layout
     from petransfer.training.batches import used_examples
 
     new = new_tokens(spec.checkpoint, config.vocab_size) if spec.method.embeddings == "new" else ()
-    if not new:
+    if not new and spec.method.embeddings != "used":
         return ()
     rows = load_task(spec.task.name, data_dir, **spec.task.arguments).load(spec.task.split).train
     tokenizer, layout = tokenizer_and_layout(spec.checkpoint, config)
     train = spec.train
     used = functools.partial(used_examples, len(rows), train.batch_size, train.steps, spec.seed)
     found = encode_part(rows, spec.task.prefix, tokenizer, layout, used=used).token_ids
-    return tuple(token for token in new if token in found)
+    return trained_tokens(spec.method, new, found)
 
 
 def demand_of(

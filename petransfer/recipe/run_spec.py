@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 Bits = Literal[4, 8, 16, 32]
 Reinit = Literal["none", "embeddings", "body", "all"]
-Embeddings = Literal["frozen", "new", "trained"]
+Embeddings = Literal["frozen", "new", "used", "trained"]
 Schedule = Literal["linear", "cosine", "constant"]
 RateScaling = Literal["none", "rms"]
 Optimizer = Literal["adamw", "adamw-8bit", "paged-adamw-8bit"]

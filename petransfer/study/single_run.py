@@ -19,6 +19,7 @@ from petransfer.data.encoding import Encoded
 from petransfer.data.rows.chat_rows import readable_input
 from petransfer.evaluation.exact_match import Evaluation, summary
 from petransfer.methods import apply_method, computes_narrower, save_method, weights_bits
+from petransfer.methods.shared.trained_tokens import trained_tokens
 from petransfer.models.base_record import base_record
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import check_bf16, check_optimizer, inventory, weight_count
@@ -137,8 +138,7 @@ def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel
         folder.write_json("spec.json", spec.as_dict() | base_record(spec, loaded.tokenizer))
     if base.cost is None:
         base.cost = _quantisation_cost(spec, loaded, parts["dev"], base.settings.force)
-    # Only new tokens that occur in the training data are trained. The others would only learn to be suppressed.
-    loaded = replace(loaded, new_tokens=tuple(piece for piece in loaded.new_tokens if piece in token_ids))
+    loaded = replace(loaded, new_tokens=trained_tokens(spec.method, loaded.new_tokens, token_ids))
     applied = apply_method(loaded, spec.method, spec.seed)
     resumed = peek_progress(folder.path / "state", spec.canonical_json())
     names = base.settings.log_with if base.process.leads else ()

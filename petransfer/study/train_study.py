@@ -122,7 +122,7 @@ def memory_if_predictable(grid: StudyGrid, card: Card | None, checkpointing: boo
 
 @functools.lru_cache(maxsize=1)
 def new_tokens_of(spec: RunSpec) -> tuple[int, ...]:
-    """Return the tokens of a run that are new to the checkpoint and whose embeddings are trained."""
+    """Return the tokens whose embeddings a run trains with `embeddings: new` or `embeddings: used`."""
     from petransfer.models.architecture import configuration  # imports transformers
 
     return trained_new_tokens(spec, configuration(spec.checkpoint)[0])

@@ -18,14 +18,20 @@ from transformers import AutoModelForSeq2SeqLM, BertConfig, BertModel, MT5Config
 from transformers.pytorch_utils import Conv1D
 
 from petransfer.errors import UserError
+from petransfer.memory.study_memory import trained_new_tokens
 from petransfer.methods import apply_method
-from petransfer.models.architecture import has_own_head
+from petransfer.methods.shared.trained_tokens import trained_tokens
+from petransfer.models.architecture import configuration, has_own_head
 from petransfer.models.control_arms import randomly_initialized
 from petransfer.models.file_backed import FileBackedTensors
 from petransfer.models.loading import load_checkpoint, load_on_disk
 from petransfer.models.quantization import REASONS, inventory
 from petransfer.models.registry import NANO, checkpoint_spec
 from petransfer.recipe.run_spec import Bits, Embeddings, Reinit, RunSpec
+from petransfer.study.folders import RunFolder
+from petransfer.study.settings import Settings
+from petransfer.study.single_run import open_base, prepare
+from petransfer.training.execution import Execution
 from petransfer.training.losses import token_loss
 from tests.conftest import LORA
 
@@ -190,6 +196,26 @@ def test_embeddings_new_trains_only_the_embeddings_of_new_tokens(tiny_spec: Call
         replace(load_checkpoint(checkpoint_spec("nano/english"), 32), new_tokens=()), replace(LORA, embeddings="new"), 0
     )
     assert not any("trainable_tokens" in name for name, _ in none.named_parameters())
+
+
+def test_trained_tokens_occur_in_the_training_data() -> None:
+    used = {200, 3, 9}
+    assert trained_tokens(replace(LORA, embeddings="used"), new=(200, 7), used=used) == (3, 9, 200)
+    assert trained_tokens(replace(LORA, embeddings="new"), new=(200, 7), used=used) == (200,)
+    assert trained_tokens(LORA, new=(200, 7), used=used) == ()
+
+
+def test_embeddings_used_trains_the_rows_that_the_memory_planner_counts(
+    tiny_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    spec = tiny_spec(replace(LORA, embeddings="used"), steps=2)
+    config = configuration(spec.checkpoint)[0]
+    tokens = trained_new_tokens(spec, config)
+    assert 10 < len(tokens) < config.vocab_size
+    settings = Settings(Execution(threads=1), cpu=True)
+    model = prepare(spec, RunFolder(tmp_path), open_base(spec, settings)).model
+    rows = [value for name, value in model.named_parameters() if value.requires_grad and "trainable_tokens" in name]
+    assert {value.shape[0] for value in rows} == {len(tokens)}
 
 
 def test_a_checkpoint_with_its_own_tokenizer_has_no_new_tokens(tiny_t5: Path) -> None:
