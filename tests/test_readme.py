@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,25 @@ def test_the_table_of_claims_has_a_column_for_each_benchmark_with_all_effects(tm
     head, _, english, *_ = claims(tmp_path).splitlines()
     assert head.split(" | ")[1:] == ["SCAN, LoRA", "SCAN, full fine-tuning", "COGS, LoRA", "COGS, full fine-tuning |"]
     assert english.endswith("inconclusive (one seed) |")
+    removed = ("code-scratch (lexical)", "full")
+    content["effects"] = [one for one in content["effects"] if (one["name"], one["method"].split(" ")[0]) != removed]
+    (tmp_path / "transfer-cogs" / "effects.json").write_text(json.dumps(content), encoding="utf-8")
+    assert claims(tmp_path).splitlines()[0].split(" | ")[1:] == ["SCAN, LoRA", "SCAN, full fine-tuning", "COGS, LoRA |"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("difference", 99.9), ("verdict", "holds"), ("interval", None)])
+def test_the_table_of_claims_changes_with_the_effects(key: str, value: Any, tmp_path: Path) -> None:
+    content = json.loads((RESULTS / "transfer-scan" / "effects.json").read_text(encoding="utf-8"))
+    (tmp_path / "transfer-scan").mkdir()
+    tables = []
+    for changes in ({}, {key: value}):
+        effect = next(effect for effect in content["effects"] if effect["name"] == "code-scratch" and effect["method"])
+        assert not changes or effect[key] != value
+        effect |= changes
+        (tmp_path / "transfer-scan" / "effects.json").write_text(json.dumps(content), encoding="utf-8")
+        tables.append(claims(tmp_path).splitlines())
+    changed = [line for line, before in zip(*reversed(tables), strict=True) if line != before]
+    assert [line.split(":")[0] for line in changed] == ["| code helps"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

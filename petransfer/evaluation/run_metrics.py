@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -83,11 +84,21 @@ def measure_rows(
 def _scored(metrics: Sequence[Metric], predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
     found: dict[str, float] = {}
     for metric in metrics:
-        figures = {name: float(value) for name, value in metric.score(predictions, targets).items()}
-        if figures.keys() != metric.headings.keys() or not all(map(math.isfinite, figures.values())):
+        returned = metric.score(predictions, targets)
+        figures = {name: _finite(value) for name, value in returned.items()}
+        if figures.keys() != metric.headings.keys() or None in figures.values():
             raise UserError(
-                f"the metric {metric.name} returned {figures}, not a finite figure for each of "
+                f"the metric {metric.name} returned {returned}, not a finite figure for each of "
                 f"{', '.join(metric.headings)}; repair the package that declares it"
             )
-        found |= figures
+        found |= {name: figure for name, figure in figures.items() if figure is not None}
     return found
+
+
+def _finite(value: Any) -> float | None:
+    """Return a figure of a metric as a float. None if it is not a finite number."""
+    try:
+        figure = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return figure if math.isfinite(figure) else None

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from benchmarks import memory
+from benchmarks import memory, stacked
 from benchmarks.__main__ import main
 from benchmarks.caps import most
 from benchmarks.memory import theoretical
@@ -153,13 +153,38 @@ def test_the_page_of_results_has_the_recorded_numbers() -> None:
     assert "`plan` takes {:.1f} s and `status` {:.1f} s of processor time".format(*many) in " ".join(page.split())
 
 
+def test_single_and_stacked_runs_take_turns_in_being_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, int]] = []
+
+    class Recorder:
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        def one_by_one(self, runs: int) -> None:
+            calls.append(("single", runs))
+
+        def stack(self, runs: int) -> Any:
+            return lambda: calls.append(("stacked", runs))
+
+        def trainer(self) -> Any:
+            return lambda: 1.0
+
+        def seconds(self, run: Any) -> float:
+            run()
+            return 1.0
+
+    monkeypatch.setattr(stacked, "_Bench", Recorder)
+    monkeypatch.setattr(stacked, "shares", lambda *_: {})
+    stacked.measure(stacked.Setting(rounds=2), [1, 4], torch.device("cpu"), lambda _: None)
+    first, second = ["single", "stacked"], ["stacked", "single"]
+    assert calls == [(way, runs) for ways in (first, second, first) for runs in (1, 4) for way in ways]
+
+
 @pytest.mark.slow
 def test_the_benchmark_of_stacks_measures_stacked_and_single_runs() -> None:
-    from benchmarks.stacked import Setting, measure
-
     message: list[str] = []
-    setting = Setting(batch=2, threads=1, rounds=2, steps=1)
-    found = measure(setting, [1, 2], torch.device("cpu"), message.append)
+    setting = stacked.Setting(batch=2, threads=1, rounds=2, steps=1)
+    found = stacked.measure(setting, [1, 2], torch.device("cpu"), message.append)
     assert [row["runs"] for row in found["rows"]] == [1, 2]
     for row in found["rows"]:
         assert len(row["ratios"]) == 2

@@ -26,10 +26,11 @@ def test_rows_are_distinct_and_repeatable(name: str) -> None:
 def test_targets_are_plausible() -> None:
     assert all(date.fromisoformat(target).year >= 1990 for _, target in TASKS["dates"].examples())
     assert all(json.loads(target)["name"] in text for text, target in TASKS["json"].examples())
-    assert ("5 km in m", "5000 m") in TASKS["units"].examples() or len(TASKS["units"].examples()) == 1000
-    for text, target in TASKS["units"].examples():
-        if " h in " in text:
-            assert int(target.split()[0]) == 60 * int(text.split()[0])
+    factors = {"km": 1000, "m": 100, "kg": 1000, "h": 60, "min": 60, "l": 1000}
+    units = [(*text.split(), *target.split()) for text, target in TASKS["units"].examples()]
+    assert {large for _, large, *_ in units} == factors.keys()
+    for value, large, _, small, converted, unit in units:
+        assert (int(converted), unit) == (factors[large] * int(value), small)
     for text, target in smiles_rows(50):
         assert text != target
     assert len(dict(rows_of("smiles"))) == SMILES_ROWS, "two rows have the same input"

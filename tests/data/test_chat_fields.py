@@ -137,16 +137,23 @@ def test_empty_tools_are_ignored_and_malformed_tools_are_refused() -> None:
             every(lines([{"messages": talk(n), "tools": wrong} for n in range(10)]))
 
 
-def test_empty_keys_in_a_parquet_file_are_left_out_of_tools(elsewhere: Path) -> None:
+def test_empty_keys_in_a_parquet_file_are_left_out_of_tools_and_calls(elsewhere: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
     other = {"type": "function", "function": {"name": "mul", "parameters": {"y": {"type": "int"}}}}
-    table = [{"messages": talk(n), "tools": [TOOL, other]} for n in range(10)]
+    calls = [
+        {"type": "function", "function": {"name": name, "arguments": {key: 1}}}
+        for name, key in (("add", "x"), ("mul", "y"))
+    ]
+    answers = [{"role": "assistant", "content": None, "tool_calls": calls}, {"role": "tool", "content": "2"}]
+    table = [{"messages": [*talk(n)[:1], *answers, *talk(n)[3:]], "tools": [TOOL, other]} for n in range(10)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), "chats.parquet")
-    row = every(LinesTask(train="chats.parquet"))[0]
+    first, second, *_ = every(LinesTask(train="chats.parquet"))
     plain = {"type": "function", "function": {"name": "add", "parameters": {"x": {"type": "int"}}}}
-    assert json.loads(row.input)["tools"] == [plain, other]
+    assert json.loads(first.input)["tools"] == [plain, other]
+    assert json.loads(first.target)["tool_calls"] == calls
+    assert json.loads(second.input)["messages"][1]["tool_calls"] == calls
 
 
 def test_old_function_calls_are_read_as_tool_calls() -> None:

@@ -72,8 +72,6 @@ def test_an_object_whose_values_would_be_lost_is_refused() -> None:
 
 def test_a_row_with_nested_values_is_not_read_as_a_whole_table() -> None:
     talk = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}], "tools": []}
-    Path("x.jsonl").write_text(json.dumps(talk) + "\n")
-    Path("test.jsonl").write_text(json.dumps(talk) + "\n")
     from petransfer.data.rows.json_rows import read_json
     from petransfer.data.rows.source import find_source
 

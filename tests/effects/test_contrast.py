@@ -176,7 +176,10 @@ def test_a_difference_near_zero_is_inconclusive_if_the_log_odds_are_unclear() ->
     assert effect.log_odds
     assert effect.log_odds.interval
     assert effect.log_odds.interval.holds_zero
+    assert effect.interval
+    assert not effect.interval.holds_zero
     assert effect.verdict == "inconclusive"
+    assert effect.because == "near 0 % or 100 %, the log-odds are compared too, and their difference is not clear"
 
 
 def test_an_arm_with_a_single_generalising_seed_is_not_equivalent() -> None:

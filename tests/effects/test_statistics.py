@@ -23,15 +23,6 @@ from petransfer.effects.statistics import (
     welch_p,
 )
 
-EXAMPLES = 60
-CATEGORIES = np.arange(EXAMPLES) % 3
-
-
-def simulate(rng: np.random.Generator, seeds: int, mean: float, spread: float, examples: int = EXAMPLES) -> np.ndarray:
-    """Draw an array (seeds, examples) of 0 and 1. Each seed has its own level, and the examples add noise."""
-    levels = mean + spread * rng.standard_normal((seeds, 1))
-    return (rng.random((seeds, examples)) < np.clip(levels, 0, 1)).astype(float)
-
 
 def test_equivalence_and_needed_seeds_are_none_for_one_seed() -> None:
     assert equivalence_p(np.ones(3), np.ones(9), 5.0) is None
@@ -117,6 +108,13 @@ def test_equivalence_needs_a_difference_below_the_margin() -> None:
         stats.ttest_ind(near, far + 5, equal_var=False, alternative="less").pvalue,
     )
     assert equivalence_p(near, far, 5.0) == pytest.approx(expected, rel=1e-6)
+
+
+def test_equal_means_are_not_equivalent_if_the_seeds_differ_much() -> None:
+    scores = np.array([30.0, 70.0, 40.0, 60.0, 35.0, 65.0])
+    assert (equivalence_p(scores, scores[::-1], 5.0) or 0) > 0.3
+    assert (equivalence_p(scores, scores[::-1], 25.0) or 1) < 0.05
+    assert (equivalence_p(scores, scores[::-1], 5.0, paired=True) or 0) > 0.3
 
 
 def test_the_needed_seeds_give_the_power_in_a_t_test() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +26,8 @@ def score(predictions, targets):
     return {"letters": 100 * sum(len(a) == len(b) for a, b in zip(predictions, targets)) / len(targets)}
 
 METRIC = Metric("letters", {"letters": "same length %"}, score, share_of_answers=True)
-WRONG = Metric("wrong", {"wrong": "wrong"}, lambda predictions, targets: {"wrong": float("nan")})
+RETURNED = {"wrong": float("nan")}
+WRONG = Metric("wrong", {"wrong": "wrong"}, lambda predictions, targets: RETURNED)
 """
 
 
@@ -71,7 +75,9 @@ def test_a_recipe_can_use_an_installed_metric(
     assert "did you mean 'letters'?" in capsys.readouterr().err
 
 
-def test_a_metric_that_returns_nan_is_an_error(installed: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_that_returns_no_finite_figure_is_an_error(
+    installed: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from petransfer.data import Example, SplitData
     from petransfer.data.encoding import encode_examples
     from petransfer.models.loading import load_checkpoint
@@ -81,5 +87,11 @@ def test_a_metric_that_returns_nan_is_an_error(installed: Path, tiny_t5: Path, m
     rows = [Example(0, "to walk", "gehen", "all")]
     encoded = encode_examples(rows, "", loaded.tokenizer, loaded.layout)
     task = TaskSpec("lines", "held-out", metrics=("wrong",))
-    with pytest.raises(UserError, match=r"the metric wrong returned .*, not a finite figure for each of wrong"):
-        measure(loaded.model, loaded, task, SplitData(rows, rows, rows), "test", encoded)
+    wrong: tuple[dict[str, Any], ...] = (
+        {"wrong": float("nan")}, {"wrong": float("inf")}, {"wrong": None}, {"wrong": "many"}, {"other": 1.0}, {},
+    )  # fmt: skip
+    for returned in wrong:
+        monkeypatch.setattr(importlib.import_module("letter_metrics"), "RETURNED", returned)
+        message = f"the metric wrong returned {returned}, not a finite figure for each of wrong"
+        with pytest.raises(UserError, match=re.escape(message)):
+            measure(loaded.model, loaded, task, SplitData(rows, rows, rows), "test", encoded)

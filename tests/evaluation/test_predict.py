@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 from transformers import BartConfig
 
+from petransfer.data import LinesTask
 from petransfer.data.encoding import Encoded, encode_examples
 from petransfer.data.task import Example
 from petransfer.data.templates import render_text
@@ -21,6 +23,7 @@ from petransfer.models.lengths import VirtualTokens, length_check
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import MethodSpec
+from tests.data.test_chat import every
 
 TOKENS = {"prompt": MethodSpec("prompt", 32, virtual_tokens=20), "prefix": MethodSpec("prefix", 32, virtual_tokens=20)}
 
@@ -37,8 +40,10 @@ def test_a_long_input_does_not_change_other_texts_and_a_longer_one_is_refused(
 ) -> None:
     ask = predictor(tiny_gpt2, method)
     long, short = "word " * 90, "word"
-    (alone,) = ask([short])
-    assert ask([long, short])[1] == alone
+    (alone,) = ask.generations([short])
+    cut, other = ask.generations([long, short])
+    assert other == alone
+    assert (cut.ended, cut.input_tokens + cut.tokens + 20 * bool(method)) == (False, 128)
     taken = ", of which the adapter's virtual tokens take 20" if method else ""
     with pytest.raises(UserError, match=rf"\d+ tokens; the model has 128 positions{taken}; shorten it"):
         ask([short, "word " * 140])
@@ -103,10 +108,13 @@ def test_a_long_input_does_not_limit_the_text_of_another_example(tiny_gpt2: Path
     assert evaluate(loaded.model, loaded, rows, encoded).audited == 2
     answers = measure_rows(loaded.model, loaded, ["token_f1"], [row.target for row in rows], [], encoded).answers
     limit = int(1.5 * len(encoded[1].target_ids)) + 8
-    (alone,) = generations(loaded.model, loaded, [encoded[1].input_ids], [limit])
-    assert alone.tokens == limit > 128 - len(encoded[0].input_ids)
-    assert answers is not None
-    assert answers[1] == alone.text
+    (cut,), (alone,) = (generations(loaded.model, loaded, [row.input_ids], [limit]) for row in encoded)
+    assert cut.tokens == 128 - len(encoded[0].input_ids) < limit
+    assert alone.tokens == limit
+    assert answers == [cut.text, alone.text]
+
+
+TEMPLATE = "{title}: {meta.n}"
 
 
 @pytest.mark.parametrize(
@@ -116,15 +124,27 @@ def test_a_long_input_does_not_limit_the_text_of_another_example(tiny_gpt2: Path
         ('{"title": true, "meta.n": 0.5}', "true: 0.5"),
         ('{"title": null, "meta.n": 3}', ": 3"),
         ('{"title": "a", "meta.n": NaN}', "a: "),
+    ],
+)
+def test_render_text_makes_the_input_that_a_row_of_the_training_data_has(
+    text: str, expected: str, elsewhere: Path
+) -> None:
+    assert render_text(TEMPLATE, text) == expected
+    row = json.loads(text) | {"target": "walk"}
+    others = [{**row, "title": f"title {n}"} for n in range(11)]
+    Path("rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (row, *others)))
+    assert every(LinesTask(train="rows.jsonl", template=TEMPLATE))[0].input == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
         ('{"title": null, "meta.n": NaN}', "the title is missing"),
         ('{"title": "a", "meta.n": [1]}', "the meta.n is a list, not text"),
         ('{"title": "a"}', "not a JSON object with title, meta.n"),
         ("[1]", "not a JSON object with title, meta.n"),
     ],
 )
-def test_render_text_inserts_values_of_a_json_object_into_a_template(text: str, expected: str) -> None:
-    try:
-        found = render_text("{title}: {meta.n}", text)
-    except UserError as error:
-        found = str(error)
-    assert expected in found
+def test_render_text_refuses_a_text_without_usable_values_for_the_template(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        render_text(TEMPLATE, text)

@@ -77,6 +77,8 @@ def test_fp32_weights_under_bf16_autocast_are_scored_in_bf16(tiny_t5: Path) -> N
         (row.margin * 2**14).is_integer() for row in outcome.scored
     )  # each margin is the difference of two bf16 numbers
     assert outcome.near_ties > 0
+    assert outcome.audited + outcome.near_ties == len(examples)
+    assert outcome.disagreements == 0
 
 
 @pytest.mark.parametrize("kind", ["tiny_t5", "tiny_gpt2"])

@@ -147,10 +147,12 @@ def test_each_name_in_targets_must_match_one_of_the_chosen_layers() -> None:
     apply_method(meta_model(config, "t5", method, False), method, 0)
 
 
-def test_a_list_of_targets_may_contain_experts_but_no_unknown_layers() -> None:
+def test_experts_in_a_list_of_targets_are_left_out_and_unknown_layers_are_refused() -> None:
     config = MixtralConfig(**SMALL, num_hidden_layers=1, num_local_experts=4)
     method = MethodSpec("lora", rank=4, targets=("q_proj", "w1", "w2", "w3"))
-    apply_method(meta_model(config, "mixtral", method, True), method, 0)
+    model = apply_method(meta_model(config, "mixtral", method, True), method, 0)
+    trained = [name for name, value in model.named_parameters() if value.requires_grad]
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name in trained} == {"q_proj"}
     method = replace(method, targets=("q_proj", "w4"))
     with pytest.raises(UserError, match=r"no layer's name ends in 'w4'"):
         apply_method(meta_model(config, "mixtral", method, True), method, 0)

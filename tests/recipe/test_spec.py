@@ -109,6 +109,14 @@ def test_every_field_except_paths_changes_the_run_id(field: str) -> None:
     assert other.run_id != SPEC.run_id
 
 
+@pytest.mark.parametrize("field", ["task.options", "method.options"])
+def test_the_order_of_options_does_not_change_the_run_id(field: str) -> None:
+    options = {"dev_size": 40, "block_size": 4, "seed": 1}
+    turned = dict(reversed(options.items()))
+    assert list(turned) != list(options)
+    assert changed(field, options).run_id == changed(field, turned).run_id != SPEC.run_id
+
+
 def test_no_two_changes_give_the_same_run_id() -> None:
     assert len({changed(field, value).run_id for field, value in CHANGES.items()}) == len(CHANGES)
 

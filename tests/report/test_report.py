@@ -257,14 +257,18 @@ def _without_a_column(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"), [(_lose, "is missing"), (_cut, "cannot be read"), (_without_a_column, "cannot be read")]
 )
-def test_a_run_with_missing_or_damaged_examples_is_reported(
+def test_a_run_with_missing_or_damaged_examples_is_left_out_and_reported(
     study: tuple[list[Cell], StudyFolder], damage: Callable[[Path], None], message: str,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     cells, folder = study
+    draw_nothing(monkeypatch)
     run = folder.run(cells[0].run_id).path
     damage(run / "examples.parquet")
     assert _report(folder.path, monkeypatch) == 0
+    (effect,) = json.loads((folder.path / "effects.json").read_text())["effects"]
+    assert (effect["left_seeds"], effect["right_seeds"]) == ([61.0, 62.0], [10.0, 11.0])
+    assert "| 2 of 3 | 61.5 (61.0 to 62.0) |" in (folder.path / "table.md").read_text()
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
     assert f"{run / 'examples.parquet'} {message}" in line
     assert "--repair" in line

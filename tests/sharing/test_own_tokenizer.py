@@ -68,7 +68,18 @@ def plain(base: Path, adapter: Path, text: str) -> str:
     return str(tokenizer.decode(out, skip_special_tokens=True))
 
 
-def test_the_tokenizer_of_the_adapter_is_used_by_predict_serve_and_merge(
+def plain_log_prob(base: Path, adapter: Path, text: str, target: str) -> float:
+    """Return the mean log-probability of the target's tokens and the end token, from plain peft."""
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base).eval(), adapter).eval()
+    given, wanted = (tokenizer(each, add_special_tokens=False)["input_ids"] for each in (text, target))
+    wanted = [*wanted, tokenizer.eos_token_id]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([given + wanted])).logits[0, len(given) - 1 : -1]
+    return float(logits.log_softmax(-1)[range(len(wanted)), wanted].mean())
+
+
+def test_the_tokenizer_of_the_adapter_is_used_by_predict_evaluate_serve_and_merge(
     bases: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = bases[1]
@@ -78,7 +89,9 @@ def test_the_tokenizer_of_the_adapter_is_used_by_predict_serve_and_merge(
     adapter = Adapter.load(folder, checkpoint=str(base), device="cpu")
     assert adapter.predict(["a <tool> b"], 8) == [wanted]
     assert adapter.predict(["a <tool> b"], 8, chat=True) == [wanted_chat]
-    assert adapter.evaluate([("a <tool> b", wanted)]).examples == 1
+    scores = adapter.evaluate([("a <tool> b", "<x> c")])
+    expected = plain_log_prob(base, folder, "a <tool> b", "<x> c")
+    assert scores.log_prob_per_token == pytest.approx(expected, rel=1e-4)
     options = ("--checkpoint", str(base), "--cpu", "--max-new-tokens", "8", "--json")
     capsys.readouterr()
     assert call("predict", str(folder), "a <tool> b", *options) == 0

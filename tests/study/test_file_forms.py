@@ -99,14 +99,12 @@ def test_the_error_for_a_sweep_file_of_a_wrong_form_names_the_file(
     assert plot(groups_of(cells, folder))
 
 
-@pytest.mark.parametrize("file", ["result.json", "spec.json", "failed.json"])
+@pytest.mark.parametrize("file", ["result.json", "spec.json"])
 def test_a_run_with_a_file_of_a_wrong_form_is_damaged(file: str, study: tuple[list[Cell], StudyFolder]) -> None:
     cells, folder = study
     run = folder.run(cells[0].run_id)
-    original = (
-        {"error": "broken", "kind": "failure"} if file == "failed.json" else json.loads((run.path / file).read_text())
-    )
-    text = json.dumps(original)
+    text = (run.path / file).read_text()
+    original = json.loads(text)
     named = 0
     try:
         for path, content in _changed(original):
@@ -120,12 +118,30 @@ def test_a_run_with_a_file_of_a_wrong_form_is_damaged(file: str, study: tuple[li
                 environment = run.result().get("environment")  # type: ignore[union-attr]
                 assert environment is None or set(environment) >= {"packages", "python", "device", "threads"}, path
     finally:
-        if file == "failed.json":
-            (run.path / file).unlink()
-        else:
-            (run.path / file).write_text(text)
-    # a failed.json of a wrong form does not need to count as damage, but must not raise an error
-    assert named > {"result.json": 80, "spec.json": 100, "failed.json": -1}[file]
+        (run.path / file).write_text(text)
+    assert named > {"result.json": 80, "spec.json": 100}[file]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_failed_json_of_a_wrong_form_does_not_change_the_status(
+    finished: bool, study: tuple[list[Cell], StudyFolder]
+) -> None:
+    cells, folder = study
+    run = folder.run(cells[0].run_id)
+    done = (run.path / "DONE").read_text()
+    contents = [content for _, content in _changed({"error": "broken", "kind": "failure"})]
+    assert len(contents) > 20
+    try:
+        if not finished:
+            (run.path / "DONE").unlink()
+        for content in contents:
+            (run.path / "failed.json").write_text(json.dumps(content))
+            (row,) = rows_of(cells[:1], folder)
+            reason = str(content.get("error")) if isinstance(content, dict) and content else None
+            assert (row.status, row.failure) == (("done", None) if finished else ("failed", reason)), content
+    finally:
+        (run.path / "failed.json").unlink()
+        (run.path / "DONE").write_text(done)
 
 
 def test_effects_of_a_wrong_form_are_computed_again(study: tuple[list[Cell], StudyFolder]) -> None:

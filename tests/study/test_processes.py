@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -204,3 +205,28 @@ def test_signals_have_default_handlers_while_a_process_waits_for_the_others() ->
         with default_signal_handlers():
             assert [signal.getsignal(number) for number in numbers] == [signal.SIG_DFL] * 2
         assert [signal.getsignal(number) for number in numbers] == set_before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_process_that_waits_for_the_others(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, says = os.pipe()
+
+    def state(**_: object) -> None:
+        os.write(says, b"waits")
+        time.sleep(10)  # with a handler in Python, the wait would continue after the signal
+
+    monkeypatch.setattr("petransfer.study.process_group.PartialState", state)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    waiting = os.fork()
+    if waiting == 0:
+        with stop_on_signals() as stopped, contextlib.suppress(BaseException):
+            Group.join(True, stopped)
+        os._exit(0)
+    os.close(says)
+    with os.fdopen(begun, "rb") as pipe:
+        assert pipe.read(5) == b"waits"
+        os.kill(waiting, number)
+    assert os.waitstatus_to_exitcode(os.waitpid(waiting, 0)[1]) == -number

@@ -152,13 +152,14 @@ def test_the_best_weights_are_in_the_model_at_the_end(
     assert [path.name for path in sorted((tmp_path / "state").iterdir())] == [f"best-{best:09d}", f"step-{last:09d}"]
 
 
-def test_a_time_limit_ends_training(tiny_t5: Path, tmp_path: Path) -> None:
-    seen: dict[int, Any] = {}
-    hooks = Hooks(evaluate_at={8}, evaluate=lambda _: {"dev_em": 0.0, "dev_loss": 1.0})
+def test_a_time_limit_ends_training_with_an_evaluation(tiny_t5: Path, tmp_path: Path) -> None:
+    """The first evaluation was planned for step 8."""
+    hooks = Hooks(evaluate_at={8}, evaluate=lambda _: {"dev_em": 30.0, "dev_loss": 1.0})
     stopping = EarlyStopping(every=8, max_minutes=1e-6)
-    seen["loop"] = loop = make_loop(tiny_t5, tmp_path, hooks=hooks, early_stopping=stopping)
-    progress = loop.run()
+    progress = make_loop(tiny_t5, tmp_path, hooks=hooks, early_stopping=stopping).run()
     assert (progress.step, progress.early_stopping["stop_reason"]) == (1, "max_minutes")
+    assert (progress.early_stopping["evaluations"], progress.early_stopping["best_step"]) == (1, 1)
+    assert [(line["step"], line["dev_em"]) for line in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 30.0)]
 
 
 def _spec(tiny_spec: Callable[..., RunSpec], **stopping: Any) -> RunSpec:
