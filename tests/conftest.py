@@ -143,7 +143,7 @@ def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_spec(tiny_t5: Path, tiny_rows: Path) -> Callable[..., RunSpec]:
     """A function that makes a spec with the tiny T5. Keyword arguments replace fields of the spec."""
 

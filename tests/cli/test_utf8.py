@@ -17,23 +17,33 @@ from tests.cli.calls import call, refused
 PLAIN = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
 
 
-def plan(folder: Path, *options: str) -> subprocess.CompletedProcess[bytes]:
-    """Run `petransfer train --plan` in a process with the locale C and without Python's UTF-8 mode."""
-    environment = os.environ | PLAIN | {"PETRANSFER_CACHE": str(folder / "cache")}
-    arguments = ["-m", "petransfer", "train", "nano/english", *options, "--plan", "--json", "--cpu"]
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, check=False, timeout=300
-    )
-
-
-def test_non_ascii_paths_and_columns_work_under_a_locale_without_utf8(tmp_path: Path) -> None:
+def test_non_ascii_paths_work_under_a_locale_without_utf8(tmp_path: Path) -> None:
+    """The process has the locale C and not Python's UTF-8 mode. The command imports no torch, so that it is fast."""
     (tmp_path / "Größe").mkdir()
-    rows = "".join(f"gehe {n},é {n}\n" for n in range(40))
-    (tmp_path / "Größe" / "Daten.csv").write_text(f"größe,été\n{rows}", encoding="utf-8")
-    columns = ("--input-column", "größe", "--target-column", "été")
-    done = plan(tmp_path, "Größe/Daten.csv", *columns, "--out", "Übung", "--prefix", "löse: ")
+    arguments = ["-m", "petransfer", "recipes", "cp", "lora-scan", "Größe/Übung.yaml"]
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=tmp_path,
+        env=os.environ | PLAIN,
+        capture_output=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
-    recipe = json.loads(done.stdout)["recipe"]
+    assert [path.name for path in (tmp_path / "Größe").iterdir()] == ["Übung.yaml"]
+    assert b"Gr??e/?bung.yaml" in done.stdout + done.stderr
+
+
+def test_non_ascii_paths_columns_and_prefixes_are_read_and_printed(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (elsewhere / "Größe").mkdir()
+    rows = "".join(f"gehe {n},é {n}\n" for n in range(40))
+    (elsewhere / "Größe" / "Daten.csv").write_text(f"größe,été\n{rows}", encoding="utf-8")
+    columns = ("--input-column", "größe", "--target-column", "été")
+    given = ("nano/english", "Größe/Daten.csv", *columns, "--out", "Übung", "--prefix", "löse: ")
+    assert call(monkeypatch, "train", *given, "--plan", "--json", "--cpu") == 0
+    recipe = json.loads(capsys.readouterr().out)["recipe"]
     assert recipe["task"]["options"]["train"] == "Größe/Daten.csv"
     assert (recipe["task"]["options"]["input"], recipe["task"]["prefix"]) == ("größe", "löse: ")
 

@@ -344,7 +344,9 @@ def _kill_one(driver: Process, way: Way, out: Path, rng: random.Random) -> int:
         if victims:
             victim = rng.choice(victims)
             victim.kill()
-            with contextlib.suppress(psutil.TimeoutExpired):
+            if victim.pid == driver.pid:  # psutil would take the exit code, which `driver.poll` still needs
+                driver.wait()
+            else:
                 psutil.wait_procs([victim], timeout=5)
             return 1
     return 0

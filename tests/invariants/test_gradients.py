@@ -21,14 +21,14 @@ from petransfer.training.hooks import Hooks
 from petransfer.training.loop import Loop
 from tests.conftest import FULL, LORA
 
-SPEC = TrainSpec(steps=4, batch_size=24, learning_rate=1e-3, max_grad_norm=0.0)
+SPEC = TrainSpec(steps=4, batch_size=12, learning_rate=1e-3, max_grad_norm=0.0)
 
 
 def _gradients(
     folder: Path, method: object, micro_batch: int, state: Path, budget: int = 0
 ) -> tuple[dict[str, torch.Tensor], Loop]:
     loaded = load_checkpoint(checkpoint_spec(str(folder)), 32)
-    examples = encode_examples(load_task("scan").load("length").train[:200], "", loaded.tokenizer, loaded.layout)
+    examples = encode_examples(load_task("scan").load("length").train[:100], "", loaded.tokenizer, loaded.layout)
     for module in loaded.model.modules():  # no dropout, because it depends on the shape of its input
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -59,18 +59,18 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
     kind: str, method: object, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     folder = request.getfixturevalue(kind)
-    whole, loop = _gradients(folder, method, 24, tmp_path / "whole")
+    whole, loop = _gradients(folder, method, 12, tmp_path / "whole")
     assert whole
     assert any(bool(value.abs().max() > 1e-6) for value in whole.values())
-    assert len(loop.source.batch(1, 0, 1).micro_batches(24, 150)) > 2
-    for size, budget in ((7, 0), (1, 0), (24, 150)):
+    assert len(loop.source.batch(1, 0, 1).micro_batches(12, 100)) > 2
+    for size, budget in ((5, 0), (1, 0), (12, 100)):
         cut, _ = _gradients(folder, method, size, tmp_path / f"{size}-{budget}", budget)
         assert cut.keys() == whole.keys()
         for name, value in whole.items():
             torch.testing.assert_close(
                 cut[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
             )
-    assert loop.progress.micro_batch == 24
+    assert loop.progress.micro_batch == 12
 
 
 def test_the_loss_is_the_mean_over_the_batch_s_target_tokens(tiny_t5: Path, tmp_path: Path) -> None:
@@ -101,21 +101,21 @@ def test_two_processes_divide_a_batch_without_missing_or_repeated_examples(tiny_
 def test_running_out_of_memory_reduces_the_micro_batch_and_keeps_the_gradient(
     tiny_spec: Callable[..., object], tiny_t5: Path, tmp_path: Path
 ) -> None:
-    whole, _ = _gradients(tiny_t5, LORA, 24, tmp_path / "whole")
+    whole, _ = _gradients(tiny_t5, LORA, 12, tmp_path / "whole")
     loaded = load_checkpoint(checkpoint_spec(str(tiny_t5)), 32)
-    examples = encode_examples(load_task("scan").load("length").train[:200], "", loaded.tokenizer, loaded.layout)
+    examples = encode_examples(load_task("scan").load("length").train[:100], "", loaded.tokenizer, loaded.layout)
     for module in loaded.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     model = apply_method(loaded, LORA, 0)
     loop = Loop(
-        model, ShuffledExamples(examples, 24, 0, loaded.layout), SPEC, this_process(cpu=True), tmp_path / "small",
-        identity="x", seed=0, execution=Execution(micro_batch=24), hooks=Hooks(),
+        model, ShuffledExamples(examples, 12, 0, loaded.layout), SPEC, this_process(cpu=True), tmp_path / "small",
+        identity="x", seed=0, execution=Execution(micro_batch=12), hooks=Hooks(),
     )  # fmt: skip
     plain = loop.loss_function
 
     def scarce(wrapped: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        if len(batch["labels"]) > 6:
+        if len(batch["labels"]) > 3:
             raise torch.OutOfMemoryError("out of memory")
         return plain(wrapped, batch)
 
@@ -127,7 +127,7 @@ def test_running_out_of_memory_reduces_the_micro_batch_and_keeps_the_gradient(
     )
     for step in (0, 1):
         loop.take_step_within_memory(step)
-    assert loop.progress.micro_batch == 6
+    assert loop.progress.micro_batch == 3
     assert loop.progress.token_budget == 250_000
     assert loop.progress.out_of_memory == 2
     for name, value in whole.items():

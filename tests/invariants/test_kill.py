@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 
 import pytest
 
+import petransfer.study.fine_tune  # noqa: F401 - imported here, so that the forked commands need not import it
+from tests.invariants import forked_command
 from tests.invariants.kill_and_resume import WAYS, main, until
 
 
-def test_killed_runs_resume_with_the_same_result() -> None:
-    assert main(kills=2, seed=1, steps=20, forked=True)["kills"] == 2
+def test_killed_runs_resume_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands are forks of this process, because a fork server would import torch and other libraries again."""
+    monkeypatch.setattr(forked_command, "_CONTEXT", multiprocessing.get_context("fork"))
+    assert main(kills=2, seed=1, steps=12, forked=True)["kills"] == 2
 
 
 def test_rounds_are_repeated_until_there_are_enough_kills() -> None:

@@ -19,7 +19,7 @@ from petransfer.evaluation.generation import generate
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.training.autocast import autocast_forward
-from petransfer.training.batches import collate
+from petransfer.training.batches import IGNORED, collate
 from petransfer.training.losses import token_loss
 
 
@@ -42,9 +42,13 @@ def _trained(folder: Path) -> tuple[Loaded, list[Example], list[object]]:
     encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
     model = loaded.model.float().eval()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    batch = collate(encoded[:12], loaded.layout)
+    tokens = int((batch["labels"] != IGNORED).sum())
     for _ in range(300):
-        batch = collate(encoded[:12], loaded.layout)
-        token_loss(model, batch).div(12).backward()
+        loss = token_loss(model, batch)
+        if float(loss.detach()) < 0.2 * tokens:
+            break
+        loss.div(12).backward()
         optimizer.step()
         optimizer.zero_grad()
     return loaded, examples, encoded  # type: ignore[return-value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,13 +26,30 @@ from petransfer.study.folders import RunFolder
 from petransfer.study.settings import Settings
 from petransfer.study.single_run import run_one
 from petransfer.training import state
-from petransfer.training.batches import ShuffledExamples
 from petransfer.training.execution import Execution
 from petransfer.training.metrics_file import read_metrics
 from tests.conftest import FULL, LORA
 
 SETTINGS = Settings(Execution(threads=1, log_every=2, save_every=0.0), cpu=True)
 Make = Callable[..., RunSpec]
+
+
+@pytest.fixture(autouse=True)
+def _no_reload_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not load saved weights again, which takes as long as training. test_reload_check.py tests this check."""
+    monkeypatch.setattr("petransfer.study.single_run.check_reloaded", lambda *_: True)
+
+
+@pytest.fixture(name="make", scope="module")
+def make_spec(tiny_spec: Make) -> Make:
+    """A function that makes specs like `tiny_spec`, but with fewer examples to score."""
+
+    def make(*arguments: Any, **options: Any) -> RunSpec:
+        spec = tiny_spec(*arguments, **options)
+        few = dict(spec.task.options) | {"dev": 8, "test": 12}
+        return replace(spec, task=replace(spec.task, options=tuple(sorted(few.items()))))
+
+    return make
 
 
 def _run(spec: RunSpec, folder: Path, stop_at: set[int] | None = None) -> dict[str, Any] | None:
@@ -79,12 +97,12 @@ ADAPTER, MODEL = "adapter/adapter_model.safetensors", "model/model.safetensors"
     ids=["lora", "lora-embeddings", "lora-4-bit", "lora-8-bit", "full", "full-adamw-8bit"],
 )
 def test_an_interrupted_run_is_bit_identical_to_an_uninterrupted_run(
-    method: MethodSpec, file: str, optimizer: Optimizer, tiny_spec: Make, tmp_path: Path
+    method: MethodSpec, file: str, optimizer: Optimizer, make: Make, tmp_path: Path
 ) -> None:
-    spec = tiny_spec(method, steps=9)
+    spec = make(method, steps=6)
     spec = replace(spec, train=replace(spec.train, optimizer=optimizer))
     whole = _run(spec, tmp_path / "whole")
-    stops = {1, 4, 5}
+    stops = {1, 2}
     tries = 0
     result = None
     while result is None:
@@ -92,8 +110,8 @@ def test_an_interrupted_run_is_bit_identical_to_an_uninterrupted_run(
         tries += 1
         if result is None:  # a kill can happen between writing a line and saving the state
             with (tmp_path / "cut" / "metrics.jsonl").open("a") as metrics:
-                metrics.write('{"step": 6, "loss": 0}\n{"st')
-    assert tries == 4
+                metrics.write('{"step": 5, "loss": 0}\n{"st')
+    assert tries == 3
     assert _same(_weights(tmp_path / "whole", file), _weights(tmp_path / "cut", file))
     assert _numbers(whole) == _numbers(result)
     lines = [
@@ -101,14 +119,14 @@ def test_an_interrupted_run_is_bit_identical_to_an_uninterrupted_run(
         for name in ("whole", "cut")
     ]
     assert lines[0] == lines[1]
-    assert [line["step"] for line in lines[0]] == list(range(1, 10))  # every step has a point of the learning curve
+    assert [line["step"] for line in lines[0]] == list(range(1, 7))  # every step has a point of the learning curve
     assert all(0 <= line["dev_em"] <= 100 for line in lines[0])
     assert not (tmp_path / "cut" / "state").exists()
 
 
-def test_gradient_checkpointing_does_not_change_the_result(tiny_spec: Make, tmp_path: Path) -> None:
+def test_gradient_checkpointing_does_not_change_the_result(make: Make, tmp_path: Path) -> None:
     """This includes dropout: the repeated forward pass draws the same values."""
-    spec = tiny_spec(replace(LORA, dropout=0.1))
+    spec = make(replace(LORA, dropout=0.1), steps=4)
     plain = _run(spec, tmp_path / "plain")
     settings = replace(SETTINGS, execution=replace(SETTINGS.execution, checkpointing=True))
     checkpointed = run_one(spec, RunFolder(tmp_path / "checkpointed"), settings)
@@ -116,9 +134,13 @@ def test_gradient_checkpointing_does_not_change_the_result(tiny_spec: Make, tmp_
     assert _numbers(plain) == _numbers(checkpointed)
 
 
-def test_two_runs_of_one_spec_are_identical_and_another_seed_gives_another_run(tiny_spec: Make, tmp_path: Path) -> None:
-    spec = tiny_spec()
-    first, second = _run(spec, tmp_path / "a"), _run(spec, tmp_path / "b")
+def test_runs_depend_on_their_spec_and_seed_but_not_on_earlier_random_numbers(make: Make, tmp_path: Path) -> None:
+    spec = make(steps=4)
+    torch.manual_seed(123)
+    torch.rand(7)
+    first = _run(spec, tmp_path / "a")
+    torch.rand(13)
+    second = _run(spec, tmp_path / "b")
     other = _run(replace(spec, seed=1), tmp_path / "c")
     assert _same(_weights(tmp_path / "a"), _weights(tmp_path / "b"))
     assert _numbers(first) == _numbers(second)
@@ -126,34 +148,40 @@ def test_two_runs_of_one_spec_are_identical_and_another_seed_gives_another_run(t
     assert _numbers(first) != _numbers(other)
 
 
-def test_adapters_depend_on_the_seed_and_not_on_earlier_random_numbers(tiny_spec: Make, tmp_path: Path) -> None:
-    torch.manual_seed(123)
-    torch.rand(7)
-    _run(tiny_spec(), tmp_path / "a")
-    torch.rand(13)
-    _run(tiny_spec(), tmp_path / "b")
-    assert _same(_weights(tmp_path / "a"), _weights(tmp_path / "b"))
+@pytest.fixture(scope="module")
+def strong(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[RunSpec, Path]]:
+    """A function that returns the spec and the folder of a run with a high learning rate, for `embeddings`."""
+
+    @functools.cache
+    def run(embeddings: str) -> tuple[RunSpec, Path]:
+        spec = make(replace(LORA, embeddings=embeddings), steps=6)
+        spec = replace(spec, train=replace(spec.train, learning_rate=3e-2))
+        folder = tmp_path_factory.mktemp(embeddings)
+        _run(spec, folder)
+        return spec, folder
+
+    return run
 
 
 @pytest.mark.parametrize("embeddings", ["frozen", "trained"])
-def test_plain_peft_gives_the_same_logits(embeddings: str, tiny_spec: Make, tiny_t5: Path, tmp_path: Path) -> None:
+def test_plain_peft_gives_the_same_logits(
+    embeddings: str, strong: Callable[[str], tuple[RunSpec, Path]], tiny_t5: Path
+) -> None:
     from petransfer.sharing.adapter import Adapter
 
-    spec = tiny_spec(replace(LORA, embeddings=embeddings), steps=12)
-    spec = replace(spec, train=replace(spec.train, learning_rate=3e-2))
-    _run(spec, tmp_path)
-    ours = Adapter.load(tmp_path, device="cpu").predictor
+    spec, folder = strong(embeddings)
+    ours = Adapter.load(folder, device="cpu").predictor
     base = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5, dtype=torch.float32)
     ids = {"input_ids": torch.tensor([[40, 50, 60, 1]]), "decoder_input_ids": torch.tensor([[0, 70, 80]])}
     with torch.no_grad():
         before = base.eval()(**ids).logits
-        plain = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+        plain = PeftModel.from_pretrained(base, folder / "adapter").eval()
         after = plain(**ids).logits
         assert torch.equal(after, ours.model(**ids).logits)
     assert (after - before).abs().max() > 1e-3
-    assert _log_probs(plain, spec) == pytest.approx(_kept_log_probs(tmp_path), abs=1e-3)
-    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert str(tmp_path) not in json.dumps(config)
+    assert _log_probs(plain, spec) == pytest.approx(_kept_log_probs(folder), abs=1e-3)
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert str(folder) not in json.dumps(config)
     assert config["base_model_name_or_path"] == spec.checkpoint.name
 
 
@@ -172,29 +200,27 @@ def _kept_log_probs(run: Path) -> list[float]:
 
 
 def test_the_order_of_the_examples_uses_the_seed_of_the_run(
-    tiny_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds: list[int] = []
 
-    class Spy(ShuffledExamples):
-        def __init__(self, examples: Any, batch_size: int, seed: int, *others: Any) -> None:
-            seeds.append(seed)
-            super().__init__(examples, batch_size, seed, *others)
+    def stop_here(examples: Any, batch_size: int, seed: int, *_: Any) -> None:
+        seeds.append(seed)
+        raise Interrupted
 
-    monkeypatch.setattr("petransfer.study.single_run.ShuffledExamples", Spy)
+    monkeypatch.setattr("petransfer.study.single_run.ShuffledExamples", stop_here)
     for seed in (3, 4):
-        _run(replace(tiny_spec(steps=3), seed=seed), tmp_path / str(seed))
+        assert _run(replace(make(steps=3), seed=seed), tmp_path / str(seed)) is None
     assert seeds == [3, 4]
 
 
 def test_training_the_embeddings_changes_the_encoder_the_decoder_and_the_head(
-    tiny_spec: Make, tiny_t5: Path, tmp_path: Path
+    strong: Callable[[str], tuple[RunSpec, Path]], tiny_t5: Path
 ) -> None:
     """T5 uses one embedding matrix in four places. All of them must use the trained embeddings."""
-    spec = tiny_spec(replace(LORA, embeddings="trained"), steps=3)
-    _run(replace(spec, train=replace(spec.train, learning_rate=3e-2)), tmp_path)
+    _, folder = strong("trained")
     model = PeftModel.from_pretrained(
-        AutoModelForSeq2SeqLM.from_pretrained(tiny_t5, dtype=torch.float32), tmp_path / "adapter"
+        AutoModelForSeq2SeqLM.from_pretrained(tiny_t5, dtype=torch.float32), folder / "adapter"
     )
     inner = model.base_model.model
     rows = torch.tensor([[5, 6, 7]])
@@ -207,9 +233,9 @@ def test_training_the_embeddings_changes_the_encoder_the_decoder_and_the_head(
 
 
 def test_a_full_disk_while_saving_keeps_the_last_complete_state(
-    tiny_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = tiny_spec(steps=6)
+    spec = make(steps=4)
     whole = _run(spec, tmp_path / "whole")
     real, calls = state.save_file, {"n": 0}
 
@@ -233,8 +259,8 @@ def test_a_full_disk_while_saving_keeps_the_last_complete_state(
     assert _numbers(whole) == _numbers(result)
 
 
-def test_a_state_of_another_spec_is_not_used(tiny_spec: Make, tmp_path: Path) -> None:
-    spec = tiny_spec(steps=6)
-    assert _run(spec, tmp_path / "cut", {3}) is None
+def test_a_state_of_another_spec_is_not_used(make: Make, tmp_path: Path) -> None:
+    spec = make(steps=6)
+    assert _run(spec, tmp_path / "cut", {1}) is None
     assert state.peek_progress(tmp_path / "cut" / "state", spec.canonical_json()) is not None
     assert state.peek_progress(tmp_path / "cut" / "state", replace(spec, seed=5).canonical_json()) is None

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from petransfer.errors import Interrupted
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import RunSpec, TaskSpec, TrainSpec
+from petransfer.study import run_scoring
 from petransfer.study import single_run as study_run
 from petransfer.study.folders import RunFolder
 from petransfer.study.settings import Settings
@@ -33,7 +34,7 @@ from tests.training.test_two_processes import in_two
 # Of 7 examples, one process has 4 and the other 3. With at most 3 examples in a pass, one process needs two passes. The
 # other needs one pass, and then repeats one example with weight 0.
 EXECUTION = Execution(threads=1, log_every=1, micro_batch=3)
-STEPS, CUT = 4, 2
+STEPS, CUT = 3, 2
 ROWS = [f"{one} {two}\t{two}\n" for one in ("walk", "run", "look") for two in ("left", "right twice", "jump", "turn")]
 
 
@@ -76,6 +77,11 @@ def _with_little_memory(model: torch.nn.Module, *given: Any) -> torch.nn.Module:
     return hollow
 
 
+def _no_reload_check(*_: Any) -> bool:
+    """Replace `check_reloaded`, which takes as long as training. Three runs in two processes keep this check."""
+    return True
+
+
 def _in_each(rank: int, folder: Path, full: RunSpec, lora: RunSpec, narrow: RunSpec) -> None:
     """Execute all runs of a process in one launch, because launching is slow: first with whole models, then sharded."""
     _run(lora, folder / "copies", execution=replace(EXECUTION, checkpointing=True))
@@ -83,6 +89,7 @@ def _in_each(rank: int, folder: Path, full: RunSpec, lora: RunSpec, narrow: RunS
     os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_CPU_RAM_EFFICIENT_LOADING="true")
     _run(full, folder / "full")
     _run(lora, folder / "lora", execution=replace(EXECUTION, checkpointing=True))
+    study_run.check_reloaded = _no_reload_check
     _run(narrow, folder / "narrow")
     _run(full, folder / "resumed", stops=rank == 1)
     assert not (folder / "resumed" / "DONE").exists()
@@ -107,12 +114,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_t5: Path, tiny_gpt2: Pat
     full = _spec(folder / tiny_t5.name, method=FULL)
     lora = _spec(folder / tiny_gpt2.name, method=LORA)
     narrow = _spec(folder / tiny_t5.name, method=replace(FULL, bits=16))
-    for name, spec in (("full", full), ("lora", lora), ("narrow", narrow)):
-        _run(spec, folder / "alone" / name)
-    _run(full, folder / "whole-to-split", stops=True)
-    assert not (folder / "whole-to-split" / "DONE").exists()
-    in_two(folder, functools.partial(_in_each, full=full, lora=lora, narrow=narrow))
-    _run(full, folder / "split-to-whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_scoring, "CURVE_POINTS", 2)
+        with patch.context() as alone:
+            alone.setattr(study_run, "check_reloaded", _no_reload_check)
+            for name, spec in (("full", full), ("lora", lora), ("narrow", narrow)):
+                _run(spec, folder / "alone" / name)
+            _run(full, folder / "whole-to-split", stops=True)
+            assert not (folder / "whole-to-split" / "DONE").exists()
+        in_two(folder, functools.partial(_in_each, full=full, lora=lora, narrow=narrow))
+        patch.setattr(study_run, "check_reloaded", _no_reload_check)
+        _run(full, folder / "split-to-whole")
     return folder
 
 

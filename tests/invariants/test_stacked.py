@@ -48,18 +48,40 @@ from tests.invariants.stacks import (
 )
 
 
+def _settings_of_tests(patch: pytest.MonkeyPatch) -> None:
+    """Let the members of a stack share passes, as on a GPU, and evaluate twice per run. Some tests change this."""
+    patch.setattr("petransfer.training.stacked.stacked_loop.joins", lambda device: True)
+    patch.setattr("petransfer.study.run_scoring.CURVE_POINTS", 2)
+
+
+def _without_reload_check(patch: pytest.MonkeyPatch) -> None:
+    """Do not load saved adapters again, which takes as long as training them. One test keeps this check."""
+    patch.setattr("petransfer.study.single_run.check_reloaded", lambda *_: True)
+
+
 @pytest.fixture(autouse=True)
-def _joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the members of a stack share passes, as on a GPU. Some tests change this."""
-    monkeypatch.setattr("petransfer.training.stacked.stacked_loop.joins", lambda device: True)
+def _fast_and_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    _settings_of_tests(monkeypatch)
+
+
+@pytest.fixture
+def no_reload_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    _without_reload_check(monkeypatch)
 
 
 @pytest.fixture(scope="module")
-def whole(dropping: list[RunSpec], tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
-    """A joined stack of three runs without interruption."""
+def pair(dropping: list[RunSpec]) -> list[RunSpec]:
+    """Specs of two runs that differ in all settings in which the members of a stack may differ."""
+    return dropping[1:]
+
+
+@pytest.fixture(scope="module")
+def whole(pair: list[RunSpec], tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    """A joined stack of two runs without interruption."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("petransfer.training.stacked.stacked_loop.joins", lambda device: True)
-        return run_study(dropping, tmp_path_factory.mktemp("whole"))
+        _settings_of_tests(patch)
+        _without_reload_check(patch)
+        return run_study(pair, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.mark.parametrize(
@@ -91,11 +113,15 @@ def test_a_joined_stack_gives_the_results_of_single_runs(
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
     spec = make(request.getfixturevalue(kind))
     specs = members(replace(spec, method=replace(spec.method, **changes)))[:count]
-    alone, stacked = run_alone(specs, tmp_path / "alone"), run_stacked(specs, tmp_path / "stacked")
+    with monkeypatch.context() as patch:
+        _without_reload_check(patch)
+        alone = run_alone(specs, tmp_path / "alone")
+    stacked = run_stacked(specs, tmp_path / "stacked")
     for one, other in zip(alone, stacked, strict=True):
         assert_close(one, other, tolerance)
 
 
+@pytest.mark.usefixtures("no_reload_check")
 def test_a_token_budget_cuts_batches_of_a_stack_like_those_of_single_runs(
     make: Make, tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,55 +135,58 @@ def test_a_token_budget_cuts_batches_of_a_stack_like_those_of_single_runs(
         assert_close(one, other, 1e-5)
 
 
+@pytest.mark.usefixtures("no_reload_check")
 def test_a_stack_without_shared_passes_is_identical_to_single_runs(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a CPU: each member has its own step on the fast path, without padding to the width of another member."""
     monkeypatch.setattr("petransfer.training.stacked.stacked_loop.joins", joins)
     spec = make(Path("nano/english"))  # it has no dropout, and its batches are packed
-    specs = members(replace(spec, method=replace(spec.method, embeddings="new")))[:2]
+    spec = replace(spec, method=replace(spec.method, embeddings="new"), train=replace(spec.train, steps=2))
+    specs = members(spec)[:2]
     alone = run_alone(specs, tmp_path / "alone")
     monkeypatch.delattr("petransfer.training.stacked.stacked_loop.accumulate")
     for one, other in zip(alone, run_stacked(specs, tmp_path / "stacked"), strict=True):
         assert_close(one, other, 0.0)
 
 
+# Each command resumes the study that the kill before it has left, so that one study is killed several times.
 KILLS = {
-    "between two states of one moment": ("petransfer.training.loop.save_state", 2, True),
     "in the very first save": ("petransfer.training.loop.save_state", 0, True),
-    "while earlier states are removed": ("petransfer.training.stacked.stacked_loop.keep_only", 4, True),
+    "between two states of one moment": ("petransfer.training.loop.save_state", 2, True),
+    "while earlier states are removed": ("petransfer.training.stacked.stacked_loop.keep_only", 2, True),
+    "while the first run is evaluated": ("petransfer.study.stacked_run.finish", 0, False),
     "after one run was done": ("petransfer.study.stacked_run.finish", 0, True),
-    "while one run is evaluated": ("petransfer.study.stacked_run.finish", 1, False),
 }
 
 
+@pytest.mark.usefixtures("no_reload_check")
 def test_a_killed_stack_is_bit_identical_to_an_uninterrupted_stack(
-    dropping: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: StudyFolder, pair: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    specs = dropping[:2]
-    whole = run_study(specs, tmp_path / "whole")
-    for at, (place, call, after) in enumerate(KILLS.values()):
+    for place, call, after in KILLS.values():
         with monkeypatch.context() as patch:
             killed_at(patch, place, call, after)
             with pytest.raises(KilledError):
-                run_study(specs, tmp_path / str(at))
-        assert_identical(whole, run_study(specs, tmp_path / str(at)), specs)
+                run_study(pair, tmp_path)
+    assert_identical(whole, run_study(pair, tmp_path), pair)
 
 
+@pytest.mark.usefixtures("no_reload_check")
 @pytest.mark.parametrize("joined", [True, False])
 def test_an_interrupted_stack_is_bit_identical_to_an_uninterrupted_stack(
-    joined: bool, whole: StudyFolder, dropping: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    joined: bool, whole: StudyFolder, pair: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("petransfer.training.stacked.stacked_loop.joins", lambda device: joined)
     if not joined:
-        whole = run_study(dropping, tmp_path / "whole")
+        whole = run_study(pair, tmp_path / "whole")
     for _ in range(2):
-        study = run_study(dropping, tmp_path / "cut", lambda: _any_line(tmp_path / "cut"))
-        assert {study.run(spec.run_id).status() for spec in dropping} == {"interrupted"}
+        study = run_study(pair, tmp_path / "cut", lambda: _any_line(tmp_path / "cut"))
+        assert {study.run(spec.run_id).status() for spec in pair} == {"interrupted"}
         for metrics in (tmp_path / "cut").rglob("metrics.jsonl"):  # a kill can happen between a line and its state
             with metrics.open("a") as file:
                 file.write('{"step": 99, "loss": 0}\n{"st')
-    assert_identical(whole, run_study(dropping, tmp_path / "cut"), dropping)
+    assert_identical(whole, run_study(pair, tmp_path / "cut"), pair)
 
 
 def test_the_trackers_of_a_stack_are_closed_when_it_is_interrupted(
@@ -170,6 +199,7 @@ def test_the_trackers_of_a_stack_are_closed_when_it_is_interrupted(
     assert len(closed) == len(dropping)
 
 
+@pytest.mark.usefixtures("no_reload_check")
 def test_a_run_restores_the_number_of_threads(
     dropping: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,8 +207,9 @@ def test_a_run_restores_the_number_of_threads(
     monkeypatch.setattr(stacks, "SETTINGS", replace(SETTINGS, execution=replace(SETTINGS.execution, threads=3)))
     before = torch.get_num_threads()
     assert before != 3
-    run_alone(dropping[:1], tmp_path / "alone")
-    run_stacked(dropping[1:], tmp_path / "stacked")
+    short = [replace(spec, train=replace(spec.train, steps=1)) for spec in dropping]
+    run_alone(short[:1], tmp_path / "alone")
+    run_stacked(short[1:], tmp_path / "stacked")
     assert torch.get_num_threads() == before
 
 
@@ -186,6 +217,7 @@ def _any_line(study: Path) -> bool:
     return any(study.rglob("metrics.jsonl"))
 
 
+@pytest.mark.usefixtures("no_reload_check")
 def test_a_failing_run_does_not_change_the_other_runs_of_a_stack(
     dropping: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,18 +230,18 @@ def test_a_failing_run_does_not_change_the_other_runs_of_a_stack(
     assert "the loss is nan at step" in (failed.failure() or "")
     for run in alone:
         assert_close(run, study.run(run.name).path, 1e-5)
+    out = tmp_path / "cut"
     for place, call in (
         ("petransfer.training.loop.save_state", 8),
         ("petransfer.study.stacked_run.finish", 1),
     ):
-        out = tmp_path / place
         with monkeypatch.context() as patch:
             killed_at(patch, place, call, after=False)
             with pytest.raises(KilledError):
                 run_study(specs, out)
-        again = run_study(specs, out)
-        assert_identical(study, again, [dropping[0], dropping[1]])
-        assert again.run(wild.run_id).status() == "failed"
+    again = run_study(specs, out)
+    assert_identical(study, again, [dropping[0], dropping[1]])
+    assert again.run(wild.run_id).status() == "failed"
 
 
 def test_the_other_runs_are_saved_before_a_failure_is_recorded(
@@ -227,6 +259,7 @@ def test_the_other_runs_are_saved_before_a_failure_is_recorded(
     assert states == [["step-000000002"]] * 2
 
 
+@pytest.mark.usefixtures("no_reload_check")
 def test_a_run_that_cannot_be_saved_does_not_prevent_saving_the_others(
     dropping: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,16 +273,19 @@ def test_a_run_that_cannot_be_saved_does_not_prevent_saving_the_others(
         return real(run, *rest)
 
     monkeypatch.setattr(stacked, "finish", full)
-    study = run_study(dropping, tmp_path)
-    assert [study.run(spec.run_id).status() for spec in dropping] == ["done", "failed", "done"]
+    short = [replace(spec, train=replace(spec.train, steps=1)) for spec in dropping]
+    study = run_study(short, tmp_path)
+    assert [study.run(spec.run_id).status() for spec in short] == ["done", "failed", "done"]
 
 
+@pytest.mark.usefixtures("no_reload_check")
 @pytest.mark.parametrize("joined", [True, False])
 def test_running_out_of_memory_halves_the_micro_batch_of_all_runs(
     joined: bool, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("petransfer.training.stacked.stacked_loop.joins", lambda device: joined)
-    specs = members(make())[:2]
+    spec = make()
+    specs = members(replace(spec, train=replace(spec.train, steps=2)))[:2]
     few = replace(SETTINGS, execution=replace(SETTINGS.execution, micro_batch=2))
     given = run_study(specs, tmp_path / "few", settings=few)
     real, calls = Batch.micro_batches, itertools.count()
@@ -347,9 +383,8 @@ def test_stack_size_is_limited_by_the_memory_of_the_card(tiny_t5: Path) -> None:
     spec, (config, name) = checkpoint_spec(str(tiny_t5)), _plain(tiny_t5)
     demand = Demand(LORA, 4, 12, 20)
     card = on_card(simulate(config, name, replace(demand, members=3), False).peak)
-    found = [largest_stack(config, spec, demand, False, size, 7) for size in (card // 2, card, 2 * card)]
-    assert found == [1, 3, 7]
-    assert largest_stack(config, spec, demand, False, 2 * card, 5) == 5
+    found = [largest_stack(config, spec, demand, False, size, 5) for size in (card // 2, card, 2 * card)]
+    assert found == [1, 3, 5]
     assert largest_stack(config, spec, replace(demand, checkpointing=True), False, 2 * card, 5) == 1
 
 

@@ -19,6 +19,8 @@ from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import RunSpec
 from tests.cli.calls import call
 
+pytestmark = pytest.mark.usefixtures("remembered_predictions")
+
 SMALL: dict[str, Any] = {"batch_size": 1, "lengths": (4, 4)}
 Bits = Literal[16, 8, 4]
 
@@ -41,7 +43,7 @@ def test_32_bits_fit_a_card_without_bf16(tiny_t5: Path) -> None:
     assert found.as_dict()["lacks_bf16"] is False
 
 
-@pytest.mark.usefixtures("two_layers")
+@pytest.mark.usefixtures("one_layer")
 def test_fewer_bits_are_never_advised_for_a_card_without_bf16() -> None:
     def advice(size: int, capability: tuple[int, int], **options: Any) -> list[str]:
         card = Card(size, capability=capability)
@@ -52,7 +54,7 @@ def test_fewer_bits_are_never_advised_for_a_card_without_bf16() -> None:
     assert advice(size, (8, 6), bits=32, stack=2) == [*others, "--bits 16", "--bits 8", "--bits 4"]
     assert advice(size, (7, 5), bits=32, stack=2) == others
     assert advice(size, (7, 5), bits=4, stack=2) == [f"--bits 32 {option}" for option in others]
-    full = advice(1_100_000_000, (7, 5), bits=16, method="full")
+    full = advice(1_000_000_000, (7, 5), bits=16, method="full")
     assert "--bits 32 --method lora" in full
     assert all(option.startswith("--bits 32 ") for option in full)
 
@@ -68,7 +70,7 @@ def test_the_command_fit_says_that_the_card_has_no_bf16(
     assert capsys.readouterr().out.splitlines()[-1].startswith("fits into 15.6 GB")
 
 
-@pytest.mark.usefixtures("two_layers")
+@pytest.mark.usefixtures("one_layer")
 def test_a_model_that_is_too_large_at_32_bits_needs_another_card(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

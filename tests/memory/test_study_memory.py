@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from petransfer.memory.study_memory import predict_memory
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import RunSpec
@@ -24,9 +26,11 @@ def wide_t5(folder: Path) -> Path:
     return keep(folder, make)
 
 
+@pytest.mark.usefixtures("remembered_predictions")
 def test_folders_of_the_same_name_can_hold_models_of_different_sizes(
-    tiny_spec: Callable[..., RunSpec], tiny_t5: Path, tmp_path: Path
+    tiny_spec: Callable[..., RunSpec], tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("petransfer.memory.planner._advice", lambda *given: [])  # advice takes most of the time
     small, big = tmp_path / "small" / "final", tmp_path / "big" / "final"
     shutil.copytree(tiny_t5, small)
     big.parent.mkdir()
@@ -57,6 +61,7 @@ def test_folders_with_models_of_the_same_size_share_one_prediction(
     assert "folder" not in found.name
 
 
+@pytest.mark.usefixtures("one_layer")
 def test_the_names_of_predictions_contain_the_revision_of_a_checkpoint(tiny_spec: Callable[..., RunSpec]) -> None:
     specs = [tiny_spec(checkpoint=checkpoint_spec(f"google-t5/t5-small@{name}")) for name in ("main", "other")]
     first, second = predict_memory(specs, 10**12)

@@ -29,6 +29,8 @@ from petransfer.study.grid import Cell, expand
 from tests.report import made
 from tests.report.made import METHODS, draw_nothing, make, recipe_of
 
+SAVE = plots.save
+
 
 @pytest.fixture
 def study(tmp_path: Path) -> tuple[list[Cell], StudyFolder]:
@@ -164,6 +166,12 @@ def _report(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     return int(stop.value.code or 0)
 
 
+def save_svg(figure: Any, path: Path) -> None:
+    """Save a figure only as SVG, in place of `plots.save`."""
+    path.parent.mkdir(exist_ok=True)
+    plots.write_svg(figure, path.with_suffix(".svg"))
+
+
 def _hashes(folder: Path) -> dict[str, str]:
     made = [path for path in folder.rglob("*") if path.is_file() and "runs" not in path.parts and path.name != ".lock"]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in made}
@@ -172,13 +180,15 @@ def _hashes(folder: Path) -> dict[str, str]:
 def test_a_repeated_report_has_the_same_bytes(
     study: tuple[list[Cell], StudyFolder], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """All plots are drawn as SVG. Only one plot is also drawn as PNG and PDF, which takes most of the time."""
+    monkeypatch.setattr(plots, "save", lambda figure, path: (SAVE if path.stem == "by-arm" else save_svg)(figure, path))
     folder = study[1].path
     assert _report(folder, monkeypatch) == 0
     message = capsys.readouterr()
     first = _hashes(folder)
     names = {"table.csv", "table.md", "table.tex", "effects.json", "report.html"}
     plotted = ("learning-curves", "by-arm", "by-arm-one-column", "effects", "effects-one-column")
-    pictures = {f"{name}.{kind}" for name in plotted for kind in ("svg", "png", "pdf")}
+    pictures = {f"{name}.svg" for name in plotted} | {"by-arm.png", "by-arm.pdf"}
     assert set(first) == names | pictures | {"recipe.yaml"}
     for path in folder.rglob("*"):
         if path.is_file() and path.name in names | pictures:
@@ -206,6 +216,7 @@ def test_changes_by_hand_in_effects_json_are_overwritten(
 
 def _rebuilds(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Check that a report on the runs of a shipped study equals its shipped files. Of the plots, compare SVGs only."""
+    monkeypatch.setattr(plots, "save", save_svg)
     copy = tmp_path / shipped.name
     shutil.copytree(shipped, copy, ignore=shutil.ignore_patterns("plots", "*.html", "table.*", "effects.json"))
     outputs = [Path("effects.json"), Path("report.html"), *(Path(f"table.{kind}") for kind in ("csv", "md", "tex"))]
@@ -261,6 +272,7 @@ def test_a_run_with_missing_or_damaged_examples_is_left_out_and_reported(
     study: tuple[list[Cell], StudyFolder], damage: Callable[[Path], None], message: str,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
+    draw_nothing(monkeypatch)
     cells, folder = study
     draw_nothing(monkeypatch)
     run = folder.run(cells[0].run_id).path
@@ -294,6 +306,7 @@ def test_damaged_examples_are_reported_in_a_study_without_effects(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """If a study has no effects, only the section of wrong answers reads the examples."""
+    draw_nothing(monkeypatch)
     cells, folder = make(tmp_path / "made", recipe_of(effects=[], arms=["english"], methods=[METHODS[0]]))
     _cut(folder.run(cells[0].run_id).path / "examples.parquet")
     assert _report(folder.path, monkeypatch) == 0
@@ -313,6 +326,7 @@ def test_a_folder_without_a_study_or_without_finished_runs_is_refused(
 def test_deleted_files_of_finished_runs_are_reported_with_a_command_to_restore_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    draw_nothing(monkeypatch)
     recipe = recipe_of(
         arms=["english"], methods=METHODS[:1], seeds=[0, 1], effects=[], task={"name": "scan", "splits": ["right"]}
     )

@@ -14,7 +14,7 @@ from petransfer.report.study_report import write_report
 from petransfer.study.durations import duration
 from petransfer.study.folders import RunFolder
 from petransfer.study.study import open_grid
-from tests.report.made import make, recipe_of
+from tests.report.made import draw_nothing, make, recipe_of
 from tests.report.test_page import Checked
 
 
@@ -44,7 +44,8 @@ def text_of(run: RunFolder) -> str:
     return text
 
 
-def test_a_study_with_a_single_run_has_a_page_about_the_run(run: RunFolder) -> None:
+def test_a_study_with_a_single_run_has_a_page_about_the_run(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("petransfer.report.plot_files.save_all", lambda *given: None)
     text = text_of(run)
     for name, value in (("dev exact match", "90.0 %"), ("test exact match", "60.0 %"),
                         ("trained and scored in", "9 min 37 s"),
@@ -63,7 +64,8 @@ def test_a_study_with_a_single_run_has_a_page_about_the_run(run: RunFolder) -> N
     assert "The run is finished." in text
 
 
-def test_predicted_labels_have_a_confusion_matrix(run: RunFolder) -> None:
+def test_predicted_labels_have_a_confusion_matrix(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_nothing(monkeypatch)
     pairs = [("yes", "yes")] * 6 + [("yes", "no")] * 2 + [("no", "no")] * 3 + [("no", "perhaps")]
     count = len(pairs)
     table = {
@@ -98,6 +100,7 @@ def test_durations_are_in_seconds_minutes_or_hours(seconds: float, text: str) ->
 def test_folder_names_with_special_characters_are_quoted_in_commands(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    draw_nothing(monkeypatch)
     study = run.path.parents[1].rename(run.path.parents[2] / "my $(touch x) study")
     moved = RunFolder(study / "runs" / run.path.name)
     quoted = "&#39;results/my $(touch x) study"

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import close_session, constants
 
 from petransfer.sharing.hub import without_tokens
-from tests.sharing.conftest import contents
+from tests.sharing.conftest import call, contents
 from tests.sharing.hub_server import TOKEN, Hub, Repository, serving
+
+NOWHERE = "http://127.0.0.1:9"
 
 
 @pytest.fixture
@@ -24,24 +27,69 @@ def hub() -> Iterator[Hub]:
         yield made
 
 
-def ask(endpoint: str, here: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run `petransfer adapter ARGUMENTS` in a new process with the hub at `endpoint`. No output may show the token."""
-    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
-    environment |= {
+def environment(endpoint: str, here: Path) -> dict[str, str]:
+    """Return the environment variables for a process that uses the hub at `endpoint`."""
+    given = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    return given | {
         "HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(here / "hf"), "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "COLUMNS": "200", **extra,
+        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "COLUMNS": "200",
     }  # fmt: skip
+
+
+def process(arguments: tuple[str, ...], endpoint: str, here: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python with `arguments` in a new process with the hub at `endpoint`. No output may show the token."""
     done = subprocess.run(
-        [sys.executable, "-m", "petransfer", "adapter", *arguments],
-        cwd=here, env=environment, capture_output=True, text=True, check=False, timeout=600,
+        [sys.executable, *arguments],
+        cwd=here, env=environment(endpoint, here), capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert TOKEN not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
 
 
-def test_pull_gets_the_same_files_that_push_uploaded(hub: Hub, packed: Path, here: Path) -> None:
-    done = ask(hub.url, here, "push", str(packed), "me/mine", "--tag", "german", "--json")
+Ask = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def ask(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Ask]:
+    """A function that runs `petransfer adapter ARGUMENTS` in this process with the hub at an endpoint.
+
+    huggingface_hub reads its environment variables when it is imported, so the constants that it made of them are
+    replaced. The function returns the exit code, stdout and stderr. No output may show the token.
+    """
+
+    def run(endpoint: str, *arguments: str, token: str = TOKEN, offline: bool = False) -> tuple[int, str, str]:
+        for name, value in environment(endpoint, here).items():
+            monkeypatch.setenv(name, value)
+        for name in [name for name in os.environ if "proxy" in name.lower()]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("HF_TOKEN", token)
+        changed = {
+            "ENDPOINT": endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+            "HF_HUB_OFFLINE": offline,
+            "HF_HUB_CACHE": str(here / "hf" / "hub"),
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_DISABLE_TELEMETRY": True,
+        }
+        for name, value in changed.items():
+            monkeypatch.setattr(constants, name, value)
+        close_session()
+        capsys.readouterr()
+        code = call("adapter", *arguments)
+        message = capsys.readouterr()
+        assert TOKEN not in message.out + message.err
+        assert "Traceback" not in message.err
+        return code, message.out, message.err
+
+    yield run
+    close_session()
+
+
+def test_pull_gets_the_same_files_that_push_uploaded(hub: Hub, packed: Path, here: Path, ask: Ask) -> None:
+    """The upload runs in a new process, which gets the hub's address and the token from environment variables."""
+    pushing = ("-m", "petransfer", "adapter", "push", str(packed), "me/mine", "--tag", "german", "--json")
+    done = process(pushing, hub.url, here)
     assert done.returncode == 0, done.stderr
     message = json.loads(done.stdout)
     made = hub.repositories["me/mine"]
@@ -58,77 +106,82 @@ def test_pull_gets_the_same_files_that_push_uploaded(hub: Hub, packed: Path, her
     assert set(before) - set(same) == {"README.md", "manifest.json"}
     assert all(TOKEN.encode() not in content for content in pushed.values())
     made.commits[made.head]["modeling.py"] = b"raise SystemExit('code')"
-    done = ask(hub.url, here, "pull", "me/mine", "--out", "pulled")
-    assert done.returncode == 0, done.stderr
+    code, _, error = ask(hub.url, "pull", "me/mine", "--out", "pulled")
+    assert code == 0, error
     assert {path.name: path.read_bytes() for path in (here / "pulled").iterdir()} == pushed
-    shown = json.loads(ask(hub.url, here, "info", f"me/mine@{made.head}", "--json").stdout)
+    shown = json.loads(ask(hub.url, "info", f"me/mine@{made.head}", "--json")[1])
     assert shown["hub commit"] == made.head
     assert shown["made by"].startswith("petransfer, run ")
     assert not any("modeling.py" in call for call in hub.calls)
 
 
-def test_push_to_a_public_repository_needs_the_option_public(hub: Hub, packed: Path, here: Path) -> None:
-    assert ask(hub.url, here, "push", str(packed), "me/open", "--public").returncode == 0
+def test_push_to_a_public_repository_needs_the_option_public(hub: Hub, packed: Path, ask: Ask) -> None:
+    code, _, error = ask(hub.url, "push", str(packed), "me/open", "--public")
+    assert code == 0, error
     assert not hub.repositories["me/open"].private
     commits = len(hub.repositories["me/open"].commits)
-    done = ask(hub.url, here, "push", str(packed), "me/open")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "me/open is public already; --public confirms" in done.stderr
+    code, _, error = ask(hub.url, "push", str(packed), "me/open")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "me/open is public already; --public confirms" in error
     assert len(hub.repositories["me/open"].commits) == commits
 
 
-def test_errors_of_the_hub_are_one_line_without_the_token(hub: Hub, packed: Path, here: Path) -> None:
+def test_errors_of_the_hub_are_one_line_without_the_token(hub: Hub, packed: Path, ask: Ask) -> None:
     stranger = "hf_" + "another" * 4
-    done = ask(hub.url, here, "push", str(packed), "me/mine", HF_TOKEN=stranger)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert stranger not in done.stderr
-    assert "***" in done.stderr, done.stderr
-    assert "hf auth login" in done.stderr
+    code, _, error = ask(hub.url, "push", str(packed), "me/mine", token=stranger)
+    assert (code, error.count("\n")) == (2, 1)
+    assert stranger not in error
+    assert "***" in error, error
+    assert "hf auth login" in error
     hub.broken = True
-    done = ask(hub.url, here, "push", str(packed), "me/mine")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    code, _, error = ask(hub.url, "push", str(packed), "me/mine")
+    assert (code, error.count("\n")) == (2, 1), error
     assert len(hub.repositories["me/mine"].commits) == 1
-    assert ask(hub.url, here, "pull", "me/none").returncode == 2
+    assert ask(hub.url, "pull", "me/none")[0] == 2
     hub.repositories["me/pickled"] = Repository(private=False)
     hub.repositories["me/pickled"].commit({"adapter_config.json": b"{}", "adapter_model.bin": b"\x80\x04."})
-    done = ask(hub.url, here, "pull", "me/pickled")
-    assert "only adapter_model.bin, a pickle, which runs code" in done.stderr
+    _, _, error = ask(hub.url, "pull", "me/pickled")
+    assert "only adapter_model.bin, a pickle, which runs code" in error
     assert not any("resolve" in call for call in hub.calls), "no file may be downloaded"
 
 
-# As sitecustomize.py of a process, this code turns a wait of 0.5 seconds or more, as before a retry, into an error.
-NO_WAITING = """
-import time
+def test_a_missing_network_is_reported_at_once_and_local_commands_work(
+    packed: Path, here: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = time.sleep
 
-plain = time.sleep
+    def sleep(seconds: float) -> None:
+        assert seconds < 0.5, f"it would wait for {seconds} seconds, as before a retry"
+        plain(seconds)
 
-def sleep(seconds):
-    assert seconds < 0.5, f"it would wait for {seconds} seconds"
-    plain(seconds)
+    monkeypatch.setattr(time, "sleep", sleep)
+    for arguments in (("push", str(packed), "me/mine"), ("pull", "me/mine")):
+        for offline in (False, True):
+            code, _, error = ask(NOWHERE, *arguments, offline=offline)
+            assert (code, error.count("\n")) == (2, 1)
+            assert ("HF_HUB_OFFLINE is set" if offline else "cannot be reached") in error
+    assert ask(NOWHERE, "pull", str(packed), "--out", "pulled")[0] == 0
+    assert ask(NOWHERE, "info", "pulled")[0] == 0
 
-time.sleep = sleep
+
+# Runs several commands, and prints the exit code of each and which of the large packages have been imported.
+COMMANDS = """
+import json, sys
+from petransfer.cli import main
+for arguments in (["verify", "me/mine"], ["merge", "me/mine", "merged"]):
+    sys.argv = ["petransfer", "adapter", *arguments]
+    try:
+        main()
+    except SystemExit as stop:
+        print(json.dumps([stop.code, sorted({"torch", "transformers"} & sys.modules.keys())]))
 """
 
 
-def test_a_missing_network_is_reported_at_once_and_local_commands_work(packed: Path, here: Path) -> None:
-    nowhere = "http://127.0.0.1:9"
-    (here / "first").mkdir()
-    (here / "first" / "sitecustomize.py").write_text(NO_WAITING)
-    at_once = {"PYTHONPATH": str(here / "first")}
-    for arguments in (("push", str(packed), "me/mine"), ("pull", "me/mine")):
-        for extra in ({}, {"HF_HUB_OFFLINE": "1"}):
-            done = ask(nowhere, here, *arguments, **extra, **at_once)
-            assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-            assert ("HF_HUB_OFFLINE is set" if extra else "cannot be reached") in done.stderr
-    for arguments in (("verify", "me/mine"), ("merge", "me/mine", "merged")):
-        done = ask(nowhere, here, *arguments, PYTHONVERBOSE="1")  # lists every imported module
-        assert done.returncode == 2
-        assert "there is no folder or file me/mine, and the hub at 127.0.0.1 cannot be reached" in done.stderr
-        assert not re.search(r"^import '(torch|transformers)'", done.stderr, re.MULTILINE), (
-            "the error must come before these imports"
-        )
-    assert ask(nowhere, here, "pull", str(packed), "--out", "pulled").returncode == 0
-    assert ask(nowhere, here, "info", "pulled").returncode == 0
+def test_the_error_for_a_missing_network_comes_before_torch_and_transformers_are_imported(here: Path) -> None:
+    done = process(("-c", COMMANDS), NOWHERE, here)
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [[2, []], [2, []]]
+    message = "there is no folder or file me/mine, and the hub at 127.0.0.1 cannot be reached"
+    assert done.stderr.count(message) == 2
 
 
 def test_tokens_of_the_hub_are_removed_from_texts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,14 +27,13 @@ ROWS = replace(LORA, embeddings="new")
 METHODS = [LORA, ROWS, FULL]
 
 
-def _model(folder: Path, method: MethodSpec, new: tuple[int, ...] = ()) -> tuple[torch.nn.Module, Loaded, Tensors]:
-    spec = checkpoint_spec(str(folder))
-    loaded = replace(load_checkpoint(spec, method.bits, keep_wide=method.keep_wide), new_tokens=new)
+def _model(folder: Path, method: MethodSpec) -> tuple[torch.nn.Module, Loaded, Tensors]:
+    loaded = load_checkpoint(checkpoint_spec(str(folder)), method.bits, keep_wide=method.keep_wide)
     examples = load_task("scan").load("length").train[:12]
     encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
-    if not new and method.embeddings == "new":
-        pieces = tuple(sorted({piece for row in encoded for piece in row.target_ids})[-4:])
-        return _model(folder, method, pieces)
+    if method.embeddings == "new":
+        last = sorted({token for row in encoded for token in row.target_ids})[-4:]
+        loaded = replace(loaded, new_tokens=tuple(last))
     model = apply_method(loaded, method, 0).eval()  # no dropout, whose random numbers depend on the shape of its input
     torch.manual_seed(3)
     for name, value in model.named_parameters():  # LoRA's A has no gradient while B is zero

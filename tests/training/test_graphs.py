@@ -35,17 +35,18 @@ from petransfer.training.state import trained_tensors
 from tests.conftest import LORA
 
 FULL = MethodSpec("full", 32)
-TRAIN = TrainSpec(steps=8, batch_size=8, learning_rate=2e-3)
+TRAIN = TrainSpec(steps=4, batch_size=8, learning_rate=2e-3)
 CPU = torch.device("cpu")
 
 
 def make_loop(folder: Path, method: MethodSpec = LORA, hooks: Hooks | None = None, cpu: bool = True) -> Loop:
-    """Return a loop of eight steps on nano/english, which has no dropout."""
+    """Return a loop of a few steps on nano/english, which has no dropout. On a GPU, later steps replay a graph."""
     process = this_process(cpu)
+    train = TRAIN if cpu else replace(TRAIN, steps=8)
     loaded = load_checkpoint(checkpoint_spec("nano/english"), 32, device=process.device)
     examples = encode_examples(load_task("scan").load("length").train[:60], "", loaded.tokenizer, loaded.layout)
     return Loop(
-        apply_method(loaded, method, 0).to(process.device), ShuffledExamples(examples, 8, 0, loaded.layout), TRAIN,
+        apply_method(loaded, method, 0).to(process.device), ShuffledExamples(examples, 8, 0, loaded.layout), train,
         process, folder, identity="x", seed=0, execution=Execution(log_every=1), hooks=hooks or Hooks(),
     )  # fmt: skip
 
@@ -56,12 +57,29 @@ def graphed(folder: Path, **options: Any) -> Loop:
     return loop
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Loop:
+    """A loop with LoRA that was run without graphs."""
+    loop = make_loop(tmp_path_factory.mktemp("plain"))
+    loop.run()
+    loop.save()
+    return loop
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Loop:
+    """A loop with LoRA that was run with graphs and without interruption."""
+    loop = graphed(tmp_path_factory.mktemp("whole"))
+    loop.run()
+    return loop
+
+
 def check_equal(left: Loop, right: Loop, weights: bool = True) -> None:
     """Check that two loops ended with the same losses, norms and weights, except for rounding."""
     lines = [read_metrics(loop.metrics.path) for loop in (left, right)]
     for name in ("loss", "grad_norm", "learning_rate"):
         values = [[line[name] for line in each] for each in lines]
-        assert len(values[0]) == 8
+        assert len(values[0]) == left.spec.steps
         assert values[0] == pytest.approx(values[1], rel=1e-4)
     tensors = [trained_tensors(loop.model) for loop in (left, right)]
     for name, value in tensors[0].items() if weights else ():
@@ -69,8 +87,11 @@ def check_equal(left: Loop, right: Loop, weights: bool = True) -> None:
 
 
 @pytest.mark.parametrize("method", [LORA, FULL], ids=["lora", "full"])
-def test_steps_with_graphs_equal_the_steps_of_the_plain_loop(method: MethodSpec, tmp_path: Path) -> None:
-    plain, padded = make_loop(tmp_path / "plain", method), graphed(tmp_path / "padded", method=method)
+def test_steps_with_graphs_equal_the_steps_of_the_plain_loop(method: MethodSpec, plain: Loop, tmp_path: Path) -> None:
+    padded = graphed(tmp_path / "padded", method=method)
+    if method != LORA:
+        plain = make_loop(tmp_path / "plain", method)
+        plain.run()
     shapes = set()
     step = padded.graphed
     assert step is not None
@@ -81,7 +102,6 @@ def test_steps_with_graphs_equal_the_steps_of_the_plain_loop(method: MethodSpec,
         return original(batch)
 
     step._pass_of = record  # type: ignore[method-assign]
-    plain.run()
     padded.run()
     check_equal(plain, padded)
     assert shapes
@@ -91,37 +111,34 @@ def test_steps_with_graphs_equal_the_steps_of_the_plain_loop(method: MethodSpec,
 
 
 @pytest.mark.parametrize("resumed", [graphed, make_loop], ids=["graphed", "plain"])
-def test_a_run_with_graphs_resumes_with_or_without_graphs(resumed: Any, tmp_path: Path) -> None:
-    whole = graphed(tmp_path / "whole")
-    whole.run()
+def test_a_run_with_graphs_resumes_with_or_without_graphs(resumed: Any, whole: Loop, tmp_path: Path) -> None:
     half = graphed(tmp_path / "half")
     half.model.train()
-    for step in range(4):
+    for step in range(2):
         half.note(step, *half.take_step(step), 0.0)
     half.save()
     again = resumed(tmp_path / "half")
-    assert again.progress.step == 4
+    assert again.progress.step == 2
     again.run()
     check_equal(whole, again)
 
 
 @pytest.mark.parametrize("error", [OutOfMemory("no memory"), NotCaptured("operation not permitted")])
 def test_a_run_continues_without_graphs_after_a_graph_failed(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: Exception, plain: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plain, padded = make_loop(tmp_path / "plain"), graphed(tmp_path / "padded")
+    padded = graphed(tmp_path / "padded")
     original = GraphedStep._forward_and_backward
     calls = iter(range(100))
 
     def failing(self: GraphedStep, batch: dict[str, torch.Tensor]) -> None:
         original(self, batch)
-        if next(calls) == 3:  # after the gradient was added
+        if next(calls) == 1:  # after the gradient was added
             raise error
 
     monkeypatch.setattr(GraphedStep, "_forward_and_backward", failing)
-    plain.run()
     padded.run()
-    assert next(calls) == 4  # later passes do not use the graphs
+    assert next(calls) == 2  # later passes do not use the graphs
     assert padded.progress.out_of_memory == 0
     assert padded.progress.micro_batch == plain.progress.micro_batch
     assert padded.progress.notes["cuda_graphs"] == "ended"
@@ -141,8 +158,7 @@ def test_with_graphs_trained_rows_do_not_use_the_method_of_peft(tmp_path: Path) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainableTokensLayer, "get_merged_weights", refuse)
         padded.model.train()
-        padded.take_step(0)
-    padded = graphed(tmp_path / "again", method=new)
+        padded.note(0, *padded.take_step(0), 0.0)
     plain.run()
     padded.run()
     check_equal(plain, padded)
@@ -153,12 +169,11 @@ def _rows(loop: Loop) -> list[TrainableTokensLayer]:
     return [layer for layer in loop.model.modules() if isinstance(layer, TrainableTokensLayer)]
 
 
-def test_shapes_beyond_the_limit_have_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_beyond_the_limit_have_no_graph(plain: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "MOST_GRAPHS", 1)
-    plain, padded = make_loop(tmp_path / "plain"), graphed(tmp_path / "padded")
+    padded = graphed(tmp_path / "padded")
     seen = []
     padded.hooks.progress = lambda *_: seen.append(len(padded.graphed._passes))  # type: ignore[union-attr]
-    plain.run()
     padded.run()
     assert set(seen) == {1}
     check_equal(plain, padded)
@@ -172,10 +187,11 @@ def test_a_batch_is_not_padded_beyond_the_positions_of_the_model() -> None:
     }
 
 
-def test_graphs_are_not_recorded_for_a_run_that_was_already_finished(tmp_path: Path) -> None:
-    loop = make_loop(tmp_path)
-    loop.run()
-    assert "cuda_graphs" not in graphed(tmp_path).progress.notes
+def test_graphs_are_not_recorded_for_a_run_that_was_already_finished(plain: Loop) -> None:
+    finished = graphed(plain.metrics.path.parent)
+    assert finished.finished
+    finished.run()
+    assert "cuda_graphs" not in finished.progress.notes
 
 
 def test_with_graphs_a_tensor_without_gradient_is_still_an_error(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from petransfer.data import load_task
-from petransfer.data.encoding import encode_examples
+from petransfer.data.encoding import Encoded, encode_examples
 from petransfer.errors import RunError
 from petransfer.memory.tensor_tracker import Tracker
 from petransfer.methods import apply_method
@@ -171,11 +173,33 @@ def test_shortening_metrics_after_a_line_was_removed_adds_no_bytes(tmp_path: Pat
     assert [line["step"] for line in read_metrics(metrics.path)] == [2, 4]
 
 
+@cache
+def _encoded_examples(checkpoint: Path) -> list[Encoded]:
+    loaded = load_checkpoint(checkpoint_spec(str(checkpoint)), 32)
+    return encode_examples(load_task("scan").load("length").train[:60], "", loaded.tokenizer, loaded.layout)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished loop. Tests that change files or resume use a copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    loop = make_loop(tiny_t5, folder)
+    loop.progress.token_budget = 64
+    loop.run()
+    assert loop.progress.micro_batch == 8
+    return folder
+
+
+@pytest.fixture
+def copy_of_finished(finished: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished, tmp_path / "finished")
+
+
 def make_loop(checkpoint: Path, folder: Path, cpu: bool = True, save_every: float = 0.0, **options: Any) -> Loop:
     """Return a loop of eight steps, with a line of metrics after every fourth step."""
     process = this_process(cpu)
     loaded = load_checkpoint(checkpoint_spec(str(checkpoint)), 32, device=process.device)
-    examples = encode_examples(load_task("scan").load("length").train[:60], "", loaded.tokenizer, loaded.layout)
+    examples = _encoded_examples(checkpoint)
     early_stopping = options.pop("early_stopping", None)
     spec = TrainSpec(steps=8, batch_size=8, learning_rate=2e-3, early_stopping=early_stopping)
     hooks = options.pop("hooks", Hooks())
@@ -323,12 +347,9 @@ def test_rotary_frequencies_that_are_not_finite_are_found() -> None:
 
 @pytest.mark.parametrize(("asked", "taken"), [(0, 8), (4, 4), (32, 8)])
 def test_a_resumed_run_uses_a_smaller_micro_batch_on_request(
-    asked: int, taken: int, tiny_t5: Path, tmp_path: Path
+    asked: int, taken: int, tiny_t5: Path, finished: Path
 ) -> None:
-    loop = make_loop(tiny_t5, tmp_path)
-    loop.run()
-    assert loop.progress.micro_batch == 8
-    assert make_loop(tiny_t5, tmp_path, micro_batch=asked).progress.micro_batch == taken
+    assert make_loop(tiny_t5, finished, micro_batch=asked).progress.micro_batch == taken
 
 
 def test_on_a_cpu_a_token_budget_limits_the_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,28 +365,26 @@ def test_on_a_cpu_a_token_budget_limits_the_micro_batches(tmp_path: Path, monkey
 
 
 def test_a_run_resumed_with_sharded_tensors_has_no_token_budget(
-    tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_t5: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a budget, the number of passes could differ between processes, which then wait for each other forever."""
-    loop = make_loop(tiny_t5, tmp_path)
-    loop.progress.token_budget = 64
-    loop.run()
-    assert make_loop(tiny_t5, tmp_path).progress.token_budget == 64
+    assert make_loop(tiny_t5, finished).progress.token_budget == 64
     monkeypatch.setattr(SingleProcess, "shards_tensors", True)
-    assert make_loop(tiny_t5, tmp_path).progress.token_budget == 0
+    assert make_loop(tiny_t5, finished).progress.token_budget == 0
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
-def test_the_error_for_a_damaged_state_names_the_file_and_what_to_do(name: str, tiny_t5: Path, tmp_path: Path) -> None:
-    make_loop(tiny_t5, tmp_path).run()
-    file = tmp_path / "state" / "step-000000008" / name
+def test_the_error_for_a_damaged_state_names_the_file_and_what_to_do(
+    name: str, tiny_t5: Path, copy_of_finished: Path
+) -> None:
+    file = copy_of_finished / "state" / "step-000000008" / name
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(RunError, match=rf"step-000000008/{name} cannot be read .*remove .*step-000000008 to resume"):
-        make_loop(tiny_t5, tmp_path)
+        make_loop(tiny_t5, copy_of_finished)
 
 
 @pytest.mark.parametrize("content", ["[]", "null", '{"identity": "x"}', '{"identity": "x", "progress": {"later": 1}}'])
-def test_a_state_whose_progress_cannot_be_read_is_ignored(content: str, tiny_t5: Path, tmp_path: Path) -> None:
-    make_loop(tiny_t5, tmp_path).run()
-    (tmp_path / "state" / "step-000000008" / "progress.json").write_text(content)
-    assert make_loop(tiny_t5, tmp_path).progress.step == 0
+def test_a_state_whose_progress_cannot_be_read_is_ignored(content: str, tiny_t5: Path, copy_of_finished: Path) -> None:
+    assert make_loop(tiny_t5, copy_of_finished).progress.step == 8
+    (copy_of_finished / "state" / "step-000000008" / "progress.json").write_text(content)
+    assert make_loop(tiny_t5, copy_of_finished).progress.step == 0

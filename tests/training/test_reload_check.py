@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,20 @@ from tests.conftest import FULL, LORA
 SETTINGS = Settings(Execution(threads=1), cpu=True)
 
 
+@pytest.fixture
+def make(tiny_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunSpec]:
+    """A function that makes specs like `tiny_spec`, but with two large steps and few examples to score."""
+    monkeypatch.setattr("petransfer.study.run_scoring.CURVE_POINTS", 1)
+
+    def short(method: MethodSpec = LORA) -> RunSpec:
+        spec = tiny_spec(method, steps=2)
+        few = dict(spec.task.options) | {"dev": 5, "test": 2}
+        task = replace(spec.task, options=tuple(sorted(few.items())))
+        return replace(spec, task=task, train=replace(spec.train, learning_rate=4e-3))
+
+    return short
+
+
 def _break_saving(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
     """Make runs save other values for the tensors whose name contains `word`."""
     real = single_run.save_method
@@ -42,12 +57,12 @@ def _break_saving(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
     ("method", "word"), [(LORA, "encoder.block.0.layer.0.SelfAttention.q.lora_B"), (FULL, "encoder.final_layer_norm")]
 )
 def test_the_error_names_a_tensor_that_was_saved_with_other_values(
-    method: MethodSpec, word: str, tiny_spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: MethodSpec, word: str, make: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _break_saving(monkeypatch, word)
     run = RunFolder(tmp_path)
     with pytest.raises(RunError, match=rf"logits differ by .*; tensors that differ: .*{word}") as raised:
-        run_one(tiny_spec(method), run, SETTINGS)
+        run_one(make(method), run, SETTINGS)
     assert str(raised.value).count("lora_B") <= 1
     assert not run.done
     assert not (tmp_path / "result.json").exists()
@@ -56,7 +71,7 @@ def test_the_error_names_a_tensor_that_was_saved_with_other_values(
 @pytest.mark.parametrize("bits", [32, 16, 8, 4])
 @pytest.mark.parametrize("name", ["lora", "pissa", "full"])
 def test_a_correctly_saved_run_is_compared_and_done(
-    name: str, bits: Any, tiny_spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, bits: Any, make: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name == "full" and bits < 16:
         pytest.skip("full fine-tuning is not quantised")
@@ -72,19 +87,19 @@ def test_a_correctly_saved_run_is_compared_and_done(
     monkeypatch.setattr(reload_check, "_compare", compare)
     method = MethodSpec("full", bits=bits) if name == "full" else MethodSpec(name, bits=bits, rank=4, alpha=8.0)
     run = RunFolder(tmp_path)
-    run_one(tiny_spec(method, steps=4), run, Settings(Execution(threads=1), cpu=True, force=True))
+    run_one(make(method), run, Settings(Execution(threads=1), cpu=True, force=True))
     assert run.done
     assert len(differences) == 1
     assert differences[0] <= reload_check.TOLERANCE[bits] / (2 if name == "pissa" else 1e3)
 
 
 def test_a_run_without_memory_for_a_second_model_is_recorded_as_not_checked(
-    tiny_spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_memory(*_: Any) -> None:
         raise MemoryError("out of memory")
 
     monkeypatch.setattr(reload_check, "_load", no_memory)
-    run_one(tiny_spec(), RunFolder(tmp_path), SETTINGS)
+    run_one(make(), RunFolder(tmp_path), SETTINGS)
     assert json.loads((tmp_path / "result.json").read_text())["reload_checked"] is False
     assert "not enough memory" in caplog.text
