@@ -17,9 +17,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tests run in parallel. More threads than cores would slow down all of them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from petransfer.models.registry import checkpoint_spec, registry
+from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
-from tests.tiny_models import keep, make_tiny_t5
+from tests.tiny_models import keep, limit_t5_layers, make_tiny_t5
 
 # Hypothesis tries the same examples in every session, so that a change cannot fail by bad luck. CONTRIBUTING.md
 # describes how to try new examples.
@@ -104,10 +104,7 @@ def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def two_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limit every T5 of the registry to two layers each, because a memory prediction takes time for every layer."""
-    architectures = registry().architectures
-    for name, fields in architectures.items():
-        if fields["model_type"] == "t5":
-            monkeypatch.setitem(architectures, name, fields | {"num_layers": 2})
+    limit_t5_layers(monkeypatch, 2)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from petransfer.models.registry import NANO
+import pytest
+
+from petransfer.models.registry import NANO, registry
 
 
 def keep(folder: Path, make: Callable[[int], Any]) -> Path:
@@ -33,3 +35,11 @@ def make_tiny_t5(folder: Path) -> Path:
         return T5ForConditionalGeneration(config)
 
     return keep(folder, make)
+
+
+def limit_t5_layers(monkeypatch: pytest.MonkeyPatch, layers: int) -> None:
+    """Limit the encoder and the decoder of every T5 of the registry to so many layers."""
+    architectures = registry().architectures
+    for name, fields in architectures.items():
+        if fields["model_type"] == "t5":
+            monkeypatch.setitem(architectures, name, fields | {"num_layers": layers})

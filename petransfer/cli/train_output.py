@@ -24,7 +24,7 @@ from petransfer.report import run_table
 from petransfer.study.cross_validation import CrossValidation
 from petransfer.study.durations import remaining
 from petransfer.study.study import StudyGrid
-from petransfer.study.train_study import TrainStudy, new_tokens_of, small_data_note
+from petransfer.study.train_study import TrainStudy, small_data_note, trained_tokens_of
 from petransfer.study.train_summary import LEARNT, TrainSummary, summaries
 from petransfer.study.used_rows import labels_of
 from petransfer.training.early_stopping import INFORMATIVE
@@ -83,7 +83,7 @@ def _method(spec: RunSpec, several: bool) -> str:
         return title
     if method.embeddings == "trained":
         return f"{title}, and all embeddings"
-    number = len(new_tokens_of(spec))
+    number = len(trained_tokens_of(spec))
     if not number:
         return title
     occur = "occurs" if number == 1 else "occur"

@@ -320,11 +320,11 @@ def check_matched_sizes(specs: Sequence[RunSpec], data_dir: Path | None = None) 
     for spec in wanted.values():
         config, own_head = configuration(spec.checkpoint)
         wide = replace(spec.method, bits=32)
-        tokens = trained_new_tokens(spec, config, data_dir)
+        tokens = trained_tokens_of_run(spec, config, data_dir)
         with_size(meta_model(config, spec.checkpoint.name, wide, own_head, tokens), wide)
 
 
-def trained_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None) -> tuple[int, ...]:
+def trained_tokens_of_run(spec: RunSpec, config: Any, data_dir: Path | None = None) -> tuple[int, ...]:
     """Return the tokens whose embeddings a run trains with `embeddings: new` or `embeddings: used`.
 
     All of them occur in the run's training data. With `new`, they were not trained in pretraining.

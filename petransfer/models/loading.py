@@ -58,7 +58,8 @@ class Loaded:
         layout: Layout of the model's examples.
         commit: Hub commit of the weights. None: the weights are not from the hub.
         new_tokens: Ids of tokens without trained embeddings: added tokens, all tokens of random embeddings, and tokens
-            that did not occur in the text of `petransfer pretrain`.
+            that did not occur in the text of `petransfer pretrain`. Before a method is applied, `prepare` replaces them
+            by the tokens whose embeddings the method trains.
     """
 
     model: PreTrainedModel

@@ -28,8 +28,9 @@ class MethodPart(Strict):
     dropout: dropout on the inputs of the adapter.
     targets: the adapted linear layers: `all-linear`, a regular expression for whole names, or endings of layer names.
     layers: numbers of the adapted layers in encoder and decoder, counted from 0. Default: all.
-    embeddings: the trained rows of the embeddings: none (`frozen`), those of new tokens in the training data (`new`),
-        those of all tokens in the training data (`used`), or all (`trained`).
+    embeddings: which rows of the embedding matrix are trained. `frozen`: no rows. `new`: the rows of tokens that occur
+        in the training data but were not trained in pretraining. `used`: the rows of all tokens that occur in the
+        training data. `trained`: all rows.
     virtual_tokens: number of trained vectors of prompt tuning and prefix tuning.
     rate_ratio: for LoRA+, the learning rate of matrix B divided by the learning rate of matrix A.
     match_parameters: approximate number of parameters to train. It determines the rank or the number of virtual tokens

@@ -245,7 +245,7 @@ def _figures(bundle: Bundle, data: SplitData, model: Any, loaded: Loaded) -> Ite
     for part, claim in provenance["claims"].items():
         examples = usable_rows(getattr(data, part), bundle, model, loaded)
         if examples_sha256(examples) != provenance.get("data_sha256", {}).get(part):
-            yield Check("data", False, f"the {part} examples here are not those that it was tested on")
+            yield Check("data", False, f"the {part} examples here differ from the examples in its test")
             continue
         found = evaluation(model, loaded, spec.task.prefix, examples)
         yield _claimed(part, claim, found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, BinaryIO
 
 import pyarrow
 import pyarrow.parquet
@@ -38,14 +38,14 @@ def write_examples(
         write_table(table, partial)
 
 
-def write_table(table: pyarrow.Table, where: Any) -> None:
+def write_table(table: pyarrow.Table, target: Path | BinaryIO) -> None:
     """Write a table of examples as parquet, in little space.
 
     Args:
-        where: a path or a binary file that is open for writing.
+        target: a path, or a binary file that is open for writing.
     """
     encodings = {name: encoding for name, encoding in _ENCODINGS.items() if name in table.column_names}
     others = [name for name in table.column_names if name not in encodings]
     pyarrow.parquet.write_table(
-        table, where, compression="zstd", use_dictionary=others, column_encoding=encodings or None
+        table, target, compression="zstd", use_dictionary=others, column_encoding=encodings or None
     )

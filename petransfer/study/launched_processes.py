@@ -53,8 +53,8 @@ def refuse_launch(specs: Iterable[RunSpec]) -> None:
     for name, engine in _ENGINES.items():
         if _is_enabled(name):
             raise UserError(
-                f"Accelerate is configured for {engine}, which has a model and an optimiser of its own; to split the "
-                "tensors among the processes take FSDP (--use_fsdp --fsdp_version 2)"
+                f"Accelerate is configured for {engine}, which petransfer does not support; to split the tensors among "
+                "the processes, take FSDP (--use_fsdp --fsdp_version 2)"
             )
     if _is_enabled("PARALLELISM_CONFIG"):
         raise UserError("Accelerate's parallelism_config is not supported; leave it out, FSDP splits among all")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from petransfer.errors import UserError
 from petransfer.memory.advice import TRAIN_OPTIONS, Unpredictable, suggestion
 from petransfer.memory.cards import Card, host_bytes
-from petransfer.memory.study_memory import demand_of, trained_new_tokens
+from petransfer.memory.study_memory import demand_of, trained_tokens_of_run
 from petransfer.plurals import count
 from petransfer.recipe.loading import validate
 from petransfer.recipe.run_spec import RunSpec
@@ -108,7 +108,7 @@ def memory_of(grid: StudyGrid, card: Card | None, checkpointing: bool) -> Fit:
     if card and card.capability:
         demand = replace(demand, capability=card.capability)
     limit = card.bytes if card else host_bytes()
-    return plan(config, spec.checkpoint, demand, own_head, limit, new_tokens_of(spec))
+    return plan(config, spec.checkpoint, demand, own_head, limit, trained_tokens_of(spec))
 
 
 def memory_if_predictable(grid: StudyGrid, card: Card | None, checkpointing: bool) -> Fit | None:
@@ -121,11 +121,11 @@ def memory_if_predictable(grid: StudyGrid, card: Card | None, checkpointing: boo
 
 
 @functools.lru_cache(maxsize=1)
-def new_tokens_of(spec: RunSpec) -> tuple[int, ...]:
+def trained_tokens_of(spec: RunSpec) -> tuple[int, ...]:
     """Return the tokens whose embeddings a run trains with `embeddings: new` or `embeddings: used`."""
     from petransfer.models.architecture import configuration  # imports transformers
 
-    return trained_new_tokens(spec, configuration(spec.checkpoint)[0])
+    return trained_tokens_of_run(spec, configuration(spec.checkpoint)[0])
 
 
 def refuse_too_large(grid: StudyGrid, fit: Fit, force: bool) -> None:

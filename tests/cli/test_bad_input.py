@@ -1,6 +1,7 @@
-"""A user's mistakes at the command line give exit code 2 and one error line: what is wrong, where, what to do.
+"""A mistake of the user at the command line leads to exit code 2 and to one line with the error.
 
-Nearly all of them are found before any file is written.
+The line says what is wrong, where the mistake is, and how to correct it. Most mistakes are found before any file is
+written.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ from petransfer.study.train_study import (
     TrainStudy,
     memory_if_predictable,
     memory_of,
-    new_tokens_of,
     train_study,
+    trained_tokens_of,
 )
 from petransfer.study.train_summary import Sample, TrainSummary
 
@@ -111,7 +111,7 @@ def test_the_description_before_a_training_is_broken_between_words(width: int, t
     assert shown.split() == text.split()
     assert max(map(len, shown.splitlines())) <= width
     assert "data: 48 training rows, 6 dev rows to choose the best step, 6 test rows for the final score" in lines
-    number = len(new_tokens_of(training.grid.cells[0].spec))
+    number = len(trained_tokens_of(training.grid.cells[0].spec))
     assert number > 1
     assert f"LoRA of rank 16, and the embeddings of {number} tokens that occur in the rows but not in pretrain" in text
     (stop,) = (line for line in lines if line.startswith("stop: "))
@@ -178,9 +178,9 @@ def test_the_description_names_trained_embeddings_only_for_new_tokens(
     training: TrainStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without new tokens, the line about the method does not mention embeddings."""
-    monkeypatch.setattr(train_output, "new_tokens_of", lambda spec: ())
+    monkeypatch.setattr(train_output, "trained_tokens_of", lambda spec: ())
     assert "method: LoRA of rank 16; learning rate 0.002" in describe(training)
-    monkeypatch.setattr(train_output, "new_tokens_of", lambda spec: (7,))
+    monkeypatch.setattr(train_output, "trained_tokens_of", lambda spec: (7,))
     assert "and the embeddings of 1 token that occurs in the rows but not in pretraining; " in "\n".join(
         describe(training)
     )

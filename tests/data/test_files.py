@@ -238,7 +238,7 @@ def test_a_complete_download_is_the_only_file_in_the_cache(server: type[Server],
     assert path.read_bytes() == BODY
 
 
-@pytest.mark.skipif(os.name == "nt", reason="file modes are those of POSIX")
+@pytest.mark.skipif(os.name == "nt", reason="the test sets POSIX file modes")
 def test_a_shared_cache_can_be_read_by_the_group(server: type[Server]) -> None:
     before = os.umask(0o022)
     try:

@@ -1,4 +1,4 @@
-"""Chat templates that begin a thought at the end of the prompt, as those of reasoning models do."""
+"""Chat templates of reasoning models, which begin a thought at the end of the prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kinds of effects: those of petransfer, an additional kind, and errors for unknown kinds and keys."""
+"""Kinds of effects: the built-in kinds, an additional kind, and the errors for unknown kinds and keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics equal those of their libraries, and metrics that cannot be computed are refused."""
+"""Each metric gives the same score as the library that defines it. A metric that cannot be computed is refused."""
 
 from __future__ import annotations
 

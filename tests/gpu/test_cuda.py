@@ -1,4 +1,4 @@
-"""On a CUDA device, losses match those of the CPU, and runs can resume and survive a lack of memory.
+"""Tests on a CUDA device: the losses equal the losses on the CPU, and runs resume and continue when memory runs out.
 
 With PETRANSFER_GPU_TESTS=cpu, these tests run on the CPU, to check the tests themselves.
 """

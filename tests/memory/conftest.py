@@ -8,16 +8,13 @@ from typing import Any
 import pytest
 
 from petransfer.memory.step_memory import Demand, Memory, simulate
-from petransfer.models.registry import registry
+from tests.tiny_models import limit_t5_layers
 
 
 @pytest.fixture
 def one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limit every T5 of the registry to one layer, because a prediction takes time for every layer."""
-    architectures = registry().architectures
-    for name, fields in architectures.items():
-        if fields["model_type"] == "t5":
-            monkeypatch.setitem(architectures, name, fields | {"num_layers": 1})
+    limit_t5_layers(monkeypatch, 1)
 
 
 @pytest.fixture(scope="session")

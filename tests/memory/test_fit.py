@@ -520,7 +520,7 @@ def test_embedded_checkpoints_are_not_simulated(monkeypatch: pytest.MonkeyPatch)
 def test_fit_counts_the_trained_embeddings_of_new_tokens(
     tiny_spec: Callable[..., RunSpec], tiny_t5: Path, tmp_path: Path
 ) -> None:
-    from petransfer.memory.study_memory import check_matched_sizes, demand_of, trained_new_tokens
+    from petransfer.memory.study_memory import check_matched_sizes, demand_of, trained_tokens_of_run
     from petransfer.study.settings import Settings
     from petransfer.study.single_run import open_base, prepare
 
@@ -528,13 +528,13 @@ def test_fit_counts_the_trained_embeddings_of_new_tokens(
     method = MethodSpec("lora", bits=32, rank=2, alpha=4.0, embeddings="new")
     spec = tiny_spec(method, steps=4, checkpoint=anew)
     config, own_head = configuration(spec.checkpoint)
-    pieces = trained_new_tokens(spec, config)
+    pieces = trained_tokens_of_run(spec, config)
     assert 10 < len(pieces) < config.vocab_size
     settings = Settings(Execution(threads=1), cpu=True)
     model = prepare(spec, RunFolder(tmp_path), open_base(spec, settings)).model
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     assert plan(config, anew, demand_of(spec, False), own_head, None, pieces).memory.trained_parameters == trained
-    wanted = trained - len(pieces) * config.d_model  # the parameters of LoRA without the embeddings of new tokens
+    wanted = trained - len(pieces) * config.d_model  # LoRA's parameters, not counting trained embeddings
     with pytest.raises(UserError, match="cannot be met by lora"):
         check_matched_sizes([replace(spec, method=replace(method, rank=0, alpha=0.0, match_parameters=wanted))])
 

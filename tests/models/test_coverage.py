@@ -160,7 +160,7 @@ def test_the_generated_text_equals_that_of_plain_transformers(name: str, checkpo
 
 @pytest.mark.parametrize("name", ["t5gemma", "t5gemma2", "qwen2_vl", "mllama"])
 def test_a_model_of_several_parts_is_merged(name: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    """For example T5Gemma, whose head shares the embeddings of the decoder, but not those of the encoder."""
+    """T5Gemma is an example: its head shares the decoder's embeddings, but not the encoder's embeddings."""
     loaded = load_checkpoint(checkpoint_spec(str(checkpoint(name))), 32)
     model = apply_method(loaded, replace(LORA, bits=32), 0)
     for key, value in model.named_parameters():

@@ -18,7 +18,7 @@ from transformers import AutoModelForSeq2SeqLM, BertConfig, BertModel, MT5Config
 from transformers.pytorch_utils import Conv1D
 
 from petransfer.errors import UserError
-from petransfer.memory.study_memory import trained_new_tokens
+from petransfer.memory.study_memory import trained_tokens_of_run
 from petransfer.methods import apply_method
 from petransfer.methods.shared.trained_tokens import trained_tokens
 from petransfer.models.architecture import configuration, has_own_head
@@ -210,7 +210,7 @@ def test_embeddings_used_trains_the_rows_that_the_memory_planner_counts(
 ) -> None:
     spec = tiny_spec(replace(LORA, embeddings="used"), steps=2)
     config = configuration(spec.checkpoint)[0]
-    tokens = trained_new_tokens(spec, config)
+    tokens = trained_tokens_of_run(spec, config)
     assert 10 < len(tokens) < config.vocab_size
     settings = Settings(Execution(threads=1), cpu=True)
     model = prepare(spec, RunFolder(tmp_path), open_base(spec, settings)).model
@@ -244,7 +244,7 @@ def test_a_trained_embedding_is_used_wherever_its_token_is_read_or_predicted() -
     changed = {place: before[place] != after[place] for place in read}
     assert changed["in the encoder"].float().mean() > 0.9
     assert changed["in the decoder"].float().mean() > 0.9
-    assert changed["nowhere"].nonzero().flatten().tolist() == [piece]  # only its own logit changes
+    assert changed["nowhere"].nonzero().flatten().tolist() == [piece]  # only the logit of this token changes
 
 
 @pytest.fixture

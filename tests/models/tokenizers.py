@@ -1,4 +1,4 @@
-"""Small tokenizers of the same kinds as those of real checkpoints, trained on a few sentences.
+"""Small tokenizers, trained on a few sentences. Real checkpoints have tokenizers of the same kinds.
 
 SentencePiece models for T5, mT5, Pegasus, Marian, mBART, M2M100 and NLLB; SentencePiece-like BPE with byte
 fallback for Gemma, Mistral and Phi-3; byte-level BPE for GPT-2, BART, Llama 3, Qwen and others; bytes for ByT5.

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-# Parts of tensor names: those of annalog, and those of Marian in transformers.
+# Parts of the tensor names in annalog's files, and the names of the same parts in transformers' Marian.
 _PARTS = {
     "tok_embedding": "embed_tokens",
     "pos_embedding": "embed_positions",

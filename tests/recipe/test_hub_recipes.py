@@ -51,7 +51,7 @@ def test_a_recipe_runs_with_random_weights(
 ) -> None:
     """Train the tiny T5 as the pretrained arm, and one control arm, for three steps on few rows of one split.
 
-    The methods and their learning rates are those of the recipe.
+    The methods and their learning rates come from the recipe.
     """
     recipe = _read(name)
     if recipe["task"]["name"] == "cogs" and not OFFICIAL.exists():

@@ -352,7 +352,7 @@ def test_protein_is_compared_with_english_newemb_and_the_recipe_in_results_agree
 
 @pytest.mark.parametrize("name", ["lora-transfer-nano", "methods-scan"])
 def test_learning_rates_are_within_three_points_of_the_best_dev_score(name: str) -> None:
-    """The dev scores are those of sweep.json of the study. A worse learning rate would be unfair to a method."""
+    """The dev scores come from the study's sweep.json. A worse learning rate would put a method at a disadvantage."""
     swept = json.loads((Path(__file__).parents[2] / "results" / name / "sweep.json").read_text())
     assert {group["method"] for group in swept["groups"]} == {cell.method for cell in expand(load_recipe(name))}
     rates = {(cell.arm, cell.method): cell.spec.train.learning_rate for cell in expand(load_recipe(name))}

@@ -84,7 +84,7 @@ def packed(run: Path, place: Path) -> Path:
 
 @pytest.fixture
 def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A new working folder with a copy of pairs.tsv and a cache folder of its own."""
+    """Change to a new folder that has a copy of pairs.tsv and an empty cache folder. Return the new folder."""
     (tmp_path / "pairs.tsv").write_bytes((place / "pairs.tsv").read_bytes())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))

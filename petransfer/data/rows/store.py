@@ -156,10 +156,10 @@ _FORMATS_OF = {
 
 def _refuse_unused(options: RowOptions, formats: set[str]) -> None:
     """Raise UserError for an option that has no meaning for any of the data's formats."""
-    for key, options_formats in _FORMATS_OF.items():
+    for key, allowed in _FORMATS_OF.items():
         value = getattr(options, key)
-        if value not in ("", "auto") and not formats & set(options_formats):
-            users, found = " and ".join(options_formats), " and ".join(sorted(formats))
+        if value not in ("", "auto") and not formats & set(allowed):
+            users, found = " and ".join(allowed), " and ".join(sorted(formats))
             raise UserError(
                 f"{key} of lines is {value!r:.40}, but only {users} data use it, and {options.train} is read as "
                 f"{found}; leave {key} out"

@@ -47,7 +47,7 @@ def measure_speeds(seconds: float = 2.0) -> list[Speed]:
 def recommended(speeds: Sequence[Speed]) -> Speed:
     """Return the measurement with the fewest threads that has at least `NEARLY` times the highest speed.
 
-    The bits are those of the fastest measurement.
+    The returned measurement has the same bits as the fastest measurement.
     """
     best = max(speeds, key=lambda speed: speed.flops)
     nearly = [speed for speed in speeds if speed.bits == best.bits and speed.flops >= NEARLY * best.flops]
