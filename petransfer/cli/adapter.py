@@ -244,10 +244,10 @@ def verify(
     if as_json:
         print(json.dumps([vars(one) for one in found], indent=1))
     if failed:
-        print_text(f"{source} is not what it claims to be: {failed} of {len(found)} checks failed", file=sys.stderr)
+        print_text(f"{failed} of {len(found)} checks of {source} failed", file=sys.stderr)
         raise typer.Exit(1)
     print_text(
-        f"{source} is what it claims to be{'' if evaluate else '; its figures were not measured again'}",
+        f"all checks of {source} passed{'' if evaluate else '; its results were not measured again'}",
         file=sys.stderr,
     )
 

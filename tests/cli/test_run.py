@@ -157,12 +157,12 @@ def test_predict_gives_the_same_texts_for_arguments_a_file_and_stdin(
 
 
 def test_a_failed_run_does_not_stop_another_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Only the scratch arm has the learning rate 9, which the test multiplies by 1e30 so that the run fails."""
     out, recipe = tmp_path / "out", tmp_path / "recipe.yaml"
     (tmp_path / "rows.tsv").write_text("".join(ROWS))
-    text = STACKED.format(rows=tmp_path / "rows.tsv").replace("seeds: [0, 1, 2]", "seeds: [0]")
+    text = STACKED.format(rows=tmp_path / "rows.tsv", tiny=tiny_t5).replace("seeds: [0, 1, 2]", "seeds: [0]")
     recipe.write_text(text.replace("2.0e-3}", "{lora: 2.0e-3, scratch: 9}, max_grad_norm: 0}"))
     monkeypatch.setattr(
         "petransfer.training.loop.learning_rate_factor", lambda spec, step: 1e30 if spec.learning_rate == 9 else 1.0
@@ -202,25 +202,27 @@ def test_checkpoints_ls_lists_checkpoints_and_doctor_reports_the_machine(
     assert found["fast on this cpu"].startswith(("bits 16 with", "bits 32 with"))
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["plan", "--recipe", "lora-scan"], ["sweep", "--plan"], ["recipes", "ls"]]
-)
-def test_light_verbs_import_no_torch(arguments: list[str]) -> None:
-    code = (
-        "import sys\nfrom petransfer.cli import main\nsys.argv = ['petransfer', *sys.argv[1:]]\n"
-        "try: main()\nexcept SystemExit as stop: assert not stop.code\n"
-        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
+def test_light_verbs_and_the_modules_for_packing_and_pushing_import_no_torch() -> None:
+    """Importing torch takes seconds. One new process runs all verbs and then imports the modules."""
+    code = """
+import sys
+from petransfer.cli import main
 
+def check(name):
+    assert not {'torch', 'transformers'} & sys.modules.keys(), name
 
-def test_the_modules_for_packing_and_pushing_import_no_torch() -> None:
-    """Importing torch takes seconds, and neither packing nor pushing needs it."""
-    code = (
-        "import sys\nimport petransfer.sharing.hub, petransfer.sharing.pack, petransfer.sharing.usage_code\n"
-        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+for verb in ("--help", "plan --recipe lora-scan", "sweep --plan", "recipes ls"):
+    sys.argv = ["petransfer", *verb.split()]
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code, verb
+    check(verb)
+import petransfer.sharing.hub, petransfer.sharing.pack, petransfer.sharing.usage_code
+check("the modules for packing and pushing")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_ci_runs_exactly_the_test_command_of_the_readme() -> None:
@@ -251,11 +253,11 @@ def test_a_run_that_another_process_executes_is_not_executed_again(
 
 
 def test_the_stack_option_is_checked_and_stacks_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     (tmp_path / "rows.tsv").write_text("".join(ROWS))
-    recipe.write_text(STACKED.format(rows=tmp_path / "rows.tsv"))
+    recipe.write_text(STACKED.format(rows=tmp_path / "rows.tsv", tiny=tiny_t5))
     words = ("run", "--recipe", str(recipe), "--out", str(tmp_path / "out"), "--cpu", "--workers", "1")
     for wrong, message in {
         "x": "--stack x: write a whole number from 1 on, auto or off",
@@ -274,12 +276,14 @@ def test_the_stack_option_is_checked_and_stacks_runs(
 
 
 def test_by_generation_applies_to_new_runs_and_keeps_finished_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     (tmp_path / "rows.tsv").write_text("".join(ROWS))
     (tmp_path / "asked.tsv").write_text("".join(f"must {n}\tsagen {n}\n" for n in range(40)))
-    recipe.write_text(STACKED.format(rows=tmp_path / "rows.tsv").replace("test: 6", f"test: {tmp_path / 'asked.tsv'}"))
+    recipe.write_text(
+        STACKED.format(rows=tmp_path / "rows.tsv", tiny=tiny_t5).replace("test: 6", f"test: {tmp_path / 'asked.tsv'}")
+    )
     words = ("run", "--recipe", str(recipe), "--out", str(tmp_path / "out"), "--cpu", "--workers", "1")
     assert call(monkeypatch, *words, "--seeds", "0") == 0
     (done,) = (tmp_path / "out" / "runs").iterdir()
@@ -304,6 +308,7 @@ def test_by_generation_applies_to_new_runs_and_keeps_finished_results(
 STACKED = """
 name: stacked
 task: {{name: lines, options: {{train: {rows}, dev: 5, test: 6}}}}
+family: {{name: mine, arms: {{english: {tiny}}}}}
 arms: [english]
 methods:
   - {{name: lora, rank: 4, bits: 32}}

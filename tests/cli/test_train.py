@@ -19,6 +19,7 @@ import yaml
 
 from petransfer.data import load_task
 from tests.cli.calls import call
+from tests.remembered_predictions import remember_predictions
 from tests.report.made import draw_nothing
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -40,6 +41,7 @@ def result(study: Path) -> dict[str, Any]:
 def test_train_makes_an_adapter_from_ten_rows(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    draw_nothing(monkeypatch)
     write(elsewhere / "pairs.tsv")
     assert call(monkeypatch, "train", "nano/english", "pairs.tsv", "--steps", "120", "--cpu") == 0
     message = capsys.readouterr()
@@ -93,6 +95,7 @@ def _plain_peft_says_the_same(run: Path, text: str, target: str) -> None:
     assert tokenizer.decode(out[0], skip_special_tokens=True) == target
 
 
+@pytest.mark.usefixtures("two_layers")
 def test_plan_shows_the_recipe_and_trains_nothing(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,6 +149,7 @@ def test_plan_counts_tokens_and_measures_the_time_of_a_step(
     from petransfer.models.checkpoint_files import load_tokenizer
     from petransfer.models.registry import checkpoint_spec
 
+    remember_predictions(monkeypatch)
     write(elsewhere / "pairs.tsv")
     arguments = ["train", "nano/english", "pairs.tsv", "--plan", "--cpu", "--steps", "200"]
     assert call(monkeypatch, *arguments, "--json") == 0
@@ -168,6 +172,7 @@ def test_plan_counts_tokens_and_measures_the_time_of_a_step(
 def test_plan_of_a_training_that_does_not_fit_exits_with_1_and_trains_nothing(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    remember_predictions(monkeypatch)
     write(elsewhere / "pairs.tsv")
     monkeypatch.setattr("petransfer.study.train_study.host_bytes", lambda: 50_000_000)
     monkeypatch.setattr("petransfer.study.train_estimate._measured_step", lambda *_: pytest.fail("trained"))
@@ -350,7 +355,7 @@ family:
     four: {{checkpoint: {two}, reinit: embeddings}}
 arms: [one, two, three, four, scratch, random]
 methods: [{{name: lora, rank: 2, bits: 32}}]
-seeds: [0, 1]
+seeds: [0]
 train: {{steps: 4, batch_size: 4, learning_rate: {{lora: 1.0e-3, full: 1.0e-3}}}}
 effects: [one-two, one-scratch, two-random, three-four]
 """
@@ -359,6 +364,7 @@ effects: [one-two, one-scratch, two-random, three-four]
 def test_a_family_of_own_checkpoints_with_control_arms_effects_and_report(
     elsewhere: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    draw_nothing(monkeypatch)
     two = other_checkpoint(tiny_t5, elsewhere / "two")
     from transformers import AutoTokenizer
 
@@ -369,7 +375,7 @@ def test_a_family_of_own_checkpoints_with_control_arms_effects_and_report(
     assert call(monkeypatch, "run", "--recipe", str(recipe), "--cpu") == 0
     study = elsewhere / "results" / "mine"
     specs = [json.loads(path.read_text()) for path in study.glob("runs/*/spec.json")]
-    assert len(specs) == 12
+    assert len(specs) == 6
     assert {(spec["checkpoint"]["reinit"], spec["task"]["prefix"]) for spec in specs} == {
         ("none", "a: "), ("none", "b: "), ("embeddings", "a: "), ("all", "a: "),
     }  # fmt: skip
@@ -379,7 +385,6 @@ def test_a_family_of_own_checkpoints_with_control_arms_effects_and_report(
     assert [effect["name"] for effect in effects] == ["one-two", "one-scratch", "two-random", "three-four"]
     assert all(effect["verdict"] for effect in effects)
     capsys.readouterr()
-    draw_nothing(monkeypatch)
     assert call(monkeypatch, "report", str(study)) == 0
     assert call(monkeypatch, "predict", str(run_of(study, pieces)), "in 3", "--max-new-tokens", "4") == 0
 
