@@ -30,9 +30,9 @@ def write_card(card: dict[str, Any], source: CorpusPart, folder: Path, device: t
     made_on = environment(device, threads)
     rows = {
         **_what(card, source),
-        "training loss, nats a target token": "; ".join(f"{lines[step]:.2f} at {step:,}" for step in shown),
-        "validation loss at the end": f"{card['valid_loss']:.3f}",
-        "spent": f"{card['seconds'] / 60:.0f} minutes on {made_on['device']}, {count(made_on['threads'], 'thread')}",
+        "training loss, in nats per target token": "; ".join(f"{lines[step]:.2f} at step {step:,}" for step in shown),
+        "validation loss at the end, in nats per target token": f"{card['valid_loss']:.3f}",
+        "duration": f"{card['seconds'] / 60:.0f} minutes on {made_on['device']}, {count(made_on['threads'], 'thread')}",
         "sha256 of the weights": f"`{hashlib.sha256(weights.read_bytes()).hexdigest()}`",
     }
     head = ["---", "license: mit", "library_name: transformers"]
@@ -40,11 +40,12 @@ def write_card(card: dict[str, Any], source: CorpusPart, folder: Path, device: t
         head.append(f"language: [{', '.join(source.languages)}]")
     text = [
         *(*head, "---", f"# {card['size']}/{card['arm']}", ""),
-        f"A T5 v1.0 with {card['parameters']:,} parameters, pretrained by petransfer. The arms of its family differ in",
-        "their corpus only.",
+        f"A T5 v1.0 with {card['parameters']:,} parameters, pretrained by petransfer. The models of its family differ",
+        "only in their corpus.",
         *("", "| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items()), ""),
-        f"{len(card['new_pieces']):,} tokens occur fewer than {RARE} times in the corpus. Their embeddings are drawn",
-        "from the mean and deviation of the others, and their ids are `new_pieces` in `pretraining.json`.",
+        f"{len(card['new_pieces']):,} tokens occur fewer than {RARE} times in the corpus. Their embeddings were replaced by",
+        "random numbers with the mean and standard deviation of the other embeddings. `new_pieces` in",
+        "`pretraining.json` lists the ids of these tokens.",
     ]
     (folder / "checkpoint" / "README.md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
@@ -52,13 +53,14 @@ def write_card(card: dict[str, Any], source: CorpusPart, folder: Path, device: t
 def _what(card: dict[str, Any], source: CorpusPart) -> dict[str, str]:
     noise, train = card["noise"], card["train"]
     return {
-        "corpus": f"{source.title or card['arm']}; {card['corpus_tokens']:,} tokens of it",
+        "corpus": f"{source.title or card['arm']}; {card['corpus_tokens']:,} tokens were used",
         "licence of the text": source.licence or "not stated",
         "sha256 of the corpus": f"`{card['corpus_sha256']}`",
         "objective": f"span corruption: windows of {noise['window']} tokens, {noise['density']:.0%} masked in spans of "
-        f"{noise['mean_span']:g} on average, {train['batch_size']} windows a step",
+        f"{noise['mean_span']:g} on average, {train['batch_size']} windows per step",
         "steps": f"{train['steps']:,}",
         "tokens seen": f"{card['seen_tokens']:,}, of which {card['target_tokens']:,} were targets",
-        "optimiser": f"AdamW, learning rate of each tensor {train['learning_rate']:g} times its size at the start, "
-        f"{train['schedule']} to {train['final']:.0%}, decay back to that size; {card['bits']} bits",
+        "optimiser": f"AdamW; learning rate of each tensor: {train['learning_rate']:g} times its root mean square at the "
+        f"start, {train['schedule']} schedule down to {train['final']:.0%} of that; weight decay: "
+        f"{train['weight_decay']:g} divided by the same root mean square; {card['bits']} bits",
     }
