@@ -43,9 +43,9 @@ def write_card(card: dict[str, Any], source: CorpusPart, folder: Path, device: t
         f"A T5 v1.0 with {card['parameters']:,} parameters, pretrained by petransfer. The models of its family differ",
         "only in their corpus.",
         *("", "| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items()), ""),
-        f"{len(card['new_pieces']):,} tokens occur fewer than {RARE} times in the corpus. Their embeddings were replaced by",
-        "random numbers with the mean and standard deviation of the other embeddings. `new_pieces` in",
-        "`pretraining.json` lists the ids of these tokens.",
+        f"{len(card['new_pieces']):,} tokens occur fewer than {RARE} times in the corpus. Their embeddings were",
+        "replaced by random numbers with the mean and standard deviation of the other embeddings.",
+        "`new_pieces` in `pretraining.json` lists the ids of these tokens.",
     ]
     (folder / "checkpoint" / "README.md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
@@ -60,7 +60,7 @@ def _what(card: dict[str, Any], source: CorpusPart) -> dict[str, str]:
         f"{noise['mean_span']:g} on average, {train['batch_size']} windows per step",
         "steps": f"{train['steps']:,}",
         "tokens seen": f"{card['seen_tokens']:,}, of which {card['target_tokens']:,} were targets",
-        "optimiser": f"AdamW; learning rate of each tensor: {train['learning_rate']:g} times its root mean square at the "
-        f"start, {train['schedule']} schedule down to {train['final']:.0%} of that; weight decay: "
+        "optimiser": f"AdamW; learning rate of each tensor: {train['learning_rate']:g} times its root mean square at "
+        f"the start, {train['schedule']} schedule down to {train['final']:.0%} of that; weight decay: "
         f"{train['weight_decay']:g} divided by the same root mean square; {card['bits']} bits",
     }
