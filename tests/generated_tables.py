@@ -51,14 +51,11 @@ def claims(results: Path = RESULTS) -> str:
 
 
 def _cell(effect: dict[str, Any]) -> str:
-    interval, seeds = effect["interval"], effect["seeds"]
-    if interval is None:
-        return f"{signed(effect['difference'])}, {effect['verdict']} (one seed)"
-    fewer = "" if min(seeds) == SEEDS else f" ({seeds[0]} and {seeds[1]} seeds)"
-    return (
-        f"{signed(effect['difference'])} [{signed(interval['low'])}, {signed(interval['high'])}], "
-        f"{effect['verdict']}{fewer}"
-    )
+    interval, (left, right) = effect["interval"], effect["seeds"]
+    number = f"{left} and {right} seeds" if left != right else "one seed" if left == 1 else f"{left} seeds"
+    fewer = "" if min(left, right) == SEEDS else f" ({number})"
+    values = f" [{signed(interval['low'])}, {signed(interval['high'])}]" if interval else ""
+    return f"{signed(effect['difference'])}{values}, {effect['verdict']}{fewer}"
 
 
 def signed(value: float) -> str:
