@@ -307,7 +307,7 @@ def _write_provenance(folder: Path, bundle: Bundle, merged: Merged) -> None:
     if bundle.provenance is None:  # petransfer did not make the adapter
         return
     kept: dict[str, Any] = {
-        key: bundle.provenance[key] for key in ("run_id", "spec", "base") if key in bundle.provenance
+        key: bundle.provenance[key] for key in ("run_id", "spec", "base", "labels") if key in bundle.provenance
     }
     origin: dict[str, Any] = {"bits": merged.bits, "adapter_sha256": bundle.provenance.get("files") or {}}
     with contextlib.suppress(UserError):  # an adapter without a recipe has no columns

@@ -17,7 +17,7 @@ from petransfer.data.rows.tables import split_names
 from petransfer.data.tasks.lines import ChangedRows
 from petransfer.data.templates import render_text
 from petransfer.errors import UserError, shortened, unknown
-from petransfer.evaluation.metric_checks import declared
+from petransfer.evaluation.metric_checks import LABELS, declared
 from petransfer.plurals import count
 from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.bundle_files import RECIPE
@@ -210,6 +210,23 @@ def _present(name: str, data_dir: Path | None, label: str, otherwise: str) -> st
     )
 
 
+def training_labels(bundle: Bundle, data_dir: Path | None) -> tuple[str, ...]:
+    """Return the labels of an adapter's training, from petransfer.json or from the training data.
+
+    Empty if the labels are not known, or if the training data have too many different targets to be labels.
+    """
+    if bundle.spec is None:
+        return ()
+    recorded = (bundle.provenance or {}).get("labels")
+    if recorded:
+        return tuple(recorded)
+    try:
+        found = data_of(bundle, data_dir).labels
+    except UserError:  # the training data are not on this machine, or have changed
+        return ()
+    return found if len(found) <= LABELS else ()
+
+
 def warn_of_untrained_labels(bundle: Bundle, labels: Sequence[str], name: str, data_dir: Path | None) -> None:
     """Log a warning if data has other labels than the data of an adapter that was trained to choose a label.
 
@@ -219,10 +236,7 @@ def warn_of_untrained_labels(bundle: Bundle, labels: Sequence[str], name: str, d
     """
     if bundle.spec is None or not any(metric.of_labels for metric in declared(bundle.spec.task.metrics)):
         return
-    try:
-        known = set(data_of(bundle, data_dir).labels)
-    except UserError:  # the training data are not on this machine, or have changed
-        return
+    known = training_labels(bundle, data_dir)
     others = [label for label in labels if label not in known]
     if known and others:
         _log.warning(
