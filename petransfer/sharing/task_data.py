@@ -70,8 +70,9 @@ def test_data(
         bundle: the adapter. None for a base checkpoint.
         label: name of the adapter or model in messages.
         data: a file, a dataset, a benchmark's `task/split`, or pairs of input and target. None means the adapter's own
-            task. A file is read with the column names of the adapter's training data. A pair's input has the form that
-            `Adapter.predict` takes.
+            task. A file is read with the column names of the adapter's training data, and with their format, encoding,
+            delimiter and quoting if its name has the same suffix. A pair's input has the form that `Adapter.predict`
+            takes.
         part: `dev` or `test`. Default: all rows of a file, the split `test` of a dataset (or `train`), else `test`. In
             a file, `part` selects rows that are also in this part of the adapter's own data. Pairs have no parts, so
             `part` must be None for them.
