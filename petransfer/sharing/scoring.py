@@ -214,7 +214,7 @@ def _check_metrics(names: Sequence[str], data: TestData) -> None:
     if of_labels and len(data.labels) == 1 and not data.own:
         raise UserError(
             f"{of_labels} needs at least two labels, but every row of {data.name} has the target "
-            f"'{shortened(data.labels[0], 40)}', and the labels of the training are not known; add rows with other "
+            f"'{shortened(data.labels[0], 40)}', and the training labels are not known; add rows with other "
             "labels, or name the folder of the training data with --data-dir"
         )
 
