@@ -1,14 +1,29 @@
-"""Write JSON on one line that no program splits and that changes no terminal."""
+"""Write valid JSON: without numbers that are not finite, and on one line that no program splits."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 # Characters that json.dumps leaves as they are, and that some programs read as the end of a line or a terminal as a
 # command: control characters from 127 on, and Unicode's line and paragraph separators.
 _SPECIAL = re.compile("[\x7f-\x9f\u2028\u2029]")
+
+
+def with_finite_numbers(content: Any) -> Any:
+    """Return values for JSON with None in place of NaN and infinite numbers, which JSON does not have.
+
+    >>> with_finite_numbers({"loss": float("nan"), "scores": (1.5, float("inf"))})
+    {'loss': None, 'scores': [1.5, None]}
+    """
+    if isinstance(content, Mapping):
+        return {key: with_finite_numbers(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [with_finite_numbers(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def json_line(content: Any, ascii_only: bool = False) -> str:

@@ -46,6 +46,15 @@ def expanded(path: str | Path) -> Path:
         raise UserError(f"{path}: there is no home folder for {home}; write the whole path, from / on") from None
 
 
+def without_folder(name: str) -> str:
+    """Return the last part of a path of this machine: `/home/me/t5` becomes `t5`. Any other text stays as it is.
+
+    A relative path such as `data/rows.tsv`, which can also be an id on the hub, stays too.
+    """
+    is_path = name.startswith(("/", "~", "./", "../", "\\")) or name[1:3] in (":\\", ":/")
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path else name
+
+
 def training_around(path: Path) -> Path | None:
     """Return the folder of the training that contains a file or folder. None if there is none."""
     return next((one for one in path.parents if (one / "recipe.yaml").is_file()), None)

@@ -15,6 +15,7 @@ from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
 from petransfer.cli.lazy_verbs import path_or_dash
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError, unknown
+from petransfer.json_lines import with_finite_numbers
 from petransfer.sharing.bundle import Bundle, checked, opened, without_records
 from petransfer.sharing.bundle_files import CARD
 from petransfer.sharing.bundle_zip import SUFFIX
@@ -286,7 +287,7 @@ def merge(
         where = Where(checkpoint, revision, None, _device(cpu), any_base)
         done = write(bundle, out, where, _bits(bits), separate_head)
     if as_json:
-        print(json.dumps(vars(done), indent=1))
+        print(json.dumps(with_finite_numbers(vars(done)), indent=1))
         return
     print_text(f"{out}: {done.bits} bits")
     print_text(f"against the adapter on its base at 32 bits: {_change(done.moved, done.agree)}")
@@ -325,7 +326,7 @@ def compare(
         examples = test_data(source.bundle, source.label, data, None, data_dir).examples
         found = compare_gguf(whole_predictor(source, Where(device="cpu")), list(examples)[:rows], file)
     if as_json:
-        print(json.dumps(vars(found), indent=1))
+        print(json.dumps(with_finite_numbers(vars(found)), indent=1))
         return
     print_text(
         f"loss per target token on {found.rows:,} rows: {found.loss:.4f} in {merged}, {found.gguf_loss:.4f} in {file}"

@@ -16,6 +16,7 @@ from petransfer.cli.options import split_names
 from petransfer.cli.table_layout import print_table
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
+from petransfer.json_lines import with_finite_numbers
 from petransfer.plurals import count
 from petransfer.recipe.metrics import HEADINGS, meanings
 from petransfer.visible_text import visible
@@ -113,7 +114,7 @@ def evaluate(
         request = Request(data, part, by_generation, base, split_names(metric))
         rows = side_by_side(sources, where, request, combined)
     if as_json:
-        print(json.dumps([vars(row) for row in rows], indent=1))
+        print(json.dumps(with_finite_numbers([vars(row) for row in rows]), indent=1))
     else:
         _show(rows, by_generation)
     for row in rows:

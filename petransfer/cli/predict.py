@@ -164,21 +164,22 @@ def _generate(
 
     number = 0
     quoted: list[list[str]] = []  # for each chat of the first model with special tokens in its messages: these tokens
-    cut: dict[str, CutTexts] = {}
+    cut: list[tuple[str, CutTexts]] = []  # for each model; two models can have the same label
     has_line_breaks = has_lines = False
     for batch in batches:
         has_lines = True
         asked = [text for _, text in batch if text.strip()]
         places = [place for place, text in batch if text.strip()]
-        texts: dict[str, Iterator[Generation]] = {}
+        texts: list[tuple[str, Iterator[Generation]]] = []
         number += len(asked)
-        for label, one in each():
+        for at, (label, one) in enumerate(each()):
             found = one.generations(asked, max_new_tokens, places=places)
             quoted += [] if texts else filter(None, one.quoted(asked))
-            cut.setdefault(label, CutTexts(max_new_tokens)).add(found)
-            texts[label] = iter(found)
+            cut += [(label, CutTexts(max_new_tokens))] if at == len(cut) else []
+            cut[at][1].add(found)
+            texts.append((label, iter(found)))
         for _, line in batch:
-            for label, generated in texts.items():
+            for label, generated in texts:
                 answer = next(generated).text if line.strip() else ""
                 has_line_breaks = has_line_breaks or "\n" in answer
                 _print(line, label if len(texts) > 1 else None, answer, as_json)
@@ -187,7 +188,7 @@ def _generate(
             "no input was given: write the inputs to standard input or into --file, one per line", file=sys.stderr
         )
     print_text(*quoted_note(len(quoted), number, chain(*quoted)), file=sys.stderr)
-    for label, numbers in cut.items():
+    for label, numbers in cut:
         head = f"{label}: " if len(cut) > 1 else ""
         print_text(*(f"{head}{note}" for note in numbers.notes("--max-new-tokens ")), file=sys.stderr)
     if has_line_breaks and not as_json:

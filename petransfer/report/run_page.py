@@ -13,6 +13,8 @@ from petransfer.data.rows.chat_rows import readable_input
 from petransfer.data.rows.folds import ALL
 from petransfer.data.templates import given_text
 from petransfer.effects.runs import examples_of
+from petransfer.errors import UserError
+from petransfer.evaluation.metric_checks import declared
 from petransfer.memory.study_memory import method_title
 from petransfer.plurals import count
 from petransfer.recipe.metrics import HEADINGS
@@ -26,7 +28,7 @@ from petransfer.study.folders import StudyFolder
 
 MOST_SAMPLES = 8
 # If there are more labels than this, the page has no confusion matrix.
-MOST_LABELS = 20
+MOST_LABELS = 50
 
 
 def is_single_run(findings: Findings) -> bool:
@@ -62,7 +64,7 @@ def run_page(findings: Findings) -> str:
         samples=samples,
         samples_text=f"Texts were generated for {count(len(texts), 'test example')}, drawn at random; wrong texts: "
         f"{wrong:,}. Words that differ from the expected answer are marked.",
-        confusion=_confusion(texts),
+        confusion=_confusion(findings, row, texts),
         tables=[table for table in (_splits(result), _categories(result)) if table],
         adapter_text=what.get(adapter, "The adapter was not kept."),
         next_steps=_next_steps(place, adapter == "model", str(row.cell.spec.task.options.get("template", ""))),
@@ -192,7 +194,7 @@ class Confusion:
     Attributes:
         text: explanation of the matrix.
         labels: names of the columns.
-        rows: counts of the generated labels, for each expected label.
+        rows: counts of the predicted labels, for each expected label.
     """
 
     text: str
@@ -200,24 +202,46 @@ class Confusion:
     rows: list[dict[str, Any]]
 
 
-def _confusion(texts: list[dict[str, Any]]) -> Confusion | None:
-    """Return the confusion matrix of labels. None if the targets are not labels."""
-    # Targets are labels if there are 2 to 20 different targets, and at least three times as many examples as targets.
-    targets = Counter(one["target"] for one in texts)
+def _confusion(findings: Findings, row: Row, texts: list[dict[str, Any]]) -> Confusion | None:
+    """Return the confusion matrix of labels. None if the targets are not labels, or too many."""
+    found = _label_pairs(findings, row)
+    are_labels = bool(found)
+    pairs = found or [(one["target"], one["prediction"]) for one in texts]
+    targets = Counter(target for target, _ in pairs)
     labels = sorted(targets)
-    if not 2 <= len(labels) <= MOST_LABELS or len(texts) < 3 * len(labels):
+    # Without a metric of labels, targets are labels if there are at least three times as many examples as targets.
+    if not 2 <= len(labels) <= MOST_LABELS or not (are_labels or len(pairs) >= 3 * len(labels)):
         return None
-    counts = Counter((one["target"], one["prediction"]) for one in texts)
+    counts = Counter(pairs)
     other = any(prediction not in targets for _, prediction in counts)
     columns = [*labels, *(["other"] if other else [])]
     rows = []
     for label in labels:
         line = [counts[label, prediction] for prediction in labels]
         line += [targets[label] - sum(line)] if other else []
-        cells = [{"count": count, "share": round(100 * count / targets[label])} for count in line]
+        cells = [{"count": number, "share": round(100 * number / targets[label])} for number in line]
         rows.append({"name": label, "cells": cells})
-    text = f"Rows are the expected labels, columns the generated ones, of {len(texts)} test examples."
+    text = f"Rows are the expected labels, columns the predicted ones, of {count(len(pairs), 'test example')}."
     return Confusion(text, columns, rows)
+
+
+def _label_pairs(findings: Findings, row: Row) -> list[tuple[str, str]]:
+    """Return the target and the predicted label of every test example.
+
+    Empty without a metric of labels, and for files of older versions, which do not have every target.
+    """
+    import pyarrow.parquet
+
+    try:
+        of_labels = any(metric.of_labels for metric in declared(row.cell.spec.task.metrics))
+    except UserError:  # the package of a metric is not installed
+        return []
+    with examples_of(findings.study, row.cell.run_id) as path:
+        if not of_labels or not {"target", "answer"} <= set(pyarrow.parquet.read_schema(path).names):
+            return []
+        table = pyarrow.parquet.read_table(path, columns=["target", "answer"])
+    targets, answers = (table[name].to_pylist() for name in ("target", "answer"))
+    return [] if None in targets or None in answers else list(zip(targets, answers, strict=True))
 
 
 def _next_steps(place: str, whole: bool, template: str) -> str:

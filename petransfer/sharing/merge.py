@@ -32,7 +32,7 @@ from petransfer.sharing.combined_adapters import put_together
 from petransfer.sharing.export_files import copy_sentencepiece_files, separate_output_head
 from petransfer.sharing.own_tokenizer import with_own_tokenizer
 from petransfer.sharing.size_checks import resize_vocabulary
-from petransfer.sharing.task_data import columns_of, data_of
+from petransfer.sharing.task_data import data_of, options_to_record
 from petransfer.sharing.usable_rows import usable_rows
 
 # The largest relative change of the logits that is allowed for each of two steps: adding an adapter to the 32-bit
@@ -307,10 +307,10 @@ def _write_provenance(folder: Path, bundle: Bundle, merged: Merged) -> None:
     if bundle.provenance is None:  # petransfer did not make the adapter
         return
     kept: dict[str, Any] = {
-        key: bundle.provenance[key] for key in ("run_id", "spec", "base") if key in bundle.provenance
+        key: bundle.provenance[key] for key in ("run_id", "spec", "base", "labels") if key in bundle.provenance
     }
     origin: dict[str, Any] = {"bits": merged.bits, "adapter_sha256": bundle.provenance.get("files") or {}}
-    with contextlib.suppress(UserError):  # an adapter without a recipe has no columns
-        origin["columns"] = columns_of(bundle)
+    with contextlib.suppress(UserError):  # an adapter without a recipe does not know its data
+        origin["data"] = options_to_record(bundle)
     content = kept | {"merged": origin}
     (folder / PROVENANCE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

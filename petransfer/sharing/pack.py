@@ -33,11 +33,17 @@ from petransfer.sharing.card import card
 from petransfer.sharing.card_metadata import Wishes
 from petransfer.sharing.examples_file import without_texts
 from petransfer.sharing.safe_reading import read_text, read_yaml
+from petransfer.user_paths import without_folder
 
 _PATHS = re.compile(
     r"(?<![\w:/.~-])/(?:home|root|Users|mnt|media|data|tmp|var|opt|srv|usr|etc|work|workspace|scratch|content|private)"
     r"/[\w.~-]+|(?<![\w/])~/[\w.-]+|\b[A-Za-z]:\\[\w.-]+"
 )
+# The keys of a recipe whose values are texts, and never paths, although they may begin with `/` or `~`.
+_TEXTS = frozenset(
+    ("description", "prefix", "added_tokens", "template", "input", "target", "input_column", "target_column",
+     "category", "messages", "split_column", "delimiter")
+)  # fmt: skip
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 
 
@@ -116,11 +122,8 @@ def _placeless(value: Any, key: str = "") -> Any:
     if isinstance(value, Mapping):
         return {name: _placeless(one, str(name)) for name, one in value.items()}
     if isinstance(value, list):
-        return [_placeless(one) for one in value]
-    if isinstance(value, str) and key not in ("description", "template"):
-        place = value.startswith(("/", "~", "./", "../", "\\")) or value[1:3] == ":\\"
-        return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if place else value
-    return value
+        return [_placeless(one, key) for one in value]
+    return without_folder(value) if isinstance(value, str) and key not in _TEXTS else value
 
 
 def refuse_private(name: str, text: str) -> None:

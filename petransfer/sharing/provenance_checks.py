@@ -58,6 +58,7 @@ class _Provenance(_Strict):
     encoder_decoder: bool = True
     data_sha256: dict[Literal["train", "dev", "test"], Sha256] = {}
     claims: dict[Literal["dev", "test"], _Claim] = {}
+    labels: list[str] = []  # missing in files of older versions
     files: dict[str, Sha256] = {}
 
 

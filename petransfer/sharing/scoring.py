@@ -6,15 +6,16 @@ import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from petransfer.data import Example
 from petransfer.data.answers import text_answers, without_untrained_calls
 from petransfer.data.encoding import encodable, encode_examples
-from petransfer.errors import RunError, UserError
+from petransfer.errors import RunError, UserError, shortened
 from petransfer.evaluation.exact_match import Evaluation, evaluate
-from petransfer.evaluation.metric_checks import check_metrics
+from petransfer.evaluation.metric_checks import check_metrics, declared
 from petransfer.evaluation.one_pass import Scored
 from petransfer.evaluation.predictor import Predictor
 from petransfer.evaluation.run_metrics import measure_rows
@@ -30,9 +31,10 @@ from petransfer.sharing.task_data import (
     has_same_rows,
     test_data,
     trained_on,
+    training_labels,
     warn_of_untrained_labels,
 )
-from petransfer.sharing.usable_rows import encoded_rows, for_examples, leaves_out_rows, usable_rows
+from petransfer.sharing.usable_rows import encoded_rows, for_examples, usable_rows
 from petransfer.sharing.whole_models import whole_predictor
 
 logger = logging.getLogger(__name__)
@@ -173,27 +175,48 @@ def side_by_side(
     """
     first = next((source for source in sources if source.bundle), sources[0])
     data = test_data(first.bundle, first.label, request.data, request.part, where.data_dir)
-    labels = data.labels or tuple(sorted({example.target for example in data.examples}))
+    targets = data.labels or tuple(sorted({example.target for example in data.examples}))
     if not data.own and first.bundle:
-        warn_of_untrained_labels(first.bundle, labels, data.name, where.data_dir)
-    metrics = _metrics(first.bundle, request.metrics, (len(labels), data.name))
+        warn_of_untrained_labels(first.bundle, targets, data.name, where.data_dir)
+    data = replace(data, labels=data.labels or _all_labels(sources, targets, where.data_dir))
+    metrics = _metrics(first.bundle, request.metrics, data)
     ready = predictors(sources, where, combination, request.with_base)
-    return _scores(ready, first.bundle, where, request, replace(data, labels=labels), metrics)
+    return _scores(ready, first.bundle, where, request, data, metrics)
 
 
-def _metrics(bundle: Bundle | None, requested: Sequence[str], labels: tuple[int, str]) -> list[str]:
+def _all_labels(sources: Sequence[Source], targets: Sequence[str], data_dir: Path | None) -> tuple[str, ...]:
+    """Return the targets of the data and the labels of each source's training.
+
+    With fewer labels than in training, choosing the right label would be easier.
+    """
+    trained = [training_labels(source.bundle, data_dir) for source in sources if source.bundle]
+    return tuple(sorted({*targets, *chain(*trained)}))
+
+
+def _metrics(bundle: Bundle | None, requested: Sequence[str], data: TestData) -> list[str]:
     """Return the requested metrics, and the computable metrics of an adapter's own task."""
-    # `labels` has the number of different targets in the data, and the data's name.
-    check_metrics(requested, lambda: labels)
+    _check_metrics(requested, data)
     own = bundle.spec.task.metrics if bundle and bundle.spec else ()
     found = []
     for name in own:
         try:
-            check_metrics([name], lambda: labels)
+            _check_metrics([name], data)
             found.append(name)
         except UserError as problem:
             logger.info("%s is left out: %s", name, problem)
     return list(dict.fromkeys([*found, *requested]))
+
+
+def _check_metrics(names: Sequence[str], data: TestData) -> None:
+    """Raise UserError for a metric that cannot be computed on data, or that would be 100 % for every model."""
+    check_metrics(names, lambda: (len(data.labels), data.name))
+    of_labels = next((metric.name for metric in declared(names) if metric.of_labels), None)
+    if of_labels and len(data.labels) == 1 and not data.own:
+        raise UserError(
+            f"{of_labels} needs at least two labels, but every row of {data.name} has the target "
+            f"'{shortened(data.labels[0], 40)}', and the training labels are not known; add rows with other "
+            "labels, or name the folder of the training data with --data-dir"
+        )
 
 
 def _scores(
@@ -207,12 +230,11 @@ def _scores(
     rows: list[Scores] = []
     right: list[bool] = []
     examples: Sequence[Example] = ()
+    of_labels = any(metric.of_labels for metric in declared(metrics))
     for label, bundle, plain, trained in ready:
         model, loaded = plain.model, plain.loaded
         if not examples:  # all sources are scored on the same rows
             examples = usable_rows(data.examples, first, model, loaded) if data.own and first else data.examples
-            if data.own and leaves_out_rows(first):
-                data = replace(data, labels=encodable(data.labels, loaded.tokenizer, loaded.layout))
             if not examples:
                 raise UserError(f"no row of {data.name} can be scored; give other rows with --data FILE")
         predictor = for_examples(plain, examples, data.name, label)
@@ -223,6 +245,8 @@ def _scores(
         texts = text_answers(examples, loaded.tokenizer, loaded.layout)
         found = evaluate(model, loaded, texts, encoded, by_generation=request.by_generation)
         targets = [example.target for example in texts]
+        # a model cannot choose a label of another model's training, or of an unusable row, that it cannot encode
+        labels = encodable(data.labels, loaded.tokenizer, loaded.layout) if of_labels else ()
         now = [row.correct for row in found.scored]
         right = right or now
         scores = Scores(
@@ -235,7 +259,7 @@ def _scores(
             same=_percent([one == other for one, other in zip(right, now, strict=True)]),
             generated=found.near_ties + found.audited,
             disagreements=found.disagreements,
-            metrics=measure_rows(model, loaded, metrics, targets, data.labels, encoded).scores,
+            metrics=measure_rows(model, loaded, metrics, targets, labels, encoded).scores,
         )
         seen = trained_on(trained, examples, where.data_dir)
         rows.append(scores if seen is None else _apart(scores, seen, found.scored))

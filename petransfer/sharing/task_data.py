@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from petransfer.data import Example, SplitData, load_task, task_info
 from petransfer.data.rows.records import MissingColumn
-from petransfer.data.rows.source import find_source, is_file_name
+from petransfer.data.rows.source import find_source, is_file_name, suffix_of
 from petransfer.data.rows.tables import split_names
+from petransfer.data.rows.text_lines import first_bytes, is_utf8
 from petransfer.data.tasks.lines import ChangedRows
 from petransfer.data.templates import render_text
 from petransfer.errors import UserError, shortened, unknown
-from petransfer.evaluation.metric_checks import declared
+from petransfer.evaluation.metric_checks import LABELS, declared
 from petransfer.plurals import count
 from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.bundle_files import RECIPE
 from petransfer.sharing.safe_reading import read_text, read_yaml
-from petransfer.user_paths import expanded
+from petransfer.user_paths import expanded, without_folder
 
 _log = logging.getLogger(__name__)
 
@@ -31,8 +33,15 @@ Pairs = Sequence[tuple[str, str]]
 PARTS = ("dev", "test")
 # What a user can do without the data of an adapter's own task.
 OTHER_ROWS = "score other rows with --data FILE"
-# Options for reading the user's own files. Another file is read with the same options as the adapter's training data.
-_COLUMNS = ("input", "target", "category", "template", "messages", "chat")
+# Options for the columns of the user's own rows. Other rows are read with the same options as the training data.
+_COLUMNS = ("input", "target", "input_column", "target_column", "category", "template", "messages", "chat")
+# Options for the form of the user's own files. Another file is read with the options of the training data if its name
+# has the same suffix.
+_FORM = ("format", "encoding", "delimiter", "quoting")
+
+
+class UnrecordedData(UserError):
+    """Raised for an adapter or model whose files do not name the data of its training."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +70,9 @@ def test_data(
         bundle: the adapter. None for a base checkpoint.
         label: name of the adapter or model in messages.
         data: a file, a dataset, a benchmark's `task/split`, or pairs of input and target. None means the adapter's own
-            task. A file is read with the column names of the adapter's training data. A pair's input has the form that
-            `Adapter.predict` takes.
+            task. A file is read with the column names of the adapter's training data, and with their format, encoding,
+            delimiter and quoting if its name has the same suffix. A pair's input has the form that `Adapter.predict`
+            takes.
         part: `dev` or `test`. Default: all rows of a file, the split `test` of a dataset (or `train`), else `test`. In
             a file, `part` selects rows that are also in this part of the adapter's own data. Pairs have no parts, so
             `part` must be None for them.
@@ -117,39 +127,78 @@ def _rows_of_file(bundle: Bundle | None, data: str, data_dir: Path | None) -> tu
 
     The split is `test`, or `train` for a dataset without `test`.
     """
-    columns = columns_of(bundle) if bundle else {}
-    source = find_source(data, data_dir, split="train")
+    options = _own_options(bundle) if bundle else {}
+    columns = {key: options[key] for key in _COLUMNS if key in options}
+    form = _form_of(data, options, data_dir)
+    try:
+        return _rows_read(data, data_dir, columns | form)
+    except UserError as problem:
+        if form:  # the file may have another form than the training data
+            with contextlib.suppress(UserError):
+                found = _rows_read(data, data_dir, columns)
+                _log.warning(
+                    "warning: %s cannot be read with the options of the training data (%s), so they are ignored",
+                    data,
+                    ", ".join(form),
+                )
+                return found
+        if isinstance(problem, MissingColumn):
+            advice = "rename the columns of the file like those of the training data"
+            raise UserError(f"{problem.problem}; {advice}") from None
+        raise
+
+
+def _rows_read(data: str, data_dir: Path | None, options: Mapping[str, Any]) -> tuple[list[Example], str]:
+    """Return `_rows_of_file`, read with options of the task `lines`."""
+    source = find_source(data, data_dir, str(options.get("format", "")), "train")
     splits = split_names(source)
     tested = "test" if "test" in splits else data
-    try:
-        split = load_task("lines", data_dir, train=data, dev=tested, test=tested, **columns).load("held-out")
-    except MissingColumn as error:
-        raise UserError(f"{error.problem}; rename the columns of the file like those of the training data") from None
+    split = load_task("lines", data_dir, train=data, dev=tested, test=tested, **options).load("held-out")
     name = "" if not splits else "test" if "test" in splits else source.split
     return sorted(split.test, key=lambda row: row.index), name
 
 
-def columns_of(bundle: Bundle) -> dict[str, Any]:
-    """Return the options for reading a file like the adapter's own data. Empty without options.
+def _form_of(data: str, options: Mapping[str, Any], data_dir: Path | None) -> dict[str, Any]:
+    """Return the options of the training data that say how the file `data` is read. Empty for another suffix."""
+    suffix = suffix_of(Path(data))
+    trained = [options[part] for part in ("train", *PARTS) if isinstance(options.get(part), str)]
+    form = {key: options[key] for key in _FORM if key in options}
+    if not form or suffix not in [suffix_of(Path(name)) for name in trained]:
+        return {}
+    if "encoding" in form:
+        source = find_source(data, data_dir, str(form.get("format", "")), "train")
+        if source.path is not None and source.path.is_file() and is_utf8(first_bytes(source)):
+            del form["encoding"]  # UTF-8 can be read in most other encodings, with wrong letters
+    return form
+
+
+def _own_options(bundle: Bundle) -> dict[str, Any]:
+    """Return the options of the user's own data that an adapter was trained on. Empty for a benchmark.
 
     Raises:
-        UserError: the adapter was trained on a user's own files, and has no recipe.
+        UnrecordedData: the adapter was trained on a user's own files, and has no recipe.
     """
     if bundle.spec is None or bundle.spec.task.name != "lines":
         return {}
-    merged = (bundle.provenance or {}).get("merged")
-    stated = merged.get("columns") if isinstance(merged, dict) else None
-    options = dict(bundle.spec.task.options) if merged else options_of(bundle)
-    if isinstance(stated, dict):
-        options |= stated
-    return {key: options[key] for key in _COLUMNS if key in options}
+    return options_of(bundle)
+
+
+def options_to_record(bundle: Bundle) -> dict[str, Any]:
+    """Return the options of the user's own data without the folders of files. Empty for a benchmark.
+
+    Raises:
+        UnrecordedData: the adapter was trained on a user's own files, and has no recipe.
+    """
+    options = _own_options(bundle)
+    named = {part: options[part] for part in ("train", *PARTS) if isinstance(options.get(part), str)}
+    return options | {part: without_folder(name) for part, name in named.items()}
 
 
 def options_of(bundle: Bundle) -> dict[str, Any]:
     """Return the options of an adapter's own task, with the paths of its data on this machine.
 
     Raises:
-        UserError: the adapter was trained on a user's own files, and has no recipe.
+        UnrecordedData: the adapter was trained on a user's own files, and has no recipe.
     """
     assert bundle.spec is not None
     task = bundle.spec.task
@@ -157,10 +206,14 @@ def options_of(bundle: Bundle) -> dict[str, Any]:
     local = bundle.local_spec()
     if local:
         return options | dict(local.task.source)
+    merged = (bundle.provenance or {}).get("merged")
+    if isinstance(merged, dict):
+        recorded = merged.get("data") or merged.get("columns")  # older versions recorded only the columns
+        return options | (recorded if isinstance(recorded, dict) else {})
     if task.name != "lines":
         return options
     if RECIPE not in bundle.files:
-        raise UserError(f"{bundle.label} has no {RECIPE}, which names the rows that it was trained on")
+        raise UnrecordedData(f"{bundle.label} has no {RECIPE}, which names the rows that it was trained on")
     stated = (read_yaml(read_text(bundle.files[RECIPE]), RECIPE).get("task") or {}).get("options")
     return dict(stated) if isinstance(stated, dict) else options
 
@@ -178,6 +231,8 @@ def data_of(bundle: Bundle, data_dir: Path | None, otherwise: str = OTHER_ROWS) 
     task = bundle.spec.task
     options = options_of(bundle)
     if task.name == "lines":
+        if "train" not in options:
+            raise UnrecordedData(f"{bundle.label} does not record which files it was trained on; {otherwise}")
         named = {part: options[part] for part in ("train", *PARTS) if isinstance(options.get(part), str)}
         options |= {part: _present(name, data_dir, bundle.label, otherwise) for part, name in named.items()}
     try:
@@ -210,6 +265,23 @@ def _present(name: str, data_dir: Path | None, label: str, otherwise: str) -> st
     )
 
 
+def training_labels(bundle: Bundle, data_dir: Path | None) -> tuple[str, ...]:
+    """Return the labels of an adapter's training, from petransfer.json or from the training data.
+
+    Empty if the labels are not known, or if the training data have too many different targets to be labels.
+    """
+    if bundle.spec is None:
+        return ()
+    recorded = (bundle.provenance or {}).get("labels")
+    if recorded:
+        return tuple(recorded)
+    try:
+        found = data_of(bundle, data_dir).labels
+    except UserError:  # the training data are not on this machine, or have changed
+        return ()
+    return found if len(found) <= LABELS else ()
+
+
 def warn_of_untrained_labels(bundle: Bundle, labels: Sequence[str], name: str, data_dir: Path | None) -> None:
     """Log a warning if data has other labels than the data of an adapter that was trained to choose a label.
 
@@ -219,10 +291,7 @@ def warn_of_untrained_labels(bundle: Bundle, labels: Sequence[str], name: str, d
     """
     if bundle.spec is None or not any(metric.of_labels for metric in declared(bundle.spec.task.metrics)):
         return
-    try:
-        known = set(data_of(bundle, data_dir).labels)
-    except UserError:  # the training data are not on this machine, or have changed
-        return
+    known = training_labels(bundle, data_dir)
     others = [label for label in labels if label not in known]
     if known and others:
         _log.warning(
@@ -255,6 +324,13 @@ def trained_on(bundles: Sequence[Bundle], rows: Sequence[Example], data_dir: Pat
             return None
         try:
             known |= row_hashes(data_of(bundle, data_dir).train)
+        except UnrecordedData:
+            _log.warning(
+                "%s does not record which files it was trained on, so it is not known which of these rows it was "
+                "trained on",
+                bundle.label,
+            )
+            return None
         except UserError:
             _log.warning(
                 "%s: its training data are not here, or have changed, so it is not known which of these rows it was "

@@ -23,9 +23,9 @@ from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.task_data import options_of
 
 
-def leaves_out_rows(bundle: Bundle | None) -> bool:
+def _leaves_out_rows(bundle: Bundle) -> bool:
     """Return whether an adapter was trained with `bad_rows: skip`."""
-    return bundle is not None and bundle.spec is not None and options_of(bundle).get("bad_rows") == "skip"
+    return bundle.spec is not None and options_of(bundle).get("bad_rows") == "skip"
 
 
 def usable_rows(
@@ -38,7 +38,7 @@ def usable_rows(
         model: the model with the adapter.
         loaded: the base, with the layout of the adapter's examples.
     """
-    if not leaves_out_rows(bundle):
+    if not _leaves_out_rows(bundle):
         form = (loaded.tokenizer, loaded.layout)
         return text_answers(without_untrained_calls(examples, *form), *form)
     config = loaded.model.config

@@ -21,16 +21,30 @@ _ENCODINGS = {"index": "DELTA_BINARY_PACKED", "margin": "BYTE_STREAM_SPLIT", "lo
 
 
 def write_examples(
-    evaluation: Evaluation, examples: Sequence[Example] | None, answers: Sequence[str] | None, path: Path
+    evaluation: Evaluation,
+    examples: Sequence[Example] | None,
+    answers: Sequence[str] | None,
+    path: Path,
+    of_labels: bool = False,
 ) -> None:
-    """Write examples.parquet with one row per example. No texts are written if `examples` is None."""
+    """Write examples.parquet with one row per example.
+
+    Args:
+        examples: the examples with their texts. None: no texts are written.
+        answers: predicted label or text for each example. None if no metric was computed.
+        of_labels: whether targets are labels. Then the target of every example is written, else only the targets of
+            examples with a generated text.
+    """
     names = ["index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct"]
     names += ["prediction"] if examples is not None else []
     names += ["semantic_correct"] if evaluation.semantic else []
     columns = {name: [getattr(row, name) for row in evaluation.scored] for name in names}
     for name in ("input", "target") if examples is not None else ():
         texts = zip(evaluation.scored, examples or (), strict=True)
-        columns[name] = [None if row.prediction is None else getattr(example, name) for row, example in texts]
+        whole = of_labels and name == "target"
+        columns[name] = [
+            getattr(example, name) if whole or row.prediction is not None else None for row, example in texts
+        ]
     text = pyarrow.string()
     arrays = {name: pyarrow.array(values, text if name in _TEXTS else None) for name, values in columns.items()}
     table = pyarrow.table(arrays | ({} if answers is None else {"answer": pyarrow.array(answers, text)}))

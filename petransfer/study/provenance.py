@@ -12,6 +12,7 @@ import torch
 
 from petransfer.data import Example, SplitData
 from petransfer.evaluation.exact_match import Evaluation
+from petransfer.evaluation.metric_checks import declared
 from petransfer.models.configuration_record import configuration_record
 from petransfer.models.hashes import tensors_sha256, token_ids_record, tokenizer_hashes, weight_hashes
 from petransfer.models.loading import Loaded
@@ -21,6 +22,8 @@ from petransfer.recipe.run_spec import RunSpec, without_local_fields
 
 NAME = "petransfer.json"
 PARTS = ("train", "dev", "test")
+# Labels that are longer than this in total are not recorded: petransfer.json must stay small.
+MOST_LABEL_CHARACTERS = 50_000
 
 
 def provenance(
@@ -32,7 +35,9 @@ def provenance(
         base: The checkpoint: commit, hashes of weights and tokenizer, configuration, bytes of the weights by dtype.
         data_sha256: A hash of the inputs and targets of each part.
         claims: Exact match in per cent for each evaluated part.
+        labels: The labels that the adapter was trained to choose from. Missing for runs without a metric of labels.
     """
+    labels = _labels(spec, data)
     return {
         "run_id": spec.run_id,
         "spec": without_local_fields(spec.as_dict()),
@@ -51,7 +56,14 @@ def provenance(
             part: {"exact_match": 100 * evaluation.exact_match, "examples": len(evaluation.scored)}
             for part, evaluation in evaluations.items()
         },
+        **({"labels": labels} if labels else {}),
     }
+
+
+def _labels(spec: RunSpec, data: SplitData) -> list[str]:
+    """Return the labels of a run with a metric of labels. Empty for other runs."""
+    of_labels = any(metric.of_labels for metric in declared(spec.task.metrics))
+    return list(data.labels) if of_labels and sum(map(len, data.labels)) <= MOST_LABEL_CHARACTERS else []
 
 
 def seal(folder: Path, content: dict[str, Any]) -> dict[str, Any]:

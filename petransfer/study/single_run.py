@@ -18,6 +18,7 @@ from petransfer.data import TASKS, Example
 from petransfer.data.encoding import Encoded
 from petransfer.data.rows.chat_rows import readable_input
 from petransfer.evaluation.exact_match import Evaluation, summary
+from petransfer.evaluation.metric_checks import declared
 from petransfer.methods import apply_method, computes_narrower, save_method, weights_bits
 from petransfer.methods.shared.trained_tokens import trained_tokens
 from petransfer.models.base_record import base_record
@@ -201,7 +202,9 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
             model, saved, spec.method, prepared.parts["dev"], loaded.layout, prepared.autocast, base.load_anew
         )
         shown = None if TASKS.lookup(spec.task.name).text_is_private else data.test
-        write_examples(evaluations["test"], shown, measured["test"].answers, folder.path / "examples.parquet")
+        of_labels = any(metric.of_labels for metric in declared(spec.task.metrics))
+        answers, path = measured["test"].answers, folder.path / "examples.parquet"
+        write_examples(evaluations["test"], shown, answers, path, of_labels)
     result = {
         "run_id": spec.run_id,
         **{part: summary(evaluation) | measured[part].scores for part, evaluation in evaluations.items()},

@@ -355,8 +355,8 @@ def test_messages_name_a_file_relative_to_the_current_folder(tmp_path: Path, mon
     ("name", "output"),
     [
         ("train.en", "join them with `paste train.en train.de > train.tsv`"),
-        ("other.xyz", "name the format as in --set task.options.format=tsv"),
-        ("noending", "name the format as in --set task.options.format=tsv"),
+        ("other.xyz", "you can also name the format as in --set task.options.format=tsv"),
+        ("noending", "you can also name the format as in --set task.options.format=tsv"),
         ("a.tmx", "a file of translations; write a tsv file with a text, a tab and its translation in every line"),
         ("a.po", "a file of translations"),
         (".", "join them with `paste train.de train.en > train.tsv`"),

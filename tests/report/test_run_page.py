@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -88,6 +89,56 @@ def test_predicted_labels_have_a_confusion_matrix(run: RunFolder, monkeypatch: p
     }
     assert rows["yes"] == [("25", "2"), ("75", "6"), ("0", "0")]  # no, yes, other
     assert rows["no"] == [("75", "3"), ("0", "0"), ("25", "1")]
+
+
+def write_labels(run: RunFolder, pairs: list[tuple[str | None, str]]) -> None:
+    """Write a run's examples.parquet with the targets and the predicted labels. Only row 0 has a generated text."""
+    count = len(pairs)
+    table: dict[str, list[Any]] = {
+        "index": list(range(count)), "category": ["all"] * count, "correct": [a == b for a, b in pairs],
+        "log_prob": [-1.0] * count, "tokens": [1] * count, "prediction": [pairs[0][1], *[None] * (count - 1)],
+        "input": ["x", *[None] * (count - 1)], "target": [a for a, _ in pairs], "answer": [b for _, b in pairs],
+    }  # fmt: skip
+    result = json.loads((run.path / "result.json").read_text())
+    result["test"]["exact_match"] = 100 * sum(table["correct"]) / count
+    pyarrow.parquet.write_table(pyarrow.table(table), run.path / "examples.parquet")
+    run.write_json("result.json", result)
+
+
+@pytest.fixture
+def labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """The run of a study with the metric accuracy."""
+    draw_nothing(monkeypatch)
+    monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "rows.tsv").write_text("".join(f"text {n}\t{'yes' if n % 2 else 'no'}\n" for n in range(40)))
+    options = {"train": str(tmp_path / "rows.tsv")}
+    recipe = recipe_of(
+        task={"name": "lines", "options": options, "metrics": ["exact_match", "accuracy"]}, arms=["english"],
+        methods=[{"name": "lora", "bits": 32}], seeds=[0], effects=[],
+    )  # fmt: skip
+    (cell,), folder = make(tmp_path / "mine", recipe, scores=lambda _: {"accuracy": 50.0})
+    return folder.run(cell.run_id)
+
+
+def test_the_confusion_matrix_counts_the_predicted_label_of_every_test_example(labelled: RunFolder) -> None:
+    labels = [f"label_{n:02}" for n in range(50)]
+    write_labels(labelled, [*zip(labels, labels, strict=True), ("label_00", "label_49"), ("label_01", "unknown")])
+    text = text_of(labelled)
+    assert "columns the predicted ones, of 52 test examples" in text
+    matrix = text.split('aria-label="Confusion matrix"')[1].split("</table>")[0]
+    assert '<div class="wide" tabindex="0" role="region" aria-label="Confusion matrix"><table class="heat">' in text
+    assert matrix.count('<th scope="col">') == 51  # and the column `other`
+    assert '<th scope="col">label_<wbr>00</th>' in matrix
+    first = re.findall(r'--em:(\d+)">(\d+)<', matrix.split('<th scope="row">')[1])
+    assert (first[0], first[49], first[50]) == (("50", "1"), ("50", "1"), ("0", "0"))
+    assert re.findall(r'--em:(\d+)">(\d+)<', matrix.split('<th scope="row">')[2])[50] == ("50", "1")
+
+
+def test_the_targets_of_older_files_and_many_labels_give_no_confusion_matrix(labelled: RunFolder) -> None:
+    write_labels(labelled, [("yes", "yes"), *[(None, "no")] * 9])
+    assert "Confusion matrix" not in text_of(labelled)
+    write_labels(labelled, [(f"label {n}", "label 0") for n in range(51)])
+    assert "Confusion matrix" not in text_of(labelled)
 
 
 @pytest.mark.parametrize(

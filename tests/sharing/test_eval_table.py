@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import petransfer
+from petransfer.sharing.scoring import Scores
 from tests.sharing.conftest import ROWS, call, refused
 
 
@@ -47,3 +50,15 @@ def test_an_unknown_metric_is_refused_with_a_suggestion(
 ) -> None:
     arguments = ("eval", str(run), "--data", few, "--cpu", "--metric")
     assert "did you mean 'token_f1'" in refused(capsys, *arguments, "bleu, token_f")
+
+
+def test_a_score_that_is_not_finite_is_null_in_json(
+    run: Path, few: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def scores(*_: Any) -> list[Scores]:
+        return [Scores("mine", "few", 4, 50.0, -math.inf, None, 100.0, 4, 0, (0,), 100.0, None, {"rouge": 1.5})]
+
+    monkeypatch.setattr("petransfer.sharing.scoring.side_by_side", scores)
+    assert call("eval", str(run), "--data", few, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert (row["log_prob_per_token"], row["exact_match"], row["metrics"]) == (None, 50.0, {"rouge": 1.5})

@@ -76,6 +76,25 @@ family: {arms: {one: ../models/t5, two: {checkpoint: C:\\models\\t5, tokenizer: 
     )
 
 
+def test_texts_of_a_packed_recipe_that_begin_like_a_path_stay_whole() -> None:
+    recipe = """\
+task:
+  options:
+    train: pairs.tsv
+    delimiter: /
+    input: /q/text
+family:
+  prefix: '~/ask '
+  arms:
+    one:
+      checkpoint: t5
+      added_tokens:
+      - /
+      - '~'
+"""
+    assert placeless(recipe).decode() == recipe
+
+
 @pytest.mark.parametrize(
     "text", ["see /home/me/x", "in ~/models", "C:\\Users\\me", "/root/data", "hf_" + "a" * 30, "key secret-token"]
 )

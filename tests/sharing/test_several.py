@@ -56,6 +56,19 @@ def test_several_adapters_predict_as_each_one_alone_and_load_the_base_once(
     assert len({tuple(one) for one in alone.values()}) > 1
 
 
+def test_two_bundles_of_the_same_name_each_give_a_text(
+    packed: Path, two: tuple[str, str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Path("other", packed.name)
+    other.parent.mkdir()
+    assert call("adapter", "pack", two[1], "--out", str(other)) == 0
+    alone = [answers(capsys, str(one), "to walk", "to run") for one in (packed, other)]
+    together = answers(capsys, str(packed), "to walk", "to run", "--with", str(other))
+    expected = [row["output"] for both in zip(*alone, strict=True) for row in both]
+    assert [row["output"] for row in together] == expected
+    assert {row["adapter"] for row in together} == {packed.name}
+
+
 def test_several_adapters_with_trained_embedding_rows_predict_as_each_one_alone(
     run: Path, trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

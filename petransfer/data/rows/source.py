@@ -179,7 +179,7 @@ def zip_member(archive: zipfile.ZipFile, name: str) -> str:
 
 
 def _format(path: Path, name: str) -> str:
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     if path.suffix.lower() == ".zip" and suffix not in _SUFFIXES:
         try:
             with zipfile.ZipFile(path) as archive:
@@ -194,8 +194,8 @@ def _format(path: Path, name: str) -> str:
         named = f"'{suffix}' is no known format" if suffix else "the name has no ending that tells the format"
         formats = ", ".join(FORMATS[:-1])
         raise UserError(
-            f"{name}: {named}; {parallel_advice(path)}if its rows are in one of the formats {formats}, rename it, or "
-            "name the format as in --set task.options.format=tsv"
+            f"{name}: {named}; {parallel_advice(path)}if its rows are in one of the formats {formats}, rename it; for "
+            "`petransfer train`, you can also name the format as in --set task.options.format=tsv"
         )
     return _SUFFIXES[suffix]
 
@@ -222,18 +222,18 @@ def parallel_advice(path: Path) -> str:
     return ""
 
 
-def _suffix(path: Path) -> str:
+def suffix_of(path: Path) -> str:
     """Return the suffix in lower case, without the suffix of a compression: `.csv` for `data.csv.gz`."""
     return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
 
 
 def table_format(path: Path) -> str:
     """Return the format of a table by its name. '' for other files, and for `.txt`, which can be any text."""
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     return "" if suffix == ".txt" else _SUFFIXES.get(suffix, "")
 
 
 def is_file_name(name: str) -> bool:
     """Return whether a name ends in the suffix of a file format."""
-    suffix = _suffix(Path(name.partition("@")[0]))
+    suffix = suffix_of(Path(name.partition("@")[0]))
     return suffix in _SUFFIXES or suffix in _UNSUPPORTED or Path(name).suffix.lower() in COMPRESSED

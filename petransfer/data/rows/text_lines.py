@@ -109,8 +109,8 @@ def open_text(source: Source) -> Iterator[IO[str]]:
                 "it, save that file as UTF-8"
             ) from None
         raise UserError(
-            f"{source.name} is not {encoding} ({reason}); save it as UTF-8, or name its encoding with "
-            "--set task.options.encoding=NAME"
+            f"{source.name} is not {encoding} ({reason}); save it as UTF-8; for `petransfer train`, you can also name "
+            "its encoding with --set task.options.encoding=NAME"
         ) from None
     except _UNREADABLE as error:
         advice = "allow reading it" if isinstance(error, PermissionError) else "write or download it again"

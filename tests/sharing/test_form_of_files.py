@@ -1,0 +1,103 @@
+"""Other files are read like the training data: columns, quotes, delimiter, encoding and format."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import petransfer
+from petransfer.errors import UserError
+from petransfer.sharing import task_data
+from petransfer.sharing.bundle import Bundle, of_folder, opened
+from tests.sharing.conftest import contents, sealed, write
+
+PAIRS = [("a, b", "yes"), ("ä", "no")]
+Read = Callable[[str], list[tuple[str, str]]]
+
+
+def pairs_of(bundle: Bundle, name: str) -> list[tuple[str, str]]:
+    return [(row.input, row.target) for row in task_data.test_data(bundle, "mine", name, None, None).examples]
+
+
+@pytest.fixture
+def read_like(run: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Read]:
+    """A function that returns a reader of files for an adapter whose data have the given options."""
+    bundle = of_folder(run)
+
+    def make(**options: Any) -> Read:
+        monkeypatch.setattr(task_data, "options_of", lambda _: options)
+        return lambda name: pairs_of(bundle, name)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "text"),
+    [
+        ("q.tsv", {"quoting": "csv"}, '"a, b"\tyes\nä\tno\n'),
+        ("q.csv", {"quoting": "none", "delimiter": "pipe"}, "input|target\na, b|yes\nä|no\n"),
+        ("q.tsv", {"delimiter": "colon"}, "a, b:yes\nä:no\n"),
+        ("q.tsv", {"encoding": "cp1252"}, "a, b\tyes\nä\tno\n"),
+        ("q.dat", {"format": "tsv"}, "a, b\tyes\nä\tno\n"),
+        ("q.dat", {"format": "tsv", "encoding": "cp1252"}, "a, b\tyes\nä\tno\n"),
+    ],
+)
+def test_a_file_with_the_suffix_of_the_training_data_is_read_with_the_same_options(
+    name: str, options: dict[str, str], text: str, read_like: Callable[..., Read]
+) -> None:
+    Path(name).write_text(text, encoding=options.get("encoding", "utf-8"))
+    assert read_like(train=f"/gone/train{Path(name).suffix}", **options)(name) == PAIRS
+
+
+def test_a_file_of_another_form_is_read_without_the_options_of_the_training_data(
+    read_like: Callable[..., Read], caplog: pytest.LogCaptureFixture
+) -> None:
+    Path("q.csv").write_text('input,target\n"a, b",yes\nä,no\n', encoding="utf-8")
+    Path("q.jsonl").write_text("".join(json.dumps({"input": a, "target": b}) + "\n" for a, b in PAIRS))
+    assert read_like(train="train.tsv", quoting="none", delimiter="tab", encoding="cp1252")("q.csv") == PAIRS
+    assert read_like(train="train.csv", encoding="cp1252")("q.csv") == PAIRS  # UTF-8
+    assert read_like(train="train.tsv", quoting="csv", format="tsv")("q.jsonl") == PAIRS
+    assert caplog.text == ""
+    with caplog.at_level(logging.WARNING):
+        assert read_like(train="train.csv", delimiter="semicolon")("q.csv") == PAIRS
+    assert "q.csv cannot be read with the options of the training data (delimiter), so they are ignored" in caplog.text
+    with pytest.raises(
+        UserError, match=r"q\.csv has no columns 'text' and 'target' .*; rename the columns of the file like"
+    ):
+        read_like(train="train.csv", input="text", delimiter="semicolon")("q.csv")
+
+
+def test_the_other_names_of_column_options_in_a_bundled_recipe_are_used(packed: Path, here: Path) -> None:
+    Path("qa.csv").write_text('question,answer\n"a, b",yes\nä,no\n', encoding="utf-8")
+    recipe = b"name: qa\ntask: {options: {train: qa.csv, input_column: question, target_column: answer}}\n"
+    write(Path("qa.petransfer.zip"), sealed(contents(packed) | {"recipe.yaml": recipe}))
+    with opened("qa.petransfer.zip") as bundle:
+        assert pairs_of(bundle, "qa.csv") == PAIRS
+
+
+def test_a_merged_model_knows_the_rows_of_its_training(run: Path, here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    adapter = petransfer.Adapter.load(run, device="cpu")
+    adapter.merge("merged")
+    record = Path("merged/petransfer.json")
+    assert str(run.parents[2]) not in record.read_text()
+    expected, merged = adapter.evaluate("pairs.tsv"), petransfer.Adapter.load("merged", device="cpu", data_dir=".")
+    assert expected.seen_rows
+    assert merged.evaluate("pairs.tsv").seen_rows == expected.seen_rows
+    assert merged.evaluate().exact_match == adapter.evaluate().exact_match
+
+    content = json.loads(record.read_text())
+    del content["merged"]["data"]
+    content["merged"]["columns"] = {}  # as in older versions
+    record.write_text(json.dumps(content))
+    older = petransfer.Adapter.load("merged", device="cpu", data_dir=".")
+    caplog.clear()
+    assert older.evaluate("pairs.tsv").seen_rows is None
+    assert "merged does not record which files it was trained on, so it is not known which" in caplog.text
+    assert "--data-dir" not in caplog.text
+    with pytest.raises(UserError, match="merged does not record which files it was trained on; score other rows with"):
+        older.evaluate()
