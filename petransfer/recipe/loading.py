@@ -275,7 +275,7 @@ def _message(error: ValidationError, content: dict[str, Any], model: type[BaseMo
         place = [*place, _shown_key(context["key"])] if context else place
         key, names = place[-1], context.get("known") or sorted(_keys(place[:-1], model))
         inner = inner_key(key) if len(place) == 1 and model is Recipe else ""
-        near = inner or similar_name(key, names, 0.4)
+        near = inner or similar_name(key, names)
         hint = f"did you mean '{near}'?" if near else f"known here: {', '.join(names)}"
         return f"unknown key '{'.'.join(place)}': {hint}"
     given = first.get("input")
