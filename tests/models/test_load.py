@@ -367,7 +367,7 @@ def test_layers_in_keep_wide_are_not_quantised(tiny_t5: Path) -> None:
         assert set(found) == {"keep_wide", "norm", "tied head", "embeddings"}
         kept = {f"{name}.weight" for name in wide if name != "lm_head"}
         assert set(found["keep_wide"]["tensors"]) == kept  # with the names that they have in the checkpoint
-        assert found["keep_wide"]["why"] == "kept so by the recipe (keep_wide)"
+        assert found["keep_wide"]["why"] == "kept in 16 bits by the recipe (keep_wide)"
         again = load_checkpoint(spec, bits).model
         assert type(again.encoder.block[0].layer[1].DenseReluDense.wo) is not torch.nn.Linear
         with pytest.raises(UserError, match="no layer's name ends in 'wx'"):
