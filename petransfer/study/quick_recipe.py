@@ -120,6 +120,11 @@ class TrainRequest:
             raise UserError("--max-steps limits a run that ends by early stopping; remove --steps and --epochs")
 
     @property
+    def steps_option(self) -> str:
+        """The option of `train` that sets the number of steps in the recipe."""
+        return "--max-steps" if self.steps is None else "--steps"
+
+    @property
     def stops_early(self) -> bool:
         """Whether training ends by early stopping."""
         if self.early_stopping is not None:
@@ -198,7 +203,7 @@ def recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str
     except UnusableRows as error:
         try:
             rest = _recipe_for(model, data, replace(request, skip_bad_rows=True), overrides, has_bf16)
-            more = refused_by_tokenizer(expand(recipe_of_options(rest, request, overrides))[0].spec, None)
+            more = refused_by_tokenizer(expand(recipe_of_options(rest, overrides, request.steps_option))[0].spec, None)
         except UserError:  # the user has to correct the first error before anything else can be found
             more = ""
         raise UserError(f"{error}. Of the other rows, {more}" if more else str(error)) from None
@@ -221,7 +226,7 @@ def _recipe_for(model: str, data: str, request: TrainRequest, overrides: list[st
     }
     for override in overrides:
         apply_override(content, override)
-    recipe = recipe_of_options(content, request, overrides)
+    recipe = recipe_of_options(content, overrides, request.steps_option)
     if spec.source:  # a damaged folder is refused before the rows are read, which can take long
         from petransfer.models.complete_weights import refuse_damaged_files  # imports torch
 
@@ -349,7 +354,7 @@ def _with(content: Mapping[str, Any], request: TrainRequest, overrides: Sequence
     changed = copy.deepcopy(dict(content))
     for override in overrides:
         apply_override(changed, override)
-    return recipe_of_options(changed, request, overrides)
+    return recipe_of_options(changed, overrides, request.steps_option)
 
 
 def _used_rows(recipe: Recipe) -> int:
@@ -373,7 +378,7 @@ def _convert_epochs(content: dict[str, Any], request: TrainRequest, overrides: S
     train = content["train"]
     epochs, batch_size = train.get("epochs"), train.get("batch_size")
     if isinstance(epochs, int | float) and isinstance(batch_size, int):
-        recipe = recipe_of_options(content, request, overrides)
+        recipe = recipe_of_options(content, overrides, request.steps_option)
         rows = _used_rows(recipe)
         if rows != _rows(recipe):
             del train["epochs"]

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from petransfer.errors import UserError, shortened
 from petransfer.recipe.loading import InvalidRecipe, Mistake, overridden_key, validate
 from petransfer.recipe.schema import Recipe
-
-if TYPE_CHECKING:
-    from petransfer.study.quick_recipe import TrainRequest
 
 # The options of `train` that set a value of the recipe, by the place of the value.
 _OPTIONS = {
@@ -38,13 +35,13 @@ _ENDINGS = {
 _DATA = ("dev", "test", "template", "max_length", "quoting")
 
 
-def recipe_of_options(content: dict[str, Any], request: TrainRequest, overrides: Sequence[str]) -> Recipe:
+def recipe_of_options(content: dict[str, Any], overrides: Sequence[str], steps_option: str) -> Recipe:
     """Validate the recipe of `petransfer train`.
 
     Args:
         content: The recipe, with the overrides.
-        request: The options that the recipe was made from.
         overrides: The values of `--set`.
+        steps_option: The option that sets the number of steps: `--steps` or `--max-steps`.
 
     Raises:
         UserError: The recipe is not valid. The message names the option with the wrong value.
@@ -53,7 +50,7 @@ def recipe_of_options(content: dict[str, Any], request: TrainRequest, overrides:
         return validate(content, "the recipe of petransfer train")
     except InvalidRecipe as error:
         mistake = error.mistake
-        name = _overrides_of(mistake.place, overrides) or _option(mistake, content, request)
+        name = _overrides_of(mistake.place, overrides) or _option(mistake, content, steps_option)
         advice = "" if name else f"; change it with --set {mistake.place}=VALUE"
         raise UserError(f"{name or mistake.place}: {mistake.problem}{advice}") from None
 
@@ -70,11 +67,11 @@ def _overrides_of(place: str, overrides: Sequence[str]) -> str:
     return " ".join(found)
 
 
-def _option(mistake: Mistake, content: dict[str, Any], request: TrainRequest) -> str:
+def _option(mistake: Mistake, content: dict[str, Any], steps_option: str) -> str:
     """Return the option that sets a place in the recipe, with the wrong value. Empty if there is no such option."""
     *_, last = mistake.place.split(".")
     if mistake.place == "train.steps":
-        option = "--steps" if request.steps is not None else "--max-steps"
+        option = steps_option
     elif mistake.place.startswith("task.options.") and last in _DATA:
         option = f"--{last.replace('_', '-')}"
     else:

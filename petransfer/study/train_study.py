@@ -65,7 +65,7 @@ def train_study(
         UserError: An argument is not valid, or `out` holds a training run with other settings.
     """
     content = recipe_for(model, data, request, overrides, has_bf16)
-    recipe = with_absolute_paths(recipe_of_options(content, request, overrides))
+    recipe = with_absolute_paths(recipe_of_options(content, overrides, request.steps_option))
     folder, note = choose_folder(recipe, out)
     grid = grid_of(recipe, folder)
     place = StudyFolder(folder, chosen_with=StudyFolder(folder).recipe_text())

@@ -253,7 +253,7 @@ class Loop:
         return with_smaller_micro_batches(lambda: self.take_step(step), [self], message)
 
     def _go_on_without_graphs(self, error: Exception) -> None:
-        logger.warning(f"training goes on without CUDA graphs: {error}")
+        logger.warning(f"training continues without CUDA graphs: {error}")
         self._end_graphs()
         self.progress.notes["cuda_graphs"] = ENDED
         release_cached_memory()

@@ -254,7 +254,7 @@ def test_the_saved_recipe_works_anywhere_and_other_settings_get_another_folder(
     ):
         assert call(monkeypatch, *short, "--seeds", "0-1", *more, "--out", "results/pairs-english") == 2
         message = capsys.readouterr().err
-        assert f"results/pairs-english holds a training with {unlike}" in message
+        assert f"results/pairs-english holds a training run with {unlike}" in message
         assert "--out" in message
         assert call(monkeypatch, *short, "--seeds", "0-1", *more) == 0  # in a new folder
         assert f"this run uses results/pairs-english-{at}" in capsys.readouterr().err
@@ -272,7 +272,7 @@ def test_the_saved_recipe_works_anywhere_and_other_settings_get_another_folder(
     monkeypatch.chdir(elsewhere)
     Path("pairs.tsv").write_text(Path("pairs.tsv").read_text() + "to add\tmore\n")
     assert call(monkeypatch, *short, "--seeds", "0-1", "--out", "results/pairs-english") == 2
-    assert "holds a training with other rows of pairs.tsv" in capsys.readouterr().err
+    assert "holds a training run with other rows of pairs.tsv" in capsys.readouterr().err
 
 
 def test_metrics_of_labels_and_of_texts_are_computed(

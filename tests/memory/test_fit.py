@@ -537,7 +537,7 @@ def test_fit_counts_the_trained_embeddings_of_new_tokens(
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     assert plan(config, anew, demand_of(spec, False), own_head, None, pieces).memory.trained_parameters == trained
     wanted = trained - len(pieces) * config.d_model  # LoRA's parameters, not counting trained embeddings
-    with pytest.raises(UserError, match="cannot be met by lora"):
+    with pytest.raises(UserError, match="lora cannot have"):
         check_matched_sizes([replace(spec, method=replace(method, rank=0, alpha=0.0, match_parameters=wanted))])
 
 

@@ -83,7 +83,7 @@ def test_a_study_stops_before_training_if_match_parameters_cannot_be_met(
         main()
     message = capsys.readouterr().err
     assert stopped.value.code == 2
-    assert "match_parameters: 100 cannot be met by lora: the nearest is 11,264, with rank 1" in message
+    assert "match_parameters: lora cannot have 100 parameters; the nearest number is 11,264, with rank 1" in message
     assert "Traceback" not in message
 
 
