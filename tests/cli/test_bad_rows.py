@@ -119,6 +119,9 @@ def test_rows_longer_than_max_length_are_refused_not_cut(refused: Refused) -> No
     rows("a.tsv", f"long\t{'word ' * 40}end\n")
     error = refused("nano/english", "a.tsv", "--max-length", "30", "--cpu")  # the limit counts tokens
     assert "a.tsv:21: the target has more tokens than --max-length 30 (42 tokens)" in error
+    assert "(tokenizer: nano/english)" in error
+    advice = "increase or remove --max-length, or skip these rows with --skip-bad-rows (in a recipe: bad_rows: skip)"
+    assert error.endswith(advice)
 
 
 def test_rows_longer_than_the_positions_of_the_model_are_refused(refused: Refused, tiny_gpt2: Path) -> None:
