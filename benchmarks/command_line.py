@@ -416,5 +416,5 @@ def _bits(text: str) -> list[int]:
 def _width(bits: int) -> Bits:
     known: dict[int, Bits] = {4: 4, 8: 8, 16: 16, 32: 32}
     if bits not in known:
-        raise UserError(f"--bits {bits}: take 4, 8, 16 or 32")
+        raise UserError(f"--bits {bits}: give 4, 8, 16 or 32")
     return known[bits]

@@ -26,7 +26,7 @@ def device_of(cpu: bool) -> torch.device:
     if cpu or not torch.cuda.is_available():
         return torch.device("cpu")
     if torch.cuda.device_count() > 1:
-        raise UserError("there are several GPUs: let one be seen (CUDA_VISIBLE_DEVICES=0), or take --cpu")
+        raise UserError("there are several GPUs: make only one visible (CUDA_VISIBLE_DEVICES=0), or use --cpu")
     return torch.device("cuda")
 
 

@@ -140,7 +140,7 @@ TRIES = (
     Try(
         "Few rows: cross-validation",
         "With 60 reviews there are only 6 rows to choose the best step and 6 to score. `--folds 5` scores every row "
-        "once, by a model that was not trained on it. The last training is on all rows.",
+        "once, by a model that was not trained on it. The last run trains on all rows.",
         "few.csv",
         lambda: reviews()[:61],
         [

@@ -259,7 +259,7 @@ def train(
         model: Hub id, folder, or checkpoint shipped with petransfer, such as `nano/english`.
         data: File (tsv, csv, json, jsonl, parquet), folder, or hub id of a dataset.
         out: Folder for the results. Default: `results/<data>-<model>`. A number is added to this name if the folder
-            already contains a training with other settings.
+            already contains a training run with other settings.
         overrides: Other keys of the recipe, such as `{"train": {"warmup": 0.1}}`.
         cpu: Use the CPU even if there is a GPU.
         force: Ignore failed memory and quantisation checks.

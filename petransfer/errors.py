@@ -28,7 +28,7 @@ def refuse_moved(folder: Path, file: str = "") -> None:
     # to make the folder again would hide where the rest lies
     if not (folder / file).exists():
         raise FolderMoved(
-            f"{folder} was moved or removed during the training; move it back and run the same command again, or name "
+            f"{folder} was moved or removed during training; move it back and run the same command again, or name "
             "its new place with --out"
         )
 

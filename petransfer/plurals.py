@@ -1,6 +1,17 @@
-"""Write numbers together with nouns in the singular or plural."""
+"""Write numbers together with nouns in the singular or plural, and names as an enumeration."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as an enumeration. Empty without names.
+
+    >>> listed(["layers", "rank", "targets"])
+    'layers, rank and targets'
+    """
+    return " and ".join([*filter(None, [", ".join(names[:-1])]), *names[-1:]])
 
 
 def count(number: int, noun: str) -> str:

@@ -211,7 +211,7 @@ def texts_of(values: Any) -> list[str]:
         UserError: The values are no list, or one of them is no text.
     """
     if isinstance(values, str):
-        raise UserError("predict takes a list of texts; write predict([text]) for one text")
+        raise UserError("predict needs a list of texts; write predict([text]) for one text")
     if isinstance(values, Mapping) or hasattr(values, "columns") or not isinstance(values, Iterable):
         advice = "give a list of texts, such as frame['input'] for the column of a table"
         raise UserError(f"predict got a {type(values).__name__}; {advice}")

@@ -61,10 +61,10 @@ def training_around(path: Path) -> Path | None:
 
 
 def trainings_in(folder: Path) -> str:
-    """Return examples of folders of trainings, such as `such as results/dates-english`, for a message.
+    """Return examples of folders of runs, such as `such as results/dates-english`, for a message.
 
     folder: the folder or file that a user named. The examples are a folder of a training that contains it, or folders
-        of trainings inside it.
+        of runs inside it.
     """
     around = training_around(folder)
     if around is not None:

@@ -10,4 +10,14 @@ def test_settings_of_other_programs_have_priority_over_similar_names() -> None:
     asked = {"--lora_r": "--rank", "--num_train_epochs": "--epochs", "--max-seq-length": "--max-length", "--LR": "--lr"}
     asked |= {"--max_steps": "--max-steps", "--max-step": "--max-steps"}
     assert {given: similar_name(given, known) for given in asked} == asked
-    assert similar_name("--fsdp", known, 0.6) is None
+    assert similar_name("--fsdp", known) is None
+
+
+def test_a_distant_name_is_not_suggested() -> None:
+    arms = ["english", "random", "scratch", "turkish"]
+    assert [similar_name(given, arms) for given in ("german", "spanish", "xyz")] == [None, None, None]
+    assert {given: similar_name(given, arms) for given in ("randm", "eng", "tur")} == {
+        "randm": "random",
+        "eng": "english",
+        "tur": "turkish",
+    }

@@ -40,7 +40,7 @@ done
 
 size=$(find "$target" -type f -printf '%s\n' | awk '{ total += $1 } END { print total + 0 }')
 if [ "$size" -gt "$most" ]; then
-  echo "error: $target has $size bytes and at most $most travel; take fewer ARMS" >&2
+  echo "error: $target has $size bytes and at most $most travel; use fewer ARMS" >&2
   exit 1
 fi
 echo "$target has $size bytes (at most $most)"

@@ -87,7 +87,7 @@ def _current_folder_exists() -> bool:
 
 
 def _open_closed_streams() -> None:
-    """Open standard streams that were closed by the caller, so that no file of a training gets their numbers.
+    """Open standard streams that were closed by the caller, so that no file of a run gets their numbers.
 
     `sys.stdin` stays None, so that `predict` can say that there is no input.
     """
@@ -106,7 +106,7 @@ def _file_error(error: OSError) -> str:
     if isinstance(error, _CANNOT_WRITE) or error.errno in _CANNOT_WRITE_ERRNO:
         what = "change its permissions, or " if isinstance(error, PermissionError) else ""
         place = error.filename or "a file or the output"
-        return f"{place} cannot be used ({error.strerror}); {what}take another folder or file"
+        return f"{place} cannot be used ({error.strerror}); {what}use another folder or file"
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "too many files are open; allow more of them, such as with `ulimit -n 4096`"
     return ""
@@ -157,7 +157,7 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
     except (MemoryError, RuntimeError) as error:  # after typer.Abort, which is a RuntimeError
         if debug or not _is_out_of_memory(error):
             raise
-        _end(1, "error: memory ran out; close other programs that use it, or take a machine or a card with more memory")
+        _end(1, "error: memory ran out; close other programs that use it, or use a machine or a card with more memory")
     finally:
         print_text(*lost_characters_note(), file=sys.stderr)
 

@@ -191,7 +191,7 @@ def pull(
     hub.quiet()
     target = out or Path(source.split("@")[0].rstrip("/").split("/")[-1].removesuffix(SUFFIX))
     if target.exists():
-        raise UserError(f"{target} exists; delete it or take another --out")
+        raise UserError(f"{target} exists; delete it or use another --out")
     with opened(source) as bundle:
         checked(bundle)
         try:
@@ -201,7 +201,7 @@ def pull(
                 for name, path in {**bundle.files, **bundle.own_tokenizer()}.items():
                     shutil.copyfile(path, partial / name)
         except OSError as error:
-            raise UserError(f"{target} cannot be written ({error.strerror}); take another --out") from None
+            raise UserError(f"{target} cannot be written ({error.strerror}); use another --out") from None
     print(target)
 
 
@@ -290,12 +290,12 @@ def merge(
         print(json.dumps(with_finite_numbers(vars(done)), indent=1))
         return
     print_text(f"{out}: {done.bits} bits")
-    print_text(f"against the adapter on its base at 32 bits: {_change(done.moved, done.agree)}")
+    print_text(f"compared with the adapter on the 32-bit base model: {_change(done.moved, done.agree)}")
     if done.moved_from_trained is not None and done.agree_with_trained is not None:
         change = _change(done.moved_from_trained, done.agree_with_trained)
-        print_text(f"against the adapter on its base at {done.trained_bits} bits, as it was trained: {change}")
+        print_text(f"compared with the adapter on the {done.trained_bits}-bit base model, as in training: {change}")
     if done.dev is not None:
-        claimed = "" if done.dev_claimed is None else f"; the adapter was saved with {done.dev_claimed:.1f} %"
+        claimed = "" if done.dev_claimed is None else f"; recorded at training: {done.dev_claimed:.1f} %"
         print_text(f"exact match on dev: {done.dev:.1f} %{claimed}")
 
 
@@ -336,7 +336,10 @@ def compare(
 
 
 def _change(moved: float, agree: float) -> str:
-    return f"logits moved by {100 * moved:.3f} % of their size, the most likely token is the same at {agree:.1f} %"
+    return (
+        f"the logits changed by {100 * moved:.3f} % (root mean square of the change, relative to that of the logits); "
+        f"the most likely token is the same at {agree:.1f} % of the positions"
+    )
 
 
 def _print_licence_note(bundle: Bundle, wishes: Wishes) -> None:

@@ -71,7 +71,7 @@ def cp(
     if not is_embedded(name):
         raise UserError(f"{name} does not ship with petransfer; only checkpoints such as nano/english can be copied")
     if target.exists():
-        raise UserError(f"{target} exists; delete it or take another folder")
+        raise UserError(f"{target} exists; delete it or use another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     with creating(target) as partial:
         partial.mkdir()

@@ -17,7 +17,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "petransfer sweep lora-scan --factors 0.5,1,2",
         "petransfer sweep lora-scan --rates 1e-3,3e-3 --steps 1000",
     ),
-    "plan": ("petransfer plan lora-scan", "petransfer plan lora-cogs --family t5-base --card 12GB"),
+    "plan": ("petransfer plan lora-scan", "petransfer plan lora-cogs-t5-base --card 12GB"),
     "status": ("petransfer status results/lora-scan",),
     "fit": (
         "petransfer fit google-t5/t5-3b --bits 4 --card 12GB",

@@ -1,4 +1,4 @@
-"""The verb `fit`: predict the memory of a training without downloads."""
+"""The verb `fit`: predict the memory of a training run without downloads."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def fit(
 ) -> None:
     """Predict the memory that fine-tuning needs, and the largest micro-batch that fits a card.
 
-    1 GB is 10^9 bytes. The exit code is 1 if the training does not fit, or if it needs bf16 and the card has none.
+    1 GB is 10^9 bytes. The exit code is 1 if the run does not fit, or if it needs bf16 and the card has none.
     """
     if stack > 1 and measure:
         raise UserError(f"--stack {stack} does not go with --measure; leave one of them out")
@@ -135,7 +135,7 @@ def _measured(checkpoint: str, found: Fit) -> Measured:
 
 
 def show(name: str, found: Fit, measured: Measured | None = None, options: OptionNames = FIT_OPTIONS) -> None:
-    """Print the memory of a training, part by part, and whether the training fits.
+    """Print the memory of a training run, part by part, and whether the run fits.
 
     Args:
         measured: The measured memory of three steps. None: no measurement.
@@ -223,7 +223,7 @@ def _verdict(found: Fit, options: OptionNames) -> list[str]:
     if found.card is None:
         return []
     if found.lacks_bf16:
-        other = "" if found.advice else ", and with 32 bits it does not fit, whatever is changed"
+        other = "" if found.advice else ", and with 32 bits it does not fit with any settings"
         return [f"{found}{other}{suggestion(found.advice, options)}"]
     size, at_once = gigabytes(found.card), found.demand.batch
     size += " of main memory" if found.demand.device == "cpu" else ""
@@ -234,11 +234,11 @@ def _verdict(found: Fit, options: OptionNames) -> list[str]:
         return [f"fits into {size}{again}, with {count(at_once, 'example')}{each} at once{part}"]
     if found.advice:
         return [f"does not fit into {size}{suggestion(found.advice, options)}"]
-    return [f"does not fit into {size}, whatever is changed; take a smaller checkpoint"]
+    return [f"does not fit into {size} with any settings; use a smaller checkpoint"]
 
 
 def _bar(found: Fit, width: int) -> Text | None:
-    """Return a bar with each part's share of the memory. None if the training needs too small a share to be seen."""
+    """Return a bar with each part's share of the memory. None if the run needs too small a share to be seen."""
     memory = found.memory
     sizes = {"weights": sum(memory.weights.values())} | {title: getattr(memory, part) for part, title in PARTS.items()}
     whole = max(found.card or 0, found.needed if found.demand.device == "cuda" else memory.peak)

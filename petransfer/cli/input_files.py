@@ -82,9 +82,9 @@ def _refuse_rows(file: Path, name: str, text: str, specs: list[RunSpec | None]) 
         names = ", ".join(f"'{name}'" for name in found)
         what = "JSON rows" if kind == "key" else "a table"
         raise UserError(
-            f"{name} holds {what} with the {kind}{'s' if len(found) > 1 else ''} {names}, and predict takes every line "
-            f"as one input; {_ADVICE} (its name ends in .txt), or score the rows with `petransfer eval ADAPTER --data "
-            f"{file}`"
+            f"{name} holds {what} with the {kind}{'s' if len(found) > 1 else ''} {names}, but predict uses "
+            f"every line as one input; {_ADVICE} (its name ends in .txt), or score the rows with `petransfer eval "
+            f"ADAPTER --data {file}`"
         )
 
 

@@ -88,8 +88,8 @@ def predict(
 ) -> None:
     """Generate a text for each input, with adapters that share a base model, or with fine-tuned, merged or base models.
 
-    One line is printed for each input; for a blank input the line is blank. A line from a pipe is answered as soon as
-    it arrives.
+    One line is printed for each input and model; for a blank input the line is blank. A line from a pipe is answered as
+    soon as it arrives.
 
     For a model trained on chats, each input is the user's message or a JSON list of messages.
 
@@ -217,7 +217,7 @@ def _predictors(sources: list[Source], where: Where, combination: Any, chat: boo
         return lambda: ((label, predictor) for _, label, predictor in together.each())
     if combination or any(source.kind == "adapter" for source in sources):
         other = next(source for source in sources if source.kind != "adapter")
-        raise UserError(f"{other.label} is a whole model, and --with and --weights take adapters; `eval` takes both")
+        raise UserError(f"{other.label} is a whole model, but --with and --weights need adapters; `eval` accepts both")
     ready = [(source.label, whole_predictor(source, where)) for source in sources]
     return lambda: iter(ready)
 

@@ -42,7 +42,7 @@ app = typer.Typer(
 
 @app.command("study")
 def report(study: Annotated[Path, typer.Argument(help="Folder of the study, such as results/lora-scan.")]) -> None:
-    """Write the report of a study: a page (html), a table of scores (csv, md, tex), plots (svg, png) and effects.
+    """Write the report of a study: a page (html), a table of scores (csv, md, tex), plots (svg, pdf, png) and effects.
 
     The table of scores and the effects are also printed.
     """

@@ -22,6 +22,7 @@ from petransfer.memory.advice import TRAIN_OPTIONS
 from petransfer.memory.cards import this_card
 from petransfer.models.hub_access import refuse_unreachable
 from petransfer.models.registry import is_embedded
+from petransfer.plurals import count
 from petransfer.recipe.methods import METHODS
 from petransfer.study.cross_validation import CrossValidation, cross_validation
 from petransfer.study.model_checks import refuse_unusable_files
@@ -69,7 +70,8 @@ def train(
     bits: Annotated[
         int | None,
         typer.Option(
-            help="Bits of the base model's weights: 32, 16, 8 or 4. Default: 16 on a GPU with bf16, otherwise 32."
+            help="Bits of the base model's weights: 32, 16, 8 or 4. Default: 16 on a GPU with bf16, otherwise 32. For "
+            "the shipped checkpoints nano/..., the default is always 32."
         ),
     ] = None,
     early_stopping: Annotated[
@@ -86,7 +88,7 @@ def train(
         typer.Option(
             min=1,
             rich_help_panel=_LENGTH,
-            help="Stop after this many optimiser steps, if early stopping has not ended training before. Default: the "
+            help="Stop after this many optimiser steps, if early stopping has not ended the run before. Default: the "
             "steps of 20 epochs, but at least 2,000 and at most 20,000.",
         ),
     ] = None,
@@ -270,7 +272,7 @@ def train(
 
 
 def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cpu: bool, as_json: bool) -> None:
-    """Print the data, the time, the memory and the recipe of a training."""
+    """Print the data, the time, the memory and the recipe of a training run."""
     grid, rows = training.grid, training.rows
     grid.folder.check(grid.recipe.name)
     checkpoint = grid.cells[0].spec.checkpoint
@@ -284,9 +286,10 @@ def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cp
     for line in filter(None, (training.note, *notes_of(grid))):
         logger.info(line)
     print_text(*describe(training, folds), *estimate_lines(grid.cells[0], rows, fit, cpu))
+    demand = fit.demand
     print_text(
-        "\nmemory (its numbers of tokens are estimated from the characters of the longest rows; they differ from those "
-        "above):"
+        f"\nmemory, predicted for estimated lengths of {count(demand.input_length, 'input token')} and "
+        f"{count(demand.target_length, 'target token')}, which can differ from the lengths above:"
     )
     show(checkpoint.name, fit, options=TRAIN_OPTIONS)
     print_text("\nsettings (change one with --set, such as --set train.batch_size=8):")

@@ -64,7 +64,7 @@ def _advice(found: CrossValidation, scores: Sequence[FoldScore]) -> str:
 def train_folds(
     found: CrossValidation, settings: Settings, machine: bool, begin: Callable[[], None] = lambda: None
 ) -> TrainStudy:
-    """Train and score each fold. Then train on all rows and return that training.
+    """Train and score each fold. Then train on all rows and return that run.
 
     Args:
         machine: Whether JSON is printed instead of text.
@@ -85,7 +85,7 @@ def train_folds(
             if found.out_given:
                 show(new_out(found.folder))
         last = found.last_training(scores)
-        show(f"final training: on all {count(last.rows['train'], 'row')}")
+        show(f"last run: training on all {count(last.rows['train'], 'row')}")
         run_grid(last.grid, fold_runs(last.grid, "all rows"), settings, Scheduling(), machine)
     write_results(last.grid)
     if machine:

@@ -1,4 +1,4 @@
-"""What `train` prints: the settings before the training, its progress, and at the end the results and next commands."""
+"""What `train` prints: the settings before training, the progress, and at the end the results and next commands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from petransfer.study.used_rows import labels_of
 from petransfer.training.early_stopping import INFORMATIVE
 from petransfer.visible_text import visible
 
-# The largest number of labels that are named before a training.
+# The largest number of labels that are named before training.
 SHOWN_LABELS = 3
 
 
@@ -94,7 +94,7 @@ def _method(spec: RunSpec, several: bool) -> str:
 
 
 def _length(train: TrainSpec, rows: int, scored: str) -> str:
-    """Describe when a training ends. scored: the rows that are scored during the training."""
+    """Describe when training ends. scored: the rows that are scored during training."""
     number = train.steps * train.batch_size / max(1, rows)
     shown = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
     steps = f"{count(train.steps, 'step')} of {count(train.batch_size, 'example')}"
@@ -130,7 +130,7 @@ def train_runs(grid: StudyGrid, begin: Callable[[], None] = lambda: None) -> Kin
         end,
         lambda row: progress_text(row, f"seed {row.cell.seed}: " if len(grid.cells) > 1 else ""),
         lambda took: f"trained and scored in {took}",
-        "this training finished before; nothing was trained again",
+        "this run was already finished; nothing was trained again",
         begin,
     )
 
@@ -187,8 +187,8 @@ def print_summaries(training: TrainStudy) -> None:
 
 
 def new_out(folder: Path) -> str:
-    """Return a line after advice on other settings: a given --out takes no training with other settings."""
-    return f"for such a training, use a new --out, because {folder} holds this one"
+    """Return a line after advice on other settings: a given --out accepts no training run with other settings."""
+    return f"to train with other settings, give another folder with --out; {folder} already has this training run"
 
 
 def samples_table(summary: TrainSummary) -> Table:
@@ -212,7 +212,7 @@ def _samples_title(summary: TrainSummary) -> str:
 
 
 def next_commands(best: TrainSummary, training: TrainStudy) -> list[str]:
-    """Return lines with the commands that usually follow a training."""
+    """Return lines with the commands that usually follow a training run."""
     study = training.grid.folder.path
     alone = sum(training.grid.folder.run(name).done for name in training.grid.folder.names()) == 1
     # the commands accept a study's folder in place of its only run
@@ -232,7 +232,7 @@ def next_commands(best: TrainSummary, training: TrainStudy) -> list[str]:
         lines.append(f"  petransfer adapter push {run} USER/NAME")
     return [
         *lines,
-        "the same training again, in another folder:",
+        "to repeat this run in another folder:",
         f"  petransfer run {_argument(study / 'recipe.yaml')} --out {_argument(Path(f'{study}-again'))}",
     ]
 

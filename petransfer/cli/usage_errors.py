@@ -28,7 +28,7 @@ def usage_error(error: Any) -> str:
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoSuchOption" and context is not None:
         options = [name for parameter in context.command.params for name in parameter.opts if name.startswith("-")]
-        near = similar_name(error.option_name, options, 0.6)
+        near = similar_name(error.option_name, options)
         if near is None and "--set" in options:
             from petransfer.recipe.loading import inner_key  # takes 50 ms
 

@@ -72,9 +72,9 @@ class BadRows:
         if set(self._numbers) == {NOT_UTF8} and 10 * self.count > rows:
             # The problem says what to do. Without so many rows, there would be no texts with letters beyond ASCII.
             return problem
-        skip = ", or leave them out (in a training, --skip-bad-rows does that)" if self.count < rows else ""
+        skip = ", or skip these rows with --skip-bad-rows (in a recipe: bad_rows: skip)" if self.count < rows else ""
         too_long = all("--max-length" in reason for reason in self._numbers)
-        advice = "use a larger --max-length, or leave it out" if too_long else "correct these rows"
+        advice = "increase or remove --max-length" if too_long else "correct these rows"
         if any("virtual tokens" in first for first in self._first.values()):
             advice += " or use fewer virtual tokens"
         return f"{problem}; {advice}{skip}"

@@ -96,7 +96,8 @@ def tools_note(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, chat: s
             return None
     except BadRow:  # `encode_split` reports it
         return None
-    return f"warning: the chat template of {tokenizer.name_or_path} takes no tools; the tools of the chats are left out"
+    template = f"the chat template of {tokenizer.name_or_path}"
+    return f"warning: {template} does not support tools; the tools of the chats are left out"
 
 
 def quoted_special_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:

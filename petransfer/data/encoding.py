@@ -31,7 +31,7 @@ __all__ = [
 CHANGED = "the tokenizer changes blanks or line breaks inside the target"
 LOST = "the tokenizer loses characters of the target"
 NO_TOKENS = "the input has no tokens"
-ADVICE = "take a checkpoint whose tokenizer has them, write them otherwise, or leave such rows out"
+ADVICE = "use a checkpoint whose tokenizer has these characters, replace the characters, or skip the rows"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def encode_targets(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, lay
         problem = target_problem(text, row, back, tokenizer)
         if problem:
             kind = type(tokenizer).__name__
-            raise UserError(f"the tokenizer ({kind}) cannot give the target {visible(text)} back: {problem}; {ADVICE}")
+            raise UserError(f"the tokenizer ({kind}) cannot reproduce the target {visible(text)}: {problem}; {ADVICE}")
     return [(*row, layout.eos_id) for row in rows]
 
 
@@ -157,7 +157,8 @@ def target_problem(text: str, row: Sequence[int], back: str, tokenizer: PreTrain
     special = sorted(token for token in special_tokens(tokenizer).values() if token and token in text)
     if special:
         return BadRow(
-            "the target holds a special token, which generated text never does", f"{special[0]} in {visible(text)}"
+            "the target contains a special token; generated texts never contain special tokens",
+            f"{special[0]} in {visible(text)}",
         )
     gone = lost_characters(text, back)
     if not gone and back.strip() == text.strip():

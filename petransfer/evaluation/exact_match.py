@@ -90,7 +90,7 @@ def exact_match(
         0.0
     """
     if isinstance(inputs, str) or isinstance(targets, str):
-        raise UserError("exact_match takes lists of texts; write [text] for one text")
+        raise UserError("exact_match needs lists of texts; write [text] for one text")
     batch_size = whole_of(batch_size, "batch_size")
     if not isinstance(model, torch.nn.Module):
         raise UserError(f"the model is a {type(model).__name__}; write exact_match(model, tokenizer, inputs, targets)")

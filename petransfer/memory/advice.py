@@ -12,14 +12,14 @@ from petransfer.recipe.run_spec import MethodSpec, RunSpec
 
 
 class Unpredictable(UserError):
-    """Raised when the memory of an architecture cannot be predicted. Training is possible all the same.
+    """Raised when the memory of an architecture cannot be predicted. Training is still possible.
 
     Attributes:
         problem: What cannot be predicted and why, without the advice that is the end of the message.
     """
 
     def __init__(self, problem: str) -> None:
-        super().__init__(f"{problem}; start a training with a few steps to measure it")
+        super().__init__(f"{problem}; train a few steps to measure it")
         self.problem = problem
 
 

@@ -141,7 +141,7 @@ def _check(
             f"too large; give at most {LARGEST_BATCH:,} examples, {LONGEST:,} tokens and a stack of {LARGEST_STACK:,}"
         )
     if stack > 1 and METHODS.lookup(method).not_stacked:
-        raise UserError(f"{method} is not stacked: {METHODS.lookup(method).not_stacked}")
+        raise UserError(f"{method} is not stacked, because {METHODS.lookup(method).not_stacked}")
     if stack > 1 and checkpointing:
         raise UserError(f"--stack {stack} does not go with --checkpointing; leave one of them out")
 
@@ -170,12 +170,12 @@ def _card(card: Any) -> Card | None:
 def _method(name: str, bits: int, sizes: dict[str, int | None]) -> MethodSpec:
     """Return the `MethodSpec` of a method. Only the size that the method uses is set."""
     if not is_whole(bits) or bits not in (4, 8, 16, 32):
-        raise UserError(f"--bits {bits!r:.40}: take 4, 8, 16 or 32")
+        raise UserError(f"--bits {bits!r:.40}: give 4, 8, 16 or 32")
     known = METHODS.lookup(name_of(name, "method"))
     sizes = {key: size if size is None else whole_of(size, key) for key, size in sizes.items()}
     if bits in known.unsupported_bits:
         if known.trains_all_weights:
-            raise UserError(f"full fine-tuning cannot train {bits}-bit weights; take --bits 16 or 32, or --method lora")
+            raise UserError(f"full fine-tuning cannot train {bits}-bit weights; use --bits 16 or 32, or --method lora")
         raise UserError(f"{name} does not support {bits} bits: {known.unsupported_bits[bits]}")
     if sizes["match_parameters"] is not None and not known.size:
         raise UserError(f"--match-parameters: {name} has no size to choose")

@@ -183,7 +183,7 @@ def refuse_too_large_for_cpu(specs: Sequence[RunSpec], options: Callable[[RunSpe
     predicted = predict_memory(specs, host_bytes(), device="cpu")
     for found in predicted:
         if found.fit is not None and not found.fit.fits:
-            raise UserError(f"{found.line(options(found.spec))}; --force tries all the same")
+            raise UserError(f"{found.line(options(found.spec))}; --force starts the run anyway")
     return predicted
 
 

@@ -51,5 +51,5 @@ METHOD = Method(
     trains_all_weights=True,
     unsupported_bits=dict.fromkeys((8, 4), "8 and 4 bits are too coarse to train the weights themselves"),
     not_merged="it saves a whole model, not an adapter",
-    not_stacked="it changes the base itself",
+    not_stacked="it trains the base model's own weights",
 )

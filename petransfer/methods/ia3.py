@@ -51,7 +51,7 @@ METHOD = Method(
     keys=LAYER_KEYS,
     peft_type="IA3",
     unsupported_bits=dict.fromkeys(
-        (8, 4), "on a quantised base peft's scaled outputs are fp32, which the next layers cannot take"
+        (8, 4), "on a quantised base model, peft's scaled outputs are fp32, which the next layers do not accept"
     ),
     not_stacked="it scales the outputs of the base's own layers",
 )

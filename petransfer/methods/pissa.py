@@ -119,5 +119,5 @@ METHOD = Method(
     keys=LORA_KEYS - {"embeddings", "dropout"},
     size="rank",
     save=save,
-    not_stacked="its start is computed from the base and subtracted by a second adapter",
+    not_stacked="its initial weights are computed from the base model and subtracted by a second adapter",
 )

@@ -52,5 +52,5 @@ METHOD = Method(
     virtual_tokens_before="target",
     not_merged="its virtual tokens are put before what the model attends to, not into its weights; keep it beside its "
     "base",
-    not_stacked="its virtual tokens change what the base attends to",
+    not_stacked="its virtual tokens change the attention of the base model",
 )

@@ -44,5 +44,5 @@ METHOD = Method(
     peft_type="PROMPT_TUNING",
     virtual_tokens_before="input",
     not_merged="its virtual tokens are put before what the model reads, not into its weights; keep it beside its base",
-    not_stacked="its virtual tokens change what the base reads",
+    not_stacked="its virtual tokens change the input of the base model",
 )

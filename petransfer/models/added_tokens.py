@@ -65,7 +65,7 @@ def _refuse_lacking_rows(ids: Sequence[int], rows: int, name: str) -> None:
     if spare == len(ids):
         return
     if spare:
-        raise UserError(f"{name} has embedding rows for {spare} added tokens, and {len(ids)} are asked for; add fewer")
+        raise UserError(f"{name} has embedding rows for {spare} added tokens, but you asked for {len(ids)}; add fewer")
     raise UserError(
         f"{name} has no embedding rows for added tokens; replace these characters in the rows, leave the rows out with "
         "--skip-bad-rows, or choose a model with spare embedding rows, such as T5"

@@ -173,7 +173,10 @@ def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
     if own and not has_one_of(place, asked, (*own, *VOCABULARIES)):
         raise _no_tokenizer(place, asked)  # transformers has made an empty one
     add_tokens(tokenizer, checkpoint.added_tokens)
-    return with_languages(tokenizer, place, checkpoint.source_language, checkpoint.target_language)
+    name = place
+    if place == str(NANO / "tokenizer"):  # messages name the shipped checkpoint, not a folder of the package
+        name = tokenizer.name_or_path = checkpoint.tokenizer or checkpoint.name
+    return with_languages(tokenizer, name, checkpoint.source_language, checkpoint.target_language)
 
 
 def _no_tokenizer(place: str, asked: str | None) -> UserError:

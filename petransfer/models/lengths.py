@@ -68,7 +68,7 @@ def length_check(
         for (what, taken, kept, before), limit in zip(sides, limits[-len(sides) :], strict=True):
             if limit and taken + kept + before > limit:
                 detail = f"{taken:,} of {limit:,}{_kept(kept, before)}"
-                return BadRow(f"the {what} more tokens than {name} takes", detail)
+                return BadRow(f"the {what} more tokens than {name} accepts", detail)
         return None
 
     return check

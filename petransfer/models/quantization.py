@@ -22,18 +22,19 @@ from petransfer.recipe.run_spec import Bits, Optimizer
 
 REASONS = {
     "embeddings": "rows are looked up, not multiplied",
-    "tied head": "its weight is the embeddings'",
+    "tied head": "shares its weight with the embeddings",
     # measured on the six embedded arms with `python -m benchmarks quantise`; see results/bench/quantise-cpu.json
-    "head": "alone it would add 0.3 to 0.8 % of loss at 4 bits, where all other layers cost 0.0 to 1.2 %",
-    "norm": "one number a channel",
-    "bias": "one number a channel",
-    "keep_wide": "kept so by the recipe (keep_wide)",
+    "head": "quantising the head alone raises the loss by 0.3 to 0.8 % at 4 bits; quantising all other layers together "
+    "raises it by 0.0 to 1.2 %",
+    "norm": "has one number per channel",
+    "bias": "has one number per channel",
+    "keep_wide": "kept in 16 bits by the recipe (keep_wide)",
     "other inputs": "part of an image or audio encoder, through which no text passes",
-    "other": "no layer of a kind that bitsandbytes quantises",
+    "other": "not a kind of layer that bitsandbytes can quantise",
 }
 # The reason for the head at 8 bits, from the same measurement. The head is left unquantised because plain transformers,
 # which must also be able to load the adapters, does so.
-HEAD_AT_8 = "transformers keeps it so; it would add less than 0.05 % of loss at 8 bits"
+HEAD_AT_8 = "not quantised by transformers; quantising it would raise the loss by less than 0.05 % at 8 bits"
 
 
 @dataclass(frozen=True)

@@ -315,7 +315,7 @@ def _own(where: str, entry: ArmPart, seed: int) -> CheckpointSpec:
     if entry.tokenizer is None:
         return replace(spec, reinit=entry.reinit)
     if entry.reinit == "body":
-        raise UserError(f"{where}: another tokenizer needs new embeddings; take reinit: embeddings or all")
+        raise UserError(f"{where}: another tokenizer needs new embeddings; use reinit: embeddings or reinit: all")
     name, source = _tokenizer_place(entry.tokenizer)
     return replace(
         spec, reinit="all" if entry.reinit == "all" else "embeddings", tokenizer=name, tokenizer_source=source

@@ -75,7 +75,7 @@ def one_training() -> Iterator[None]:
     """Wait until no other thread of this process trains, and exclude other trainings during the `with` block."""
     turns = _turns
     if not turns.training.acquire(blocking=False):
-        _log.warning("another thread of this process is training a model; this training starts when that one has ended")
+        _log.warning("another thread of this process is training a model; this run starts when that one has ended")
         turns.training.acquire()
     try:
         yield

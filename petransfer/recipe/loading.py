@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -22,6 +23,41 @@ from petransfer.recipe.yaml_text import DEEPEST, parse_yaml
 from petransfer.similar_names import name_here, similar_name
 from petransfer.unreadable_files import refuse_unreadable
 from petransfer.user_paths import expanded
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """The first mistake in a recipe.
+
+    Attributes:
+        place: The wrong key with the keys around it, such as `methods.0.bits`. Empty: the recipe as a whole.
+        problem: What is wrong, and what is right.
+        value: The wrong value.
+        shown: The wrong value as a text in brackets with a blank before it. Empty if `problem` has it.
+        is_unknown_key: Whether the key itself is wrong. `problem` then has the place.
+    """
+
+    place: str
+    problem: str
+    value: Any = None
+    shown: str = ""
+    is_unknown_key: bool = False
+
+    def __str__(self) -> str:
+        return self.problem if self.is_unknown_key else f"{self.place or 'recipe'}: {self.problem}{self.shown}"
+
+
+class InvalidRecipe(UserError):
+    """The error for a recipe that is not valid.
+
+    Args:
+        where: File of the recipe, for the message.
+        mistake: The first mistake.
+    """
+
+    def __init__(self, where: str, mistake: Mistake) -> None:
+        super().__init__(f"{where}: {mistake}")
+        self.mistake = mistake
 
 
 def shipped_folder() -> Path:
@@ -109,7 +145,7 @@ def _validate_pretraining(content: dict[str, Any], where: str) -> PretrainRecipe
     try:
         return PretrainRecipe.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{where}: {_message(error, content, PretrainRecipe)}") from None
+        raise InvalidRecipe(where, _mistake(error, content, PretrainRecipe)) from None
 
 
 def load_either(name: str) -> Recipe | PretrainRecipe:
@@ -134,7 +170,7 @@ def _read(
     except UserError as error:
         raise UserError(f"the recipe {path} {error}") from None
     if content is None and (path.parent / "runs").is_dir():
-        raise UserError(f"{path} is empty; restore it, or repeat the training in another folder (--out)")
+        raise UserError(f"{path} is empty; restore it, or repeat the run in another folder (--out)")
     if content is None:
         raise UserError(
             f"the recipe {path} is empty; `petransfer recipes cp lora-scan my.yaml` gives one to start from"
@@ -151,7 +187,8 @@ def validate(content: dict[str, Any], where: str) -> Recipe:
     """Validate plain values and return the recipe.
 
     Raises:
-        UserError: The recipe is not valid. The message names the first wrong key and suggests a known key.
+        InvalidRecipe: The recipe is not valid. The message names the first wrong key and suggests a known key.
+        UserError: The recipe is a configuration of another program.
     """
     others = [_shown_key(str(key)) for key in content if key not in Recipe.model_fields]
     if others and not {"task", "methods"} & content.keys():  # the configuration of another program
@@ -162,7 +199,7 @@ def validate(content: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{where}: {_message(error, content, Recipe)}") from None
+        raise InvalidRecipe(where, _mistake(error, content, Recipe)) from None
 
 
 def recipe_yaml(recipe: Recipe | PretrainRecipe) -> str:
@@ -262,7 +299,7 @@ def _set(content: Any, keys: list[str], value: Any) -> None:
             ) from None
 
 
-def _message(error: ValidationError, content: dict[str, Any], model: type[BaseModel]) -> str:
+def _mistake(error: ValidationError, content: dict[str, Any], model: type[BaseModel]) -> Mistake:
     placed = [(_place(mistake, content), mistake) for mistake in error.errors()]
     start = placed[0][0]
     # If a key allows several types, pydantic reports one error per type. The error whose place has the most keys is for
@@ -275,20 +312,20 @@ def _message(error: ValidationError, content: dict[str, Any], model: type[BaseMo
         place = [*place, _shown_key(context["key"])] if context else place
         key, names = place[-1], context.get("known") or sorted(_keys(place[:-1], model))
         inner = inner_key(key) if len(place) == 1 and model is Recipe else ""
-        near = inner or similar_name(key, names, 0.4)
+        near = inner or similar_name(key, names)
         hint = f"did you mean '{near}'?" if near else f"known here: {', '.join(names)}"
-        return f"unknown key '{'.'.join(place)}': {hint}"
+        return Mistake(".".join(place), f"unknown key '{'.'.join(place)}': {hint}", is_unknown_key=True)
     given = first.get("input")
     shown = "" if isinstance(given, dict) or first["type"] == "missing" else f" (it is {_shown(given)})"
     if (first["type"] == "string_type" or place[:2] == ["task", "options"]) and (read_as := type_of_yaml(given)):
         shown = f" ({read_as})"
     if first["loc"][-1:] == ("[key]",):
         outer = [str(part) for part in first["loc"][:-2] if str(part) in place]
-        return f"{'.'.join(outer)}: a key must be a text{shown}"
+        return Mistake(".".join(outer), "a key must be a text", given, shown)
     what = right_form(place, first) or first["msg"].removeprefix("Value error, ").replace(
         "Input should", "the value should"
     )
-    return f"{'.'.join(place) or 'recipe'}: {what}{shown}"
+    return Mistake(".".join(place), what, given, shown)
 
 
 def _shown(value: Any) -> str:

@@ -111,10 +111,10 @@ class MethodPart(Strict):
     def _possible_bits(self) -> MethodPart:
         declared = self.declared
         if declared.trains_all_weights and self.bits < 16:
-            raise ValueError(f"full fine-tuning cannot train {self.bits}-bit weights; take bits 16 or 32, or lora")
+            raise ValueError(f"full fine-tuning cannot train {self.bits}-bit weights; use 16 or 32 bits, or lora")
         if self.bits in declared.unsupported_bits:
             reason = declared.unsupported_bits[self.bits]
-            raise ValueError(f"{self.name} cannot go on a base of {self.bits} bits: {reason}")
+            raise ValueError(f"{self.name} does not support a base model with {self.bits} bits: {reason}")
         if self.keep_wide and self.bits > 8:
             raise ValueError(unused_keep_wide(self.bits))
         return self

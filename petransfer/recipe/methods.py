@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from petransfer.plurals import listed
 from petransfer.recipe.run_spec import MethodSpec, OptionValue
 from petransfer.registries import Registry
 
@@ -115,8 +116,9 @@ class Method:
 
     def does_not_take(self, key: str) -> str:
         """Return the error message for a key that this method does not accept."""
-        takes = ", ".join(sorted(self.keys | self.options.keys())) or "nothing but bits"
-        return f"{key} does not belong to {self.name}, which takes {takes}"
+        others = listed(sorted(self.keys | self.options.keys()))
+        settings = f"its settings are {others}" if others else "its only setting is bits"
+        return f"the method {self.name} has no {key}; {settings}"
 
 
 METHODS: Registry[Method] = Registry("method", Method, "petransfer.methods", "petransfer.methods")

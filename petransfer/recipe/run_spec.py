@@ -168,8 +168,8 @@ class MethodSpec:
 def unused_keep_wide(bits: int) -> str:
     """Return the error message for `keep_wide` at 16 or 32 bits."""
     return (
-        f"keep_wide names layers that are not quantised, but no layer is quantised at {bits} bits; leave "
-        "keep_wide out, or take bits 8 or 4"
+        f"keep_wide names layers that are not quantised, but no layer is quantised at {bits} bits; "
+        "remove keep_wide, or use bits: 8 or bits: 4"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from petransfer.errors import UserError, unknown
+from petransfer.plurals import listed
 from petransfer.recipe.method_part import MethodPart, method_of
 from petransfer.recipe.metrics import EXACT_MATCH, check_metric_name
 from petransfer.recipe.run_spec import (
@@ -239,7 +240,7 @@ class EffectPart(Strict):
         }[given[0]]
         for key in ("arms", "under", "over", "study", "of", "options", "paired", "categories"):
             if getattr(self, key) != type(self).model_fields[key].default and key not in allowed:
-                raise ValueError(f"{key} does not belong to {given[0]}, which takes {', '.join(sorted(allowed))}")
+                raise ValueError(f"an effect with {given[0]} has no {key}; its keys are {listed(sorted(allowed))}")
         if self.study:
             _check_study(self.study)
         if self.scale and not self.study:
@@ -370,7 +371,9 @@ class Recipe(Strict):
     @classmethod
     def _no_fp16(cls, content: Any) -> Any:
         if _asks_for_fp16(content):
-            raise ValueError("fp16 overflows in T5-family models and trains to a loss of 0; take bits 16 (bf16) or 32")
+            raise ValueError(
+                "fp16 overflows in T5-family models and trains to a loss of 0; use bits: 16 (bf16) or bits: 32"
+            )
         return content
 
 

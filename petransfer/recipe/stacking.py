@@ -35,7 +35,9 @@ def reasons_not_stacked(specs: Iterable[RunSpec]) -> list[str]:
     """Return the reasons why some of the runs are never stacked, one line per reason."""
     specs = list(specs)
     names = dict.fromkeys(spec.method.name for spec in specs)
-    reasons = [f"{name} is not stacked: {reason}" for name in names if (reason := METHODS.lookup(name).not_stacked)]
+    reasons = [
+        f"{name} is not stacked, because {reason}" for name in names if (reason := METHODS.lookup(name).not_stacked)
+    ]
     if any(spec.train.early_stopping for spec in specs):
         reasons.append("runs with early_stopping are not stacked: each of them ends at a step of its own")
     if any(spec.train.packing for spec in specs):

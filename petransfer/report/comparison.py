@@ -76,12 +76,12 @@ def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
     methods differ. `first` is study A, and `second` is study B.
 
     Raises:
-        UserError: the studies have no arm and split in common, or the test examples differ.
+        UserError: no arm and split has finished runs in both studies, or the test examples differ.
     """
     cells, same = _cells(first, second)
     if not cells and not same:
         raise UserError(
-            f"{names[0]} and {names[1]} have no arm and split in common that both have finished runs of"
+            f"{names[0]} and {names[1]} cannot be compared: no arm and split has finished runs in both studies"
             f"{_damaged_note(first) or _damaged_note(second)}"
         )
     effects, same_effects, one_sided = _effects(first, second)
@@ -141,8 +141,8 @@ def _value(value: Any) -> str:
 def _by_note(first: Runs, second: Runs) -> str:
     if first.recipe.judged_by == second.recipe.judged_by:
         return CRITERIA[first.metric].note
-    both = " and ".join(CRITERIA[runs.recipe.judged_by].word for runs in (first, second))
-    return f"compared by exact match, as A and B are judged by {both}"
+    both = ", ".join(CRITERIA[runs.recipe.judged_by].word for runs in (first, second))
+    return f"Exact match is compared, because A and B use different metrics: {both}"
 
 
 def _data_note(first: Runs, second: Runs) -> str:
@@ -343,8 +343,8 @@ def head(found: Comparison) -> list[str]:
     if found.one_sided:
         effects = "; ".join(found.one_sided)
         lines.append(
-            "effects of which both studies have the same runs for one arm; B minus A is then the difference of the arm "
-            f"that is named here: {effects}"
+            "In these effects, both studies share the runs of one arm. B minus A then shows only the difference of the "
+            f"other arm, which is named here: {effects}"
         )
     lines += [f"{one.name} on {one.split}: {unpaired(one.left_out)}" for one in found.cells if one.left_out]
     return [*lines, found.paper_note] if found.paper_note else lines

@@ -18,7 +18,7 @@ _OF_HEADINGS = (
     "arm: the pretrained model, or a control with random weights.",
     "split: how the rows of the benchmark are divided, such as SCAN's opposite_right. In most splits, test rows "
     "combine words in ways that no training or dev row has, so that test EM can be far below dev EM.",
-    "seeds: number of trainings that differ only in the seed of the random numbers. With several seeds, scores are "
+    "seeds: number of runs that differ only in the seed of the random numbers. With several seeds, scores are "
     "means, with the lowest and the highest seed in brackets.",
     "dev: the rows for choosing the best step and settings.",
     "test: the rows for the final score.",

@@ -110,7 +110,7 @@ def _load_tensors(
         raise _unfit(bundle, f"tensors are missing, such as {missing[0]} ({len(missing):,} in all)")
     other = next((key for key in expected if found[key] != expected[key]), None)
     if other:
-        raise _unfit(bundle, f"{other} is {list(found[other])}, and the base takes {list(expected[other])}")
+        raise _unfit(bundle, f"{other} is {list(found[other])}, but the base model needs {list(expected[other])}")
     tensors = {key: value for key, value in load_file(bundle.weights).items() if key in expected or key not in copies}
     broken = next((key for key, value in tensors.items() if not torch.isfinite(value).all()), None)
     if broken:

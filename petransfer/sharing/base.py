@@ -201,7 +201,7 @@ def refuse_other_base(base: Base, loaded: Loaded, where: Where) -> None:
     if where.revision is None and base.commit and loaded.commit and loaded.commit != base.commit:
         raise UserError(
             f"{name} is at commit {loaded.commit[:12]}, and the adapter was trained at {base.commit[:12]}; "
-            f"--revision {loaded.commit[:12]} takes it all the same"
+            f"--revision {loaded.commit[:12]} accepts it anyway"
         )
     if not (base.commit and loaded.commit == base.commit) and not where.any_base and where.revision is None:
         if other := differing_weights(base, loaded):

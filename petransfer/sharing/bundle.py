@@ -286,7 +286,7 @@ def _refuse_other_file(path: Path) -> None:
     ):
         raise UserError(f"{path} is one file of an adapter or a model; name the folder {path.parent}")
     if (around := training_around(path)) is not None:
-        raise UserError(f"{path} is one file of a training; name the training's folder, {around}")
+        raise UserError(f"{path} is one file of a training run; name the folder of the run, {around}")
     if advice := weight_file_advice(path):
         raise UserError(f"{path} is {advice}")
     if is_file_name(path.name) and path.suffix != ".zip":
@@ -309,8 +309,8 @@ def nothing_found(label: str) -> UserError:
     if known:
         return UserError(f"{label} holds no adapter that peft reads: {known}")
     return UserError(
-        f"{label} holds no finished adapter or model; name the folder of a training, {trainings_in(folder)}; or a file "
-        "that `petransfer adapter pack` wrote, a checkpoint such as nano/english, or owner/name on the hub"
+        f"{label} holds no finished adapter or model; name the folder of a training run, {trainings_in(folder)}; or a "
+        "file that `petransfer adapter pack` wrote, a checkpoint such as nano/english, or owner/name on the hub"
     )
 
 

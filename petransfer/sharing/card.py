@@ -177,17 +177,20 @@ def _limits(spec: RunSpec, result: Mapping[str, Any], study: _Study | None, lice
     entry = registered_arm(spec.checkpoint.name)
     seeds = len({*(study.seeds if study else ()), spec.seed})
     lines = [
-        f"It was trained on one task ({task_title(spec.task.name)}, {spec.task.split}) and tested on no other; its "
-        "output for other inputs means nothing.",
+        f"It was trained and tested on one task only ({task_title(spec.task.name)}, {spec.task.split}); its output "
+        "for other inputs has not been tested.",
         f"{'One seed' if seeds == 1 else f'{seeds} seeds'}: other seeds can differ by tens of points.",
     ]
     if spec.method.bits < 16:
-        lines.append(f"Its base was quantised to {spec.method.bits} bits; on a wider base its output differs.")
+        lines.append(
+            f"Its base model was quantised to {spec.method.bits} bits; with an unquantised base model, its output can "
+            "differ."
+        )
     if entry and entry.contamination != "none":
-        lines.append(f"What its base had read: {entry.contamination}.")
+        lines.append(f"Pretraining data of the base model: {entry.contamination}.")
     if result["test"].get("disagreements"):
         lines.append(f"{result['test']['disagreements']} audited texts contradict the figure above.")
-    known = f"of the base {licences.base or 'not known'}, of the data {licences.data or 'not known'}"
+    known = f"of the base: {licences.base or 'not known'}; of the data: {licences.data or 'not known'}"
     whole = licences.adapter
-    made = f"of the adapter {whole}" if whole else "of the adapter not stated: whoever shares it must settle it"
-    return [*lines, f"Licence: {known}; {made}."]
+    made = f"of the adapter: {whole or 'not stated; choose one with --licence before you share it'}"
+    return [*lines, f"Licences: {known}; {made}."]

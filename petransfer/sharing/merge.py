@@ -102,10 +102,10 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
         raise UserError(
             f"an adapter cannot be merged into a base of {width} bits: the sum would be rounded to a few levels, and "
             "most of what the adapter learnt is smaller than the step between two levels; merge into 16 bits, or use "
-            "the adapter beside its base"
+            "the adapter with its base model"
         )
     if os.path.lexists(target):  # a link to nothing too
-        raise UserError(f"{target} exists; delete it or take another folder")
+        raise UserError(f"{target} exists; delete it or use another folder")
     base = base_of(bundle, where.checkpoint, where.revision, 32)
     loaded = base.load(where.device)
     refuse_other_base(base, loaded, where)
@@ -122,7 +122,9 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
             warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
             whole = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{bundle.label} cannot be merged: {reason_of(error, 160)}; use it beside its base") from error
+        raise UserError(
+            f"{bundle.label} cannot be merged: {reason_of(error, 160)}; use it with its base model"
+        ) from error
     _restore_unread_embeddings(whole)
     with creating(target) as partial:
         _refuse_changed(_change(before, _logits(whole, loaded, count)), "merging the adapter")
@@ -227,7 +229,7 @@ def _read(partial: Path, target: Path, loaded: Loaded, bits: Bits) -> torch.nn.M
     except UserError as error:
         reason = str(error).partition("; ")[0].replace(str(partial), str(target))
         raise RunError(
-            f"the merged model cannot be loaded again, so it was not saved: {reason}; use the adapter beside its base"
+            f"the merged model cannot be loaded again, so it was not saved: {reason}; use the adapter with its base"
         ) from error
     return model.to(loaded.model.device).eval()
 
@@ -282,7 +284,7 @@ def _refuse_changed(change: _Change, step: str) -> None:
     # `not ... <=` also refuses NaN.
     if not change.moved <= LIMIT:
         raise RunError(
-            f"the merged model differs from the adapter: {step} moved its logits by {100 * change.moved:.1f} %; "
+            f"the merged model differs from the adapter: {step} changed its logits by {100 * change.moved:.1f} %; "
             "nothing was written"
         )
 

@@ -157,7 +157,7 @@ def _messages(content: Mapping[str, Any], model: Model) -> tuple[list[str], bool
     if model.chat is not None:
         prompt = _prompt_of(messages, tools)
         if tools_note([prompt], model.chat.loaded.tokenizer, "template"):
-            raise BadRequest("tools must be absent: the chat template of this model takes no tools", "tools")
+            raise BadRequest("tools must be absent: the chat template of this model does not support tools", "tools")
         return [prompt], True
     if tools:
         raise BadRequest("tools must be absent: this model was not trained on chats", "tools")

@@ -103,11 +103,11 @@ def pack(bundle: Bundle, target: Path, wishes: Wishes) -> str:
     if not target.name.endswith(archive.SUFFIX):
         raise UserError(f"{target} does not end in {archive.SUFFIX}; call it so")
     if target.exists():
-        raise UserError(f"{target} exists; delete it or take another --out")
+        raise UserError(f"{target} exists; delete it or use another --out")
     try:
         archive.write_zip(target, contents(bundle, wishes))
     except OSError as error:
-        raise UserError(f"{target} cannot be written ({error.strerror}); take another --out") from None
+        raise UserError(f"{target} cannot be written ({error.strerror}); use another --out") from None
     return _sha256(target)
 
 
@@ -130,12 +130,12 @@ def refuse_private(name: str, text: str) -> None:
     """Raise UserError if a file's text contains a path of this machine, an access token or a password."""
     tokens = [os.environ.get(key, "") for key in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PETRANSFER_SLOG_PASSWORD")]
     if _TOKEN.search(text) or any(len(token) >= 8 and token in text for token in tokens):
-        raise UserError(f"{name} holds what looks like a token or a password; take it out, then pack again")
+        raise UserError(f"{name} seems to contain an access token or a password; remove it, then pack again")
     homes = [home for home in (os.path.expanduser("~"), str(Path.cwd())) if len(home) > 5]
     found = _PATHS.search(text)
     place = found[0] if found else next((home for home in homes if home in text), None)
     if place:
-        raise UserError(f"{name} names a folder of this machine ({place[:60]}); take it out, then pack again")
+        raise UserError(f"{name} names a folder of this machine ({place[:60]}); remove it, then pack again")
 
 
 def _manifest(hashes: Mapping[str, str]) -> str:

@@ -60,7 +60,7 @@ def differing_texts(
     """
     checkpoint = base.checkpoint
     if checkpoint.reinit != "none" or checkpoint.tokenizer:
-        raise UserError(f"--plain: plain transformers cannot make the base of {bundle.label}; leave --plain out")
+        raise UserError(f"--plain: plain transformers cannot make the base of {bundle.label}; remove --plain")
     inputs = [input_text(example, bundle.prefix(), loaded.tokenizer) for example in examples[:TEXTS]]
     rows = encode_inputs(inputs, loaded.tokenizer, loaded.layout, is_rendered=bundle.chat() == "template")
     limits = [TOKENS] * len(rows)

@@ -239,8 +239,8 @@ def data_of(bundle: Bundle, data_dir: Path | None, otherwise: str = OTHER_ROWS) 
         return load_task(task.name, data_dir, **options).load(task.split)
     except ChangedRows as changed:
         raise UserError(
-            f"{changed.name} holds other rows than {bundle.label} was trained on ({changed.hashes}); put these rows "
-            f"back, name a folder that holds them with --data-dir, or {otherwise}"
+            f"the rows of {changed.name} have changed since {bundle.label} was trained ({changed.hashes}); restore "
+            f"them, name a folder that holds them with --data-dir, or {otherwise}"
         ) from None
 
 

@@ -79,6 +79,6 @@ def encoded_rows(examples: Sequence[Example], predictor: Predictor, name: str) -
     if bad:
         raise UserError(
             f"{bad.count:,} of {count(len(examples), 'row')} of {name} cannot be scored: {bad.summary()}; correct or "
-            "shorten these rows, or leave them out"
+            "shorten these rows, or remove them"
         )
     return rows

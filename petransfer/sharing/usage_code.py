@@ -123,10 +123,10 @@ def _base(spec: RunSpec) -> tuple[str, str]:
     after = "`adapter` is the unpacked bundle or this repository:"
     if is_embedded(name):
         return (
-            "With plain transformers and peft. The base ships with petransfer: `petransfer checkpoints cp "
-            f"{name} base` makes the folder `base`, which needs no petransfer (so does putting the files of "
-            f"`petransfer/models/{name}` and `petransfer/models/nano/tokenizer` of its source into one "
-            f"folder). {after}",
+            "With plain transformers and peft. The base model ships with petransfer. `petransfer checkpoints cp "
+            f"{name} base` copies it into the folder `base`, which plain transformers can load. Without petransfer, "
+            f"copy the files in `petransfer/models/{name}` and in `petransfer/models/nano/tokenizer` of petransfer's "
+            f"source code into this folder. {after}",
             "base",
         )
     if len(spec.checkpoint.weights) == 64:

@@ -28,7 +28,7 @@ from petransfer.sharing.base import (
     other_tokenizer_parts,
 )
 from petransfer.sharing.bundle import Bundle, differences, other_base
-from petransfer.sharing.bundle_files import CARD, EXAMPLES, RESULT, WEIGHTS, has_unix_line_ends
+from petransfer.sharing.bundle_files import CARD, EXAMPLES, PROVENANCE, RESULT, WEIGHTS, has_unix_line_ends
 from petransfer.sharing.card import OF_ADAPTER
 from petransfer.sharing.examples_file import rows_of
 from petransfer.sharing.plain_check import differing_texts
@@ -94,18 +94,23 @@ def verify(
     if not all(check.passed for check in of_base):
         return
     model = _attached(loaded, bundle, base.bits)
-    yield Check("tensors", True, f"all {len(bundle.tensors)} tensors have their place in the base")
+    yield Check("tensors", True, _tensors_line(len(bundle.tensors)))
     if evaluated and data:
         yield from _figures(bundle, data, model, loaded)
     if plain and data:
         yield _plain(bundle, data, base, model, loaded)
 
 
+def _tensors_line(tensors: int) -> str:
+    fit = "tensor fits a layer" if tensors == 1 else "tensors fit the layers"
+    return f"{f'all {tensors:,}' if tensors > 1 else 'the only'} {fit} of the base model"
+
+
 def _data(bundle: Bundle, where: Where, evaluated: bool, plain: bool) -> SplitData | None:
     """Return the data of the adapter's own task. None if no check needs them."""
     if not evaluated and not plain:
         return None
-    otherwise = "leave the scores out with --no-evaluate" if evaluated else "leave --plain out"
+    otherwise = "skip the evaluation with --no-evaluate" if evaluated else "remove --plain"
     return data_of(bundle, where.data_dir, otherwise)
 
 
@@ -125,11 +130,16 @@ def _files(bundle: Bundle) -> Iterator[Check]:
         yield Check("config", False, other)
     if not wrong:
         listed = bundle.manifest or (bundle.provenance or {}).get("files") or {}
-        line = f"{len(listed)} files have the sha256 that they were saved with"
+        line = f"{_files_have(len(listed), 'file')} the recorded SHA-256"
         other_ends = [name for name, path in bundle.files.items() if not has_unix_line_ends(path)]
         if other_ends:
-            line += f", apart from line ends: CRLF in {', '.join(other_ends)}, which git writes, does no harm"
+            line += f"; line ends are not compared ({', '.join(other_ends)}: CRLF, as git writes it; this is harmless)"
         yield Check("files", True, line)
+
+
+def _files_have(number: int, noun: str, where: str = "") -> str:
+    """Return the beginning of a sentence, such as `1 weight file of nano/english has`."""
+    return f"{count(number, noun)}{where} {'has' if number == 1 else 'have'}"
 
 
 def _claims(bundle: Bundle) -> dict[str, float]:
@@ -148,17 +158,21 @@ def _card(bundle: Bundle) -> Iterator[Check]:
         return
     sha = ((bundle.provenance or {}).get("files") or {}).get(WEIGHTS, "")
     data = card_data(bundle.card)
-    advice = f"`petransfer adapter card {quote(bundle.label)}` writes a new card in its place"
+    advice = f"`petransfer adapter card {quote(bundle.label)}` writes a new card"
     if OF_ADAPTER not in bundle.card and "model-index" not in data:
         yield Check("card", True, f"{CARD} is not a card of petransfer, so its content was not checked; {advice}")
     elif sha and sha not in bundle.card:
-        line = f"the card is another adapter's: {CARD} does not name the sha256 {sha[:12]}...; {advice}"
+        line = f"{CARD} belongs to another adapter: it does not name the SHA-256 {sha[:12]}...; {advice}"
         yield Check("card", False, line)
     figures = dict(_figures_of_card(data))
     for part, claim in _claims(bundle).items():
         stated = figures.get(PARTS[part], claim)
         if abs(stated - claim) > 1e-6:
-            yield Check("card", False, f"the card says {stated:.2f} % EM on {part}, the provenance {claim:.2f} %")
+            yield Check("card", False, _unequal(part, CARD, stated, claim))
+
+
+def _unequal(part: str, file: str, score: float, recorded: float) -> str:
+    return f"exact match on {part} is {score:.2f} % in {file}, but {recorded:.2f} % in {PROVENANCE}"
 
 
 def _figures_of_card(metadata: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -177,13 +191,12 @@ def _saved_figures(bundle: Bundle) -> Iterator[Check]:
     for part, claim in claims.items():
         measured = result.get(part, {}).get("exact_match", claim)
         if abs(measured - claim) > 1e-6:
-            yield Check("claim", False, f"{RESULT} says {measured:.2f} % EM on {part}, the provenance {claim:.2f} %")
+            yield Check("score", False, _unequal(part, RESULT, measured, claim))
     if EXAMPLES in bundle.files and "test" in claims:
         rows = rows_of(bundle.files[EXAMPLES])
         share = 100 * sum(row["correct"] for row in rows) / len(rows) if rows else 0.0
         if abs(share - claims["test"]) > 1e-6:
-            line = f"{share:.2f} % of {EXAMPLES} are correct, and the claim is {claims['test']:.2f} % EM on test"
-            yield Check("examples", False, line)
+            yield Check("examples", False, _unequal("test", EXAMPLES, share, claims["test"]))
 
 
 def _base(bundle: Bundle, base: Base, loaded: Loaded) -> Iterator[Check]:
@@ -195,20 +208,23 @@ def _base(bundle: Bundle, base: Base, loaded: Loaded) -> Iterator[Check]:
         yield Check("revision", False, f"{name} is at commit {at}; the adapter was trained at {kept['commit'][:12]}")
     other, expected = differing_weights(base, loaded), kept.get("weights_sha256") or {}
     if other:
-        yield Check("base", False, f"{name} is not the base that it was trained on, {made}: {other}")
+        yield Check("base", False, f"{name} is not the base model of the training, {made}: {other}")
     elif expected and weight_hashes(base.checkpoint, loaded.commit) != expected:
-        yield Check("base", True, f"{name}: its tensors have the values that it was trained on, saved in other files")
+        yield Check("base", True, f"the tensors of {name} have the recorded values; they are saved in other files")
     elif expected:
-        yield Check("base", True, f"{name}: {len(expected)} weight files have the sha256 that it was trained on")
+        yield Check("base", True, f"{_files_have(len(expected), 'weight file', f' of {name}')} the recorded SHA-256")
     else:
-        yield Check("base", bool(kept.get("commit")), f"{name}: no sha256 of its weights was recorded, only its commit")
+        line = f"neither the SHA-256 of the weights of {name} nor its commit was recorded"
+        if kept.get("commit"):
+            line = f"the SHA-256 of the weights of {name} was not recorded, only its commit"
+        yield Check("base", bool(kept.get("commit")), line)
     if changed := changed_configuration(base, loaded):
         yield Check("configuration", False, f"config.json of {name} changed since training: {changed}")
     elif kept.get("configuration"):
-        yield Check("configuration", True, f"config.json of {name} has the values that it was trained with")
+        yield Check("configuration", True, f"config.json of {name} has not changed since training")
     changed_parts, now = other_tokenizer_parts(kept, loaded), tokenizer_sha256(loaded.tokenizer)
     same = "tokenizer" not in changed_parts
-    how = "splits text as it did" if same else f"is another: its rules have the sha256 {now[:12]}..."
+    how = "has not changed" if same else f"has changed: its SHA-256 is now {now[:12]}..."
     yield Check("tokenizer", same, f"the tokenizer of {name} {how}")
     if "chat template" in changed_parts:
         yield Check("chat template", False, f"the chat template of {name} changed since training; restore it")
@@ -224,9 +240,9 @@ def _width(kept: dict[str, int] | None, base: Base, loaded: Loaded, bundle: Bund
     share = _shares(held)
     if base.bits != trained or (kept is not None and kept.keys() != held.keys()):
         was = f" ({_in_words(_shares(kept))})" if kept else ""
-        line = f"the base is at {base.bits} bits ({_in_words(share)}); the adapter was trained on one at {trained}{was}"
+        line = f"the base model has {base.bits} bits ({_in_words(share)}); in training it had {trained} bits{was}"
         return Check("bits", False, line)
-    return Check("bits", True, f"the base is at {base.bits} bits as in training: {_in_words(share)}")
+    return Check("bits", True, f"the base model has {base.bits} bits, as in training: {_in_words(share)}")
 
 
 def _shares(counts: dict[str, int]) -> dict[str, float]:
@@ -245,7 +261,7 @@ def _figures(bundle: Bundle, data: SplitData, model: Any, loaded: Loaded) -> Ite
     for part, claim in provenance["claims"].items():
         examples = usable_rows(getattr(data, part), bundle, model, loaded)
         if examples_sha256(examples) != provenance.get("data_sha256", {}).get(part):
-            yield Check("data", False, f"the {part} examples here differ from the examples in its test")
+            yield Check("data", False, f"the {part} examples differ from those that the adapter was scored on")
             continue
         found = evaluation(model, loaded, spec.task.prefix, examples)
         yield _claimed(part, claim, found)
@@ -258,27 +274,33 @@ def _claimed(part: str, claim: dict[str, Any], found: Evaluation) -> Check:
     now, claimed, size = 100 * found.exact_match, float(claim["exact_match"]), len(found.scored)
     apart = round(abs(now - claimed) * size / 100, 6)
     if apart < 0.5:
-        return Check("claim", True, f"{now:.2f} % EM on {part}, as claimed ({count(size, 'example')})")
-    about = f"{now:.2f} % EM on {part}; claimed are {claimed:.2f} %, {apart:.0f} of {size:,} examples"
+        about = f"{now:.2f} % exact match on {part}, equal to the recorded value"
+        return Check("score", True, f"{about} ({count(size, 'example')})")
+    about = (
+        f"{now:.2f} % exact match on {part}; the recorded value is {claimed:.2f} %, which is {apart:.0f} of {size:,} "
+        f"examples {'more' if claimed > now else 'fewer'}"
+    )
     # A near-tie is an example whose outcome can change by rounding.
     if apart <= found.near_ties:
-        return Check("claim", True, f"{about}, within the {found.near_ties} near-ties")
-    return Check("claim", False, f"{about} {'more' if claimed > now else 'fewer'} than were measured here")
+        ties = f"{count(found.near_ties, 'example')} {'is a near-tie' if found.near_ties == 1 else 'are near-ties'}"
+        return Check("score", True, f"{about}; {ties}, whose result can change by rounding")
+    return Check("score", False, about)
 
 
 def _example_by_example(kept: Sequence[dict[str, Any]], scored: Sequence[Scored]) -> Check:
     if [row["index"] for row in kept] != [row.index for row in scored]:
-        return Check("examples", False, f"{EXAMPLES} lists other examples than the test part has")
+        return Check("examples", False, f"{EXAMPLES} does not list the same examples as the test part of the data")
     pairs = list(zip(kept, scored, strict=True))
     other = [row for before, row in pairs if bool(before["correct"]) != row.correct]
     moved = max(abs(before["log_prob"] - row.log_prob) for before, row in pairs)
-    about = f"log-probabilities of targets differ by at most {moved:.2g} nats"
+    about = f"the log-probabilities of the targets differ by at most {moved:.2g} nats"
     certain = [row for row in other if not row.near_tie]
     if certain:
-        line = f"{len(certain)} of {len(pairs):,} test examples have another outcome than in {EXAMPLES}, the first at"
-        return Check("examples", False, f"{line} index {certain[0].index}; {about}")
-    ties = f", except {len(other)} near-ties" if other else ""
-    return Check("examples", True, f"all {len(pairs):,} test examples have the outcome in {EXAMPLES}{ties}; {about}")
+        line = f"{len(certain)} of {len(pairs):,} test examples do not have the result that is recorded in {EXAMPLES}"
+        return Check("examples", False, f"{line}; the first is index {certain[0].index}; {about}")
+    ties = f", except {count(len(other), 'near-tie')}" if other else ""
+    same = f"all {len(pairs):,} test examples have the result that is recorded in {EXAMPLES}"
+    return Check("examples", True, f"{same}{ties}; {about}")
 
 
 def _plain(bundle: Bundle, data: SplitData, base: Base, model: Any, loaded: Loaded) -> Check:
@@ -291,6 +313,6 @@ def _plain(bundle: Bundle, data: SplitData, base: Base, model: Any, loaded: Load
     line = f"plain transformers and peft generate the same text for {same} of {found.inputs} test inputs"
     if found.near_ties:
         other = "the other text differs" if found.different == 1 else f"{found.near_ties} other texts differ"
-        line += f"; {other} from a near-tie on, where rounding decides between two tokens"
+        line += f"; {other} after a near-tie, where rounding decides between two tokens"
     # At 8 and 4 bits, the check passes also for different texts.
     return Check("plain", found.different == found.near_ties or base.bits < 16, line)

@@ -80,7 +80,7 @@ def _refuse_changed(folder: Path, bundle: Bundle) -> None:
         path = _weights_folder(folder) / name
         if not path.is_file() or not has_sha256(path, expected):
             raise UserError(
-                f"{path} is not the file that the training saved; restore it, train again, or use it as it is with "
+                f"{path} is not the file that the run saved; restore it, train again, or use it as it is with "
                 "--any-base"
             )
 

@@ -115,7 +115,7 @@ def cross_validation(
     """Prepare the trainings of all folds and choose the output folder. Nothing is written.
 
     Raises:
-        UserError: An argument is not valid, or `out` holds a training with other settings.
+        UserError: An argument is not valid, or `out` holds a training run with other settings.
     """
     folds = check_folds(request)
 
@@ -147,7 +147,7 @@ def check_folds(request: TrainRequest) -> int:
     if request.dev is not None:
         raise UserError("--folds and --dev: each fold is the dev set once; leave --dev out")
     if len(request.seeds) > 1:
-        raise UserError("--folds takes one seed; give one with --seeds")
+        raise UserError("--folds works with one seed only; give one with --seeds")
     return folds
 
 

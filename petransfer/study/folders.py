@@ -243,8 +243,8 @@ class StudyFolder:
                 self.refuse_other_than(recipe.name)
                 if self._chosen_with is not None and self.recipe_text() not in (self._chosen_with, recipe_yaml(recipe)):
                     raise UserError(
-                        f"another training with other settings has just started in {self.path}; run the same command "
-                        "again, which takes another folder, or name one with --out"
+                        f"a training run with other settings has just started in {self.path}; run the same command "
+                        "again, which then uses another folder, or name a folder with --out"
                     )
                 write_text(self.path / "recipe.yaml", recipe_yaml(recipe))
                 (self.path / "runs").mkdir(exist_ok=True)

@@ -153,7 +153,7 @@ def _targets(task: Task) -> tuple[int, str]:
     """Return the number of different targets and the name of the training data."""
     if not isinstance(task, LinesTask):
         # the targets of a benchmark are not known before the benchmark's files are read
-        raise UserError(f"{task.name} has no closed set of targets; take exact_match in place of accuracy or macro_f1")
+        raise UserError(f"{task.name} has no closed set of targets; use exact_match instead of accuracy or macro_f1")
     try:
         return int(task.about()["targets"]), task.train
     except UserError:

@@ -54,7 +54,7 @@ def refuse_launch(specs: Iterable[RunSpec]) -> None:
         if _is_enabled(name):
             raise UserError(
                 f"Accelerate is configured for {engine}, which petransfer does not support; to split the tensors among "
-                "the processes, take FSDP (--use_fsdp --fsdp_version 2)"
+                "the processes, use FSDP (--use_fsdp --fsdp_version 2)"
             )
     if _is_enabled("PARALLELISM_CONFIG"):
         raise UserError("Accelerate's parallelism_config is not supported; leave it out, FSDP splits among all")
@@ -67,21 +67,23 @@ def refuse_launch(specs: Iterable[RunSpec]) -> None:
         return
     version = os.environ.get("FSDP_VERSION", "1")
     if version != "2":
-        raise UserError(f"Accelerate is configured for FSDP {version}; take fsdp_version: 2 (--fsdp_version 2)")
+        raise UserError(f"Accelerate is configured for FSDP {version}; use fsdp_version: 2 (--fsdp_version 2)")
     if not this_place().shared:
-        raise UserError("FSDP splits the tensors among processes, and this is one alone; take --processes 2 or more")
+        raise UserError(
+            "FSDP splits the tensors among processes, but there is only one process; use --processes 2 or more"
+        )
     for spec in specs:
         why = _not_split(spec)
         if why:
-            raise UserError(f"{spec.method.name} at {spec.method.bits} bits does not go with FSDP: {why}")
+            raise UserError(f"{spec.method.name} at {spec.method.bits} bits does not work with FSDP: {why}")
 
 
 def _not_split(spec: RunSpec) -> str:
     """Return why FSDP cannot split a run's tensors. Empty if FSDP can."""
     if spec.method.bits < 16:
-        return "quantised weights cannot be split; take bits 16, or launch with --multi_gpu"
+        return "quantised weights cannot be split; use bits: 16, or launch with --multi_gpu"
     if spec.train.optimizer != "adamw":
-        return f"the state of {spec.train.optimizer} cannot be split; take train.optimizer: adamw"
+        return f"the state of {spec.train.optimizer} cannot be split; use train.optimizer: adamw"
     return METHODS.lookup(spec.method.name).not_split.get(spec.method.bits, "")
 
 

@@ -16,10 +16,11 @@ from petransfer.data.bad_rows import UnusableRows
 from petransfer.errors import UserError, unknown
 from petransfer.models.registry import CONTROLS, checkpoint_spec, is_embedded
 from petransfer.python_arguments import list_of, place_of, shown_value
-from petransfer.recipe.loading import apply_override, overridden_key, validate
+from petransfer.recipe.loading import apply_override, overridden_key
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.schema import ArmPart, FamilyPart, Recipe
 from petransfer.study.grid import expand, resolve, task_of
+from petransfer.study.train_options import recipe_of_options
 from petransfer.study.used_rows import refused_by_tokenizer, used_data
 from petransfer.user_paths import expanded
 
@@ -114,9 +115,14 @@ class TrainRequest:
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value}: give a number from 1 on")
         if self.steps is not None and self.epochs is not None:
-            raise UserError("--steps and --epochs both set the length of the training; give one of them")
+            raise UserError("--steps and --epochs both set the length of training; give one of them")
         if self.max_steps is not None and (self.steps is not None or self.epochs is not None):
-            raise UserError("--max-steps limits a training that ends by early stopping; remove --steps and --epochs")
+            raise UserError("--max-steps limits a run that ends by early stopping; remove --steps and --epochs")
+
+    @property
+    def steps_option(self) -> str:
+        """The option of `train` that sets the number of steps in the recipe."""
+        return "--max-steps" if self.steps is None else "--steps"
 
     @property
     def stops_early(self) -> bool:
@@ -197,7 +203,7 @@ def recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str
     except UnusableRows as error:
         try:
             rest = _recipe_for(model, data, replace(request, skip_bad_rows=True), overrides, has_bf16)
-            more = refused_by_tokenizer(expand(_with(rest, ()))[0].spec, None)
+            more = refused_by_tokenizer(expand(recipe_of_options(rest, overrides, request.steps_option))[0].spec, None)
         except UserError:  # the user has to correct the first error before anything else can be found
             more = ""
         raise UserError(f"{error}. Of the other rows, {more}" if more else str(error)) from None
@@ -220,7 +226,7 @@ def _recipe_for(model: str, data: str, request: TrainRequest, overrides: list[st
     }
     for override in overrides:
         apply_override(content, override)
-    recipe = validate(content, "the recipe that this command stands for")
+    recipe = recipe_of_options(content, overrides, request.steps_option)
     if spec.source:  # a damaged folder is refused before the rows are read, which can take long
         from petransfer.models.complete_weights import refuse_damaged_files  # imports torch
 
@@ -231,7 +237,7 @@ def _recipe_for(model: str, data: str, request: TrainRequest, overrides: list[st
     _fill(content, recipe, model, request, overrides)
     for override in overrides:  # explicit values take precedence over defaults
         apply_override(content, override)
-    _convert_epochs(content)
+    _convert_epochs(content, request, overrides)
     return content
 
 
@@ -284,9 +290,9 @@ def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainReq
     config, _ = configuration(spec)
     prefixed = bool(_PREFIXED.fullmatch(model)) or _expects_prefix(config)
     content["task"]["prefix"] = request.prefix if request.prefix is not None else PREFIX if prefixed else ""
-    rows = _used_rows(_with(content, overrides))
+    rows = _used_rows(_with(content, request, overrides))
     content["train"]["batch_size"] = request.batch_size or min(BATCH, rows)
-    given = _with(content, overrides).train
+    given = _with(content, request, overrides).train
     batch = given.batch_size if isinstance(given.batch_size, int) else content["train"]["batch_size"]
     rate = request.learning_rate
     if rate is None:
@@ -343,12 +349,12 @@ def default_rate(method: str, config: Any, nano: bool) -> float:
     return float(f"{NANO * own if nano else hub * others:.3g}")
 
 
-def _with(content: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
+def _with(content: Mapping[str, Any], request: TrainRequest, overrides: Sequence[str]) -> Recipe:
     """Return the recipe of a content with overrides."""
     changed = copy.deepcopy(dict(content))
     for override in overrides:
         apply_override(changed, override)
-    return validate(changed, "the recipe that this command stands for")
+    return recipe_of_options(changed, overrides, request.steps_option)
 
 
 def _used_rows(recipe: Recipe) -> int:
@@ -364,7 +370,7 @@ def _rows(recipe: Recipe) -> int:
     return task.train_size(task.splits[0])
 
 
-def _convert_epochs(content: dict[str, Any]) -> None:
+def _convert_epochs(content: dict[str, Any], request: TrainRequest, overrides: Sequence[str]) -> None:
     """Replace `epochs` with the number of steps if the run leaves out training rows that a recipe's epochs include.
 
     No tokenizer is loaded to find a recipe's run ids, so the epochs of a recipe count all rows.
@@ -372,7 +378,7 @@ def _convert_epochs(content: dict[str, Any]) -> None:
     train = content["train"]
     epochs, batch_size = train.get("epochs"), train.get("batch_size")
     if isinstance(epochs, int | float) and isinstance(batch_size, int):
-        recipe = _with(content, ())
+        recipe = recipe_of_options(content, overrides, request.steps_option)
         rows = _used_rows(recipe)
         if rows != _rows(recipe):
             del train["epochs"]

@@ -213,7 +213,7 @@ def _carry_out(cells: Sequence[Named], places: tuple[Path, Path, Path], job: Job
     if here.is_dir():
         os.chdir(here)
     if not (path / "recipe.yaml").is_file():
-        raise UserError(f"a node of the cluster does not see {path}; take an --out on a disk that all nodes share")
+        raise UserError(f"a node of the cluster does not see {path}; use an --out on a disk that all nodes share")
     return attempt_together(cells, StudyFolder(path), job, threads, _at_most_every(stop.exists), lambda: None)
 
 

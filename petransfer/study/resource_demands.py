@@ -64,7 +64,7 @@ def demands_of(
     if place.fit is None:  # no prediction is possible: request a whole GPU
         return Demands(cpus, 1.0, PROCESS)
     if not place.fit.fits and not force:
-        raise UserError(f"{place.line(words)}; --force tries all the same")
+        raise UserError(f"{place.line(words)}; --force starts the run anyway")
     weights = sum(place.fit.memory.weights.values())
     return Demands(cpus, _share(place.fit.needed, card), PROCESS + 2 * weights)
 

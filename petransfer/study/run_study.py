@@ -163,7 +163,7 @@ def _refuse_what_does_not_fit(
     for place in predicted:
         line = place.line(grid.options_for(place.spec))
         if place.fit and not place.fit.fits:
-            raise UserError(f"{line}; --force tries all the same")
+            raise UserError(f"{line}; --force starts the run anyway")
         if place.fit and place.fit.turned_on:
             logger.info(line)
     return predicted

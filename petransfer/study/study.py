@@ -147,10 +147,10 @@ def recipe_file(folder: Path) -> Path:
     """
     kept = folder / "recipe.yaml"
     if not folder.exists():
-        raise UserError(f"there is no folder {folder}; name the folder of a training, such as results/dates-english")
+        raise UserError(f"there is no folder {folder}; name the folder of a run, such as results/dates-english")
     if not kept.is_file():
-        what = "has no recipe.yaml, so it is no" if folder.is_dir() else "is a file, and not the"
-        raise UserError(f"{folder} {what} folder of a training or a study; name one, {trainings_in(folder)}")
+        what = "has no recipe.yaml, so it is not the" if folder.is_dir() else "is a file, not the"
+        raise UserError(f"{folder} {what} folder of a training run or a study; name one, {trainings_in(folder)}")
     return kept
 
 

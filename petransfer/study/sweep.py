@@ -63,13 +63,13 @@ def open_sweep(recipe: Recipe, study: StudyFolder) -> None:
     study.refuse_other_than(recipe.name)
     other = (read_sweep(study) or {}).get("study", recipe.name)
     if other != recipe.name:
-        raise UserError(f"{study.path} has a sweep of the recipe '{other}', not '{recipe.name}'; take another --out")
+        raise UserError(f"{study.path} has a sweep of the recipe '{other}', not '{recipe.name}'; use another --out")
     if not (study.path / "recipe.yaml").exists():
         study.open(recipe)
     try:
         (sweep_folder(study).path / "runs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{study.path} cannot be written to ({error.strerror}); take another --out") from None
+        raise UserError(f"{study.path} cannot be written to ({error.strerror}); use another --out") from None
 
 
 def read_sweep(study: StudyFolder) -> dict[str, Any] | None:

@@ -30,12 +30,12 @@ def choose_folder(recipe: Recipe, out: Path | None) -> tuple[Path, str]:
     difference = differences(usual, recipe)
     if not difference:
         return usual, ""
-    taken = f"{usual} holds a training with {'; '.join(difference[:3])}"
+    taken = f"{usual} holds a training run with {'; '.join(difference[:3])}"
     if out is not None:
         raise UserError(f"{taken}; use --out for a new folder")
     numbered = (usual.with_name(f"{usual.name}-{number}") for number in itertools.count(2))
     chosen = next(folder for folder in numbered if not differences(folder, recipe))
-    return chosen, f"{taken}; this training goes to {chosen}"
+    return chosen, f"{taken}; this run uses {chosen}"
 
 
 def differences(folder: Path, recipe: Recipe) -> list[str]:

@@ -13,7 +13,6 @@ from petransfer.memory.advice import TRAIN_OPTIONS, Unpredictable, suggestion
 from petransfer.memory.cards import Card, host_bytes
 from petransfer.memory.study_memory import demand_of, trained_tokens_of_run
 from petransfer.plurals import count
-from petransfer.recipe.loading import validate
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.folders import StudyFolder
 from petransfer.study.launched_processes import splits_tensors
@@ -21,6 +20,7 @@ from petransfer.study.model_checks import refuse_unusable_models
 from petransfer.study.quick_recipe import TrainRequest, recipe_for, with_absolute_paths
 from petransfer.study.study import StudyGrid, grid_of
 from petransfer.study.train_folder import choose_folder
+from petransfer.study.train_options import recipe_of_options
 from petransfer.study.used_rows import rows_of_parts
 
 if TYPE_CHECKING:
@@ -62,10 +62,10 @@ def train_study(
     `has_bf16`: whether there is a GPU that computes in bf16.
 
     Raises:
-        UserError: An argument is not valid, or `out` holds a training with other settings.
+        UserError: An argument is not valid, or `out` holds a training run with other settings.
     """
     content = recipe_for(model, data, request, overrides, has_bf16)
-    recipe = with_absolute_paths(validate(content, "the recipe that this command stands for"))
+    recipe = with_absolute_paths(recipe_of_options(content, overrides, request.steps_option))
     folder, note = choose_folder(recipe, out)
     grid = grid_of(recipe, folder)
     place = StudyFolder(folder, chosen_with=StudyFolder(folder).recipe_text())
@@ -135,5 +135,5 @@ def refuse_too_large(grid: StudyGrid, fit: Fit, force: bool) -> None:
     name = grid.cells[0].spec.checkpoint.name
     what = "card" if fit.demand.device == "cuda" else "machine"
     raise UserError(
-        f"{name} does not fit this {what}{suggestion(fit.advice, TRAIN_OPTIONS)}; --force tries all the same"
+        f"{name} does not fit this {what}{suggestion(fit.advice, TRAIN_OPTIONS)}; --force starts the training anyway"
     )

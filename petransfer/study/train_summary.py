@@ -171,7 +171,7 @@ def memorised_line(loss: float, exact_match: float, scored: str = "dev") -> str:
     small = f"only {loss:.3f}" if loss >= 0.0005 else "below 0.001"
     return (
         f"at the last step, the training loss was {small}, but exact match on {scored} is {exact_match:.0f} %: "
-        "training for so long memorises the training rows. Add rows; a higher rank or more steps would not help"
+        "the model has memorised the training rows. Add rows; a higher rank or more steps would not help"
     )
 
 
@@ -193,7 +193,7 @@ def settings_to_try(cell: Cell, rows: int) -> list[str]:
 
 
 def summaries(grid: StudyGrid) -> list[TrainSummary]:
-    """Return the summaries of a study's finished trainings, best on dev first."""
+    """Return the summaries of a study's finished runs, best on dev first."""
     done = [cell for cell in grid.cells if grid.folder.run(cell.run_id).done]
     found = [summary for cell in done if (summary := _summary(cell, grid.folder.run(cell.run_id)))]
     return sorted(found, key=lambda one: -one.dev)

@@ -249,11 +249,11 @@ class Loop:
                     return self.take_step(step)
             except (NotCaptured, OutOfMemory) as error:
                 self._go_on_without_graphs(error)
-        message = "out of memory with one example at a time; take fewer bits or a smaller model"
+        message = "out of memory with one example at a time; use fewer bits or a smaller model"
         return with_smaller_micro_batches(lambda: self.take_step(step), [self], message)
 
     def _go_on_without_graphs(self, error: Exception) -> None:
-        logger.warning(f"training goes on without CUDA graphs: {error}")
+        logger.warning(f"training continues without CUDA graphs: {error}")
         self._end_graphs()
         self.progress.notes["cuda_graphs"] = ENDED
         release_cached_memory()
@@ -357,7 +357,9 @@ class Loop:
         refuse_small_batch(self.spec.batch_size, processes)
         step = self.progress.step
         if self.processes.agree([step]) != [step * processes]:
-            raise UserError(f"the processes do not see the same files in {self.folder}; take an --out that all can see")
+            raise UserError(
+                f"the processes do not see the same files in {self.folder}; use an --out that all of them can see"
+            )
 
     def _resumed_progress(self) -> Progress | None:
         """Return the progress in the newest training state. None without a state.

@@ -52,7 +52,7 @@ def check_packable(name: str, method: str, config: Any) -> None:
     kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
     kind = kind[0] if isinstance(kind, tuple) else kind
     if kind is not None and "position_ids" not in inspect.signature(kind.forward).parameters:
-        raise UserError(f"train.packing: {name} ({config.model_type}) takes no position ids; {_ADVICE}")
+        raise UserError(f"train.packing: {name} ({config.model_type}) has no input for position ids; {_ADVICE}")
 
 
 @torch.no_grad()

@@ -90,8 +90,8 @@ def _fingerprint(value: torch.Tensor) -> tuple[float, float]:
 def _message(problem: str, names: list[str], total: int) -> str:
     return (
         f"{len(names)} of {total} trained tensors {problem} in the first {STEPS} steps, {names[0]} among them; choose "
-        "another method, or leave such layers out if the method has layers to choose (LoRA and its variants, IA3, OFT, "
-        "VeRA): --set 'methods.0.targets=[LAYER, ...]' or --set 'methods.0.layers=[NUMBER, ...]'"
+        "another method, or exclude these layers if the method has the settings targets and layers (LoRA and its "
+        "variants, IA3, OFT, VeRA): --set 'methods.0.targets=[LAYER, ...]' or --set 'methods.0.layers=[NUMBER, ...]'"
     )
 
 
@@ -108,7 +108,7 @@ def refuse_not_finite(loss: float, norm: float, step: int, model: torch.nn.Modul
         advice = (
             f"{broken} of the base holds NaN or infinity; get the checkpoint again, or correct its config.json"
             if broken
-            else "lower the learning rate or take bits: 32"
+            else "use a lower learning rate or bits: 32"
         )
         raise RunError(f"the {name} is {value} at step {step + 1}; {advice}")
 

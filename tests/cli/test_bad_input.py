@@ -132,7 +132,7 @@ def test_an_option_of_another_program_gets_a_hint_to_the_equivalent_option(
         ("methods.0.rank=0", ["methods.0.rank", "greater than or equal to 1"]),
         ("methods=lora", ["methods:", "list", "'lora'"]),
         ("methods=[]", ["methods:", "at least 1 item"]),
-        ("methods=[{name: full, bits: 4}]", ["methods.0:", "cannot train 4-bit", "take bits 16 or 32, or lora"]),
+        ("methods=[{name: full, bits: 4}]", ["methods.0:", "cannot train 4-bit", "use 16 or 32 bits, or lora"]),
         ("seeds=[-1]", ["seeds.0", "greater than or equal to 0", "-1"]),
         ("name=../x", ["name:", "'../x'"]),
         ("task.options.dev_size=-3", ["dev_size of scan is -3", "whole number from 1 to 4,000"]),
@@ -158,7 +158,7 @@ def test_invalid_seeds_are_refused(refused_at_once: Refused, seeds: str) -> None
 def test_fp16_is_refused_with_the_reason(refused_at_once: Refused, override: str) -> None:
     error = refused_at_once("run", "-r", "smoke", "--set", override)
     assert "fp16 overflows" in error
-    assert "take bits 16 (bf16) or 32" in error
+    assert "use bits: 16 (bf16) or bits: 32" in error
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_predict_refuses_a_folder_without_a_finished_run(refused_at_once: Refuse
     (elsewhere / "runs").mkdir()
     for folder in ("runs", "none"):
         error = refused_at_once("predict", folder, "jump twice")
-        assert f"{folder} holds no finished adapter or model; name the folder of a training, such as" in error
+        assert f"{folder} holds no finished adapter or model; name the folder of a training run, such as" in error
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
@@ -396,11 +396,11 @@ def test_status_and_report_refuse_a_path_that_is_not_a_study(refused_at_once: Re
     (elsewhere / "study" / "runs").mkdir(parents=True)
     (elsewhere / "study" / "recipe.yaml").touch()
     for verb in ("status", "report"):
-        assert "study/recipe.yaml is a file, and not the folder" in refused_at_once(verb, "study/recipe.yaml")
+        assert "study/recipe.yaml is a file, not the folder" in refused_at_once(verb, "study/recipe.yaml")
         assert "study/recipe.yaml is empty; restore it" in refused_at_once(verb, "study")
         assert "name one, here study" in refused_at_once(verb, "study/runs")
         assert "folder has no recipe.yaml" in refused_at_once(verb, "folder")
-        assert "there is no folder none; name the folder of a training" in refused_at_once(verb, "none")
+        assert "there is no folder none; name the folder of a run" in refused_at_once(verb, "none")
 
 
 def test_copying_a_recipe_does_not_overwrite_a_file(refused_at_once: Refused, elsewhere: Path) -> None:
@@ -451,8 +451,8 @@ def test_targets_that_decoding_does_not_reproduce_are_refused(target: str, lost:
     with pytest.raises(UserError) as caught:
         encode_targets(["jump walk", target], word_level("jump", "walk"), LAYOUT)
     error = str(caught.value)
-    assert f"cannot give the target {target!r} back" in error
-    assert "take a checkpoint whose tokenizer has them" in error
+    assert f"cannot reproduce the target {target!r}" in error
+    assert "use a checkpoint whose tokenizer has these characters" in error
     assert "\n" not in error
     for sign in lost:
         assert sign in error
@@ -479,7 +479,7 @@ def test_an_error_of_the_file_system_gives_one_error_line(number: int, capsys: p
         petransfer.cli.call(fail, [])
     assert stop.value.code == 2
     written = capsys.readouterr().err
-    assert written == f"error: there/file cannot be used ({os.strerror(number)}); take another folder or file\n"
+    assert written == f"error: there/file cannot be used ({os.strerror(number)}); use another folder or file\n"
 
 
 def test_a_recipe_in_a_pipe_is_refused(tmp_path: Path) -> None:

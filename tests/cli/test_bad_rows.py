@@ -78,23 +78,30 @@ def test_skip_bad_rows_counts_the_rows_left_out_and_names_the_first(
         (["nano/englsh", "a.tsv"], "unknown checkpoint 'nano/englsh'"),
         (["nano/english", "a.tsv", "--method", "lorra"], "unknown method 'lorra'"),
         (["nano/english", "a.tsv", "--method", "LoRA"], "unknown method 'LoRA': did you mean 'lora'?"),
-        (["nano/english", "a.tsv", "--bits", "5"], "methods.0.bits"),
+        (["nano/english", "a.tsv", "--bits", "5"], "--bits 5: the value should be 4, 8, 16 or 32"),
         (["nano/english", "a.tsv", "--steps", "5", "--epochs", "1"], "give one of them"),
-        (["nano/english", "a.tsv", "--lr", "20"], "train.learning_rate"),
-        (["nano/english", "a.tsv", "--lr", "0"], "train.learning_rate"),
+        (["nano/english", "a.tsv", "--lr", "20"], "--learning-rate 20: the value should be less than 10"),
+        (["nano/english", "a.tsv", "--lr", "0"], "--learning-rate 0: the value should be greater"),
         (["nano/english", "a.tsv", "--epochs", "0"], "--epochs 0: give a number above 0"),
-        (["nano/english", "a.tsv", "--bits", "0"], "methods.0.bits"),
-        (["nano/english", "a.tsv", "--method", "full", "--rank", "8"], "rank does not belong to full"),
-        (["nano/english", "a.tsv", "--set", "task.metrics=[bluu]"], "task.metrics"),
+        (["nano/english", "a.tsv", "--bits", "0"], "--bits 0: the value should be 4"),
+        (["nano/english", "a.tsv", "--method", "full", "--rank", "8"], "the method full has no rank"),
+        (["nano/english", "a.tsv", "--seeds", "0,0"], "--seeds: 0 is given twice; keep one"),
+        (["nano/english", "a.tsv", "--rank", "5000"], "--rank 5000: the value should be less than or equal to 4096"),
+        (["nano/english", "a.tsv", "--metric", "bluer"], "--metric: unknown metric 'bluer': did you mean 'bleu'?"),
+        (["nano/english", "a.tsv", "--method", "full", "--bits", "4"], "--method full: full fine-tuning cannot train"),
+        (["nano/english", "a.tsv", "--max-steps", "2000000000"], "--max-steps 2000000000: the value should be less"),
+        (["nano/english", "a.tsv", "--set", "methods.0.bits=5"], "--set methods.0.bits=5: the value should be 4"),
+        (["nano/english", "a.tsv", "--set", "train.stepps=5"], "--set train.stepps=5: unknown key 'train.stepps'"),
+        (["nano/english", "a.tsv", "--set", "task.metrics=[bluu]"], "--set task.metrics=[bluu]: unknown metric"),
         (["nano/english", "a.tsv", "--set", "task.options.inptu=x"], "did you mean 'input'?"),
-        (["nano/english", "a.tsv", "--dev", "0"], "dev of lines is 0"),
+        (["nano/english", "a.tsv", "--dev", "0"], "dev is 0"),
         (["nano/english", "a.tsv", "--dev", ""], "--dev is empty: give a share"),
-        (["nano/english", "a.tsv", "--test", "10%"], "test of lines is 10%: give a share"),
-        (["nano/english", "a.tsv", "--dev", "nan"], "dev of lines is nan: give a share"),
-        (["nano/english", "a.tsv", "--dev", "inf"], "dev of lines is inf: give a share"),
+        (["nano/english", "a.tsv", "--test", "10%"], "test is 10%: give a share"),
+        (["nano/english", "a.tsv", "--dev", "nan"], "dev is nan: give a share"),
+        (["nano/english", "a.tsv", "--dev", "inf"], "dev is inf: give a share"),
         (["nano/english", "a.tsv", "--dev", "1e9"], "leaves no train rows"),
         (["nano/english", "a.tsv", "--dev", "0.6", "--test", "0.6"], "hold out fewer rows, as with --dev 0.1"),
-        (["nano/english", "a.tsv", "--dev", "1.0"], "dev of lines is 1.0, which can mean one row or all rows"),
+        (["nano/english", "a.tsv", "--dev", "1.0"], "dev is 1.0, which can mean one row or all rows"),
         (["nano/english", "a.tsv", "--test", "1e0"], "give 1 for one row, a share below 1"),
         (
             ["nano/english", "a.tsv", "--template", "{input:>999999999}"],
@@ -112,6 +119,9 @@ def test_rows_longer_than_max_length_are_refused_not_cut(refused: Refused) -> No
     rows("a.tsv", f"long\t{'word ' * 40}end\n")
     error = refused("nano/english", "a.tsv", "--max-length", "30", "--cpu")  # the limit counts tokens
     assert "a.tsv:21: the target has more tokens than --max-length 30 (42 tokens)" in error
+    assert "(tokenizer: nano/english)" in error
+    advice = "increase or remove --max-length, or skip these rows with --skip-bad-rows (in a recipe: bad_rows: skip)"
+    assert error.endswith(advice)
 
 
 def test_rows_longer_than_the_positions_of_the_model_are_refused(refused: Refused, tiny_gpt2: Path) -> None:
@@ -245,4 +255,4 @@ def test_an_account_without_a_home_folder_gives_one_error_line(
 def test_rows_with_a_special_token_are_refused_before_any_file_is_written(refused: Refused, tiny_t5: Path) -> None:
     rows("a.tsv", "in x\tends with a blank </s>\n")
     for model in ("nano/english", str(tiny_t5)):
-        assert "a.tsv:21: the target holds a special token" in refused(model, "a.tsv", "--cpu", "--steps", "2")
+        assert "a.tsv:21: the target contains a special token" in refused(model, "a.tsv", "--cpu", "--steps", "2")

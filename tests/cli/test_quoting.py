@@ -39,6 +39,6 @@ def test_an_option_that_the_format_does_not_use_is_refused(key: str, value: str,
     rows = '{"input": "so", "target": "yes"}\n' if name == "a.jsonl" else "input,target\nso,yes\n"
     (tmp_path / name).write_text(rows)
     given = RowOptions(data_dir=tmp_path, train=name, **{key: value})  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=f"{key} of lines is '{value}'.*leave {key} out"):
+    with pytest.raises(UserError, match=f"{key} is '{value}'.*leave {key} out"):
         find_sources(given)
     find_sources(replace(given, sha256="0" * 64))  # a saved recipe, which has a hash, stays valid

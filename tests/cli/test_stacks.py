@@ -32,7 +32,7 @@ methods:
 seeds: [0, 1, 2, 3]
 train: {{steps: 4, batch_size: 8, learning_rate: 2.0e-3}}
 """
-DORA = "dora is not stacked: its norms are computed over base and adapter together"
+DORA = "dora is not stacked, because its norms are computed over base and adapter together"
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_stack_that_does_not_fit_the_card_is_refused(
     assert "does not fit" in error
     assert "it would with" in error
     assert "--stack 2" in error
-    assert error.endswith("; --force tries all the same")
+    assert error.endswith("; --force starts the run anyway")
 
 
 def test_more_processes_than_examples_in_a_batch_are_refused_before_the_launch(

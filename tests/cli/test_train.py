@@ -69,7 +69,7 @@ def test_train_makes_an_adapter_from_ten_rows(
     assert "the run finished before" in capsys.readouterr().err
     assert call(monkeypatch, "train", "nano/english", "pairs.tsv", "--steps", "120", "--cpu") == 0
     again = capsys.readouterr()
-    assert "this training finished before" in again.err
+    assert "this run was already finished" in again.err
     assert again.out.splitlines()[-10:] == lines[-10:]
 
 
@@ -254,10 +254,10 @@ def test_the_saved_recipe_works_anywhere_and_other_settings_get_another_folder(
     ):
         assert call(monkeypatch, *short, "--seeds", "0-1", *more, "--out", "results/pairs-english") == 2
         message = capsys.readouterr().err
-        assert f"results/pairs-english holds a training with {unlike}" in message
+        assert f"results/pairs-english holds a training run with {unlike}" in message
         assert "--out" in message
         assert call(monkeypatch, *short, "--seeds", "0-1", *more) == 0  # in a new folder
-        assert f"this training goes to results/pairs-english-{at}" in capsys.readouterr().err
+        assert f"this run uses results/pairs-english-{at}" in capsys.readouterr().err
     assert kept.read_text() == after
     assert call(monkeypatch, *short, "--rank", "8", "--seeds", "0-1") == 0  # in the second folder again
     assert len(list((elsewhere / "results").iterdir())) == 4
@@ -272,7 +272,7 @@ def test_the_saved_recipe_works_anywhere_and_other_settings_get_another_folder(
     monkeypatch.chdir(elsewhere)
     Path("pairs.tsv").write_text(Path("pairs.tsv").read_text() + "to add\tmore\n")
     assert call(monkeypatch, *short, "--seeds", "0-1", "--out", "results/pairs-english") == 2
-    assert "holds a training with other rows of pairs.tsv" in capsys.readouterr().err
+    assert "holds a training run with other rows of pairs.tsv" in capsys.readouterr().err
 
 
 def test_metrics_of_labels_and_of_texts_are_computed(

@@ -196,7 +196,7 @@ def test_a_failed_memory_prediction_is_only_logged_before_a_training(
     assert memory_if_predictable(training.grid, None, False) is None
     assert "cannot be predicted: " in caplog.text
     assert "the training starts without this check" in caplog.text
-    with pytest.raises(UserError, match=r"cannot be predicted: .*; start a training with a few steps to measure it$"):
+    with pytest.raises(UserError, match=r"cannot be predicted: .*; train a few steps to measure it$"):
         memory_of(training.grid, None, False)
 
 

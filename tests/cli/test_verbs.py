@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from petransfer.cli import app
 from petransfer.cli.examples import EXAMPLES
 from petransfer.cli.lazy_verbs import VERBS, Verbs, imported, summary
+from tests.cli.calls import call
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -38,6 +40,19 @@ def test_an_example_can_be_parsed_and_is_shown_in_the_help(command: str, line: s
         words = ["", "", *words]
     own.make_context(verb, words[2:])  # raises an error if an option or argument is unknown
     assert line in (imported(verb).epilog or "") or line in (own.epilog or "")
+
+
+# The verbs whose examples need no download, no study and no GPU. The prediction of memory is slow and has other tests.
+_ALONE = ("plan", "recipes show", "recipes cp", "checkpoints ls")
+
+
+@pytest.mark.parametrize("line", [line for name in _ALONE for line in EXAMPLES[name]])
+def test_an_example_that_needs_no_files_can_be_run(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(line.partition(" --card")[0])[1:]
+    assert call(monkeypatch, *words) == 0, capsys.readouterr().err
 
 
 def test_help_imports_no_verb_and_no_slow_library() -> None:

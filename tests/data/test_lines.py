@@ -320,7 +320,7 @@ def test_unusable_files_and_options_are_refused_with_the_cause(elsewhere: Path) 
         "e.tsv": ("input\tanswer\nx\ty\n", {}, "no column 'target' (it has: input, answer)"),
         "f.csv": ("input,target,category,category\na,b,c,d\n", {}, "two columns are named 'category'"),
         "g.csv": ("input,target\na,b\n", {"category": "kind"}, "no column 'kind'"),
-        "h.csv": ("input,target\na,b\n", {"category": "input"}, "takes the column 'input' for two things"),
+        "h.csv": ("input,target\na,b\n", {"category": "input"}, "the column 'input' is named twice"),
         "i.csv": ("input,target\na,b\n", {"split_column": "part"}, "no column 'part'"),
         "j.csv": ("input,target\na,b\n", {"template": "{text"}, "the template '{text' is broken"),
         "k.csv": ("input,target\na,b\n", {"template": "{text}"}, "no column 'text'"),
@@ -337,9 +337,9 @@ def test_unusable_files_and_options_are_refused_with_the_cause(elsewhere: Path) 
         "n.doc": ("a\tb\n", {}, "n.doc is a document"),
         "o.parquet": ("no parquet\n", {}, "cannot be read as parquet"),
         "p.tsv": ("a\tb\n" * 9, {"dev": "none.tsv"}, "no file none.tsv"),
-        "q.tsv": ("a\tb\n" * 9, {"dev": -1}, "dev of lines is -1"),
-        "r.tsv": ("a\tb\n" * 9, {"seed": -1}, "seed of lines is -1"),
-        "s.tsv": ("a\tb\n" * 9, {"bad_rows": "drop"}, "unknown value of bad_rows of lines 'drop'"),
+        "q.tsv": ("a\tb\n" * 9, {"dev": -1}, "dev is -1"),
+        "r.tsv": ("a\tb\n" * 9, {"seed": -1}, "seed is -1"),
+        "s.tsv": ("a\tb\n" * 9, {"bad_rows": "drop"}, "unknown value of bad_rows 'drop'"),
     }
     for name, (text, options, message) in cases.items():
         (elsewhere / name).write_text(text)
@@ -424,7 +424,7 @@ def test_a_changed_file_is_read_again_and_refused_if_its_hash_is_pinned(elsewher
     after = lines("a.tsv").identity()
     assert before != after
     assert len([*(elsewhere / "cache" / "lines").iterdir()]) == 1
-    with pytest.raises(UserError, match="holds other rows than when this recipe was first run"):
+    with pytest.raises(UserError, match="have changed since this recipe was first run"):
         lines("a.tsv", **before).load("held-out")
     os.remove(path)
     assert lines("a.tsv", **before).identity() == before  # a study can be inspected after its data was deleted
@@ -452,12 +452,12 @@ def test_rows_of_an_unknown_part_are_left_out_and_counted(elsewhere: Path) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dev": None}, "dev of lines is None"),
-        ({"test": [1]}, r"test of lines is \[1\]"),
-        ({"template": ["{a}"]}, "template of lines is .*: give a text"),
-        ({"category": None}, "category of lines is None: give a text"),
-        ({"bad_rows": True}, "bad_rows of lines is True: give a text"),
-        ({"seed": 10**70}, "seed of lines is 1000.*: give a whole number"),
+        ({"dev": None}, "dev is None"),
+        ({"test": [1]}, r"test is \[1\]"),
+        ({"template": ["{a}"]}, "template is .*: give a text"),
+        ({"category": None}, "category is None: give a text"),
+        ({"bad_rows": True}, "bad_rows is True: give a text"),
+        ({"seed": 10**70}, "seed is 1000.*: give a whole number"),
     ],
 )
 def test_options_with_invalid_values_are_refused(options: dict[str, Any], message: str, elsewhere: Path) -> None:

@@ -155,7 +155,7 @@ def test_tables_with_unclear_first_lines_get_advice() -> None:
     Path("b.tsv").write_text("text here\tlabel\n" + "".join(f"i {n}\tt {n}\n" for n in range(12)))
     assert not any("first line" in note for note in lines("b.tsv").notes())
     Path("c.csv").write_text("red dog,blue cat\n" * 12)
-    assert "if its first line is a row, write a line with the names input,target above it" in refusal("c.csv")
+    assert "if the first line is data, add the line `input,target` above it" in refusal("c.csv")
     Path("d.csv").write_text("# made by a tool\ninput,target\n" + "a,b\n" * 12)
     message = "line 2 has the column names: delete the lines above it, for example with `tail -n +2 d.csv > new.csv`"
     assert message in refusal("d.csv")

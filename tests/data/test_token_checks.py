@@ -44,7 +44,7 @@ def encode(data: SplitData, **options: Any) -> EncodedSplit:
 def test_targets_with_added_special_tokens_are_refused() -> None:
     tokenizer = sentencepiece_like()
     tokenizer.add_tokens(["<ent>", "</ent>"], special_tokens=True)
-    with pytest.raises(UserError, match=r"holds a special token, which generated text never does [(]</ent> in"):
+    with pytest.raises(UserError, match=r"special token; generated texts never contain special tokens [(]</ent> in"):
         encode_split(split(["<ent>run</ent>"]), "", tokenizer, LAYOUT)
     tokenizer.add_tokens(["[ent]"])
     assert encode_split(split(["[ent] run"]), "", tokenizer, LAYOUT).data.train
@@ -53,7 +53,8 @@ def test_targets_with_added_special_tokens_are_refused() -> None:
 TARGETS = ["good", "trailing ", " leading", "<extra_id_0> mask", "{ x }", "a < b", "two\nlines", "so  far", "good too"]
 REASONS = {
     "the tokenizer drops the blanks at the ends of the target ('trailing␣'), and 1 more row has this problem",
-    "the target holds a special token, which generated text never does (<extra_id_0> in '<extra_id_0> mask')",
+    "the target contains a special token; generated texts never contain special tokens "
+    "(<extra_id_0> in '<extra_id_0> mask')",
     "the tokenizer loses characters of the target ('{' '}' in '{ x }'), and 1 more row has this problem",
     "the tokenizer changes blanks or line breaks inside the target ('two⏎lines'), and 1 more row has this problem",
 }
@@ -100,7 +101,7 @@ def test_inputs_that_lose_characters_are_counted_in_a_warning() -> None:
 
 
 def test_encode_targets_names_the_lost_characters_of_a_target() -> None:
-    with pytest.raises(UserError, match=r"cannot give the target 'a\{' back: .* \('\{' in 'a\{'\)"):
+    with pytest.raises(UserError, match=r"cannot reproduce the target 'a\{': .* \('\{' in 'a\{'\)"):
         encode_targets(["a{"], sentencepiece_like(), LAYOUT)
 
 

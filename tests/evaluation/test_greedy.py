@@ -138,7 +138,7 @@ def test_exact_match_agrees_with_comparing_generated_texts(kind: str, request: p
 
 def test_exact_match_refuses_an_example_that_is_too_long(tiny_gpt2: Path) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_gpt2), AutoTokenizer.from_pretrained(tiny_gpt2)
-    with pytest.raises(UserError, match=r"example 2 cannot be scored: .*more tokens than GPT2LMHeadModel takes"):
+    with pytest.raises(UserError, match=r"example 2 cannot be scored: .*more tokens than GPT2LMHeadModel accepts"):
         petransfer.exact_match(model, tokenizer, ["walk", "walk " * 200], ["walk", "walk"])
 
 
@@ -148,7 +148,7 @@ def test_exact_match_refuses_wrong_arguments(tiny_t5: Path) -> None:
         petransfer.exact_match(model, tokenizer, ["a", "b"], ["a"])
     with pytest.raises(UserError, match="no examples"):
         petransfer.exact_match(model, tokenizer, [], [])
-    with pytest.raises(UserError, match="takes lists of texts"):
+    with pytest.raises(UserError, match="needs lists of texts"):
         petransfer.exact_match(model, tokenizer, "walk", "jump")  # each letter would be an example
     with pytest.raises(UserError, match="the target of row 1 is missing"):
         petransfer.exact_match(model, tokenizer, ["a"], [float("nan")])  # type: ignore[list-item]

@@ -39,7 +39,7 @@ def recipe(**method):
 (cell,) = expand(recipe(rank=3, drop=0.125))
 assert cell.method == "loha r3 drop-0.125 32-bit", cell.method
 assert cell.run_id != expand(recipe(rank=3))[0].run_id
-for method, said in ({"drop": 0.7}, "drop must be from 0 to 0.5"), ({"alpha": 3.0}, "alpha does not belong to loha"), (
+for method, said in ({"drop": 0.7}, "drop must be from 0 to 0.5"), ({"alpha": 3.0}, "the method loha has no alpha"), (
     {"dorp": 0.1}, "did you mean 'drop'"):
     try:
         recipe(**method)

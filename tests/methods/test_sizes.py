@@ -83,23 +83,23 @@ def test_a_study_stops_before_training_if_match_parameters_cannot_be_met(
         main()
     message = capsys.readouterr().err
     assert stopped.value.code == 2
-    assert "match_parameters: 100 cannot be met by lora: the nearest is 11,264, with rank 1" in message
+    assert "match_parameters: lora cannot have 100 parameters; the nearest number is 11,264, with rank 1" in message
     assert "Traceback" not in message
 
 
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ({"name": "ia3", "rank": 8}, "rank does not belong to ia3, which takes layers, targets"),
-        ({"name": "prompt", "layers": [0]}, "layers does not belong to prompt"),
-        ({"name": "ln", "targets": ["q"]}, "targets does not belong to ln, which takes nothing but bits"),
-        ({"name": "lora", "virtual_tokens": 3}, "virtual_tokens does not belong to lora"),
-        ({"name": "vera", "embeddings": "new"}, "embeddings does not belong to vera"),
-        ({"name": "ia3", "match_parameters": 9}, "match_parameters does not belong to ia3"),
+        ({"name": "ia3", "rank": 8}, "the method ia3 has no rank; its settings are layers and targets"),
+        ({"name": "prompt", "layers": [0]}, "the method prompt has no layers"),
+        ({"name": "ln", "targets": ["q"]}, "the method ln has no targets; its only setting is bits"),
+        ({"name": "lora", "virtual_tokens": 3}, "the method lora has no virtual_tokens"),
+        ({"name": "vera", "embeddings": "new"}, "the method vera has no embeddings"),
+        ({"name": "ia3", "match_parameters": 9}, "the method ia3 has no match_parameters"),
         ({"name": "lora", "rank": 8, "match_parameters": 9}, "give either rank or match_parameters"),
         ({"name": "lora", "layers": [1, 1]}, "layers: a number is given twice"),
-        ({"name": "dora", "bits": 8}, "dora cannot go on a base of 8 bits"),
-        ({"name": "ia3", "bits": 4}, "ia3 cannot go on a base of 4 bits"),
+        ({"name": "dora", "bits": 8}, "dora does not support a base model with 8 bits"),
+        ({"name": "ia3", "bits": 4}, "ia3 does not support a base model with 4 bits"),
         ({"name": "lora", "match_parameters": 0}, "match_parameters"),
         ({"name": "prompt", "virtual_token": 3}, "virtual_tokens"),
     ],

@@ -31,13 +31,13 @@ def test_encoder_and_decoder_have_their_own_numbers_of_positions(
     ("virtual", "source", "target", "message"),
     [
         (VirtualTokens(), 96, 24, None),
-        (VirtualTokens(), 97, 24, "the input has more tokens than led takes (97 of 96)"),
-        (VirtualTokens(), 96, 25, "the target has more tokens than led takes (25 of 32, {8 are kept for generation)"),
+        (VirtualTokens(), 97, 24, "the input has more tokens than led accepts (97 of 96)"),
+        (VirtualTokens(), 96, 25, "the target has more tokens than led accepts (25 of 32, {8 are kept for generation)"),
         (
             VirtualTokens(4),
             93,
             5,
-            "the input has more tokens than led takes (93 of 96, {4 are kept for virtual tokens)",
+            "the input has more tokens than led accepts (93 of 96, {4 are kept for virtual tokens)",
         ),
     ],
 )

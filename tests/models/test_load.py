@@ -367,7 +367,7 @@ def test_layers_in_keep_wide_are_not_quantised(tiny_t5: Path) -> None:
         assert set(found) == {"keep_wide", "norm", "tied head", "embeddings"}
         kept = {f"{name}.weight" for name in wide if name != "lm_head"}
         assert set(found["keep_wide"]["tensors"]) == kept  # with the names that they have in the checkpoint
-        assert found["keep_wide"]["why"] == "kept so by the recipe (keep_wide)"
+        assert found["keep_wide"]["why"] == "kept in 16 bits by the recipe (keep_wide)"
         again = load_checkpoint(spec, bits).model
         assert type(again.encoder.block[0].layer[1].DenseReluDense.wo) is not torch.nn.Linear
         with pytest.raises(UserError, match="no layer's name ends in 'wx'"):
@@ -405,10 +405,10 @@ def test_the_reason_for_a_wide_head_gives_the_measured_change_of_the_loss(bits: 
     assert len(added) == 6
     why = inventory(load_checkpoint(checkpoint_spec(str(own_head)), bits).model).as_dict()["wide"]["head"]["why"]
     if bits == 4:
-        assert f"{min(added):.1f} to {max(added):.1f} % of loss at 4 bits" in why
+        assert f"raises the loss by {min(added):.1f} to {max(added):.1f} % at 4 bits" in why
     else:
         assert 0 < max(added) < 0.05
-        assert "less than 0.05 % of loss at 8 bits" in why
+        assert "less than 0.05 % at 8 bits" in why
 
 
 def test_an_evaluation_does_not_repack_4bit_weights(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:

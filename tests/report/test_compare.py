@@ -101,7 +101,7 @@ def test_studies_are_compared_in_their_common_metric_or_in_exact_match(
     assert call("compare", tmp_path / "a", tmp_path / "d", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["judged_by"], found["cells"][0]["difference"]) == ("exact_match", 0)
-    assert found["by_note"] == "compared by exact match, as A and B are judged by chrF and exact match"
+    assert found["by_note"] == "Exact match is compared, because A and B use different metrics: chrF, exact match"
 
 
 def test_single_methods_of_two_studies_are_compared_even_if_they_differ(
@@ -219,7 +219,7 @@ def test_studies_without_a_common_arm_are_refused(
     make(tmp_path / "a", recipe_of(arms=["english"], effects=[]))
     make(tmp_path / "b", recipe_of(name="b", arms=["german"], effects=[]))
     assert call("compare", tmp_path / "a", tmp_path / "b") == 2
-    assert "no arm and split in common" in capsys.readouterr().err
+    assert "cannot be compared: no arm and split has finished runs in both studies" in capsys.readouterr().err
     assert call("compare", tmp_path / "a", tmp_path / "nosuch") == 2
 
 

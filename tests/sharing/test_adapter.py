@@ -184,7 +184,7 @@ def test_a_base_whose_weights_changed_is_refused(here: Path, capsys: pytest.Capt
     assert len(list((here / "base").glob("model-0*.safetensors"))) > 1
     assert predicted(capsys, "study", "to walk") == expected
     assert call("adapter", "verify", "study", "--cpu", "--no-evaluate") == 0
-    assert "its tensors have the values that it was trained on, saved in other files" in capsys.readouterr().out
+    assert "have the recorded values; they are saved in other files" in capsys.readouterr().out
     for file in (here / "base").glob("model*"):
         file.unlink()
     other = AutoModelForSeq2SeqLM.from_pretrained(NANO / "german")
@@ -249,6 +249,6 @@ def test_a_whole_model_whose_config_json_changed_is_refused(here: Path, capsys: 
     _changed(run / "model", layer_norm_epsilon=0.5)
     for verb in (("predict", "study", "to walk"), ("eval", "study")):
         error = refused(capsys, *verb, "--cpu")
-        assert "config.json is not the file that the training saved" in error
+        assert "config.json is not the file that the run saved" in error
         assert "--any-base" in error
     assert len(predicted(capsys, "study", "to walk", "--any-base")) == 1

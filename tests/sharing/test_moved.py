@@ -56,7 +56,7 @@ def test_the_advice_for_rows_that_changed_after_training_works(
     (here / "pairs.tsv").write_text((place / "pairs.tsv").read_text().replace("gehen", "laufen"))
 
     message = refused(capsys, "eval", "study", "--cpu")
-    assert all(part in message for part in ("pairs.tsv holds other rows", "--data-dir", "--data FILE"))
+    assert all(part in message for part in ("pairs.tsv have changed", "--data-dir", "--data FILE"))
     assert "--out" not in message
     assert call("eval", "study", "--cpu", "--data", "pairs.tsv") == 0
     assert call("eval", "study", "--cpu", "--data-dir", str(place)) == 0, (
@@ -66,12 +66,12 @@ def test_the_advice_for_rows_that_changed_after_training_works(
     capsys.readouterr()
     assert call("adapter", "verify", "study", "--cpu") == 2
     message = capsys.readouterr().err
-    assert all(part in message for part in ("pairs.tsv holds other rows", "--data-dir", "--no-evaluate"))
+    assert all(part in message for part in ("pairs.tsv have changed", "--data-dir", "--no-evaluate"))
     assert "--data FILE" not in message
     assert call("adapter", "verify", "study", "--cpu", "--no-evaluate") == 0
     assert call("adapter", "verify", "study", "--cpu", "--data-dir", str(place)) == 0
     assert call("adapter", "verify", "study", "--cpu", "--no-evaluate", "--plain") == 2
-    assert "leave --plain out" in capsys.readouterr().err
+    assert "or remove --plain" in capsys.readouterr().err
 
 
 def test_a_whole_model_works_without_its_base(here: Path, tiny_t5: Path, capsys: pytest.CaptureFixture[str]) -> None:

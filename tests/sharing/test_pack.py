@@ -121,7 +121,7 @@ def test_huggingface_hub_can_parse_and_rewrite_the_card(packed: Path) -> None:
     assert data.base_model is None, "an embedded base is not on the hub"
     assert data.license == "other", "only the user knows the licence of the rows"
     base = registry().families["nano"].arms["english"].licence.lower()
-    assert f"Licence: of the base {base}, of the data not known; of the adapter not stated" in text
+    assert f"Licences: of the base: {base}; of the data: not known; of the adapter: not stated; choose one" in text
     assert "`nano/english`, which ships with petransfer and is not on the hub" in text
     result = json.loads(contents(packed)["result.json"])
     figures = {one.dataset_split: one.metric_value for one in data.eval_results or []}
@@ -148,7 +148,7 @@ def test_a_base_on_the_hub_is_named_in_the_metadata(trained: Callable[..., Path]
     assert (data.base_model, data.base_model_relation) == ("google-t5/t5-base", "adapter")
     assert (data.license, data.datasets, data.language) == ("apache-2.0", ["scan"], ["en"])
     assert data.tags == ["petransfer", "lora", "scan", "mine"]
-    assert "Licence: of the base apache-2.0, of the data bsd; of the adapter apache-2.0." in text
+    assert "Licences: of the base: apache-2.0; of the data: bsd; of the adapter: apache-2.0." in text
 
 
 def test_html_and_table_separators_are_escaped_in_a_card(trained: Callable[..., Path], here: Path) -> None:
@@ -204,7 +204,7 @@ def test_the_licence_of_the_user_s_own_data_is_named_with_the_option_licence(
     assert call("adapter", "card", str(run), "--out", "-", "--licence", "cc-by-4.0") == 0
     message = capsys.readouterr()
     assert "license: cc-by-4.0" in message.out
-    assert "of the data not known; of the adapter cc-by-4.0." in message.out
+    assert "of the data: not known; of the adapter: cc-by-4.0." in message.out
     assert "--licence" not in message.err
 
 

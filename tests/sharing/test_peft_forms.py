@@ -263,7 +263,7 @@ def test_a_lora_bias_cannot_be_merged_into_a_layer_without_bias(base: Path, tmp_
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=["o_proj"], lora_bias=True)
     get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
     adapter = Adapter.load(tmp_path / "adapter", checkpoint=str(base), device="cpu")
-    with pytest.raises(UserError, match=r"cannot be merged: .*bias.*; use it beside its base"):
+    with pytest.raises(UserError, match=r"cannot be merged: .*bias.*; use it with its base model"):
         adapter.merge(tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 

@@ -186,8 +186,8 @@ def test_control_characters_in_an_error_are_escaped(capsys: pytest.CaptureFixtur
         ("base/model.safetensors", "name the folder base"),
         ("m.gguf", "a GGUF file"),
         ("rows.csv", "--data"),
-        ("study/recipe.yaml", "one file of a training; name the training's folder, study"),
-        ("study/runs", "name the folder of a training, here study"),
+        ("study/recipe.yaml", "one file of a training run; name the folder of the run, study"),
+        ("study/runs", "name the folder of a training run, here study"),
     ],
 )
 def test_the_error_for_a_wrong_kind_of_name_gives_advice(

@@ -520,7 +520,7 @@ def _spoil(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("what", "change", "expected"),
     [
-        ("another shape", _widen, "and the base takes"),
+        ("another shape", _widen, "but the base model needs"),
         (
             "a layer that there is not",
             lambda content: _move(content, ".block.1.", ".block.7."),

@@ -77,7 +77,7 @@ def test_tools_are_given_to_the_chat_template(chat_server: str, chat_predictor: 
     assert answer["usage"]["prompt_tokens"] == expected.input_tokens > plain["usage"]["prompt_tokens"]
     without = petransfer.Adapter.load(chat_llama(tmp_path / "plain"), device="cpu").predictor
     model = Model(without, chat=replace(without, chat="template"))
-    with pytest.raises(BadRequest, match="the chat template of this model takes no tools"):
+    with pytest.raises(BadRequest, match="the chat template of this model does not support tools"):
         _messages(asked | {"tools": TOOLS}, model)
     with pytest.raises(BadRequest, match="was not trained on chats"):
         _messages({"messages": MESSAGES[1:], "tools": TOOLS}, Model(without, chat=None))

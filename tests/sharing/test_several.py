@@ -216,7 +216,7 @@ def test_merging_changes_the_logits_by_no_more_than_rounding(
 
 def test_merge_refuses_a_link_to_a_missing_folder(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "link").symlink_to("nowhere")
-    assert "link exists; delete it or take another folder" in refused(
+    assert "link exists; delete it or use another folder" in refused(
         capsys, "adapter", "merge", str(run), "link", "--cpu"
     )
 

@@ -36,7 +36,7 @@ def test_verify_evaluate_and_merge_skip_the_bad_rows_that_training_skipped(
     code = call(monkeypatch, "adapter", "verify", str(result.parent / "adapter"))
     message = capsys.readouterr().out
     assert code == 0, message
-    assert "as claimed (6 examples)" in " ".join(message.split())
+    assert "equal to the recorded value (6 examples)" in " ".join(message.split())
     adapter = petransfer.Adapter.load("out", device="cpu")
     scores = adapter.evaluate()
     assert (scores.examples, scores.exact_match) == (6, scores.claimed)

@@ -40,7 +40,7 @@ def test_verify_passes_on_a_bundle_its_run_and_its_pulled_folder(
         assert failures(capsys, str(source)) == {}
     assert call("adapter", "verify", str(packed), "--cpu") == 0
     message = capsys.readouterr()
-    assert "all 10 test examples have the outcome in examples.parquet" in message.out
+    assert "all 10 test examples have the result that is recorded in examples.parquet" in message.out
     assert "all checks of " in message.err
     assert " passed" in message.err
     claims = json.loads((run / "adapter" / "petransfer.json").read_text())["claims"]
@@ -62,7 +62,7 @@ def test_line_ends_that_git_changed_are_accepted(
     for source in ("pulled", "study"):
         assert failures(capsys, source) == {}
         assert call("adapter", "verify", source, "--cpu", "--no-evaluate") == 0
-        assert re.search(r"apart from line ends: CRLF in .*adapter_config\.json", capsys.readouterr().out)
+        assert re.search(r"line ends are not compared \(.*adapter_config\.json.*: CRLF", capsys.readouterr().out)
         assert call("predict", source, "to walk", "--max-new-tokens", "4", "--cpu") == 0
     assert call("adapter", "pack", "pulled", "--out", "again.petransfer.zip") == 0
     again, before = contents(here / "again.petransfer.zip"), contents(packed)
@@ -95,14 +95,14 @@ def test_other_weights_with_fitting_hashes_fail_the_check_of_examples(
     tensors = {name: -2 * value if "lora_B" in name else value for name, value in load(files[WEIGHTS]).items()}
     bundle = write(here / "forged.petransfer.zip", sealed(files | {WEIGHTS: save(tensors)}))
     found = failures(capsys, str(bundle))
-    assert set(found) <= {"claim", "examples"}
-    assert "test examples have another outcome than in examples.parquet" in found["examples"]
+    assert set(found) <= {"score", "examples"}
+    assert "test examples do not have the result that is recorded in examples.parquet" in found["examples"]
 
 
 def test_another_base_fails_the_check_of_the_base(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = failures(capsys, str(packed), "--checkpoint", "nano/german")
     assert list(found) == ["base"]
-    assert "nano/german is not the base that it was trained on, nano/english: model.safetensors has" in found["base"]
+    assert "nano/german is not the base model of the training, nano/english: model.safetensors has" in found["base"]
 
 
 def test_another_tokenizer_fails_the_check_of_the_tokenizer(
@@ -117,10 +117,10 @@ def test_another_tokenizer_fails_the_check_of_the_tokenizer(
     (here / "base" / "tokenizer.json").write_text(json.dumps(rules))
     found = failures(capsys, str(packed), "--checkpoint", "./base")
     assert list(found) == ["tokenizer"]
-    assert "the tokenizer of base is another: its rules have the sha256" in found["tokenizer"]
+    assert "the tokenizer of base has changed: its SHA-256 is now" in found["tokenizer"]
 
 
-def test_a_changed_claim_fails_the_checks_of_examples_and_claim(
+def test_a_changed_score_fails_the_checks_of_examples_and_score(
     packed: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = contents(packed)
@@ -134,10 +134,11 @@ def test_a_changed_claim_fails_the_checks_of_examples_and_claim(
     changed = {"petransfer.json": json.dumps(provenance).encode(), "result.json": json.dumps(result).encode()}
     bundle = write(here / "claim.petransfer.zip", sealed(files | changed | {"README.md": card}))
     found = failures(capsys, str(bundle))
-    assert list(found) == ["examples", "claim"]
-    assert f"{true:.2f} % EM on test; claimed are {claimed:.2f} %, 2 of 10 examples" in found["claim"]
+    assert list(found) == ["examples", "score"]
+    recorded = f"{true:.2f} % exact match on test; the recorded value is {claimed:.2f} %, which is 2 of 10 examples"
+    assert recorded in found["score"]
     plain = write(here / "plain.petransfer.zip", files | {"petransfer.json": changed["petransfer.json"]})
-    assert {"files", "card", "claim"} <= set(failures(capsys, str(plain)))
+    assert {"files", "card", "score"} <= set(failures(capsys, str(plain)))
 
 
 def test_examples_that_are_all_marked_correct_fail_the_check_of_examples(
@@ -151,7 +152,8 @@ def test_examples_that_are_all_marked_correct_fail_the_check_of_examples(
     found = failures(capsys, str(copy), "--no-evaluate")
     assert list(found) == ["examples"]
     claim = json.loads((run / "result.json").read_text())["test"]["exact_match"]
-    assert f"100.00 % of examples.parquet are correct, and the claim is {claim:.2f} % EM on test" in found["examples"]
+    line = f"exact match on test is 100.00 % in examples.parquet, but {claim:.2f} % in petransfer.json"
+    assert line in found["examples"]
 
 
 def test_a_swapped_card_fails_the_check_of_the_card(
@@ -179,7 +181,7 @@ def test_a_16_bit_base_of_an_adapter_trained_at_4_bits_fails_the_check_of_bits(
     assert float(moved) < 1e-4, "verify must compute with the same bits as training"
     found = failures(capsys, str(run), "--bits", "16")
     assert list(found) == ["bits"]
-    assert "the base is at 16 bits (100 % bfloat16); the adapter was trained on one at 4" in found["bits"]
+    assert "the base model has 16 bits (100 % bfloat16); in training it had 4 bits" in found["bits"]
     assert "nf4" in found["bits"]
     files = run / "adapter" / "petransfer.json"
     wide = json.loads(files.read_text())
@@ -264,7 +266,7 @@ def test_another_readme_is_accepted_and_another_adapter_s_card_fails(
     assert sha in card
     (here / "mine" / "README.md").write_text(card.replace(sha, "0" * 64), encoding="utf-8")
     (line,) = failures(capsys, "mine", "--no-evaluate").values()
-    assert "the card is another adapter's" in line
+    assert "README.md belongs to another adapter" in line
     assert "petransfer adapter card mine" in line
 
 

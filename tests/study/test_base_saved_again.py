@@ -117,7 +117,9 @@ def test_a_changed_base_has_new_runs_and_is_reported(
     change(base)
     assert [cell.run_id for cell in grid_of(recipe, study).cells] != [begun.run_id]
     assert f"runs of base before its {file} changed; these runs do not count in this study" in caplog.text
-    with pytest.raises(UserError, match=f"holds a training with the base base before its {file} changed; use --out"):
+    with pytest.raises(
+        UserError, match=f"holds a training run with the base base before its {file} changed; use --out"
+    ):
         choose_folder(recipe, study)
 
 

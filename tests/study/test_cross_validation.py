@@ -58,7 +58,7 @@ def test_a_test_file_is_the_test_set_of_each_fold(rows: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("fold", ["0/5", "6/5", "1/1", "2", "some", "1/5/5", "-1/5"])
 def test_a_fold_that_does_not_exist_is_refused(fold: str, rows: Path) -> None:
-    with pytest.raises(UserError, match="fold of lines"):
+    with pytest.raises(UserError, match="fold is"):
         load_task("lines", train=str(rows), fold=fold)
 
 

@@ -49,6 +49,6 @@ def test_a_run_on_a_gpu_requests_its_predicted_memory_and_is_refused_if_too_larg
     wanted = demands_of(spec, 24 * GB, threads=1)
     assert 0 < wanted.gpus < 0.5
     assert wanted.memory > 2 * GB
-    with pytest.raises(UserError, match="--force tries all the same"):
+    with pytest.raises(UserError, match="--force starts the run anyway"):
         demands_of(spec, GB // 1000, threads=1)
     assert demands_of(spec, GB // 1000, threads=1, force=True).gpus == 1.0

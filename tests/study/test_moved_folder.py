@@ -29,7 +29,7 @@ def test_training_ends_if_its_folder_is_moved_and_resumes_in_the_new_folder(
     command = ["train", str(tiny_t5), str(tiny_rows), *options, "--save-every", "0", "--out"]
     assert call(monkeypatch, *command, "study") == 1
     message = capsys.readouterr().err
-    assert "was moved or removed during the training" in message
+    assert "was moved or removed during training" in message
     assert "its new place with --out" in message
     assert len(steps) == 6, "no step and no run may follow the move"
     assert not Path("study", "recipe.yaml").exists()

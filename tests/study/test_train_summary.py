@@ -115,5 +115,5 @@ def test_the_advice_includes_a_new_folder_if_out_was_given(
         capsys.readouterr()
         train_output.print_summaries(study)
         message = capsys.readouterr().out
-        assert (message.count("use a new --out, because") == 1) == (out is not None)
+        assert (message.count("to train with other settings, give another folder with --out") == 1) == (out is not None)
         assert "adapter push" not in message, "no push is suggested, because the model has not learnt its task"

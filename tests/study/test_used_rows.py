@@ -118,8 +118,8 @@ def test_folds_print_and_record_only_the_scored_rows(
     folds = json.loads(Path("out/folds.json").read_text())["folds"]
     assert sum(fold["rows"] for fold in folds) == USED
     assert f"on {folds[0]['rows']} rows" in shown.out
-    assert f"final training: on all {USED} rows" in shown.out
-    # each bad row counts once, although the final training uses each row as training, dev and test row
+    assert f"last run: training on all {USED} rows" in shown.out
+    # each bad row counts once, although the last run uses each row as training, dev and test row
     assert f"{USED} bad rows left out" in shown.err
     assert f"{3 * USED} bad rows" not in shown.err
 

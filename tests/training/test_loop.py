@@ -253,7 +253,7 @@ def test_a_run_that_diverges_names_the_step_and_saves_no_later_state(
 ) -> None:
     loop = make_loop(tiny_t5, tmp_path, save_every=save_every, loss_function=_Diverging())
     loop.reads_every_step = not seldom
-    with pytest.raises(RunError, match="the loss is nan at step 5; lower the learning rate or take bits: 32"):
+    with pytest.raises(RunError, match="the loss is nan at step 5; use a lower learning rate or bits: 32"):
         loop.run()
     assert sorted(path.name for path in (tmp_path / "state").glob("*")) == saved
     assert [line["step"] for line in read_metrics(loop.metrics.path)] == [4]

@@ -136,7 +136,7 @@ def test_packing_changes_the_run_id_only_if_it_is_used() -> None:
     [
         (T5Config(), {}, "is an encoder-decoder"),
         (LlamaConfig(), {"name": "prompt", "rank": 0, "virtual_tokens": 4}, "adds virtual tokens"),
-        (BloomConfig(), {}, "takes no position ids"),
+        (BloomConfig(), {}, "has no input for position ids"),
     ],
 )
 def test_models_and_methods_that_do_not_support_packing_are_refused(

@@ -283,7 +283,7 @@ class RowBuilder:
                 why = ", and rows with the same input stay in one part" if alike else ""
                 advice = "give more rows, or name files"
                 if part == "train" and total > 2 and not alike:
-                    advice = "dev and test take all of them: hold out fewer rows, as with --dev 0.1 --test 0.1"
+                    advice = "all rows are in dev and test: hold out fewer rows, as with --dev 0.1 --test 0.1"
                 raise UserError(
                     f"{name} leaves no {part} rows (of {total} in all{why}); {advice}{left_out}{self._more_advice()}"
                 )

@@ -260,8 +260,8 @@ def _chat_advice(source: Source, names: Sequence[str], values: Mapping[str, Any]
         return f"to train the chats in '{chats[0]}', use --set task.options.messages={chats[0]}"
     if source.format == "csv" and any(" " in name.strip() for name in names[:2]) and 1 < len(names) <= 3:
         return (
-            "if its first line is a row, write a line with the names input,target above it; if it is a title, delete "
-            "it; else name the columns with --input-column COLUMN --target-column COLUMN"
+            "if the first line is data, add the line `input,target` above it; if it is a title, delete it; otherwise "
+            "name the columns with --input-column COLUMN --target-column COLUMN"
         )
     return ""
 

@@ -331,7 +331,7 @@ def _character(name: str) -> str:
     """Return the delimiter's character for a word (`comma`) or a character."""
     found = DELIMITERS.get(name, name)
     if len(found) != 1:
-        raise UserError(f"delimiter of lines is {name!r}; give one character, or {', '.join(DELIMITERS)}")
+        raise UserError(f"delimiter is {name!r}; give one character, or {', '.join(DELIMITERS)}")
     return found
 
 

@@ -16,7 +16,7 @@ def check_fold(fold: str, dev: str | float, split_column: str) -> None:
     if not fold:
         return
     if not isinstance(fold, str) or (fold != ALL and not _is_number_of_fold(fold)):
-        raise UserError(f"fold of lines is {fold!r}: give NUMBER/FOLDS, such as 2/5, or all")
+        raise UserError(f"fold is {fold!r}: give NUMBER/FOLDS, such as 2/5, or all")
     if dev != "" or split_column:
         raise UserError("lines has fold and dev or split_column; leave one of them out, because a fold is the dev set")
 

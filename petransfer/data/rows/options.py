@@ -84,13 +84,13 @@ class RowOptions:
             raise UserError("the task lines needs options: {train: FILE}, or a folder or hub id that `datasets` loads")
         for key, choices in _CHOICES.items():
             if getattr(self, key) not in choices:
-                raise unknown(f"value of {key} of lines", str(getattr(self, key)), choices)
+                raise unknown(f"value of {key}", str(getattr(self, key)), choices)
         if self.format and self.format not in FORMATS:
-            raise unknown("format of lines", self.format, FORMATS)
+            raise unknown("format of rows", self.format, FORMATS)
         for key in ("seed", "max_length"):
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
-                raise UserError(f"{key} of lines is {value!r:.40}: give a whole number from 0 up")
+                raise UserError(f"{key} is {value!r:.40}: give a whole number of at least 0")
         for part in ("dev", "test"):
             object.__setattr__(self, part, _share(getattr(self, part), part))
         check_fold(self.fold, self.dev, self.split_column)
@@ -100,18 +100,20 @@ class RowOptions:
         for key in ("input", "target"):
             alias = getattr(self, f"{key}_column")
             if alias and getattr(self, key) not in (key, alias):
-                raise UserError(f"lines has both {key} and {key}_column; leave one of them out")
+                raise UserError(f"give either {key} or {key}_column, not both")
             object.__setattr__(self, key, alias or getattr(self, key))
             object.__setattr__(self, f"{key}_column", "")
         if self.template and self.input != "input":
-            raise UserError("lines has both an input column and a template; leave one of them out")
+            raise UserError("give either an input column or a template, not both")
         texts = [*fields_of(self.template, self.input), self.target]
         if self.category == "category" and "category" in texts:  # the column is asked for as a text
             object.__setattr__(self, "category", "")
         roles = [*texts, *filter(None, [self.category])]
         twice = next((role for role in roles if roles.count(role) > 1), None)
         if twice:
-            raise UserError(f"lines takes the column '{twice}' for two things; input, target and category must differ")
+            raise UserError(
+                f"the column '{twice}' is named twice; input, target and category must be different columns"
+            )
 
     @property
     def columns_are_named(self) -> bool:
@@ -126,7 +128,7 @@ def _text(value: Any, key: str) -> str:
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise UserError(f"{key} of lines is {value!r:.40}: give a text")
+    raise UserError(f"{key} is {value!r:.40}: give a text")
 
 
 def _share(value: str | float, part: str) -> str | float:
@@ -140,10 +142,10 @@ def _share(value: str | float, part: str) -> str | float:
         if isinstance(value, str) and not re.fullmatch(r"[\d.]+ ?%", value):
             return value
     if isinstance(value, bool) or not (0 < number < 1 or (1 <= number < math.inf and number == int(number))):
-        raise UserError(f"{part} of lines is {value!s:.40}: give a share such as 0.1, a number of rows, or a file")
+        raise UserError(f"{part} is {value!s:.40}: give a share such as 0.1, a number of rows, or a file")
     if number == 1 and not re.fullmatch(r" *\d+ *", str(value)):  # such as 1.0
         raise UserError(
-            f"{part} of lines is {value!s:.40}, which can mean one row or all rows: give 1 for one row, a share below "
+            f"{part} is {value!s:.40}, which can mean one row or all rows: give 1 for one row, a share below "
             "1 such as 0.1, or a file"
         )
     return number if number < 1 else int(number)

@@ -161,7 +161,7 @@ def _refuse_unused(options: RowOptions, formats: set[str]) -> None:
         if value not in ("", "auto") and not formats & set(allowed):
             users, found = " and ".join(allowed), " and ".join(sorted(formats))
             raise UserError(
-                f"{key} of lines is {value!r:.40}, but only {users} data use it, and {options.train} is read as "
+                f"{key} is {value!r:.40}, but only {users} data use it, and {options.train} is read as "
                 f"{found}; leave {key} out"
             )
 

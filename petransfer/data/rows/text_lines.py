@@ -187,7 +187,7 @@ def problem_of(text: str) -> BadRow | None:
             text.encode("utf-8", "surrogateescape").decode("utf-8")
         except UnicodeDecodeError as error:
             advice = (
-                "save the file as UTF-8; `petransfer train` also takes the name of its encoding, as in --set "
+                "save the file as UTF-8, or give `petransfer train` the name of its encoding, as in --set "
                 "task.options.encoding=cp1252 for western Europe (others: cp1251, shift_jis, gb18030, big5, cp949)"
             )
             return BadRow(NOT_UTF8, f"at byte {error.start}; {advice}")

@@ -20,8 +20,8 @@ class ChangedRows(UserError):
     def __init__(self, name: str, found: str, expected: str) -> None:
         self.name, self.hashes = name, f"sha256 {found[:12]}..., expected {expected[:12]}..."
         super().__init__(
-            f"{name} holds other rows than when this recipe was first run ({self.hashes}); put them back, or take "
-            "sha256 out of the recipe and another --out"
+            f"the rows of {name} have changed since this recipe was first run ({self.hashes}); restore them, or "
+            "remove sha256 from the recipe and use another --out"
         )
 
 

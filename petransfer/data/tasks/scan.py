@@ -272,7 +272,7 @@ def _read(path: Path, split: str, part: str) -> list[ScanRow]:
         raise UserError(
             f"{path} does not hold the published {part} rows of scan/{split} ({len(rows):,} rows, expected "
             f"{expected.rows:,}): get it again from github.com/brendenlake/SCAN at commit {_COMMIT[:7]}"
-            + ("" if split == "simple" else ", or take it away to have the rows generated")
+            + ("" if split == "simple" else ", or remove the file; the rows are then generated")
         )
     return rows
 

@@ -100,7 +100,7 @@ def _password(source: Source) -> str:
     if not password:
         raise UserError(
             f"split gen of slog needs its authors' password: read it in the README of github.com/"
-            f"{source.repository} and set {PASSWORD_VARIABLE} to it, or take split test"
+            f"{source.repository} and set {PASSWORD_VARIABLE} to it, or use the split test"
         )
     return password
 

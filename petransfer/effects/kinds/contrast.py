@@ -28,7 +28,17 @@ from petransfer.effects.statistics import (
     permutation_p,
     seeds_needed,
 )
-from petransfer.effects.wording import bounds, capital, interval_text, p_text, plain, seeds_text, signed, unpaired
+from petransfer.effects.wording import (
+    bounds,
+    capital,
+    interval_text,
+    p_text,
+    p_value,
+    plain,
+    seeds_text,
+    signed,
+    unpaired,
+)
 from petransfer.plurals import count
 from petransfer.recipe.effect_requests import RequestedEffect
 
@@ -285,8 +295,16 @@ def _obstacle(
         # the same sign.
         flat = odds.interval is None and odds.difference * difference > 0
         if not flat:
-            return "near 0 % or 100 %, the log-odds are compared too, and their difference is not clear"
+            return f"scores near 0 % or 100 % are also compared as log-odds, and {_odds_problem(odds, difference)}"
     return None
+
+
+def _odds_problem(odds: Odds, difference: float) -> str:
+    if odds.difference * difference < 0:
+        return "the difference in log-odds has the opposite sign"
+    if odds.interval is None:
+        return "the difference in log-odds is zero"
+    return "the 95 % interval of the difference in log-odds includes zero"
 
 
 def _not_learnt(contrast: Contrast, limits: Thresholds) -> str:
@@ -331,7 +349,7 @@ def details(effect: dict[str, Any], criterion: Criterion) -> str:
     """Return further numbers of an effect as text, and the effect in Orhan (2021)."""
     parts = []
     if effect["p_holm"] is not None and effect["least_p_holm"] >= LEVEL:
-        parts.append(f"The smallest possible result with so few seeds is {p_text(effect['least_p_holm'])} (Holm).")
+        parts.append(f"The smallest possible p value with so few seeds is {p_value(effect['least_p_holm'])} (Holm).")
     if effect["left_out"]:
         parts.append(f"{unpaired(effect['left_out'])}.")
     if effect["dev"]:

@@ -55,8 +55,8 @@ def with_matched_size(
     if abs(found - wanted) > TOLERANCE * wanted:
         noun = key.replace("_", " ")
         raise UserError(
-            f"match_parameters: {wanted:,} cannot be met by {method.name}: the nearest is {found:,}, with {noun} {size}"
-            f"; each more trains {step:,}"
+            f"match_parameters: {method.name} cannot have {wanted:,} parameters; the nearest number is {found:,}, with "
+            f"{noun} {size} (1 more adds {step:,})"
         )
     return of_size(size)
 

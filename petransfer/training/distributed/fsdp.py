@@ -310,6 +310,6 @@ class LockStep:
                     run_one(stand_in, 0.0)
                     self._turns.skip = 0
         except OutOfMemory as error:
-            raise RunError("out of memory with one example at a time; take more processes or bits: 16") from error
+            raise RunError("out of memory with one example at a time; use more processes or bits: 16") from error
         finally:
             self._turns.skip = 0

@@ -171,7 +171,7 @@ class StackedLoop:
         totals = with_smaller_micro_batches(
             lambda: compute([dropout_seed(loop.seed, step, 0) for loop in self.loops], batches),
             self.loops,
-            f"out of memory with one example of each of {len(self.loops)} stacked runs; take a smaller --stack",
+            f"out of memory with one example of each of {len(self.loops)} stacked runs; use a smaller --stack",
         )
         errors: list[Exception | None] = []
         for loop, batch, total, so_far in zip(self.loops, batches, totals, seconds, strict=True):
