@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,6 +103,15 @@ def test_bad_options_give_one_line_of_error_and_write_nothing(
     assert shown.err.count("\n") == 1
     assert all(part in shown.err for part in parts)
     assert not (rows.parent / "results").exists()
+
+
+def test_the_plan_counts_a_run_per_fold_and_the_run_on_all_rows(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(rows.parent)
+    planned: list[int] = []
+    monkeypatch.setattr("petransfer.cli.train.memory_of", lambda *_: SimpleNamespace(fits=True, as_dict=dict))
+    monkeypatch.setattr("petransfer.cli.train.estimate_json", lambda *given: planned.append(given[-1]) or {})
+    assert call(monkeypatch, "train", "nano/english", "verbs.tsv", "--folds", "3", "--plan", "--json", "--cpu") == 0
+    assert planned == [4]
 
 
 def test_the_final_training_takes_its_number_of_steps_from_the_folds(rows: Path, tmp_path: Path) -> None:
