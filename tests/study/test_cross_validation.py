@@ -73,6 +73,7 @@ def test_a_fold_that_does_not_exist_is_refused(fold: str, rows: Path) -> None:
         ({"folds": 101}, ("--folds 101", "to 100")),
         ({"folds": 5, "dev": "0.1"}, ("--folds", "--dev")),
         ({"folds": 5, "seeds": (0, 1)}, ("--folds", "one seed")),
+        ({"folds": 5, "options": {"fold": "all"}}, ("--folds", "remove fold=all")),
     ],
 )
 def test_the_error_for_bad_settings_of_folds_names_the_option(settings: dict[str, Any], parts: tuple[str, ...]) -> None:
@@ -88,6 +89,10 @@ def test_the_error_for_bad_settings_of_folds_names_the_option(settings: dict[str
         (("--folds", "1"), ("--folds 1",)),
         (("--folds", "3", "--test", "0.2"), ("folds", "test", "file")),
         (("--folds", "3", "--dev", "0.2"), ("--folds", "--dev")),
+        (("--folds", "3", "--set", "seeds=[0,1]"), ("--folds", "one run per fold", "give 2", "one seed")),
+        (("--folds", "3", "--set", "methods=[{name: lora}, {name: ia3}]"), ("--folds", "give 2", "one method")),
+        (("--folds", "3", "--set", "task.options.fold=all"), ("--folds", "remove --set task.options.fold")),
+        (("--folds", "3", "--set", "task.options.fold=2/3"), ("--folds", "remove --set task.options.fold")),
     ],
 )
 def test_bad_options_give_one_line_of_error_and_write_nothing(
