@@ -89,6 +89,7 @@ def test_the_error_for_bad_settings_of_folds_names_the_option(settings: dict[str
         (("--folds", "1"), ("--folds 1",)),
         (("--folds", "3", "--test", "0.2"), ("folds", "test", "file")),
         (("--folds", "3", "--dev", "0.2"), ("--folds", "--dev")),
+        (("--set", "task.options.fold=1/3"), ("with fold 1/3, no row is left for the test set", "--test", "--folds 3")),
         (("--folds", "3", "--set", "seeds=[0,1]"), ("--folds", "one run per fold", "give 2", "one seed")),
         (("--folds", "3", "--set", "methods=[{name: lora}, {name: ia3}]"), ("--folds", "give 2", "one method")),
         (("--folds", "3", "--set", "task.options.fold=all"), ("--folds", "remove --set task.options.fold")),
