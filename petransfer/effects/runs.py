@@ -86,9 +86,9 @@ class Runs:
         return method if method in found or len(found) != 1 else found[0]
 
     def scored(self, arm: str, method: str, split: str, categories: str = "") -> Scored | None:
-        """Return the scores of the finished runs of an arm, method and split.
+        """Return the test scores of the finished runs of an arm, method and split.
 
-        The result is None if no run is finished, or if no test example belongs to `categories`.
+        The result is None if no finished run was scored on the test set, or if no test example belongs to `categories`.
 
         Args:
             categories: group of categories, or one category, whose test examples alone count. '': all examples.
@@ -96,7 +96,7 @@ class Runs:
         Raises:
             UserError: the test examples of the runs differ, or a score is missing, or a file is missing or damaged.
         """
-        done = [cell for cell in self.cells_of(arm, method, split) if self.folder.run(cell.run_id).done]
+        done = [cell for cell in self.cells_of(arm, method, split) if self.folder.run(cell.run_id).scored]
         key = (categories, *(cell.run_id for cell in done))
         if done and key not in self._kept:
             wanted = categories_in(self.recipe.task.name, categories)
@@ -108,8 +108,10 @@ class Runs:
         folders = [self.folder.run(cell.run_id) for cell in self.cells_of(arm, method, split)]
         if not folders:
             return f"{arm} is not trained with {method}"
-        if categories and any(folder.done for folder in folders):
+        if categories and any(folder.scored for folder in folders):
             return f"no test example has the category {categories}"
+        if any(folder.done for folder in folders):
+            return f"no run of {arm} ({method}) was scored on the test set"
         counts = ", ".join(f"{count} {status}" for status, count in Counter(one.status() for one in folders).items())
         reasons = [reason for reason in (one.failure() for one in folders) if reason]
         return f"no run of {arm} ({method}) is done: {counts}" + (f"; {reasons[0]}" if reasons else "")
@@ -197,11 +199,14 @@ def examples_of(folder: StudyFolder, run_id: str) -> Iterator[Path]:
     """Yield the path of a finished run's examples.parquet, to be read inside the `with` block.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the run was not scored on the test set, or the file is missing or damaged.
     """
     import pyarrow
 
-    path = folder.run(run_id).path / "examples.parquet"
+    run = folder.run(run_id)
+    if run.done and not run.scored:
+        raise UserError(f"this run was not scored on the test set: {run.path}")
+    path = run.path / "examples.parquet"
     refuse_unreadable(path)
     try:
         yield path

@@ -78,7 +78,7 @@ def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *,
         sentences: the notes, and one sentence for each effect.
         missing: a sentence for each effect that cannot be estimated.
     """
-    done = sorted(cell.run_id for cell in cells if study.run(cell.run_id).done)
+    done = sorted(cell.run_id for cell in cells if study.run(cell.run_id).scored)
     if not recipe.effects or not done:
         return {"effects": [], "scales": [], "retentions": [], "notes": [], "missing": [], "sentences": []}
     digest = _digest(recipe, cells, study, done)
@@ -280,7 +280,7 @@ def _elsewhere(recipe: Recipe, study: StudyFolder) -> list[list[str]]:
 
     others = [runs_of(name, study.path) for name in sorted(names)]
     return [
-        sorted(cell.run_id for cell in other.cells if other.folder.run(cell.run_id).done) if other else []
+        sorted(cell.run_id for cell in other.cells if other.folder.run(cell.run_id).scored) if other else []
         for other in others
     ]
 

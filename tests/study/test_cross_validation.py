@@ -187,6 +187,14 @@ def test_the_report_does_not_present_training_rows_as_test_rows(
     assert "dev exact match" not in message
     assert "test" not in message.replace(str(tmp_path), "")
     assert "For new rows, the 2 folds count: exact match 0.0 % (standard deviation 0.0 points)." in message
+    fold = tmp_path / "study" / "folds" / "1"
+    assert call(monkeypatch, "report", str(fold)) == 0
+    message = " ".join(capsys.readouterr().out.split())
+    assert "dev exact match" in message
+    assert "1 finished run was not scored on the test set" in message
+    pt.Study(fold).run(cpu=True)  # a fold has no test rows, so nothing is left to do
+    assert call(monkeypatch, "run", str(fold), "--cpu") == 0
+    assert "finished before; nothing to do" in capsys.readouterr().err
 
 
 def test_folds_are_refused_in_several_launched_processes(monkeypatch: pytest.MonkeyPatch) -> None:
