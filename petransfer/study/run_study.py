@@ -100,7 +100,7 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
         stacks = group(grid.waiting) if group and scheduling.stack_size else ()
         predicted = _refuse_what_does_not_fit(grid, checkpointing, card, stacks)
     if not card and scheduling.executor == "local" and not settings.force:
-        predicted = refuse_too_large_for_cpu([cell.spec for cell in grid.waiting], grid.options_for)
+        predicted = refuse_too_large_for_cpu([cell.spec for cell in grid.waiting], grid.options_for, checkpointing)
     if scheduling.executor == "local":  # the nodes of a cluster have networks and caches of their own
         refuse_unreachable((cell.spec.checkpoint for cell in grid.waiting), with_weights=True)
         with naming_slow_work("checking every row with the model's tokenizer"):
