@@ -36,6 +36,8 @@ class Scored:
         index: (examples,) row numbers of the test examples.
         category: (columns,) category of each column of `scores`.
         dev: (seeds,) scores on dev, 0 to 1. NaN if unknown.
+        rows: identifier of the test examples. It is equal for equal row numbers and, with the user's own rows, equal
+            hashes of the rows.
     """
 
     seeds: tuple[int, ...]
@@ -46,6 +48,7 @@ class Scored:
     category: np.ndarray
     dev: np.ndarray
     metric: str = EXACT_MATCH
+    rows: str = ""
 
     @property
     def key(self) -> str:
@@ -156,7 +159,13 @@ def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str, categories: S
         runs[0]["category"] if by_example else np.zeros(1, dtype=np.int64),
         np.array([_dev(folder, cell, metric) for cell in cells]),
         metric,
+        f"{hash_of_rows(cells)} {hashlib.sha256(runs[0]['index'].tobytes()).hexdigest()}",
     )
+
+
+def hash_of_rows(cells: Sequence[Cell]) -> str:
+    """Return the hash of the user's own rows on which runs are trained and tested. '' for a benchmark."""
+    return str(cells[0].spec.task.options.get("sha256", ""))
 
 
 def _of_categories(run: dict[str, Any], categories: Sequence[str]) -> dict[str, Any]:
