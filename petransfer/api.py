@@ -158,7 +158,7 @@ class Study:
                 16 bits, and without stacks.
             log_with: Experiment trackers to log each run to: `tensorboard`, `wandb`, `mlflow`, `trackio` and others.
             repair: Delete and repeat the finished runs whose files are damaged.
-            dev_only: Skip the test set and save no adapters.
+            dev_only: Skip the test set and save no adapters. A later call without it trains these runs again.
             progress: Function that is called several times a second during the runs. It can call `plan()` for the
                 status of each run.
 

@@ -123,7 +123,9 @@ def _reopen_unscored(grid: StudyGrid) -> None:
     if not unscored or not has_test_rows(grid):
         return
     for folder in unscored:
-        folder.reopen()
+        with folder.claim() as claimed:
+            if claimed and not folder.scored:  # another process may have repeated the run meanwhile
+                folder.reopen()
     again = count(len(unscored), "run")
     logger.info(f"{again} without a test score and without saved weights (dev_only=True) will be trained again")
 
