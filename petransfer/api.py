@@ -158,7 +158,7 @@ class Study:
                 16 bits, and without stacks.
             log_with: Experiment trackers to log each run to: `tensorboard`, `wandb`, `mlflow`, `trackio` and others.
             repair: Delete and repeat the finished runs whose files are damaged.
-            dev_only: Skip the test set and save no adapters.
+            dev_only: Skip the test set and save no adapters. A later call without it trains these runs again.
             progress: Function that is called several times a second during the runs. It can call `plan()` for the
                 status of each run.
 
@@ -184,11 +184,11 @@ class Study:
         prepared = prepare_study(self.grid, settings, scheduling)
         self.grid.folder.open(self.grid.recipe)
         anew = bool(self.grid.waiting)
-        if anew:
-            outcome = execute_study(prepared, progress)
-            _raise_for(outcome, len(self.grid.selected))
+        outcome = execute_study(prepared, progress) if anew else None
         if not dev_only:
             write_results(self.grid, anew=anew)
+        if outcome:
+            _raise_for(outcome, len(self.grid.selected))
         for damage in self.grid.damaged.values():
             raise RunError(f"a finished run is damaged: {damage}; run the study again with repair=True")
         return self.results()

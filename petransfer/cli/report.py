@@ -52,8 +52,8 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of the study, such
     if found.single:
         _print_run(found.single, grid.folder.run(found.single.cell.run_id).result() or {})
         folds = run_page.folds_note(found.single, grid.folder)
-        loss = [] if folds else [LOSS_MEANING]
-        lines = [folds, *loss, *meanings(found.single.scores), found.unswept_note]
+        loss = [] if folds or found.single.test_loss is None else [LOSS_MEANING]
+        lines = [groups.incomplete_note(found.groups), folds, *loss, *meanings(found.single.scores), found.unswept_note]
     elif not found.any_done:
         print_table(sweep.terminal_table(found.swept, name))
         lines = ["No run of the study itself is finished.", *sweep.sentences(found.swept), found.unswept_note]
@@ -63,7 +63,7 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of the study, such
         print_meanings(table)
         effects = found.effects
         lines = [
-            groups.failed_note(found.groups),
+            groups.incomplete_note(found.groups),
             found.unswept_note,
             *effects["sentences"],
             *effects["missing"],

@@ -275,17 +275,18 @@ def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cp
     """Print the data, the time, the memory and the recipe of a training run."""
     grid, rows = training.grid, training.rows
     grid.folder.check(grid.recipe.name)
+    runs = len(folds.folds) + 1 if folds else len(grid.cells)
     checkpoint = grid.cells[0].spec.checkpoint
     if is_embedded(checkpoint.name) or checkpoint.source:  # a plan downloads nothing
         refuse_unusable_files(grid, ("dev",) if folds else ("dev", "test"))
     if as_json:
         about = {"recipe": training.recipe, "rows": rows, "folder": str(grid.folder.path)}
         memory = {"memory": fit.as_dict()}
-        print(json.dumps(about | estimate_json(grid.cells[0], rows, fit, cpu) | memory, indent=1))
+        print(json.dumps(about | estimate_json(grid.cells[0], rows, fit, cpu, runs) | memory, indent=1))
         return
     for line in filter(None, (training.note, *notes_of(grid))):
         logger.info(line)
-    print_text(*describe(training, folds), *estimate_lines(grid.cells[0], rows, fit, cpu))
+    print_text(*describe(training, folds), *estimate_lines(grid.cells[0], rows, fit, cpu, runs))
     demand = fit.demand
     print_text(
         f"\nmemory, predicted for estimated lengths of {count(demand.input_length, 'input token')} and "

@@ -32,6 +32,7 @@ class Contrast:
         left_out: number of runs that are not used, because the other group lacks their seed.
         dev: mean scores of left and right on dev, 0 to 1. NaN if unknown.
         left_key, right_key: identifiers of the runs. '' means no identifier.
+        rows: identifier of the test examples; see `Scored`. '' means no identifier.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Contrast:
     dev: tuple[float, float] = (math.nan, math.nan)
     left_key: str = ""
     right_key: str = ""
+    rows: str = ""
 
     @property
     def test_examples(self) -> int:
@@ -99,6 +101,11 @@ class Two:
         """Keys of the groups: left here, right here, left there, right there. Equal keys mean equal runs."""
         named = (self.here.left_key, self.here.right_key, self.there.left_key, self.there.right_key)
         return tuple(key or f"group {at}" for at, key in enumerate(named))  # type: ignore[return-value]
+
+    @property
+    def same_examples(self) -> bool:
+        """Whether the two contrasts were measured on the same test examples."""
+        return (self.here.rows, self.here.test_examples) == (self.there.rows, self.there.test_examples)
 
     @property
     def samples(self) -> dict[str, Scores]:
@@ -184,6 +191,7 @@ def compared(name: str, split: str, left: Scored, right: Scored, **names: Any) -
         dev=(_mean(parts[0].dev), _mean(parts[1].dev)),
         left_key=parts[0].key,
         right_key=parts[1].key,
+        rows=left.rows,
         **names,
     )
 

@@ -36,6 +36,8 @@ class Scored:
         index: (examples,) row numbers of the test examples.
         category: (columns,) category of each column of `scores`.
         dev: (seeds,) scores on dev, 0 to 1. NaN if unknown.
+        rows: identifier of the test examples. It is equal for equal row numbers and, with the user's own rows, equal
+            hashes of the rows.
     """
 
     seeds: tuple[int, ...]
@@ -46,6 +48,7 @@ class Scored:
     category: np.ndarray
     dev: np.ndarray
     metric: str = EXACT_MATCH
+    rows: str = ""
 
     @property
     def key(self) -> str:
@@ -86,9 +89,9 @@ class Runs:
         return method if method in found or len(found) != 1 else found[0]
 
     def scored(self, arm: str, method: str, split: str, categories: str = "") -> Scored | None:
-        """Return the scores of the finished runs of an arm, method and split.
+        """Return the test scores of the finished runs of an arm, method and split.
 
-        The result is None if no run is finished, or if no test example belongs to `categories`.
+        The result is None if no finished run was scored on the test set, or if no test example belongs to `categories`.
 
         Args:
             categories: group of categories, or one category, whose test examples alone count. '': all examples.
@@ -96,7 +99,7 @@ class Runs:
         Raises:
             UserError: the test examples of the runs differ, or a score is missing, or a file is missing or damaged.
         """
-        done = [cell for cell in self.cells_of(arm, method, split) if self.folder.run(cell.run_id).done]
+        done = [cell for cell in self.cells_of(arm, method, split) if self.folder.run(cell.run_id).scored]
         key = (categories, *(cell.run_id for cell in done))
         if done and key not in self._kept:
             wanted = categories_in(self.recipe.task.name, categories)
@@ -108,8 +111,10 @@ class Runs:
         folders = [self.folder.run(cell.run_id) for cell in self.cells_of(arm, method, split)]
         if not folders:
             return f"{arm} is not trained with {method}"
-        if categories and any(folder.done for folder in folders):
+        if categories and any(folder.scored for folder in folders):
             return f"no test example has the category {categories}"
+        if any(folder.done for folder in folders):
+            return f"no run of {arm} ({method}) was scored on the test set"
         counts = ", ".join(f"{count} {status}" for status, count in Counter(one.status() for one in folders).items())
         reasons = [reason for reason in (one.failure() for one in folders) if reason]
         return f"no run of {arm} ({method}) is done: {counts}" + (f"; {reasons[0]}" if reasons else "")
@@ -154,7 +159,13 @@ def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str, categories: S
         runs[0]["category"] if by_example else np.zeros(1, dtype=np.int64),
         np.array([_dev(folder, cell, metric) for cell in cells]),
         metric,
+        f"{hash_of_rows(cells)} {hashlib.sha256(runs[0]['index'].tobytes()).hexdigest()}",
     )
+
+
+def hash_of_rows(cells: Sequence[Cell]) -> str:
+    """Return the hash of the user's own rows on which runs are trained and tested. '' for a benchmark."""
+    return str(cells[0].spec.task.options.get("sha256", ""))
 
 
 def _of_categories(run: dict[str, Any], categories: Sequence[str]) -> dict[str, Any]:
@@ -197,11 +208,14 @@ def examples_of(folder: StudyFolder, run_id: str) -> Iterator[Path]:
     """Yield the path of a finished run's examples.parquet, to be read inside the `with` block.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the run was not scored on the test set, or the file is missing or damaged.
     """
     import pyarrow
 
-    path = folder.run(run_id).path / "examples.parquet"
+    run = folder.run(run_id)
+    if run.done and not run.scored:
+        raise UserError(f"this run was not scored on the test set: {run.path}")
+    path = run.path / "examples.parquet"
     refuse_unreadable(path)
     try:
         yield path

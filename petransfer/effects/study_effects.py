@@ -78,7 +78,7 @@ def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *,
         sentences: the notes, and one sentence for each effect.
         missing: a sentence for each effect that cannot be estimated.
     """
-    done = sorted(cell.run_id for cell in cells if study.run(cell.run_id).done)
+    done = sorted(cell.run_id for cell in cells if study.run(cell.run_id).scored)
     if not recipe.effects or not done:
         return {"effects": [], "scales": [], "retentions": [], "notes": [], "missing": [], "sentences": []}
     digest = _digest(recipe, cells, study, done)
@@ -98,7 +98,7 @@ def _digest(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, done: lis
     failed = sorted((cell.run_id, study.run(cell.run_id).status()) for cell in cells if cell.run_id not in set(done))
     asked = [effect if isinstance(effect, str) else effect.model_dump() for effect in recipe.effects]
     limits = [recipe.margin, recipe.smallest_effect, recipe.learnt]
-    seen = [JUDGED_VERSION, asked, limits, done, failed, _elsewhere(recipe, study), recipe.judged_by]
+    seen = [JUDGED_VERSION, asked, limits, done, failed, _elsewhere(recipe, cells, study), recipe.judged_by]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
@@ -145,6 +145,7 @@ def collect(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> Collec
 
 def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[str, Any]:
     from petransfer.effects.kind import Thresholds, kinds_in_order
+    from petransfer.effects.kinds.scale import other_examples_note
 
     found, limits = collect(recipe, cells, study), Thresholds.of(recipe)
     criterion = CRITERIA[recipe.judged_by]
@@ -158,8 +159,9 @@ def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[s
     tests = {item.family: family.tests for item, family in zip(found.items, families, strict=True)}
     tests = {name: waiting for name, waiting in found.waiting.items() if waiting} | tests
     _add_paper(content["effects"], recipe, limits)
-    done = [cell for cell in cells if study.run(cell.run_id).done]
-    possible = (criterion.note, few_pretrainings_note(done), several_cpus_note(cells, study))
+    done = [cell for cell in cells if study.run(cell.run_id).scored]
+    other_examples = other_examples_note(found.of("scale"))
+    possible = (criterion.note, other_examples, few_pretrainings_note(done), several_cpus_note(cells, study))
     notes = [note for note in possible if note]
     return {
         **({} if recipe.judged_by == EXACT_MATCH else {"judged_by": recipe.judged_by}),
@@ -272,15 +274,22 @@ def _published(effect: Effect) -> dict[str, Any]:
     return {key: value for key, value in asdict(effect).items() if key in keys}
 
 
-def _elsewhere(recipe: Recipe, study: StudyFolder) -> list[list[str]]:
+def _elsewhere(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> list[list[str]]:
+    """Return the finished runs of each other study, and a word for a study with other rows."""
     names = {effect.study for effect in requested_effects(recipe) if effect.study}
     if not names:
         return []
-    from petransfer.effects.runs import runs_of
+    from petransfer.effects.runs import hash_of_rows, runs_of
 
+    own = hash_of_rows(cells)
     others = [runs_of(name, study.path) for name in sorted(names)]
     return [
-        sorted(cell.run_id for cell in other.cells if other.folder.run(cell.run_id).done) if other else []
+        [
+            *sorted(cell.run_id for cell in other.cells if other.folder.run(cell.run_id).scored),
+            *([] if hash_of_rows(other.cells) == own else ["other rows"]),
+        ]
+        if other
+        else []
         for other in others
     ]
 

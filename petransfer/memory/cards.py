@@ -8,10 +8,13 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 
 from petransfer.errors import UserError, no_bf16
 
 GB, GIB = 10**9, 2**30
+# The folder of the control groups of Linux, and the file with the groups of this process.
+CONTROL_GROUPS, OWN_CONTROL_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # The memory of the smallest and of the largest card, in bytes.
 SMALLEST, LARGEST = GB // 4, 1024 * GB
 # Cards with a lower compute capability have no bf16 (https://docs.nvidia.com/cuda/cuda-c-programming-guide).
@@ -208,7 +211,35 @@ def _ask_driver(fields: str, card: list[str]) -> list[str]:
 
 
 def host_bytes() -> int:
-    """Return this machine's main memory in bytes."""
+    """Return the main memory in bytes that this process may use: the machine's memory or a control group's limit.
+
+    A container, and a job on a cluster, is a control group of Linux.
+    """
     import psutil
 
-    return int(psutil.virtual_memory().total)
+    return min([int(psutil.virtual_memory().total), *_control_group_limits()])
+
+
+def _control_group_limits() -> list[int]:
+    """Return the memory limits in bytes of this process's control groups, of version 1 and 2."""
+    limits = []
+    for line in _lines(OWN_CONTROL_GROUPS):  # such as `0::/job` (version 2) or `4:memory:/job` (version 1)
+        _, controllers, place = [*line.split(":", 2), "", ""][:3]
+        if not controllers:
+            top, name = CONTROL_GROUPS, "memory.max"
+        elif "memory" in controllers.split(","):
+            top, name = CONTROL_GROUPS / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        # The limits of all outer groups apply, too. In a container, the path of the own group can be missing.
+        group = top / place.lstrip("/")
+        for folder in (group, *group.parents):
+            limits += [int(text) for text in _lines(folder / name) if text.isdigit()]  # no limit: max
+    return limits
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

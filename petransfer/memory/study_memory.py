@@ -168,7 +168,9 @@ def _predicted(
         return PredictedRun(name, spec, None, str(error), not isinstance(error, Unpredictable))
 
 
-def refuse_too_large_for_cpu(specs: Sequence[RunSpec], options: Callable[[RunSpec], OptionNames]) -> list[PredictedRun]:
+def refuse_too_large_for_cpu(
+    specs: Sequence[RunSpec], options: Callable[[RunSpec], OptionNames], checkpointing: bool = False
+) -> list[PredictedRun]:
     """Refuse runs that do not fit this machine's memory with a micro-batch of one example.
 
     Returns:
@@ -176,11 +178,12 @@ def refuse_too_large_for_cpu(specs: Sequence[RunSpec], options: Callable[[RunSpe
 
     Args:
         options: Function from a run to the option names with which the called command changes the run's settings.
+        checkpointing: Whether gradient checkpointing is on.
 
     Raises:
         UserError: A run does not fit.
     """
-    predicted = predict_memory(specs, host_bytes(), device="cpu")
+    predicted = predict_memory(specs, host_bytes(), checkpointing, device="cpu")
     for found in predicted:
         if found.fit is not None and not found.fit.fits:
             raise UserError(f"{found.line(options(found.spec))}; --force starts the run anyway")

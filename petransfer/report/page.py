@@ -22,7 +22,14 @@ from petransfer.report.headline import headline
 from petransfer.report.heat_map import Heat
 from petransfer.report.html_parts import Answer, Shown, marked, shown
 from petransfer.report.parameter_plot import parameters_and_effect
-from petransfer.report.run_groups import Group, effects_as_table, failed_note, metrics_table, paper_note, results_table
+from petransfer.report.run_groups import (
+    Group,
+    effects_as_table,
+    incomplete_note,
+    metrics_table,
+    paper_note,
+    results_table,
+)
 from petransfer.report.tables import Table, table_of_text, write_page
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
@@ -110,15 +117,15 @@ def folder_name(study: StudyFolder) -> str:
 
 
 def status_of(groups: Sequence[Group]) -> str:
-    """Return a sentence about the number of finished runs and the first failed run."""
+    """Return the number of finished runs, with a note on runs without a test score and on failed runs."""
     rows = [row for group in groups for row in group.runs]
     done = sum(row.status == "done" for row in rows)
     if done == len(rows):
         text = f"All {done} runs are finished." if done > 1 else "The run is finished."
     else:
         text = f"{done} of {len(rows)} runs are finished."
-    failed = failed_note(groups)
-    return f"{text} {failed}" if failed else text
+    note = incomplete_note(groups)
+    return f"{text} {note}" if note else text
 
 
 def _sweep_alone(findings: Findings) -> list[Section]:

@@ -95,9 +95,10 @@ def _errors(group: Group, study: StudyFolder) -> Iterator[Error]:
 
     from petransfer.effects.runs import examples_of
 
-    if not group.done:
+    scored = [row.cell for row in group.done if study.run(row.cell.run_id).scored]
+    if not scored:
         return
-    cell = group.done[0].cell
+    cell = scored[0]
     columns = ["category", "correct", "prediction", "input", "target"]
     with examples_of(study, cell.run_id) as path:
         if not set(columns) <= set(pyarrow.parquet.read_schema(path).names):

@@ -132,11 +132,17 @@ def terminal_table(groups: Sequence[Group], title: str) -> rich.table.Table:
     return table
 
 
-def failed_note(groups: Sequence[Group]) -> str:
-    """Return a note on the number of failed runs, with the first error. '' if no run failed."""
+def incomplete_note(groups: Sequence[Group]) -> str:
+    """Return a note on the runs without a test score, and on the failed runs with the first error. '' without them."""
+    unscored = sum(row.test is None for group in groups for row in group.done)
+    was = "was" if unscored == 1 else "were"
+    texts = [f"{count(unscored, 'finished run')} {was} not scored on the test set"] if unscored else []
     failed = [row for group in groups for row in group.runs if row.status == "failed"]
-    if not failed:
-        return ""
+    return ". ".join([*texts, *([_failed_text(failed)] if failed else [])])
+
+
+def _failed_text(failed: Sequence[Row]) -> str:
+    """Return the number of failed runs, with the first error."""
     cell = failed[0].cell
     where = f"{cell.arm}, {cell.method}, {cell.split}, seed {cell.seed}"
     failure = " ".join((failed[0].failure or "").split())
@@ -178,7 +184,7 @@ def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "",
     """
     results = results_table(groups)
     parts = [tables.markdown(results), _legend(results)]
-    parts += [f"{tables.markdown_text(failed)}."] if (failed := failed_note(groups)) else []
+    parts += [f"{tables.markdown_text(note)}."] if (note := incomplete_note(groups)) else []
     parts += [tables.markdown_text(unswept_note)] if unswept_note else []
     parts += [paper_note(groups, family)] if family and _in_paper(groups) else []
     if effects["effects"]:
@@ -233,7 +239,7 @@ def latex(groups: Sequence[Group], effects: dict[str, Any]) -> str:
     """Return the tables of groups and effects as LaTeX."""
     parts = [tables.latex(results_table(groups))]
     # a LaTeX comment
-    parts += [f"% {visible(failed)}"] if (failed := failed_note(groups)) else []
+    parts += [f"% {visible(note)}"] if (note := incomplete_note(groups)) else []
     if effects["effects"]:
         parts += ["", tables.latex(effects_as_table(effects).without_empty_columns())]
     return "\n".join([*parts, ""])

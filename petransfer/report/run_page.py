@@ -161,6 +161,8 @@ def _categories(result: dict[str, Any]) -> Table | None:
 def _texts(findings: Findings, row: Row) -> list[dict[str, Any]]:
     import pyarrow.parquet
 
+    if not findings.study.run(row.cell.run_id).scored:
+        return []
     wanted = ["category", "correct", "prediction", "input", "target"]
     with examples_of(findings.study, row.cell.run_id) as path:
         names = pyarrow.parquet.read_schema(path).names

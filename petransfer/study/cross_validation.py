@@ -115,7 +115,7 @@ def cross_validation(
     """Prepare the trainings of all folds and choose the output folder. Nothing is written.
 
     Raises:
-        UserError: An argument is not valid, or `out` holds a training run with other settings.
+        UserError: An argument is not valid, a fold has several runs, or `out` holds a training run with other settings.
     """
     folds = check_folds(request)
 
@@ -124,6 +124,7 @@ def cross_validation(
         return train_study(model, data, part, overrides, folder, has_bf16)
 
     first = training(1, None)
+    _check_one_run_per_fold(first.grid, f"1/{folds}")
     usual = Path("results") / f"{first.grid.recipe.name}-{folds}-folds"
     named = itertools.chain([usual], (usual.with_name(f"{usual.name}-{number}") for number in itertools.count(2)))
     base = out or next(folder for folder in named if not differences(folder / "folds" / "1", first.grid.recipe))
@@ -136,8 +137,8 @@ def check_folds(request: TrainRequest) -> int:
     """Return the number of folds of a request.
 
     Raises:
-        UserError: The number is not from 2 to `MOST_FOLDS`, the request has a dev set or several seeds, or a launcher
-            started several processes.
+        UserError: The number is not from 2 to `MOST_FOLDS`, the request has a dev set, a fold or several seeds, or a
+            launcher started several processes.
     """
     folds = request.folds
     if this_place().shared:
@@ -146,9 +147,27 @@ def check_folds(request: TrainRequest) -> int:
         raise UserError(f"--folds {folds}: give a number from 2 to {MOST_FOLDS}, such as 5")
     if request.dev is not None:
         raise UserError("--folds and --dev: each fold is the dev set once; leave --dev out")
+    if "fold" in request.options:
+        raise UserError(f"--folds sets the option fold; remove fold={request.options['fold']}")
     if len(request.seeds) > 1:
         raise UserError("--folds works with one seed only; give one with --seeds")
     return folds
+
+
+def _check_one_run_per_fold(grid: StudyGrid, fold: str) -> None:
+    """Raise UserError if an override gives a fold several runs, or other rows than those of the fold.
+
+    Args:
+        grid: The grid of a fold.
+        fold: The option `fold` of this grid, such as `1/5`.
+    """
+    if len(grid.cells) != 1:
+        raise UserError(
+            f"--folds trains one run per fold, and these settings give {len(grid.cells)}; give one seed, one method "
+            "and one model (seeds, methods and arms with --set)"
+        )
+    if grid.recipe.task.options.get("fold") != fold:
+        raise UserError("--folds sets task.options.fold; remove --set task.options.fold")
 
 
 def median_steps(scores: tuple[FoldScore, ...]) -> int:

@@ -17,7 +17,7 @@ def has_no_weights(run: Path) -> bool:
     """
     if any(next((run / part).glob("*.safetensors"), None) for part in ("adapter", "model")):
         return False
-    return "test" in (RunFolder(run).result() or {})
+    return RunFolder(run).scored
 
 
 def note_on_weights(study: Path, runs: Sequence[str]) -> str:

@@ -68,8 +68,10 @@ def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tupl
         The usable examples with token ids, and the layout of an example (one sequence or two, special tokens).
 
     Raises:
-        UserError: Rows cannot be used, or the model does not support chats, packing or added tokens as requested.
+        UserError: Rows cannot be used, a fold leaves no test rows, or the model does not support chats, packing or
+            added tokens as requested.
     """
+    _check_test_rows(spec, data, scored)
     config, own_head = configuration(spec.checkpoint)
     refuse_packing(spec, config)
     tokenizer, layout = tokenizer_and_layout(spec.checkpoint, config)
@@ -98,6 +100,15 @@ def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tupl
         notes = [*encoded.notes, *untrained_labels_notes(encoded.data)]
         encoded = replace(encoded, data=replace(encoded.data, labels=tuple(labels)), notes=notes)
     return encoded, layout
+
+
+def _check_test_rows(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> None:
+    fold = str(spec.task.source.get("fold", ""))
+    if "test" in scored and fold and not len(data.test):
+        raise UserError(
+            f"with fold {fold}, no row is left for the test set; give a file with test rows (--test FILE, or test in "
+            f"task.options), or score every fold with `petransfer train MODEL DATA --folds {fold.partition('/')[2]}`"
+        )
 
 
 def _check_added_tokens(spec: RunSpec) -> None:

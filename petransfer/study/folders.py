@@ -74,6 +74,11 @@ class RunFolder:
         """Return the content of result.json. None if the run is not `done`."""
         return read_json(self.path / "result.json") if self.done else None
 
+    @property
+    def scored(self) -> bool:
+        """Whether the run is finished and was scored on the test set. A run with `dev_only` was not."""
+        return "test" in (self.result() or {})
+
     def has_state(self, identity: str) -> bool:
         """Return whether the run can resume from a saved training state.
 
@@ -116,9 +121,13 @@ class RunFolder:
         shutil.rmtree(self.path / "state", ignore_errors=True)
         (self.path / "failed.json").unlink(missing_ok=True)
 
+    def reopen(self) -> None:
+        """Mark a finished run as unfinished, so that it is trained again. Its files are kept until then."""
+        (self.path / "DONE").unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Remove all files of the run except the files of the claim."""
-        (self.path / "DONE").unlink(missing_ok=True)
+        self.reopen()
         for entry in list(self.path.iterdir()):
             if entry.name not in (_LOCK, _OWNER):
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()

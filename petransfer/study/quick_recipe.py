@@ -17,6 +17,7 @@ from petransfer.errors import UserError, unknown
 from petransfer.models.registry import CONTROLS, checkpoint_spec, is_embedded
 from petransfer.python_arguments import list_of, place_of, shown_value
 from petransfer.recipe.loading import apply_override, overridden_key
+from petransfer.recipe.method_part import MethodPart
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.schema import ArmPart, FamilyPart, Recipe
 from petransfer.study.grid import expand, resolve, task_of
@@ -132,6 +133,10 @@ class TrainRequest:
         return self.steps is None and self.epochs is None
 
 
+# The settings that are True or False.
+_FLAGS = frozenset(field.name for field in fields(TrainRequest) if isinstance(field.default, bool))
+
+
 def train_request(settings: Mapping[str, Any]) -> TrainRequest:
     """Return the request for the settings that were given to `petransfer.train`.
 
@@ -149,6 +154,10 @@ def train_request(settings: Mapping[str, Any]) -> TrainRequest:
         first = error.errors()[0]
         name = str(first["loc"][0])
         raise UserError(f"{name} is {shown_value(settings[name])}: {first['msg']}") from None
+    for name, value in given.items():  # pydantic takes True for the number 1
+        values = value if isinstance(value, tuple | list) else (value,)
+        if name not in _FLAGS and any(isinstance(one, bool) for one in values):
+            raise UserError(f"{name} is {shown_value(settings[name])}; give a number, not True or False")
     # Pydantic writes whole numbers as 10.0 where a share is possible, and a number of rows is not a share.
     converted = {name: getattr(checked, name) for name in given}
     return TrainRequest(
@@ -210,6 +219,8 @@ def recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str
 
 
 def _recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str], has_bf16: bool) -> dict[str, Any]:
+    _refuse_epochs(overrides)
+    request = _with_overridden_method(request, overrides)
     spec = checkpoint_spec(model)
     arm = _word(model.partition("@")[0].rstrip("/").split("/")[-1])
     arm = f"my-{arm}" if arm in CONTROLS else arm
@@ -237,8 +248,37 @@ def _recipe_for(model: str, data: str, request: TrainRequest, overrides: list[st
     _fill(content, recipe, model, request, overrides)
     for override in overrides:  # explicit values take precedence over defaults
         apply_override(content, override)
+    _check_max_minutes(request, content["train"], overrides)
     _convert_epochs(content, request, overrides)
     return content
+
+
+def _refuse_epochs(overrides: Sequence[str]) -> None:
+    """Raise UserError for an override of `train.epochs` alone. The recipe has a number of steps, which excludes it."""
+    keys = [overridden_key(one) for one in overrides]
+    if ["train", "epochs"] in keys and ["train", "steps"] not in keys:
+        raise UserError("--set train.epochs: use --epochs instead, such as --epochs 2")
+
+
+def _with_overridden_method(request: TrainRequest, overrides: Sequence[str]) -> TrainRequest:
+    """Return the request with the method of an override of `methods.0.name`, which has defaults of its own."""
+    methods: dict[str, Any] = {"methods": [{"name": request.method}]}
+    for override in overrides:
+        if overridden_key(override) == ["methods", "0", "name"]:
+            apply_override(methods, override)
+    return replace(request, method=str(methods["methods"][0]["name"]))
+
+
+def _check_max_minutes(request: TrainRequest, train: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Raise UserError if the recipe lacks the time limit of the request."""
+    if not request.max_minutes or (train.get("early_stopping") or {}).get("max_minutes"):
+        return
+    if any(overridden_key(one)[:2] in (["train"], ["train", "early_stopping"]) for one in overrides):
+        raise UserError(
+            "--max-minutes is a part of train.early_stopping, which --set replaces; remove one of them, or use --set "
+            f"train.early_stopping.max_minutes={request.max_minutes:g}"
+        )
+    raise UserError("--max-minutes needs early stopping: add --early-stopping 6, or remove --steps and --epochs")
 
 
 def _options(data: str, request: TrainRequest) -> dict[str, Any]:
@@ -292,11 +332,12 @@ def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainReq
     content["task"]["prefix"] = request.prefix if request.prefix is not None else PREFIX if prefixed else ""
     rows = _used_rows(_with(content, request, overrides))
     content["train"]["batch_size"] = request.batch_size or min(BATCH, rows)
-    given = _with(content, request, overrides).train
+    overridden = _with(content, request, overrides)
+    given = overridden.train
     batch = given.batch_size if isinstance(given.batch_size, int) else content["train"]["batch_size"]
-    rate = request.learning_rate
+    rate: float | dict[str, float] | None = request.learning_rate
     if rate is None:
-        rate = default_rate(request.method, config, is_embedded(spec.name))
+        rate = _default_rates(overridden.methods, config, is_embedded(spec.name))
     steps = given.steps if any(overridden_key(one) == ["train", "steps"] for one in overrides) else None
     length = _length(request, rows, batch, steps if isinstance(steps, int) else None)
     content["train"] = {**length, "batch_size": content["train"]["batch_size"], "learning_rate": rate}
@@ -331,9 +372,19 @@ def _length(request: TrainRequest, rows: int, batch: int, overridden: int | None
             "every": min(most, max(EVALUATE_EVERY, most // EVALUATIONS)),
         }
         length["early_stopping"] = stopping | ({"max_minutes": request.max_minutes} if request.max_minutes else {})
-    elif request.max_minutes:
-        raise UserError("--max-minutes needs early stopping: add --early-stopping 6, or remove --steps and --epochs")
     return length
+
+
+def _default_rates(methods: Sequence[MethodPart], config: Any, nano: bool) -> float | dict[str, float]:
+    """Return the default peak learning rate of the methods, by method if they differ. See `default_rate`."""
+    # The default of full fine-tuning for a checkpoint that ships with petransfer is for `rate_scaling: rms`.
+    rates = {
+        part.name: default_rate(
+            part.name, config, nano and (part.rate_scaling == "rms" or not part.declared.trains_all_weights)
+        )
+        for part in methods
+    }
+    return rates if len(set(rates.values())) > 1 else rates[methods[0].name]
 
 
 def default_rate(method: str, config: Any, nano: bool) -> float:

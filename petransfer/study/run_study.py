@@ -12,6 +12,7 @@ from petransfer.memory.cards import Card, this_card
 from petransfer.memory.study_memory import PredictedRun, check_matched_sizes, predict_memory, refuse_too_large_for_cpu
 from petransfer.models.hub_access import refuse_unreachable
 from petransfer.models.registry import is_embedded
+from petransfer.plurals import count
 from petransfer.recipe.stacking import reasons_not_stacked
 from petransfer.study.folders import MARK
 from petransfer.study.grid import Cell, notes
@@ -21,7 +22,7 @@ from petransfer.study.scheduling import GroupRuns, Scheduling
 from petransfer.study.settings import Settings
 from petransfer.study.slow_work import naming_slow_work
 from petransfer.study.study import StudyGrid
-from petransfer.study.used_rows import notes_of
+from petransfer.study.used_rows import has_test_rows, notes_of
 from petransfer.training.cpu.processor import available_cores
 from petransfer.training.execution import check_graphs, refuse_missing_gpu, refuse_small_batch
 from petransfer.user_paths import expanded
@@ -64,7 +65,8 @@ def check_processes(grid: StudyGrid, scheduling: Scheduling, processes: int) -> 
 def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -> PreparedStudy:
     """Check a study before anything is written: launcher, models, data, memory and cluster.
 
-    Only the leading process makes all checks.
+    Only the leading process makes all checks. Without the setting `dev_only`, runs that finished with this setting
+    count as unfinished from now on.
 
     Raises:
         UserError: A run cannot be executed with these settings.
@@ -75,6 +77,8 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
     place = this_place()
     if not place.leads:
         return PreparedStudy(grid, settings, scheduling)
+    if not settings.dev_only:
+        _reopen_unscored(grid)
     alone = not place.shared and scheduling.executor == "local"
     card = None if settings.cpu or scheduling.executor == "ray" else this_card()
     if card:
@@ -96,7 +100,7 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
         stacks = group(grid.waiting) if group and scheduling.stack_size else ()
         predicted = _refuse_what_does_not_fit(grid, checkpointing, card, stacks)
     if not card and scheduling.executor == "local" and not settings.force:
-        predicted = refuse_too_large_for_cpu([cell.spec for cell in grid.waiting], grid.options_for)
+        predicted = refuse_too_large_for_cpu([cell.spec for cell in grid.waiting], grid.options_for, checkpointing)
     if scheduling.executor == "local":  # the nodes of a cluster have networks and caches of their own
         refuse_unreachable((cell.spec.checkpoint for cell in grid.waiting), with_weights=True)
         with naming_slow_work("checking every row with the model's tokenizer"):
@@ -107,6 +111,23 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
     check_matched_sizes([cell.spec for cell in grid.waiting], grid.recipe.data_dir)
     _log_notes(grid, scheduling)  # not before the checks: a refusal prints only its error
     return PreparedStudy(grid, settings, scheduling, group, _connect(grid, scheduling))
+
+
+def _reopen_unscored(grid: StudyGrid) -> None:
+    """Mark finished runs without a test score as unfinished, if the data has test rows.
+
+    A run with the setting `dev_only` has saved no weights, so it must be trained again to be scored.
+    """
+    folders = [grid.folder.run(cell.run_id) for cell in grid.selected]
+    unscored = [folder for folder in folders if folder.done and not folder.scored]
+    if not unscored or not has_test_rows(grid):
+        return
+    for folder in unscored:
+        with folder.claim() as claimed:
+            if claimed and not folder.scored:  # another process may have repeated the run meanwhile
+                folder.reopen()
+    again = count(len(unscored), "run")
+    logger.info(f"{again} without a test score and without saved weights (dev_only=True) will be trained again")
 
 
 def execute_study(prepared: PreparedStudy, tick: Callable[[], None] = lambda: None) -> Outcome:

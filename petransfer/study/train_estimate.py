@@ -75,7 +75,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Time:
-    """The expected time of a training.
+    """The expected time of one training run.
 
     Attributes:
         step: Seconds of one optimiser step.
@@ -87,17 +87,17 @@ class Time:
     evaluations: float
     measured: bool
 
-    def line(self, train: TrainSpec) -> str:
-        """Describe the expected time in one line."""
+    def line(self, train: TrainSpec, runs: int = 1) -> str:
+        """Describe the expected time in one line. runs: the number of training runs."""
         total = train.steps * self.step + self.evaluations
+        about = f"about {rough(total)}" + (f" per training run ({runs:,} runs)" if runs > 1 else "")
         whole = "all steps are needed and " if train.early_stopping else ""
         end = f"if {whole}nothing else runs on this machine"
         shown = f"{1000 * self.step:,.0f} ms" if self.step < 10 else f"{self.step:,.0f} s"
         if self.measured:
-            return f"time: about {rough(total)} {end} ({shown} per step, measured)"
+            return f"time: {about} {end} ({shown} per step, measured)"
         return (
-            f"time: about {rough(total)} {end} ({shown} per step, estimated from the size of the model and the speed "
-            "of the machine)"
+            f"time: {about} {end} ({shown} per step, estimated from the size of the model and the speed of the machine)"
         )
 
 
@@ -205,9 +205,8 @@ def _measured_step(spec: RunSpec, cpu: bool) -> float:
         loop = make_loop(
             prepared, base, settings.execution, lambda step, loss, seconds: ends.append(seconds), lambda: False
         )
-        loop.hooks = replace(
-            loop.hooks, evaluate_at=()
-        )  # scoring the dev set takes time, and saving weights takes disk
+        # Scoring the dev set takes time. The loop and its evaluation on dev share the hooks, so these are not replaced.
+        loop.hooks.evaluate_at = ()
         loop.reads_every_step = True  # otherwise, a step on a GPU ends before its kernels have run
         loop.run()
     step = statistics.median(after - before for before, after in itertools.pairwise(ends[1:]))
@@ -247,10 +246,15 @@ def _product_rate(cpu: bool) -> float:
     return 20 * 2 * 4096**3 / (time.perf_counter() - began)
 
 
-def estimate_lines(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool) -> list[str]:
-    """Return two lines about a training: the tokens and the expected time.
+def estimate_lines(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool, runs: int = 1) -> list[str]:
+    """Return two lines about a training: the tokens and the expected time of one training run.
 
-    `rows` has the number of rows in `train` and `dev`.
+    Args:
+        cell: The first training run.
+        rows: The number of rows in `train` and `dev`.
+        fit: The predicted memory.
+        cpu: Whether the CPU is used even if there is a GPU.
+        runs: The number of training runs.
     """
     try:
         tokens = tokens_of(cell.spec, fit.demand.device)
@@ -258,13 +262,13 @@ def estimate_lines(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool) -> lis
         return [f"tokens and time: not known ({problem})"]
     lines = [tokens.line(rows["train"])]
     try:
-        return [*lines, time_of(cell, tokens, rows["dev"], fit, cpu).line(cell.spec.train)]
+        return [*lines, time_of(cell, tokens, rows["dev"], fit, cpu).line(cell.spec.train, runs)]
     except (UserError, RunError) as problem:  # the training would fail for the same reason
         return [*lines, f"time: not known ({problem})"]
 
 
-def as_json(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool) -> dict[str, Any]:
-    """Return the tokens and the expected time (in seconds) of a training as JSON values."""
+def as_json(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool, runs: int = 1) -> dict[str, Any]:
+    """Return the tokens, the expected time of one training run in seconds, and the number of runs as JSON values."""
     tokens = tokens_of(cell.spec, fit.demand.device)
     found = time_of(cell, tokens, rows["dev"], fit, cpu)
     return {
@@ -274,4 +278,5 @@ def as_json(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool) -> dict[str, 
             "most": cell.spec.train.steps * found.step + found.evaluations,
             "measured": found.measured,
         },
+        "runs": runs,
     }

@@ -194,7 +194,7 @@ def settings_to_try(cell: Cell, rows: int) -> list[str]:
 
 def summaries(grid: StudyGrid) -> list[TrainSummary]:
     """Return the summaries of a study's finished runs, best on dev first."""
-    done = [cell for cell in grid.cells if grid.folder.run(cell.run_id).done]
+    done = [cell for cell in grid.cells if grid.folder.run(cell.run_id).scored]
     found = [summary for cell in done if (summary := _summary(cell, grid.folder.run(cell.run_id)))]
     return sorted(found, key=lambda one: -one.dev)
 

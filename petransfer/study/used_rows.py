@@ -53,6 +53,11 @@ def rows_of_parts(grid: StudyGrid) -> dict[str, int]:
     return _all_rows(grid)
 
 
+def has_test_rows(grid: StudyGrid) -> bool:
+    """Return whether there are test rows. A fold of a cross-validation has none unless the user gave a test file."""
+    return grid.recipe.task.name != "lines" or _all_rows(grid)["test"] > 0
+
+
 def labels_of(grid: StudyGrid) -> list[str]:
     """Return the different targets of the used rows if they are labels. Otherwise an empty list."""
     about = _about(grid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,16 @@ def test_train_request_keeps_the_values_of_settings() -> None:
 def test_impossible_training_lengths_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         train_request(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("early_stopping", True), ("folds", True), ("steps", True), ("dev", True), ("rank", False), ("seeds", [True])],
+)
+def test_true_and_false_are_no_numbers(name: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"^{name} is {re.escape(str(value))} .*give a number, not True"):
+        train_request({name: value})
+    assert train_request({"packing": True}).packing
 
 
 def test_numpy_numbers_are_accepted() -> None:

@@ -114,6 +114,36 @@ def test_failed_runs_raise_an_error_with_their_number_and_reason(
         broken.run(cpu=True, workers=1)
 
 
+def test_the_results_of_finished_runs_are_written_if_another_run_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(task={"name": "scan", "splits": ["right"]}, effects=["english-scratch"])
+    cells, folder = make(tmp_path / "study", recipe, skip=lambda cell: cell.seed == 0)
+    monkeypatch.setattr("petransfer.api.prepare_study", lambda *given: None)
+    monkeypatch.setattr("petransfer.api.execute_study", lambda *given: Outcome(False, {cells[0].run_id: "no good"}, ()))
+    with pytest.raises(RunError, match=r"1 of 42 runs failed.*no good"):
+        Study(folder.path).run()
+    assert len((folder.path / "table.csv").read_text().splitlines()) == 43
+    assert json.loads((folder.path / "effects.json").read_text())["effects"]
+
+
+def test_a_run_with_dev_only_is_trained_again_to_score_it_on_the_test_set(tmp_path: Path) -> None:
+    content = recipe(tmp_path, methods=[{"name": "lora", "rank": 2, "bits": 32}], effects=[])
+    study = Study(content, out=tmp_path / "out", train={"steps": 1})
+    first = study.run(cpu=True, threads=1, workers=1, dev_only=True)
+    assert first["test_em"].isna().all()
+    (run,) = (tmp_path / "out" / "runs").iterdir()
+    before = (run / "result.json").read_bytes()
+    study.run(cpu=True, threads=1, workers=1, dev_only=True)
+    assert (run / "result.json").read_bytes() == before, "the run was trained again although only dev is asked for"
+    assert "not scored on the test set" in study.report().read_text()
+    again = study.run(cpu=True, threads=1, workers=1)
+    assert again["status"].tolist() == ["done"]
+    assert again["dev_em"].equals(first["dev_em"])
+    assert not again["test_em"].isna().any()
+    assert (run / "adapter").is_dir()
+
+
 def test_the_library_prints_nothing(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("petransfer").handlers.clear()
     study.plan(), study.results(), study.effects(), study.run(cpu=True)

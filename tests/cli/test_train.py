@@ -151,7 +151,7 @@ def test_plan_counts_tokens_and_measures_the_time_of_a_step(
 
     remember_predictions(monkeypatch)
     write(elsewhere / "pairs.tsv")
-    arguments = ["train", "nano/english", "pairs.tsv", "--plan", "--cpu", "--steps", "200"]
+    arguments = ["train", "nano/english", "pairs.tsv", "--plan", "--cpu", "--steps", "200", "--seeds", "0,1"]
     assert call(monkeypatch, *arguments, "--json") == 0
     plan = json.loads(capsys.readouterr().out)
     tokenizer = load_tokenizer(checkpoint_spec("nano/english"))
@@ -162,8 +162,10 @@ def test_plan_counts_tokens_and_measures_the_time_of_a_step(
     assert plan["seconds"]["measured"]
     assert 200 * plan["seconds"]["step"] <= plan["seconds"]["most"]
     assert plan["memory"]["fits"]
+    assert plan["runs"] == 2
     assert call(monkeypatch, *arguments) == 0
     message = capsys.readouterr().out
+    assert "per training run (2 runs)" in message
     assert "per step, measured)" in message
     assert f"at most {max(sizes)}, a target" in message
     assert not (elsewhere / "results").exists()

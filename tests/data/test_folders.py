@@ -100,3 +100,26 @@ def test_splits_of_a_folder_come_from_the_names_of_its_files() -> None:
     Path("folder/train.jsonl").unlink()
     with pytest.raises(UserError, match=r"folder has no split 'train' \(it has: validation, test\)"):
         lines("folder").load("held-out")
+
+
+@pytest.mark.parametrize("name", [".", "folder"])
+def test_a_folder_with_tables_and_other_files_is_refused_with_the_name_of_a_table(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("folder").mkdir()
+    for file in ("notes.txt", "README.md", "script.py"):
+        Path("folder", file).write_text("text\n")
+    Path("folder/pairs.tsv").write_text("a\tb\n" * 9)
+    if name == ".":
+        monkeypatch.chdir("folder")
+    with pytest.raises(UserError) as error:
+        lines(name).load("held-out")
+    message = f"{name} contains tables and other files; name the file with your rows, such as {name}/pairs.tsv"
+    assert str(error.value) == message
+
+
+def test_a_folder_without_tables_is_refused_with_the_supported_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        UserError, match=r"`datasets` cannot load \. \(.*\); name a file with rows; supported are tsv, "
+    ):
+        lines(".").load("held-out")

@@ -226,7 +226,7 @@ def finish(study: StudyFolder, cell: Cell, right: int, examples: int = 50) -> No
         }
     )  # fmt: skip
     pyarrow.parquet.write_table(table, folder.path / "examples.parquet")
-    folder.finish({"run_id": cell.run_id})
+    folder.finish({"run_id": cell.run_id, "test": {"exact_match": 100 * right / examples}})
 
 
 @pytest.fixture

@@ -163,15 +163,14 @@ def test_retention_and_scale_use_the_chosen_metric(tmp_path: Path) -> None:
     assert any("in nano (72.5 against 52.5)" in line for line in found["sentences"])
 
 
-def test_retention_is_not_defined_for_different_test_examples(tmp_path: Path) -> None:
+def test_retention_is_not_estimated_from_different_test_examples(tmp_path: Path) -> None:
     """This holds although the metric has one score per run, so that the interval could be computed."""
     judged(tmp_path, judged_by("chrf", name="whole"), figures(70, 50), examples=80)
     effects = [{"retention": "english-scratch", "under": "lora", "study": "whole"}]
     found, _ = judged(tmp_path, judged_by("chrf", effects=effects), figures(70, 50))
-    assert (
-        found["retentions"][0]["undefined"]
-        == "not defined, because the two effects were not measured on the same examples"
-    )
+    assert found["retentions"] == []
+    why = "not estimated, because the study whole has other test examples"
+    assert found["missing"] == [f"retention of english-scratch on right: {why}"]
 
 
 def test_a_study_that_did_not_measure_the_metric_is_reported(tmp_path: Path) -> None:

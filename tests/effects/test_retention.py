@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -112,3 +113,34 @@ def test_a_study_of_another_task_is_not_compared(tmp_path: Path) -> None:
     assert found["retentions"] == []
     assert all("not estimated, because the study other has another task, cogs" in line for line in found["missing"])
     assert len(found["missing"]) == 2
+
+
+def test_studies_on_other_rows_are_not_treated_as_studies_on_the_same_rows(tmp_path: Path) -> None:
+    """Equal row numbers are not enough. Retention is not estimated, and a scale effect gets a note."""
+    files = {name: tmp_path / f"{name}.tsv" for name in ("mine", "theirs")}
+    for name, file in files.items():
+        file.write_text("".join(f"{name} {n}\t{n}\n" for n in range(40)))
+    effects = [
+        {"retention": "english-scratch", "under": "lora", "over": "lora", "study": "other"},
+        {"scale": "english-scratch", "study": "other"},
+    ]
+    changes = {"arms": ["english", "scratch"], "methods": [{"name": "lora", "bits": 32}]}
+    task = {name: {"name": "lines", "options": {"train": str(file)}} for name, file in files.items()}
+    recipe = recipe_of(task=task["mine"], effects=effects, **changes)
+    cells, folder = make(tmp_path / "study", recipe)
+    make(tmp_path / "other", recipe_of(task=task["mine"], effects=[], **changes))
+    same = update_effects(recipe, cells, folder)
+    assert len(same["retentions"]) == len(same["scales"]) == 1
+    assert not any("different test examples" in note for note in same["notes"])
+    shutil.rmtree(tmp_path / "other")
+    make(tmp_path / "other", recipe_of(task=task["theirs"], effects=[], **changes))
+    found = update_effects(recipe, cells, folder)
+    why = "not estimated, because the study other has other test examples"
+    assert found["missing"] == [f"retention of english-scratch on held-out: {why}"]
+    assert found["retentions"] == []
+    (note,) = (note for note in found["notes"] if "different test examples" in note)
+    assert "english-scratch on held-out" in note
+    assert note in found["sentences"]
+    (scale,) = found["scales"]
+    assert scale["difference"] == pytest.approx(0)
+    assert scale["interval"]["low"] < same["scales"][0]["interval"]["low"]

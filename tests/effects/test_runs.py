@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from petransfer.effects.runs import examples_of
 from petransfer.effects.study_effects import collect, demand, few_pretrainings_note, several_cpus_note, update_effects
+from petransfer.errors import UserError
 from petransfer.report.headline import headline
 from petransfer.report.page_data import checkpoints
 from petransfer.report.run_groups import effects_table, groups_of
 from petransfer.report.run_table import Row
 from petransfer.study.grid import expand
-from tests.report.made import make, recipe_of
+from tests.report.made import make, recipe_of, remove_test_score
 
 RIGHT = {"name": "scan", "splits": ["right"]}  # one split instead of two: half the runs
 
@@ -214,6 +216,26 @@ def test_categories_without_test_examples_are_reported(tmp_path: Path) -> None:
     assert {line.partition(": ")[2] for line in content["missing"]} == {
         "not estimated, because no test example has the category cp_recursion"
     }
+
+
+def test_runs_that_were_not_scored_on_the_test_set_are_left_out(tmp_path: Path) -> None:
+    recipe = recipe_of(
+        task=RIGHT, methods=[{"name": "lora", "bits": 32}], effects=["english-scratch", "german-scratch"]
+    )
+    cells, folder = make(tmp_path, recipe)
+    for cell in cells:
+        if cell.arm == "german" or (cell.arm == "english" and cell.seed == 0):
+            remove_test_score(folder.run(cell.run_id))
+    found = update_effects(recipe, cells, folder)
+    (effect,) = found["effects"]
+    assert len(effect["left_seeds"]) == 5
+    (missing,) = found["missing"]
+    assert missing.endswith("not estimated, because no run of german (lora r16 32-bit) was scored on the test set")
+    with (
+        pytest.raises(UserError, match="this run was not scored on the test set"),
+        examples_of(folder, cells[0].run_id),
+    ):
+        pass
 
 
 UNPAIRED = {"contrast": "4-bit - lora 32-bit", "paired": False, "family": "methods"}

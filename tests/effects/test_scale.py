@@ -99,6 +99,16 @@ def test_a_group_in_both_effects_is_drawn_once() -> None:
     assert total_of(two.samples, two.weights(1, -1, -1, 1)) == pytest.approx(0.1)
 
 
+def test_test_examples_of_different_rows_are_drawn_separately() -> None:
+    """The same examples are equally hard in both effects, so drawing them together makes the interval narrower."""
+    here, there = contrast(flat(0.8), flat(0.1)), contrast(flat(0.7), flat(0.1))
+    together = difference_of_differences(Two(here, there, "large", "small"))
+    apart = difference_of_differences(Two(here, replace(there, rows="others"), "large", "small"))
+    assert together is not None
+    assert apart is not None
+    assert apart.high - apart.low > 1.5 * (together.high - together.low)
+
+
 STUDIES, MANY = 300, 200
 
 

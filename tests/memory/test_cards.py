@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import psutil
 import pytest
 
 from petransfer.errors import UserError
-from petransfer.memory.cards import CARDS, USABLE_MIB, Card, parse_card, this_card
+from petransfer.memory import cards
+from petransfer.memory.cards import CARDS, USABLE_MIB, Card, host_bytes, parse_card, this_card
 
 
 @pytest.mark.parametrize(
@@ -140,3 +142,26 @@ def test_this_card_is_the_first_that_the_process_may_use(
         command.write_text(f"#!/bin/sh\n{script}\n")
         command.chmod(0o755)
         assert this_card() == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "limit"),
+    [
+        ("0::/\n", {"memory.max": "1000000\n"}, 1_000_000),  # inside a container
+        ("0::/jobs/7\n", {"jobs/7/memory.max": "max\n", "jobs/memory.max": "2000000\n"}, 2_000_000),
+        ("4:cpu,memory:/docker/7\n0::/\n", {"memory/memory.limit_in_bytes": "3000000\n"}, 3_000_000),  # version 1
+        ("4:memory:/a\n", {"memory/a/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+        ("0::/\n", {"memory.max": "max\n"}, None),
+        ("", {}, None),
+    ],
+)
+def test_the_memory_of_a_container_is_limited_by_its_control_group(
+    own: str, files: dict[str, str], limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cards, "OWN_CONTROL_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(cards, "CONTROL_GROUPS", tmp_path / "groups")
+    (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(text)
+    assert host_bytes() == (limit or psutil.virtual_memory().total)

@@ -10,9 +10,16 @@ from typing import Any
 
 import pytest
 
+from petransfer.errors import UserError
+from petransfer.memory import study_memory
 from petransfer.memory.study_memory import predict_memory
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import RunSpec
+from petransfer.study.run_study import prepare_study
+from petransfer.study.scheduling import Scheduling
+from petransfer.study.settings import Settings
+from petransfer.study.study import load_grid
+from petransfer.training.execution import Execution
 from tests.tiny_models import keep
 
 
@@ -67,3 +74,31 @@ def test_the_names_of_predictions_contain_the_revision_of_a_checkpoint(tiny_spec
     first, second = predict_memory(specs, 10**12)
     assert first.name.endswith(", revision main")
     assert second.name.endswith(", revision other")
+
+
+@pytest.mark.usefixtures("remembered_predictions")
+def test_the_check_on_a_cpu_counts_the_memory_that_gradient_checkpointing_saves(
+    tiny_t5: Path, tiny_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_memory, "_longest", lambda spec: (800, 800))
+    monkeypatch.setattr("petransfer.memory.planner._advice", lambda *given: [])  # advice takes most of the time
+    recipe = {
+        "name": "tiny",
+        "task": {"name": "lines", "options": {"train": str(tiny_rows)}},
+        "family": {"name": "tiny", "arms": {"tiny": str(tiny_t5)}},
+        "arms": ["tiny"],
+        "methods": [{"name": "lora", "bits": 32}],
+        "train": {"steps": 1, "learning_rate": 1e-3},
+    }
+    grid = load_grid(recipe, out=tmp_path / "out")
+    with_all, recomputed = (
+        found.fit.needed
+        for checkpointing in (False, True)
+        for found in predict_memory([grid.cells[0].spec], 1, checkpointing, device="cpu")
+        if found.fit
+    )
+    assert recomputed < with_all
+    monkeypatch.setattr(study_memory, "host_bytes", lambda: (with_all + recomputed) // 2)
+    with pytest.raises(UserError, match="does not fit this machine"):
+        prepare_study(grid, Settings(cpu=True), Scheduling())
+    prepare_study(grid, Settings(Execution(checkpointing=True), cpu=True), Scheduling())

@@ -18,7 +18,7 @@ import pytest
 
 from petransfer.recipe.loading import validate
 from petransfer.recipe.schema import Recipe
-from petransfer.study.folders import StudyFolder
+from petransfer.study.folders import RunFolder, StudyFolder
 from petransfer.study.grid import Cell, expand
 from petransfer.study.sweep import sweep_cells, sweep_folder, update_sweep
 
@@ -109,6 +109,15 @@ def finish(
             "environment": {"packages": {"petransfer": "0"}, "python": "3", "device": "cpu", "threads": 1, "cores": 2},
         }
     )
+
+
+def remove_test_score(run: RunFolder) -> None:
+    """Make a finished run one that was not scored on the test set, as with `dev_only`."""
+    result = run.result()
+    assert result
+    del result["test"]
+    run.write_json("result.json", result)
+    (run.path / "examples.parquet").unlink()
 
 
 @functools.lru_cache(maxsize=256)  # runs on different splits, and in the studies of different tests, have the same rows

@@ -15,7 +15,7 @@ from petransfer.report.study_report import write_report
 from petransfer.study.durations import duration
 from petransfer.study.folders import RunFolder
 from petransfer.study.study import open_grid
-from tests.report.made import draw_nothing, make, recipe_of
+from tests.report.made import draw_nothing, make, recipe_of, remove_test_score
 from tests.report.test_page import Checked
 
 
@@ -63,6 +63,17 @@ def test_a_study_with_a_single_run_has_a_page_about_the_run(run: RunFolder, monk
     assert "petransfer run --recipe results/mine/recipe.yaml --out results/mine" in text
     assert "Confusion matrix" not in text
     assert "The run is finished." in text
+
+
+def test_the_page_of_a_run_that_was_not_scored_on_the_test_set_says_so(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_nothing(monkeypatch)
+    remove_test_score(run)
+    text = text_of(run)
+    assert "The run is finished. 1 finished run was not scored on the test set" in text
+    assert "test exact match" not in text
+    assert "Sample predictions" not in text
 
 
 def test_predicted_labels_have_a_confusion_matrix(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

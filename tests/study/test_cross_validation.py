@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,6 +73,7 @@ def test_a_fold_that_does_not_exist_is_refused(fold: str, rows: Path) -> None:
         ({"folds": 101}, ("--folds 101", "to 100")),
         ({"folds": 5, "dev": "0.1"}, ("--folds", "--dev")),
         ({"folds": 5, "seeds": (0, 1)}, ("--folds", "one seed")),
+        ({"folds": 5, "options": {"fold": "all"}}, ("--folds", "remove fold=all")),
     ],
 )
 def test_the_error_for_bad_settings_of_folds_names_the_option(settings: dict[str, Any], parts: tuple[str, ...]) -> None:
@@ -87,6 +89,11 @@ def test_the_error_for_bad_settings_of_folds_names_the_option(settings: dict[str
         (("--folds", "1"), ("--folds 1",)),
         (("--folds", "3", "--test", "0.2"), ("folds", "test", "file")),
         (("--folds", "3", "--dev", "0.2"), ("--folds", "--dev")),
+        (("--set", "task.options.fold=1/3"), ("with fold 1/3, no row is left for the test set", "--test", "--folds 3")),
+        (("--folds", "3", "--set", "seeds=[0,1]"), ("--folds", "one run per fold", "give 2", "one seed")),
+        (("--folds", "3", "--set", "methods=[{name: lora}, {name: ia3}]"), ("--folds", "give 2", "one method")),
+        (("--folds", "3", "--set", "task.options.fold=all"), ("--folds", "remove --set task.options.fold")),
+        (("--folds", "3", "--set", "task.options.fold=2/3"), ("--folds", "remove --set task.options.fold")),
     ],
 )
 def test_bad_options_give_one_line_of_error_and_write_nothing(
@@ -102,6 +109,15 @@ def test_bad_options_give_one_line_of_error_and_write_nothing(
     assert shown.err.count("\n") == 1
     assert all(part in shown.err for part in parts)
     assert not (rows.parent / "results").exists()
+
+
+def test_the_plan_counts_a_run_per_fold_and_the_run_on_all_rows(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(rows.parent)
+    planned: list[int] = []
+    monkeypatch.setattr("petransfer.cli.train.memory_of", lambda *_: SimpleNamespace(fits=True, as_dict=dict))
+    monkeypatch.setattr("petransfer.cli.train.estimate_json", lambda *given: planned.append(given[-1]) or {})
+    assert call(monkeypatch, "train", "nano/english", "verbs.tsv", "--folds", "3", "--plan", "--json", "--cpu") == 0
+    assert planned == [4]
 
 
 def test_the_final_training_takes_its_number_of_steps_from_the_folds(rows: Path, tmp_path: Path) -> None:
@@ -171,6 +187,14 @@ def test_the_report_does_not_present_training_rows_as_test_rows(
     assert "dev exact match" not in message
     assert "test" not in message.replace(str(tmp_path), "")
     assert "For new rows, the 2 folds count: exact match 0.0 % (standard deviation 0.0 points)." in message
+    fold = tmp_path / "study" / "folds" / "1"
+    assert call(monkeypatch, "report", str(fold)) == 0
+    message = " ".join(capsys.readouterr().out.split())
+    assert "dev exact match" in message
+    assert "1 finished run was not scored on the test set" in message
+    pt.Study(fold).run(cpu=True)  # a fold has no test rows, so nothing is left to do
+    assert call(monkeypatch, "run", str(fold), "--cpu") == 0
+    assert "finished before; nothing to do" in capsys.readouterr().err
 
 
 def test_folds_are_refused_in_several_launched_processes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoConfig, BartForConditionalGeneration, GPT2LMHeadModel
@@ -47,6 +48,61 @@ def test_only_an_original_t5_gets_a_prefix(
     (folder / "config.json").write_text(json.dumps(config | {"task_specific_params": tasks}))
     recipe = recipe_for(str(folder), str(tmp_path / "rows.tsv"), TrainRequest(), [], False)
     assert recipe["task"]["prefix"] == prefix
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> str:
+    """The path of a file with 40 rows."""
+    (tmp_path / "rows.tsv").write_text("".join(f"say {n}\t{n}\n" for n in range(40)))
+    return str(tmp_path / "rows.tsv")
+
+
+def test_a_method_in_an_override_has_its_own_defaults(rows: str) -> None:
+    chosen = recipe_for("nano/english", rows, TrainRequest(method="full"), [], False)
+    assert chosen["train"]["learning_rate"] == 2e-2
+    assert recipe_for("nano/english", rows, TrainRequest(), ["methods.0.name=full"], False) == chosen
+
+
+@pytest.mark.parametrize(
+    ("methods", "rate"),
+    [
+        ("[{name: lora, rank: 2}, {name: full, rate_scaling: rms}]", {"lora": 2e-3, "full": 2e-2}),
+        ("[{name: full, rate_scaling: rms}]", 2e-2),
+        ("[{name: full}]", 1e-4),  # 2e-2 is a share of each tensor's size
+    ],
+)
+def test_the_default_learning_rate_is_chosen_for_the_methods_of_an_override(
+    methods: str, rate: object, rows: str
+) -> None:
+    found = recipe_for("nano/english", rows, TrainRequest(), [f"methods={methods}"], False)
+    assert found["train"]["learning_rate"] == rate
+
+
+@pytest.mark.parametrize(
+    ("settings", "overrides", "message"),
+    [
+        ({}, ["train.epochs=2"], "--set train.epochs: use --epochs instead"),
+        (
+            {"max_minutes": 3},
+            ["train.early_stopping=null"],
+            "--max-minutes is a part of train.early_stopping, which --set",
+        ),
+        ({"max_minutes": 3, "steps": 9}, ["train.early_stopping.patience=4"], "train.early_stopping.max_minutes=3"),
+        ({"max_minutes": 3, "steps": 9}, [], "--max-minutes needs early stopping"),
+        ({"max_minutes": 3, "early_stopping": 0}, [], "--max-minutes needs early stopping"),
+    ],
+)
+def test_an_override_that_contradicts_an_option_is_refused(
+    settings: dict[str, Any], overrides: list[str], message: str, rows: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        recipe_for("nano/english", rows, TrainRequest(**settings), overrides, False)
+
+
+@pytest.mark.parametrize("override", ["train.early_stopping.max_minutes=5", "train.early_stopping.patience=9"])
+def test_an_override_that_keeps_a_time_limit_is_accepted(override: str, rows: str) -> None:
+    found = recipe_for("nano/english", rows, TrainRequest(max_minutes=3), [override], False)
+    assert found["train"]["early_stopping"]["max_minutes"] == (5 if "max_minutes" in override else 3)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from petransfer.data.rows.source import Source, table_format
+from petransfer.data.rows.source import SUPPORTED, Source, parallel_advice, table_format
 from petransfer.data.rows.text_lines import open_text
 from petransfer.errors import UserError
 from petransfer.plurals import count
@@ -45,11 +45,8 @@ def folder_files(source: Source) -> dict[str, list[Source]] | None:
     """
     if source.format != "dataset" or source.path is None or source.config or _has_own_rules(source.path):
         return None
-    from datasets.load import infer_module_for_data_files  # imported here because it takes time
-
     try:
-        files = _files(source.path)
-        module = str(infer_module_for_data_files(files)[0])  # of most files
+        files, module = _files_and_module(source.path)
     except (OSError, ValueError):  # `datasets` reports this error
         return None
     if module not in _FORMATS:
@@ -86,6 +83,28 @@ def unread_note(source: Source) -> list[str]:
     ]
 
 
+def refuse_mixed_files(source: Source) -> None:
+    """Raise UserError for a folder with tables whose other files make `datasets` read it as lines of text."""
+    if source.path is None or source.config or _has_own_rules(source.path):
+        return
+    try:
+        module = _files_and_module(source.path)[1]
+    except (OSError, ValueError):  # `datasets` reports this error
+        return
+    if module == "text" and _tables(source.path):
+        raise UserError(f"{source.name} contains tables and other files; {what_to_name(source)}")
+
+
+def what_to_name(source: Source) -> str:
+    """Return what the user can name in place of a folder or hub id that cannot be loaded."""
+    if source.path is None:
+        return "name a file, a folder or a hub id"
+    tables = _tables(source.path)
+    if tables:
+        return f"name the file with your rows, such as {_file(source, tables[0]).name}"
+    return f"{parallel_advice(source.path)}name a file with rows; supported are {SUPPORTED}"
+
+
 def refuse_unknown_split(source: Source, splits: Sequence[str]) -> None:
     """Raise UserError if the source's split is not one of `splits`."""
     if source.split not in splits:
@@ -116,6 +135,19 @@ def _has_own_rules(folder: Path) -> bool:
         return False
     head = text.split("\n---", 1)[0] if text.startswith("---") else ""
     return re.search(r"^configs\s*:", head, re.MULTILINE) is not None
+
+
+def _tables(folder: Path) -> list[Path]:
+    """Return the tables in a folder, by their names."""
+    return [path for path in sorted(folder.resolve().rglob("*")) if table_format(path) and path.is_file()]
+
+
+def _files_and_module(folder: Path) -> tuple[dict[str, list[str]], str]:
+    """Return the files that `datasets` finds in a folder, by split, and the module that reads most of them."""
+    from datasets.load import infer_module_for_data_files  # imported here because it takes time
+
+    files = _files(folder)
+    return files, str(infer_module_for_data_files(files)[0])
 
 
 def _files(folder: Path) -> dict[str, list[str]]:

@@ -10,9 +10,16 @@ from typing import Any
 
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.hub_network import use_cache_if_unreachable, why_unreachable
-from petransfer.data.rows.folders import ONE_BY_ONE, SAVED_BY_DATASETS, folder_files, refuse_unknown_split
+from petransfer.data.rows.folders import (
+    ONE_BY_ONE,
+    SAVED_BY_DATASETS,
+    folder_files,
+    refuse_mixed_files,
+    refuse_unknown_split,
+    what_to_name,
+)
 from petransfer.data.rows.records import Record
-from petransfer.data.rows.source import Source, parallel_advice
+from petransfer.data.rows.source import Source
 from petransfer.errors import UserError, reason_of
 
 _BATCH = 1000
@@ -91,7 +98,9 @@ def open_dataset(source: Source) -> dict[str, Any]:
         if source.path is not None and any((source.path / file).is_file() for file in SAVED_BY_DATASETS):
             found = datasets.load_from_disk(str(source.path))
         elif source.path is not None:
-            found = datasets.load_dataset(str(source.path), source.config or None)
+            refuse_mixed_files(source)
+            # an absolute path, because `datasets` needs the name of the folder
+            found = datasets.load_dataset(str(source.path.resolve()), source.config or None)
         else:
             found = datasets.load_dataset(name, source.config or None, revision=revision or None)
     except UserError:
@@ -109,7 +118,7 @@ def open_dataset(source: Source) -> dict[str, Any]:
         elif "Config name is missing" in str(error) or "BuilderConfig" in str(error):
             advice = "pick a configuration with --set task.options.config=NAME"
         else:
-            advice = f"{parallel_advice(source.path) if source.path else ''}name a file, a folder or a hub id"
+            advice = what_to_name(source)
         reason = reason_of(error.__cause__ or error if generating else error, 160)
         raise UserError(f"`datasets` cannot load {source.name} ({reason}); {advice}") from None
     return dict(found) if isinstance(found, dict) else {"train": found}

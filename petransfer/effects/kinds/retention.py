@@ -55,7 +55,13 @@ def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | M
         yield here
         return
     there = arms_under(effect, split, over, other)
-    yield there if isinstance(there, Missing) else Two(here, there, effect.under, over)
+    if isinstance(there, Missing):
+        yield there
+        return
+    two = Two(here, there, effect.under, over)
+    why = f"the study {effect.study} has" if effect.study else f"the runs with {over} have"
+    about = f"{effect.kind} of {effect.name} on {split}"
+    yield two if two.same_examples else Missing(f"{about}: not estimated, because {why} other test examples")
 
 
 def retention(two: Two, thresholds: Thresholds | None = None) -> Retention:
@@ -82,8 +88,6 @@ def _undefined(under: Side, over: Side, two: Two, limits: Thresholds) -> str | N
             return f"not defined, because the effect under {side.name} has a single seed"
         if not contrast.learnt(limits.learnt):
             return f"not defined, because an arm is below {limits.learnt:g} % on dev under {side.name}"
-    if two.here.test_examples != two.there.test_examples:
-        return "not defined, because the two effects were not measured on the same examples"
     return None
 
 

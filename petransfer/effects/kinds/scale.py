@@ -132,7 +132,7 @@ def judge_one(two: Two, family: Family, thresholds: Thresholds) -> Scale:
 def difference_of_differences(two: Two) -> Interval | None:
     """Compute the 95 % interval of a scale effect, in percentage points. None if a group has a single seed."""
     weights, samples = two.weights(*_SIGNS), two.samples
-    if len(two.here.categories) == len(two.there.categories):
+    if two.same_examples:
         return in_points(sum_interval(samples, weights, two.here.categories, two.here.test_examples))
     if min(map(len, samples.values())) < 2:
         return None
@@ -143,6 +143,17 @@ def difference_of_differences(two: Two) -> Interval | None:
         drawn |= drawn_means(mine, contrast.categories, contrast.test_examples, seed=seed)
     total_b = np.sum([weights[key] * drawn[key] for key in drawn], axis=0)
     return in_points(interval_of_draws(total_b, _sum(two) / 100))
+
+
+def other_examples_note(pairs: Sequence[Two]) -> str:
+    """Return a note on scale effects between studies with different test examples. '' if there are none."""
+    names = dict.fromkeys(f"{two.here.name} on {two.here.split}" for two in pairs if not two.same_examples)
+    if not names:
+        return ""
+    return (
+        f"The two studies of a scale effect have different test examples: {', '.join(names)}. Their difference can "
+        "therefore also come from the examples."
+    )
 
 
 def _verdict(
