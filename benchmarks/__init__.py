@@ -1,1 +1,1 @@
-"""Measurements that compare petransfer with the tools that a user would otherwise pick."""
+"""Measurements that compare petransfer with the tools that a user would otherwise use."""

@@ -68,6 +68,7 @@ def most(trains: Callable[[int], bool], limit: int) -> int:
 
 
 def _here(cell: Cell, cap: int) -> dict[str, Any]:
+    """Measure a cell in this process. For the result, see `row`."""
     import torch
 
     from petransfer.memory.measured import Trial, load_for

@@ -46,7 +46,7 @@ def _can_be_added_to(out: Path | None) -> Path | None:
         UserError: the file's folder cannot be made, or the file has other content than a list of results.
     """
     if out is not None:
-        _before(out)
+        _earlier_results(out)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -54,8 +54,8 @@ def _can_be_added_to(out: Path | None) -> Path | None:
     return out
 
 
-def _before(out: Path) -> list[Any]:
-    """Return the results that a JSON file already has; [] if there is no such file.
+def _earlier_results(out: Path) -> list[Any]:
+    """Return the results that a JSON file already contains. [] if there is no such file.
 
     Raises:
         UserError: the file cannot be read as JSON, or its content is not a list.
@@ -194,13 +194,13 @@ def memory(
         print(f"writing {checkpoint} with random weights", file=sys.stderr)
         parameters = write_random(checkpoint, Path(folder), layers)
         about = {"checkpoint": checkpoint, "layers": layers, "parameters": parameters, "processor": processor()}
-        for width in wanted:
-            cell = Cell(folder, width, batch or (32 if caps else 1), source, target, checkpointing)
+        for bits_per_weight in wanted:
+            cell = Cell(folder, bits_per_weight, batch or (32 if caps else 1), source, target, checkpointing)
             found += [about | {**asdict(cell), "folder": None} | row(cell, size) for size in caps]
             for side in SIDES if not caps else ():
-                print(f"{width} bits, {side}", file=sys.stderr)
+                print(f"{bits_per_weight} bits, {side}", file=sys.stderr)
                 taken = asdict(measure(cell, side))
-                beside = {"theory": theoretical(parameters, width)}
+                beside = {"theory": theoretical(parameters, bits_per_weight)}
                 alone = {"loading": loading(cell)} if side == "petransfer" else {}
                 found.append(about | {**asdict(cell), "folder": None} | taken | beside | alone)
     (_show_caps if caps else _show)(found)
@@ -275,14 +275,14 @@ def stacked(
     """Compare training K adapters as one stack with K runs one after another, by petransfer and by Trainer."""
     from petransfer.models.quiet_libraries import silence_libraries
 
-    width = _width(bits)
+    checked_bits = _known_bits(bits)
     if not all(re.fullmatch(r"[1-9][0-9]?", part) for part in counts.split(",")):
         raise UserError(f"--runs {counts}: write whole numbers from 1 to 99 such as 1,2,4,8")
     silence_libraries()
 
     from benchmarks.stacked import Setting, measure
 
-    setting = Setting(checkpoint, width, batch=batch, micro_batch=micro_batch, threads=threads, rounds=rounds)
+    setting = Setting(checkpoint, checked_bits, batch=batch, micro_batch=micro_batch, threads=threads, rounds=rounds)
     wanted, device = [int(part) for part in counts.split(",")], _device(cpu, threads)
     found = measure(setting, wanted, device, lambda line: print(line, file=sys.stderr))
     table = _table("runs", "Trainer, examples/s", "one by one", "stacked", "by Trainer", "by one by one")
@@ -357,7 +357,7 @@ def _prepared(
 
     silence_libraries()
     batch, checkpoint, bits = changes
-    asked = Changes(batch, checkpoint, None if bits is None else _width(bits))
+    asked = Changes(batch, checkpoint, None if bits is None else _known_bits(bits))
     return (prepare(name, arm, asked, data_dir, device) for name in recipes.split(","))
 
 
@@ -372,7 +372,7 @@ def _table(*columns: str, left: Sequence[str] = ()) -> Table:
 def _add(found: list[dict[str, Any]], out: Path | None) -> None:
     """Add rows to the JSON file `out`. Nothing happens if it is None."""
     if out is not None:
-        out.write_text(json.dumps(_before(out) + found, indent=1) + "\n")
+        out.write_text(json.dumps(_earlier_results(out) + found, indent=1) + "\n")
 
 
 def _show(found: list[dict[str, Any]]) -> None:
@@ -413,7 +413,7 @@ def _bits(text: str) -> list[int]:
         raise UserError(f"--bits {text}: take 8, 4 or 8,4") from None
 
 
-def _width(bits: int) -> Bits:
+def _known_bits(bits: int) -> Bits:
     known: dict[int, Bits] = {4: 4, 8: 8, 16: 16, 32: 32}
     if bits not in known:
         raise UserError(f"--bits {bits}: give 4, 8, 16 or 32")

@@ -53,7 +53,7 @@ def shipped_arms(root: Path) -> dict[str, Array]:
 
 
 def populations(shares: Array, rng: np.random.Generator) -> dict[str, tuple[Draw, float]]:
-    """Return functions that draw random scores like the given ones, each with the true mean of the scores it draws.
+    """Return functions that draw random scores like the given scores, each with the true mean of its distribution.
 
     Args:
         shares: (seeds,) the scores of an arm's seeds, as shares from 0 to 1.

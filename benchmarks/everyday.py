@@ -91,8 +91,9 @@ def train_once(model: str, data: Path, out: Path, **options: Any) -> dict[str, A
 def compare(task: dict[str, Any]) -> dict[str, Any]:
     """Return the best setting of a task, and the default's scores in percent of the best setting's scores.
 
-    The best setting has the highest exact match on dev. If several settings have the highest, the best setting is the
-    default or else the first of them. Returns {} if the default was not trained yet.
+    The best setting has the highest exact match on dev. If several settings have the same highest value, the default is
+    the best setting, or the first of them if the default is not among them. Returns {} if the default was not trained
+    yet.
     """
     runs = task["runs"]
     if "default" not in runs:
@@ -144,7 +145,7 @@ def run_setting(known: dict[str, Any], name: str, setting: str, real: Path) -> b
 
     Args:
         known: the content of the output file.
-        name: of the task.
+        name: the name of the task.
         setting: a key of `SETTINGS`.
         real: the folder into which a real checkpoint is converted, if the task needs one.
 
@@ -168,7 +169,7 @@ def run_setting(known: dict[str, Any], name: str, setting: str, real: Path) -> b
 
 
 def main() -> None:
-    """Train each task with each setting. Skip what the output file already has."""
+    """Train each task with each setting. Trainings whose results are in the output file are skipped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default=",".join([*TASKS, *REAL_TASKS]))
     parser.add_argument("--settings", default=",".join(["default", *SWEEP]))

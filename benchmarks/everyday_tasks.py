@@ -180,7 +180,7 @@ def smiles_rows(count: int, seed: int = 0) -> Iterator[Row]:
 
     Args:
         count: the number of rows; at most 326, the number of different molecules.
-        seed: of the random choice and order of the molecules.
+        seed: the seed for the random choice and order of the molecules.
     """
     halogens = ("F", "Cl", "Br")  # annalog has no token for iodine
     parts = ("C", "CC", "CCC", "C(C)C", "c1ccccc1", "CO", "CN", "C(=O)O", "C(=O)N", "CC(C)C", "C1CC1", "c1ccncc1", "CS")
@@ -195,7 +195,7 @@ def chat_rows(count: int, seed: int = 0) -> Iterator[list[dict[str, str]]]:
 
     Args:
         count: the number of conversations; at most 140.
-        seed: of the random choice of people and cities.
+        seed: the seed for the random choice of people and cities.
     """
     rng = random.Random(seed)
     pairs = rng.sample(list(product(NAMES, CITIES)), min(count, len(NAMES) * len(CITIES)))

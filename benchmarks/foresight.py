@@ -1,4 +1,4 @@
-"""Compare the memory that the planner predicts with the memory that PyTorch's allocator gives out in real steps.
+"""Compare the memory that the planner predicts with the memory that PyTorch allocates in real training steps.
 
 The comparison covers several checkpoint shapes, methods, bits and batch sizes.
 """
@@ -35,7 +35,7 @@ def rows(checkpoints: list[str], layers: int | None, say: Callable[[str], None])
     Args:
         checkpoints: hub ids of registered checkpoints. Only their shapes are used; the weights are random.
         layers: number of layers of the encoder and of the decoder; None for as many as the checkpoint has.
-        say: is called with one line of text after each measurement.
+        say: function that is called with one line of text after each measurement.
     """
     found = []
     device = "cuda" if torch.cuda.is_available() else "cpu"

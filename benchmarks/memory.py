@@ -29,8 +29,12 @@ BITS_A_WEIGHT = {4: 4 + 8 / 64 + 32 / (64 * 256), 8: 8.0, 16: 16.0, 32: 32.0}
 class Cell:
     """A training step to measure: LoRA of rank 16 on all linear layers, one forward and backward pass, and AdamW.
 
-    folder: of the checkpoint. batch: examples in the step. input_length, target_length: in tokens. checkpointing:
-    whether gradient checkpointing is on.
+    Attributes:
+        folder: The folder of the checkpoint.
+        bits: Bits per weight of the frozen base.
+        batch: Examples in the step.
+        input_length, target_length: The lengths of each input and of each target in tokens.
+        checkpointing: Whether gradient checkpointing is on.
     """
 
     folder: str

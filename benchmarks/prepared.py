@@ -41,8 +41,8 @@ class Prepared:
     def model(self) -> tuple[Any, Loaded]:
         """Return a new model to train, and the base that it was made from. Every call gives the same weights."""
         loaded = _load(self.spec, self.device)
-        met = {piece for row in self.parts["train"] for piece in (*row.input_ids, *row.target_ids)}
-        loaded = replace(loaded, new_tokens=tuple(piece for piece in loaded.new_tokens if piece in met))
+        used = {token for row in self.parts["train"] for token in (*row.input_ids, *row.target_ids)}
+        loaded = replace(loaded, new_tokens=tuple(token for token in loaded.new_tokens if token in used))
         return apply_method(loaded, self.spec.method, self.spec.seed).to(self.device), loaded
 
     def source(self, layout: Layout) -> ShuffledExamples:

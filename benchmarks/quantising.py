@@ -31,8 +31,12 @@ AT_ONCE = 16
 class Row:
     """One measurement.
 
-    wide: the layers that stay at 16 bits. loss: in nats per target token. change: of the loss, relative to the loss at
-    16 bits. bytes: of all weights.
+    Attributes:
+        bits: Bits per weight: 16, 8 or 4.
+        wide: The layers that stay at 16 bits.
+        loss: The loss in nats per target token.
+        change: The change of the loss relative to the loss at 16 bits: 0.01 is 1 % more.
+        bytes: The size of all weights in bytes.
     """
 
     bits: int
@@ -78,15 +82,15 @@ def quantise_head(model: Any, bits: Bits) -> None:
     head = model.get_output_embeddings()
     outputs, inputs = head.weight.shape
     if bits == 4:
-        told: Any = quantization_config(4)
+        settings: Any = quantization_config(4)
         new: Any = bnb.nn.Linear4bit(
             inputs,
             outputs,
             bias=head.bias is not None,
-            compute_dtype=told.bnb_4bit_compute_dtype,
-            compress_statistics=told.bnb_4bit_use_double_quant,
-            quant_type=told.bnb_4bit_quant_type,
-            quant_storage=told.bnb_4bit_quant_storage,
+            compute_dtype=settings.bnb_4bit_compute_dtype,
+            compress_statistics=settings.bnb_4bit_use_double_quant,
+            quant_type=settings.bnb_4bit_quant_type,
+            quant_storage=settings.bnb_4bit_quant_storage,
         )
     else:
         new = bnb.nn.Linear8bitLt(inputs, outputs, bias=head.bias is not None, has_fp16_weights=False, threshold=6.0)

@@ -54,12 +54,12 @@ def measure(
     The loss is in nats per target token.
 
     Args:
-        folder: of the checkpoint.
-        pairs: of input and target.
+        folder: the folder of the checkpoint.
+        pairs: the pairs of input and target.
         steps: number of optimiser steps.
         batch: examples in a step.
-        rate: the learning rate.
-        bits: of the base.
+        rate: the learning rate, which the schedule multiplies by a factor from 0 to 1.
+        bits: the bits per weight of the base.
     """
     loaded = load_checkpoint(checkpoint_spec(str(folder)), bits)
     examples = [Example(at, *pair, "all") for at, pair in enumerate(pairs)]

@@ -76,8 +76,8 @@ def trained_before(folder: Path, data_dir: Path | None, device: torch.device) ->
 
 
 @dataclass
-class _Right:
-    """For each side, by its name: whether it counts each example as correct."""
+class _Outcomes:
+    """The outcomes of each side: whether it counts each example as correct, by the name of the side."""
 
     by: dict[str, list[bool]] = field(default_factory=dict)
 
@@ -98,7 +98,7 @@ def row(trained: Trained, examples: int, repeats: int) -> dict[str, Any]:
     drawn = torch.randperm(len(trained.examples), generator=torch.Generator().manual_seed(0))[:examples].tolist()
     rows, encoded = [trained.examples[at] for at in drawn], [trained.encoded[at] for at in drawn]
     limit = max(len(one.target_ids) for one in trained.encoded)
-    right = _Right()
+    right = _Outcomes()
     sides = _sides(trained, rows, encoded, limit, right)
     found = alternating(sides, repeats)
     rates = medians(found)
@@ -125,7 +125,7 @@ def row(trained: Trained, examples: int, repeats: int) -> dict[str, Any]:
 
 
 def _sides(
-    trained: Trained, rows: Sequence[Example], encoded: Sequence[Encoded], limit: int, right: _Right
+    trained: Trained, rows: Sequence[Example], encoded: Sequence[Encoded], limit: int, right: _Outcomes
 ) -> dict[str, Callable[[], float]]:
     """Return two functions, `petransfer` and `generate`, that score all examples and return examples per second.
 

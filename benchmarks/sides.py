@@ -84,7 +84,7 @@ def linear_flops(
 
     Args:
         model: the model.
-        layout: tells whether the model is an encoder-decoder.
+        layout: the layout of examples, which is different for an encoder-decoder.
         source: tokens of the input.
         target: tokens of the target.
         frozen: operations per token for each frozen weight; the forward pass alone takes 2.

@@ -48,9 +48,12 @@ PARTS: dict[str, tuple[str, ...]] = {
 class Setting:
     """The training to measure: LoRA on SCAN.
 
-    batch: examples in an optimiser step of one run. micro_batch: examples of one run in a forward pass; 0: chosen
-    automatically. threads: CPU threads; 0 keeps the present number. rounds: timed rounds. steps: timed steps of each
-    run in each round.
+    Attributes:
+        batch: Examples in an optimiser step of one run.
+        micro_batch: Examples of one run in a forward pass. 0: chosen automatically.
+        threads: CPU threads. 0 keeps the present number.
+        rounds: Number of timed rounds.
+        steps: Timed steps of each run in each round.
     """
 
     checkpoint: str = "nano/english"
@@ -69,8 +72,10 @@ def measure(
 ) -> dict[str, Any]:
     """Measure the examples per second of K runs one after another and of K runs as a stack, for each K in `counts`.
 
-    The results are medians over rounds. In each round, the ways of training take turns. say: is called with one line of
-    text after each round.
+    The results are medians over rounds. In each round, the ways of training take turns.
+
+    Args:
+        say: Function that is called with one line of text after each round.
     """
     if setting.threads:
         torch.set_num_threads(setting.threads)

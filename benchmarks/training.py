@@ -149,7 +149,7 @@ def trainer_turn(plain: Plain, folder: Path, steps: int, ordered: Order) -> Call
 
     Args:
         plain: the model, the batches and the settings.
-        folder: for Trainer's files.
+        folder: the folder for Trainer's files.
         steps: timed steps of each call.
         ordered: a function that puts the examples of the timed batches into the order of training.
     """
@@ -233,11 +233,11 @@ def gradient_difference(prepared: Prepared) -> float:
         loop.optimizer.zero_grad()
         padded = {name: value.to(prepared.device) for name, value in collate(batch.examples, batch.layout).items()}
         torch.autograd.backward(token_loss(loop.model, padded) / batch.target_tokens)
-        shares = [_apart(value, trained[name].grad) for name, value in ours.items()]
+        shares = [_relative_difference(value, trained[name].grad) for name, value in ours.items()]
     return float(f"{max(shares):.2g}")
 
 
-def _apart(one: torch.Tensor, other: Any) -> float:
+def _relative_difference(one: torch.Tensor, other: Any) -> float:
     return float((one - other).abs().max() / other.abs().max().clamp(min=1e-12))
 
 

@@ -37,10 +37,14 @@ MODEL = "nano/english"
 
 @dataclass(frozen=True)
 class Try:
-    """One thing that a new user tries: a file, and commands for it.
+    """An example of the first use of petransfer: a data file, and the commands for it.
 
-    title: the heading on the page. text: what the reader should know. file: the name of the data file. rows: makes the
-    lines of the file, each as a list of cells. commands: the arguments of `petransfer`, as a user writes them.
+    Attributes:
+        title: The heading on the page.
+        text: An introduction for the reader.
+        file: The name of the data file.
+        rows: Function that returns the lines of the file, each as a list of cells.
+        commands: The arguments of `petransfer` for each command, as a user writes them.
     """
 
     title: str
@@ -83,7 +87,7 @@ def reviews() -> list[list[str]]:
 
 
 def chats() -> list[list[str]]:
-    """Return 200 chats of two turns in which the user has things switched on and off, as JSON."""
+    """Return 200 chats of two turns, as JSON. In each turn, the user asks to turn a device on or off."""
     drawn = random.Random(0)
     asked = ("turn the {} {}", "please turn the {} {}", "I want the {} {}", "can you turn the {} {}", "the {} {} now")
     things = ("lamp", "radio", "heater", "fan", "oven", "door", "light", "music", "water", "window")
@@ -158,14 +162,17 @@ HEAD = (
     "The page was written by `python docs/record_transcripts.py` on {machine}, with one thread. All commands together "
     "took {took}.",
 )
-WIDTH = 130  # of the lines of the page
+WIDTH = 130  # maximum number of characters in a line of the page
 
 
 @dataclass
 class Screen:
-    """The lines of a terminal, as far as rich and petransfer use one: text, line breaks, and erased lines.
+    """A simulated terminal. It supports the outputs of rich and petransfer: text, line breaks, and erased lines.
 
-    lines: the lines. row, column: the position of the cursor. bars: all states of the lines with a progress bar.
+    Attributes:
+        lines: The lines of the terminal.
+        row, column: The position of the cursor.
+        bars: Every state of the lines with a progress bar.
     """
 
     lines: list[str] = field(default_factory=lambda: [""])

@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'petransfer' has no attribute '{name}'")
     with one_import():
         value = getattr(importlib.import_module(_PUBLIC[name]), name)
-        if inspect.isfunction(value):  # the command line calls the same functions, and its messages name options
+        if inspect.isfunction(value):  # messages name options such as --out; make them name arguments
             from petransfer.python_arguments import naming_arguments
 
             value = naming_arguments()(value)

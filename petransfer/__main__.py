@@ -7,11 +7,11 @@ import sys
 
 def main() -> None:
     """Run the command line."""
-    if sys.flags.optimize > 1:  # transformers reads docstrings, as the help of the commands does
+    if sys.flags.optimize > 1:  # transformers needs docstrings, and so does --help
         print("error: Python runs without docstrings (-OO or PYTHONOPTIMIZE=2); unset PYTHONOPTIMIZE", file=sys.stderr)
         sys.exit(2)
     try:
-        from petransfer.cli import main as command_line  # takes a second, in which Ctrl-C must not end in a traceback
+        from petransfer.cli import main as command_line  # takes a second; Ctrl-C must not print a traceback
         from petransfer.cli.log_output import keep_from_other_handlers
 
         keep_from_other_handlers()

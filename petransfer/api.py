@@ -302,9 +302,9 @@ def train(
         raise UserError(f"overrides is {overrides!r:.40}; give a dict, such as {{'train': {{'warmup': 0.1}}}}")
     named = place_of(model, "model"), place_of(data, "data")
     card = None if cpu else this_card()
-    asked = (*named, request, list(as_overrides(overrides or {})), place, card is not None and card.has_bf16)
-    found = cross_validation(*asked) if request.folds is not None else None
-    training = found.folds[0] if found else train_study(*asked)
+    arguments = (*named, request, list(as_overrides(overrides or {})), place, card is not None and card.has_bf16)
+    found = cross_validation(*arguments) if request.folds is not None else None
+    training = found.folds[0] if found else train_study(*arguments)
     if training.note:
         logger.info(training.note)
     if card is not None and (fit := memory_if_predictable(training.grid, card, gradient_checkpointing)):
@@ -331,8 +331,9 @@ def write_results(grid: StudyGrid, *, anew: bool = False) -> dict[str, Any]:
     """Write table.csv and effects.json from the finished runs, and return the content of effects.json.
 
     Args:
-        anew: Whether runs were executed just now. A repeated run has its earlier id, and can have other scores, so that
-            effects.json can look up to date although it is not.
+        grid: The runs of the study.
+        anew: Whether runs were executed just now. effects.json is then computed again in any case: a repeated run keeps
+            its run id but can have other scores, so the file could wrongly seem up to date.
     """
     from petransfer.effects.study_effects import update_effects
     from petransfer.report import run_table

@@ -32,7 +32,8 @@ def replacing(path: Path, several: bool = False) -> Iterator[Path]:
     `path` is unchanged and the temporary file or folder is removed.
 
     Args:
-        several: Whether several processes can write `path` at the same time. Each then has its own temporary path.
+        several: Whether several processes can write `path` at the same time. Each process then has its own temporary
+            path.
 
     Raises:
         IsADirectoryError: A file was written, and `path` is a folder.
@@ -59,8 +60,8 @@ def replacing(path: Path, several: bool = False) -> Iterator[Path]:
 def creating(path: Path) -> Iterator[Path]:
     """Yield a temporary path for a new folder, and rename it to `path` at the end.
 
-    Several processes can create the same folder at the same time: each has its own temporary path, and the first one
-    that ends creates `path`. After an error inside the context, the temporary folder is removed.
+    Several processes can create the same folder at the same time. Each process has its own temporary path, and the
+    first process that finishes creates `path`. After an error inside the context, the temporary folder is removed.
 
     Raises:
         FileExistsError: `path` exists at the end.
@@ -72,7 +73,7 @@ def creating(path: Path) -> Iterator[Path]:
         try:
             if os.path.lexists(path):
                 raise FileExistsError
-            partial.rename(path)  # fails if another process has created a folder with files since
+            partial.rename(path)  # fails if another process has created `path` with files in it
         except OSError as error:
             if not os.path.lexists(path):
                 raise
@@ -86,7 +87,7 @@ def creating(path: Path) -> Iterator[Path]:
 def replace_folder(new: Path, path: Path) -> None:
     """Rename the folder `new` to `path`, and remove the folder that was there.
 
-    A process that is killed in between loses nothing: the old folder then has its temporary name, and
+    If the process is killed between the two renames, nothing is lost: the old folder still has its temporary name, and
     `recover_folders` renames it back.
     """
     aside = path.with_name(f".{path.name}{_ASIDE}")
@@ -122,8 +123,8 @@ _ASIDE = ".replaced"
 def named_errors(path: Path) -> Iterator[None]:
     """Turn errors of writing to `path` into OSError with the name of `path`.
 
-    safetensors and tokenizers raise exceptions of their own, whose text ends with the number: "No space left on device
-    (os error 28)".
+    safetensors and tokenizers raise exceptions of their own classes. Their text ends with the error number, as in "No
+    space left on device (os error 28)".
     """
     try:
         yield
@@ -141,8 +142,8 @@ def named_errors(path: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Make sure that a file or the list of a folder's files is on the disk. No effect on Windows."""
-    if sys.platform == "win32":  # Windows opens no folders, and syncs no file that is open for reading
+    """Flush a file to the disk. For a folder, flush the list of its files. No effect on Windows."""
+    if sys.platform == "win32":  # Windows cannot open folders or flush files that are open for reading
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -24,8 +24,13 @@ class FolderMoved(RunError):
 
 
 def refuse_moved(folder: Path, file: str = "") -> None:
-    """Raise FolderMoved if a folder, or the file of this name in it, is no longer there."""
-    # to make the folder again would hide where the rest lies
+    """Raise FolderMoved if a folder was moved or removed during the training.
+
+    Args:
+        folder: The folder.
+        file: Name of a file that must exist in the folder. Empty: only the folder is checked.
+    """
+    # the folder is not created again, because the user could then overlook the moved folder with the earlier files
     if not (folder / file).exists():
         raise FolderMoved(
             f"{folder} was moved or removed during training; move it back and run the same command again, or name "

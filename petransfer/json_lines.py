@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# Characters that json.dumps leaves as they are, and that some programs read as the end of a line or a terminal as a
-# command: control characters from 127 on, and Unicode's line and paragraph separators.
+# Characters that json.dumps does not escape, although some programs treat them as line ends and terminals treat them as
+# commands: control characters from 127 on, and Unicode's line and paragraph separators.
 _SPECIAL = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
@@ -30,7 +30,7 @@ def json_line(content: Any, ascii_only: bool = False) -> str:
     """Return a value as JSON on one line. Letters of all languages stay as they are.
 
     Args:
-        ascii_only: escape all characters beyond ASCII, for an output that cannot write them.
+        ascii_only: Escape all characters beyond ASCII, for outputs whose encoding lacks them.
 
     >>> json_line({"text": "größe\\u2028"})
     '{"text": "größe\\\\u2028"}'

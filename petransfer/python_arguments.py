@@ -32,7 +32,7 @@ _ARGUMENTS = {
 
 @contextlib.contextmanager
 def naming_arguments() -> Iterator[None]:
-    """Let the errors of a public function name its arguments, such as 'out', and not options such as --out."""
+    """Make the error messages of a public function name its arguments, such as 'out', instead of options (--out)."""
     try:
         yield
     except (UserError, RunError) as error:
@@ -57,7 +57,7 @@ def place_of(value: Any, what: str) -> str:
     if isinstance(value, str | Path):
         return str(value)
     advice = ""
-    if hasattr(value, "save_to_disk"):  # of `datasets`; JSON would have numbers in place of the names of class labels
+    if hasattr(value, "save_to_disk"):  # from `datasets`; JSON would have numbers instead of label names
         advice = f"write it to a folder, such as {what}.save_to_disk('rows')"
     elif hasattr(value, "write_parquet"):  # a table of polars
         advice = f"write it to a file, such as {what}.write_parquet('rows.parquet')"
@@ -114,7 +114,7 @@ def whole_of(value: Any, what: str, least: int = 1, most: int | None = None) -> 
 
 
 def is_whole(value: Any) -> bool:
-    """Return whether a value is a whole number, such as an int or a number of numpy. True and False are none."""
+    """Return whether a value is a whole number, such as an int or a NumPy integer. True and False do not count."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
@@ -155,7 +155,7 @@ def name_of(value: Any, what: str) -> str:
     """Return a name unchanged.
 
     Raises:
-        UserError: The value is no text.
+        UserError: The value is not text.
     """
     if not isinstance(value, str):
         raise UserError(f"{what} is {shown_value(value)}; give a name as text")
@@ -163,7 +163,7 @@ def name_of(value: Any, what: str) -> str:
 
 
 def _why_unusable(device: Any) -> str:
-    """Return why PyTorch cannot use a device on this machine, and what to give. Empty: it can."""
+    """Return why PyTorch cannot use a device on this machine, and what to give instead. Empty if it can."""
     import torch
 
     if device.type == "cuda":
@@ -196,7 +196,7 @@ def names_of(value: Any, what: str) -> tuple[str, ...]:
     """Return one name or several names as a tuple.
 
     Raises:
-        UserError: A name is no text.
+        UserError: A name is not text.
     """
     names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
     if not all(isinstance(name, str) for name in names):
@@ -208,7 +208,7 @@ def texts_of(values: Any) -> list[str]:
     """Return inputs as a list of texts.
 
     Raises:
-        UserError: The values are no list, or one of them is no text.
+        UserError: The values are not a list, or one of them is not text.
     """
     if isinstance(values, str):
         raise UserError("predict needs a list of texts; write predict([text]) for one text")

@@ -1,4 +1,4 @@
-"""Suggest the name that a user meant: a similar one, or the one for a setting of another training program."""
+"""Suggest a known name for an unknown one: a similar name, or our name for a setting of another training program."""
 
 from __future__ import annotations
 
@@ -52,10 +52,11 @@ _CUTOFF = 0.6
 
 
 def similar_name(given: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is meant by an unknown name. None if there is no such name.
+    """Return the known name that is similar to an unknown name or has the same meaning. None if there is none.
 
     Args:
-        known: Names as they are written here, such as `batch_size` or `--batch-size`.
+        given: The unknown name.
+        known: The known names, such as `batch_size` or `--batch-size`.
 
     >>> similar_name("--per_device_train_batch_size", ["--batch-size", "--bits"])
     '--batch-size'
@@ -68,7 +69,7 @@ def similar_name(given: str, known: Iterable[str]) -> str | None:
     word = _word(given)
     if word in by_word:
         return by_word[word]
-    if (ours := name_here(given)) != word:  # another program's name is not like the names here
+    if (ours := name_here(given)) != word:  # a setting of another program: do not search for similar names
         return by_word.get(ours)
     near = difflib.get_close_matches(word, by_word, n=1, cutoff=_CUTOFF)
     if not near and len(word) > 1:
@@ -78,7 +79,10 @@ def similar_name(given: str, known: Iterable[str]) -> str | None:
 
 
 def name_here(given: str) -> str:
-    """Return our name for a setting of another program, such as `targets` for `lora_target`. Others are unchanged."""
+    """Return our name for a setting of another program, such as `targets` for `lora_target`.
+
+    Other names are returned in lower case, with underscores.
+    """
     word = _word(given)
     return _OTHER_PROGRAMS.get(word, word)
 

@@ -1,4 +1,4 @@
-"""Tell files that cannot be read from damaged files: missing permissions, disk errors and pointers of Git LFS."""
+"""Detect files that are not damaged but cannot be read: missing permissions, disk errors and Git LFS pointers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 from petransfer.errors import UserError
 
-# The first bytes of the short text that stands in for a file that Git LFS did not download.
+# The first bytes of a Git LFS pointer: a short text in place of a file that was not downloaded.
 _POINTER = b"version https://git-lfs"
 # Errors for a path where there is no file. The function that reads the file reports them.
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG)
 
 
 def refuse_unreadable(path: Path, name: str = "") -> None:
-    """Raise UserError if a file cannot be read, or is a pointer of Git LFS. No effect without a file.
+    """Raise UserError if a file cannot be read, or is a Git LFS pointer. No effect if the file does not exist.
 
     Args:
         name: Name for the message about a pointer. Empty: the path.
@@ -37,7 +37,7 @@ def refuse_unreadable(path: Path, name: str = "") -> None:
 
 
 def unreadable(path: Path, error: OSError) -> UserError:
-    """Return the error for a file or folder that is there and cannot be read."""
+    """Return the error for a file or folder that exists but cannot be read."""
     denied = isinstance(error, PermissionError)
     advice = "change its permissions or those of its folder" if denied else "try again, or check the disk"
     return UserError(f"{path} cannot be read ({error.strerror or error}); {advice}")

@@ -9,7 +9,7 @@ from petransfer.errors import UserError
 
 _HUB = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(datasets/)?([\w.-]+/[\w.-]+)(?:/.*)?")
 
-# As the hub allows them: no part begins or ends with a hyphen or a dot.
+# Names that the hub allows: no part begins or ends with a hyphen or a dot.
 _HUB_NAME = re.compile(r"(?!.*(?:--|\.\.))(?:\b[\w.-]+\b/)?\b[\w.-]{1,96}\b(?<!\.git)")
 
 
@@ -22,7 +22,7 @@ def refuse_address(name: str, what: str) -> None:
     """Raise UserError if a name is an address of the internet, such as one copied from a browser.
 
     Args:
-        what: what the name should stand for, such as `a checkpoint`, for the message.
+        what: What the user was expected to name, such as `a checkpoint`, for the message.
     """
     if "://" not in name:
         return
@@ -63,8 +63,9 @@ def training_around(path: Path) -> Path | None:
 def trainings_in(folder: Path) -> str:
     """Return examples of folders of runs, such as `such as results/dates-english`, for a message.
 
-    folder: the folder or file that a user named. The examples are a folder of a training that contains it, or folders
-        of runs inside it.
+    Args:
+        folder: the folder or file that a user gave. The example is the folder of `train` that contains it, or folders
+            of `train` inside it.
     """
     around = training_around(folder)
     if around is not None:

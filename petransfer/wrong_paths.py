@@ -1,13 +1,13 @@
-"""Say what a path is that was named in place of a checkpoint, an adapter or data: the hub's cache, or a weight file."""
+"""Explain paths that are not a checkpoint, an adapter or data: a part of the hub's cache, or a file of weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-_CACHE_OF_ONE, _INSIDE = "models--", ("snapshots", "blobs", "refs")
+_MODEL_PREFIX, _INSIDE = "models--", ("snapshots", "blobs", "refs")
 _CONFIGURATIONS = ("config.json", "adapter_config.json")
-# What files with these endings are. petransfer reads none of them by itself.
+# Kinds of files by suffix, for messages. petransfer cannot load a model from any of them.
 _OTHER_PROGRAMS = {
     ".gguf": "a GGUF file, which llama.cpp runs",
     ".onnx": "an ONNX file",
@@ -20,7 +20,7 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz")
 
 
 def cache_advice(folder: Path) -> str:
-    """Return that a folder is a part of the hub's cache, and which folder or hub id to name. '' for other folders.
+    """Return advice for a folder of the hub's cache: which folder or hub id to name instead. '' for other folders.
 
     Args:
         folder: An existing folder: the cache, the folder `models--owner--name` of one model in it, or a folder
@@ -28,8 +28,8 @@ def cache_advice(folder: Path) -> str:
     """
     place = folder.absolute()
     place = place.parent if place.name in _INSIDE else place
-    if not place.name.startswith(_CACHE_OF_ONE):
-        inner = next(iter(sorted(folder.glob(f"{_CACHE_OF_ONE}*--*"))), None)
+    if not place.name.startswith(_MODEL_PREFIX):
+        inner = next(iter(sorted(folder.glob(f"{_MODEL_PREFIX}*--*"))), None)
         return f"the hub's cache; give the hub id of a model, such as {_hub_id(inner)}" if inner else ""
     what = f"the folder of {_hub_id(place)} in the hub's cache"
     found = next(_complete_copies(place), None)
@@ -47,11 +47,11 @@ def _complete_copies(place: Path) -> Iterator[Path]:
 
 
 def _hub_id(place: Path) -> str:
-    return place.name.removeprefix(_CACHE_OF_ONE).replace("--", "/", 1)
+    return place.name.removeprefix(_MODEL_PREFIX).replace("--", "/", 1)
 
 
 def weight_file_advice(file: Path) -> str:
-    """Return that a file has weights or is a model of another program, and what to name. '' for other files."""
+    """Return advice for a file of weights or a model file of another program: what to name instead. '' for others."""
     suffix = file.suffix.lower()
     if form := _OTHER_PROGRAMS.get(suffix):
         return f"{form}; name the folder or hub id of the model that it was made from"

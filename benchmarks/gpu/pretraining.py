@@ -43,14 +43,14 @@ RESULT_BYTES = 15 * 2**20  # maximum size of the file with all pretrained weight
 class Windows:
     """Batches of windows with span corruption, as tensors. All windows of a batch are made at once.
 
-    The distribution is that of `petransfer.pretraining.span_corruption`: each window loses the same number of tokens,
-    in spans of random lengths. The random numbers are different, so the trained
-    weights differ from the weights of `petransfer pretrain`.
+    The distribution is that of `petransfer.pretraining.span_corruption`: in each window, the same number of tokens is
+    masked, in spans of random lengths. The random numbers are different, so the trained weights differ from the weights
+    of `petransfer pretrain`.
 
     Args:
         ids: One stream of token ids, (tokens,).
-        noise: Window length, share of lost tokens and mean length of a span.
-        seed: Of the random choice of windows and spans.
+        noise: Window length, share of masked tokens and mean length of a masked span.
+        seed: The seed for the random choice of windows and spans.
         marks: The ids of the sentinel tokens, at least as many as a window has spans.
         eos: The id of the token that ends inputs and targets.
         start: The id of the token that the decoder starts with.
@@ -90,15 +90,21 @@ def _partitions(total: int, parts: int, rows: int, rng: np.random.Generator) -> 
 def _with_marks(
     window_bw: np.ndarray, kept_bs: np.ndarray, lost_bs: np.ndarray, marks: np.ndarray, eos: int, before: bool
 ) -> np.ndarray:
-    """Return the inputs or the targets of a batch of windows, with a sentinel token (mark) for each lost span.
+    """Return the inputs or the targets of a batch of windows, with a sentinel token (mark) for each masked span.
 
-    Inputs (`before` is False) have the kept tokens of a window, with a mark after each stretch of them. Targets
-    (`before` is True) have the lost tokens, with a mark before each span. kept_bs, lost_bs: (rows, spans) lengths.
+    Inputs (`before` is False) contain the unmasked tokens of a window, with a mark in the place of each masked span.
+    Targets (`before` is True) contain the masked tokens, with a mark before each span.
+
+    Args:
+        window_bw: the token ids of the windows, of shape (rows, window).
+        kept_bs, lost_bs: the lengths of the unmasked and of the masked spans, of shape (rows, spans).
+        marks: the ids of the sentinel tokens.
+        eos: the id of the token at the end of each row.
     """
     rows, width = window_bw.shape
-    stretch_b2s = np.stack([kept_bs, lost_bs], axis=2).reshape(rows, -1)  # kept, lost, kept, lost, ...
-    ends = np.cumsum(stretch_b2s, axis=1)
-    which_bw = (np.arange(width)[None, :, None] >= ends[:, None, :]).sum(2)  # the number of each token's stretch
+    lengths_b2s = np.stack([kept_bs, lost_bs], axis=2).reshape(rows, -1)  # kept, lost, kept, lost, ...
+    ends = np.cumsum(lengths_b2s, axis=1)
+    which_bw = (np.arange(width)[None, :, None] >= ends[:, None, :]).sum(2)  # the index of each token's span
     wanted_bw = (which_bw % 2 == 1) if before else (which_bw % 2 == 0)
     spans = len(marks)
     own = lost_bs if before else kept_bs

@@ -26,7 +26,7 @@ from petransfer.study.launched_processes import this_place
 _CANNOT_WRITE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 _CANNOT_WRITE_ERRNO = {
     errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP,
-    # of disks that fail, and of network file systems
+    # errors of failing disks and of network file systems
     errno.EIO, errno.ESTALE, errno.EINVAL, errno.ENOTSUP, errno.ENOLCK, errno.EXDEV, errno.EBUSY, errno.ENODEV,
 }  # fmt: skip
 
@@ -71,7 +71,8 @@ def main() -> None:
     # plots are written to files, and the backend of a notebook or of an older matplotlib may be unknown here
     os.environ["MPLBACKEND"] = "agg"
     start_again_in_utf8()
-    # The leading process would wait forever for a process that exits here although it shares the verb.
+    # Options such as --debug can precede the verb. For a shared verb, no process may exit here, because the leading
+    # process would wait for it forever.
     verb = next((argument for argument in sys.argv[1:] if argument not in _ANYWHERE), "")
     if not this_place().leads and verb not in SHARED:
         sys.exit(0)
@@ -89,7 +90,7 @@ def _current_folder_exists() -> bool:
 def _open_closed_streams() -> None:
     """Open standard streams that were closed by the caller, so that no file of a run gets their numbers.
 
-    `sys.stdin` stays None, so that `predict` can say that there is no input.
+    `sys.stdin` stays None, so that `predict` can report the missing input.
     """
     while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -133,7 +134,7 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
     try:
         given = [argument for argument in arguments if argument not in _ANYWHERE]
-        name = "petransfer" if application is app else None  # `python -m petransfer` is named as the command too
+        name = "petransfer" if application is app else None  # also for `python -m petransfer`
         code = application(utf8_arguments(given), prog_name=name, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except (UserError, RunError) as error:
@@ -163,7 +164,7 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
 
 
 def _end(code: int, message: str) -> NoReturn:
-    """End the process with an exit code, after a message from the first of the processes of a launcher."""
+    """Exit with a code. If a launcher started several processes, only the leading one prints the message."""
     if message and this_place().leads:
         print_text(message, file=sys.stderr)
     sys.exit(code)

@@ -22,7 +22,7 @@ from petransfer.sharing.bundle_zip import SUFFIX
 from petransfer.sharing.card_metadata import Wishes, checked_wishes, licence_note
 from petransfer.visible_text import visible
 
-# What `info` calls the entries of its JSON.
+# Titles that `info` prints for the entries of its JSON output.
 _TITLES = {
     "base": "base model",
     "base revision": "revision of the base",
@@ -38,7 +38,7 @@ _TITLES = {
     "claimed dev EM %": "exact match on dev, %",
     "claimed test EM %": "exact match on test, %",
 }
-# What `info` prints for these entries and values.
+# Texts that `info` prints instead of these values. Keys: entry and value.
 _TEXTS = {
     ("task", "lines held-out"): "rows from files, not a benchmark",
     ("licence", "other"): "other: no licence was named",

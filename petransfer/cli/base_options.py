@@ -1,4 +1,4 @@
-"""Options that say which base model an adapter is used with, shared by several verbs."""
+"""Options, shared by several verbs, that choose the base model of an adapter."""
 
 from __future__ import annotations
 

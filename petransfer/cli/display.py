@@ -54,7 +54,7 @@ class View:
         line: Describes a run in one line. An empty line is not printed.
         label: Returns the names of a run, such as the arm and the seed.
         score: Returns the latest score on dev as text, such as `87 %`. Empty without a score.
-        score_name: What the score is, such as `exact match on dev`.
+        score_name: Name of the score, such as `exact match on dev`.
         name: The beginning of each run's line, such as `fold 2`.
     """
 
@@ -87,7 +87,12 @@ def study_score(row: Any) -> str:
 class Display:
     """A context manager that displays the progress of runs.
 
-    The context gives a function `tick`, which updates the display. Call `tick` often.
+    Entering the context returns a function that updates the display. Call this function often.
+
+    Args:
+        view: The runs, and how to describe them.
+        quiet: Whether to display nothing.
+        console: Output for the display. None: stderr.
     """
 
     def __init__(self, view: View, quiet: bool, console: Console | None = None) -> None:
@@ -170,8 +175,13 @@ def progress_lines(view: View, rows: Sequence[ShownRow], width: int, most: int) 
 def progress_line(row: ShownRow, name: str, score: str, width: int, score_name: str = "dev") -> str:
     """Return a run's name, bar, step, loss, dev score and remaining time in one line.
 
-    The name is cut to fit. In a narrow terminal, `score_name` is shortened, as in `dev`. width: the width of the line
-    in characters.
+    The name is cut to fit. In a narrow terminal, `score_name` is shortened, as in `dev`.
+
+    Args:
+        name: Name of the run.
+        score: Latest score as text. Empty without a score.
+        width: Width of the line in characters.
+        score_name: Name of the score, such as `exact match on dev`.
     """
     steps = int(getattr(row.cell, "spec", row.cell).train.steps)
     if row.loss is None:
@@ -182,7 +192,7 @@ def progress_line(row: ShownRow, name: str, score: str, width: int, score_name: 
         ", ".join(filter(None, (f"{step}{unit}", loss, f"{word} {score}" if score else "", left)))
         for unit, word in ((" steps", score_name), ("", score_name), ("", short))
     ]
-    # room for a bar of six characters with its brackets, and for a short name
+    # space for a bar of six characters with brackets and a blank, and for a short name
     least = 9 + min(8, len(name) + bool(name))
     tail = next((tail for tail in tails if len(tail) + least <= width), tails[-1])
     room = width - len(tail) - 3

@@ -72,7 +72,7 @@ def _cpu() -> str:
 
 
 def _fast() -> str:
-    """Return the fastest bits and number of threads for a LoRA step, as text."""
+    """Return, as text, with how many bits and threads a LoRA step is fastest on this CPU."""
     from petransfer.training.cpu.speed import measure_speeds, recommended
 
     speeds = measure_speeds()

@@ -24,7 +24,7 @@ from petransfer.visible_text import visible
 if TYPE_CHECKING:
     from petransfer.sharing.scoring import Scores
 
-# The numbers of the rows are listed if there are at most this many.
+# A warning lists the numbers of rows if there are at most this many rows.
 LISTED = 10
 
 

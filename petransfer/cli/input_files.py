@@ -52,7 +52,12 @@ def refuse_other_files(file: Path, specs: Iterable[RunSpec | None]) -> None:
 
 
 def refuse_binary(head: bytes, name: str) -> None:
-    """Raise UserError if data are not text, because they are compressed or binary. `name` names the data's source."""
+    """Raise UserError if data are compressed or binary.
+
+    Args:
+        head: The first bytes of the data.
+        name: Source of the data, for the message.
+    """
     form = next((form for start, form in _COMPRESSED.items() if head.startswith(start)), "")
     if form:
         raise UserError(f"{name} is not a text file: it is compressed ({form}); unpack it first, and {_ADVICE}")
@@ -61,7 +66,7 @@ def refuse_binary(head: bytes, name: str) -> None:
 
 
 def without_rows(lines: Iterable[str], specs: Iterable[RunSpec | None]) -> Iterator[str]:
-    """Yield the lines of standard input. Raise UserError if the first line is the head of a table, or a JSON row."""
+    """Yield the lines of standard input. Raise UserError if the first line is a table header or a JSON row."""
     first = True
     for line in lines:
         if first:
@@ -71,7 +76,7 @@ def without_rows(lines: Iterable[str], specs: Iterable[RunSpec | None]) -> Itera
 
 
 def _refuse_rows(file: Path, name: str, text: str, specs: list[RunSpec | None]) -> None:
-    """Raise UserError if a text is the beginning of a table or of JSON rows. `name`: its name for the message."""
+    """Raise UserError if the text is the beginning of a table or of JSON rows. `name` is used in the message."""
     if any(_are_inputs(text, spec) for spec in specs):
         return
     columns = list(dict.fromkeys(column for spec in specs for column in _columns(spec)))
@@ -89,7 +94,7 @@ def _refuse_rows(file: Path, name: str, text: str, specs: list[RunSpec | None]) 
 
 
 def _are_inputs(text: str, spec: RunSpec | None) -> bool:
-    """Return whether the first line is an input for a template with several columns: a JSON object with them."""
+    """Return whether the first line is an input for a template with several columns, as a JSON object."""
     fields = fields_of(str(spec.task.options.get("template", ""))) if spec else ()
     if len(fields) < 2:
         return False
@@ -103,12 +108,12 @@ def _are_inputs(text: str, spec: RunSpec | None) -> bool:
 def _is_wide_text(head: bytes) -> bool:
     """Return whether data with zero bytes are UTF-16 or UTF-32."""
     encoding, mark = encoding_of(head)
-    # without a byte order mark: no more than every second byte of English text is zero
+    # without a byte order mark, all zero bytes of English UTF-16 are at even positions, or all are at odd positions
     return encoding != "utf-8" and (mark > 0 or 0 in (head[0:1000:2].count(0), head[1:1000:2].count(0)))
 
 
 def _columns(spec: RunSpec | None) -> list[str]:
-    """Return column names that show that a line is the head of a table: the usual ones and the training data's."""
+    """Return column names by which a table header is recognised: usual names, and names of the training data."""
     if spec is None:
         return list(_COLUMNS)
     named = {**spec.task.options, **spec.task.source}

@@ -13,7 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 from petransfer.cli.examples import epilog
 from petransfer.user_paths import expanded
 
-# For each verb, `module:name`; the name is that of a function or of a Typer application.
+# For each verb, `module:name`, where `name` is a function or a Typer application in the module.
 VERBS = {
     "train": "train:train",
     "predict": "predict:predict",
@@ -110,5 +110,5 @@ def _in_home(context: Any, parameter: Any, value: Any) -> Any:
 
 
 def path_or_dash(value: Path | None) -> Path | None:
-    """Expand `~` in a path that can also be `-`, for standard input or output. For `callback` of an option."""
+    """Expand `~` in a path that can also be `-`, for standard input or output. A `callback` for options."""
     return value if value in (None, Path("-")) else expanded(value)

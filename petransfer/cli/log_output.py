@@ -43,7 +43,7 @@ def _show_warning(
 
 
 def show_log(verbose: bool = False, quiet: bool = False) -> None:
-    """Print log messages to stderr: INFO, WARNING (`quiet`) or DEBUG (`verbose`) and above."""
+    """Print log messages to stderr, from level INFO on. `quiet` starts at WARNING, and `verbose` at DEBUG."""
     logger = logging.getLogger("petransfer")
     for handler in list(logger.handlers):
         if isinstance(handler, _StderrHandler):

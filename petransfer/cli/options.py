@@ -112,7 +112,8 @@ def recipe_name(argument: str | None, option: str | None) -> str:
 
 def parse_names(text: str | None) -> list[str] | None:
     """Return the names of a comma-separated list. None if the option was not given."""
-    # an empty text gives an empty name, which recipes refuse: `--arms "$ARMS"` must not select all arms
+    # An empty text gives an empty name, which recipes refuse. Otherwise `--arms "$ARMS"` with an empty variable would
+    # select all arms.
     return None if text is None else [name.strip() for name in text.split(",")]
 
 
@@ -129,7 +130,7 @@ def parse_seeds(text: str) -> list[int]:
     """Return the seeds of a comma-separated list of numbers and ranges.
 
     Raises:
-        UserError: The text is no list of seeds, or has more than `MOST_RUNS` seeds.
+        UserError: The text is not a list of seeds, or has more than `MOST_RUNS` seeds.
 
     >>> parse_seeds("0-2,7")
     [0, 1, 2, 7]

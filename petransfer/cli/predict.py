@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from petransfer.sharing.sources import Source
 
 BATCH = 256
-# An input with its place in front, such as `line 2 of inputs.txt`.
+# The place of an input, such as `line 2 of inputs.txt`, and the input.
 _Line = tuple[str, str]
 # A function that yields the label and the predictor of each model.
 _Each: TypeAlias = "Callable[[], Iterator[tuple[str, Predictor]]]"
@@ -121,7 +121,7 @@ def predict(
         each = _predictors(sources, where, combined, chat)
         if chat:
             each = _for_chats(each)
-        if file is not None and file.is_file():  # all unusable lines are named before the first text is printed
+        if file is not None and file.is_file():  # report all unusable lines before the first text is printed
             lines = _checked(lines, each)
         _generate(arrived or iter(lambda: list(islice(lines, at_once)), []), each, max_new_tokens, as_json)
     for one in text or ():
@@ -141,9 +141,9 @@ def _with_places(texts: Iterable[str], name: str) -> Iterator[_Line]:
 def _checked(lines: Iterable[_Line], each: _Each) -> Iterator[_Line]:
     """Return the inputs of a file after all models have accepted them."""
     kept = list(lines)
-    asked = [one for one in kept if one[1].strip()]
+    inputs = [one for one in kept if one[1].strip()]
     for _, predictor in each():
-        predictor.token_ids([text for _, text in asked], [place for place, _ in asked])
+        predictor.token_ids([text for _, text in inputs], [place for place, _ in inputs])
     return iter(kept)
 
 
@@ -153,7 +153,7 @@ def _generate(
     max_new_tokens: int,
     as_json: bool,
 ) -> None:
-    """Print a text for each input and model. At the end, say how many texts were cut.
+    """Print a text for each input and model, and at the end the number of texts that were cut.
 
     Args:
         batches: The inputs with their places, in batches.
@@ -163,18 +163,18 @@ def _generate(
     from petransfer.evaluation.cut_texts import CutTexts
 
     number = 0
-    quoted: list[list[str]] = []  # for each chat of the first model with special tokens in its messages: these tokens
+    quoted: list[list[str]] = []  # special tokens in the messages of each chat that has some, for the first model
     cut: list[tuple[str, CutTexts]] = []  # for each model; two models can have the same label
     has_line_breaks = has_lines = False
     for batch in batches:
         has_lines = True
-        asked = [text for _, text in batch if text.strip()]
+        inputs = [text for _, text in batch if text.strip()]
         places = [place for place, text in batch if text.strip()]
         texts: list[tuple[str, Iterator[Generation]]] = []
-        number += len(asked)
+        number += len(inputs)
         for at, (label, one) in enumerate(each()):
-            found = one.generations(asked, max_new_tokens, places=places)
-            quoted += [] if texts else filter(None, one.quoted(asked))
+            found = one.generations(inputs, max_new_tokens, places=places)
+            quoted += [] if texts else filter(None, one.quoted(inputs))
             cut += [(label, CutTexts(max_new_tokens))] if at == len(cut) else []
             cut[at][1].add(found)
             texts.append((label, iter(found)))
@@ -199,7 +199,7 @@ def _opened(stack: contextlib.ExitStack, places: list[str], run: str | None) -> 
     """Open the sources before torch is imported."""
     from petransfer.sharing.sources import opened_source
 
-    # importing torch takes seconds, and a wrong name is reported before
+    # importing torch takes seconds; a wrong name is reported before the import
     return [stack.enter_context(opened_source(place, None if at else run)) for at, place in enumerate(places)]
 
 
@@ -212,7 +212,7 @@ def _predictors(sources: list[Source], where: Where, combination: Any, chat: boo
     silence_libraries()
     if all(source.kind == "adapter" for source in sources):
         together = put_together([source.adapter() for source in sources], where, combination)
-        # adapters share one base model: use each predictor before the next one is taken
+        # the adapters share one base model, so each predictor must be used before the next one is requested
         _name_chat_templates(sources, chat)
         return lambda: ((label, predictor) for _, label, predictor in together.each())
     if combination or any(source.kind == "adapter" for source in sources):
@@ -223,7 +223,7 @@ def _predictors(sources: list[Source], where: Where, combination: Any, chat: boo
 
 
 def _name_chat_templates(sources: list[Source], chat: bool) -> None:
-    """Tell the user about `--chat` if an adapter's folder has a chat template and `--chat` was not given."""
+    """Print a note about `--chat` if an adapter's folder has a chat template and `--chat` was not given."""
     from petransfer.sharing.own_tokenizer import has_own_chat_template
 
     for source in sources:

@@ -46,17 +46,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Kind:
-    """The functions that differ between a study and a sweep.
+    """The functions and texts that differ between `run`, `sweep` and `train`.
 
     Attributes:
         open_folder: Creates the study's folder and writes the recipe. Called after all checks.
-        print_end: Prints the results, as JSON for the argument True.
+        print_end: Function of (as_json). Prints the results.
         line: Describes a run in one line. An empty line is not printed.
-        done: Returns the last line about runs that took the given time. None: the usual line, with the number of runs
-            and the folder.
-        finished: The last line if all runs finished before. None: the usual line.
+        done: Function of the elapsed time as text. Returns the last line of the output. None: the usual line, with the
+            number of runs and the folder.
+        finished: Last line of the output if all runs had finished before this command. None: the usual line.
         begin: Prints a description of the runs. Called after all checks, before anything is written.
         name: The beginning of the progress bar's line, such as `fold 2`.
+        score_name: Name of the score in the progress bar's line.
     """
 
     open_folder: Callable[[], None]
@@ -140,7 +141,7 @@ def run(
 
 
 def check_and_launch(grid: StudyGrid, scheduling: Scheduling, processes: int) -> None:
-    """Check the options. Launch several processes if requested, and exit after their end."""
+    """Check the options. Launch several processes if requested, and exit with their code."""
     place = this_place()
     check_processes(grid, scheduling, max(processes, place.count))
     if processes > 1 and not place.shared:
@@ -167,7 +168,8 @@ def _log_interrupted(grid: StudyGrid) -> None:
 def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Scheduling, as_json: bool) -> None:
     """Execute the unfinished runs of a grid and print the results.
 
-    Raises typer.Exit with a nonzero code for failed or damaged runs.
+    Raises:
+        typer.Exit: A run is not finished or is damaged (code above 0), or this process does not lead (code 0).
     """
     prepared = prepare_study(grid, settings, scheduling)
     place = this_place()

@@ -109,7 +109,7 @@ def models_of(sources: list[Source], where: Where) -> dict[str, Model]:
         adapter = next(adapters)
         predictor = together.predictor(adapter)
         activate = functools.partial(together.model.set_adapter, adapter)
-        # an adapter of another program does not say whether it was trained on chats
+        # for an adapter of another program, it is unknown whether it was trained on chats
         by_default = source.adapter().spec is None
         found[name] = Model(predictor, activate, predictor.for_chats(by_default))
     return found

@@ -19,7 +19,8 @@ from petransfer.visible_text import visible
 
 # A word of at most this many characters is never broken. Longer words, such as hashes and URLs, may be broken anywhere.
 LONGEST_WORD = 24
-# A table of at most this many rows keeps its columns with one value as long as its words fit.
+# If a table with more rows than this is too wide, columns with the same value in all rows are first moved to the title.
+# In a shorter table, they are moved only if wrapping the cells is not enough.
 SHORT = 3
 # A line may be broken here: after white space, and after a hyphen between two letters.
 _BREAK = re.compile(r"(?<=\s)(?=\S)|(?<=[^\W\d_]-)(?=[^\W\d_])")
@@ -42,7 +43,7 @@ def print_table(table: Table) -> None:
 def print_fitting(table: Table, console: Console) -> None:
     """Print a table that fits a console. Texts are printed as they are: `[bold]` in a text is not markup."""
     table = copy.deepcopy(table)  # its cells are changed below
-    _take_literally(table)
+    _disable_markup(table)
     cells = [[_plain(cell) for cell in column.cells] for column in table.columns]
     heads = [_plain(column.header) for column in table.columns]
     natural = [max(map(_width, [head, *column])) for head, column in zip(heads, cells, strict=True)]
@@ -56,7 +57,7 @@ def print_fitting(table: Table, console: Console) -> None:
     elif len(table.rows) > SHORT and (shorter := _without_constant_columns(table, heads, cells, keep="right")):
         print_fitting(shorter, console)
     elif sum(least) <= room:  # wrap the cells
-        for column, width in zip(table.columns, _shared_out(natural, least, room), strict=True):
+        for column, width in zip(table.columns, _column_widths(natural, least, room), strict=True):
             column.width, column.no_wrap, column.overflow = width, False, "fold"
             column.header = _wrapped(column.header, width)
             column._cells[:] = [_wrapped(cell, width) for cell in column.cells]
@@ -70,8 +71,12 @@ def print_fitting(table: Table, console: Console) -> None:
 def _without_constant_columns(table: Table, heads: list[str], cells: list[list[str]], keep: str = "") -> Table | None:
     """Return the table without the columns that have one value in all rows; the title names these values.
 
-    None if there are no such columns, or fewer than two rows. keep: the justification of columns that stay, such as
-    `right`, which columns of numbers have.
+    None if there are no such columns, if all columns are such columns, or if there are fewer than two rows.
+
+    Args:
+        heads: The text of each column's header.
+        cells: The texts of each column's cells.
+        keep: Columns with this justification stay, such as `right` for columns of numbers. Empty: none.
     """
     constant = [
         at
@@ -86,8 +91,8 @@ def _without_constant_columns(table: Table, heads: list[str], cells: list[list[s
     return table
 
 
-def _take_literally(table: Table) -> None:
-    """Replace the strings of a table, which rich would read as markup, by texts."""
+def _disable_markup(table: Table) -> None:
+    """Replace the strings of a table by `Text` objects, because rich would interpret strings as markup."""
     table.title, table.caption = _literal(table.title, "table.title"), _literal(table.caption, "table.caption")
     for column in table.columns:
         column.header = _literal(column.header)
@@ -119,7 +124,7 @@ def _line_ends(text: str, width: int) -> list[int]:
     return ends
 
 
-def _shared_out(natural: list[int], least: list[int], room: int) -> list[int]:
+def _column_widths(natural: list[int], least: list[int], room: int) -> list[int]:
     """Return column widths with a sum of at most `room`. The widest columns are reduced."""
     widths = list(natural)
     while sum(widths) > room:

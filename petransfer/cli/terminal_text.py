@@ -9,7 +9,7 @@ from typing import TextIO
 
 from petransfer.visible_text import visible
 
-# What marks a line as a command that can be copied: two spaces and the name of a program.
+# The beginning of a line with a command that can be copied: two spaces and the name of a program.
 _COMMAND = ("  petransfer ", "  curl ")
 # White space and the text after it that is never broken: a command between backquotes, an option with its value (the
 # next word), a percentage, a p value, or one word.
@@ -57,8 +57,10 @@ def fitted(text: str, width: int | None) -> str:
     """Return a text whose lines are broken at white space into lines of at most `width` characters.
 
     The second line and later ones are indented by two more spaces than the first. A word that is longer than a line
-    stays whole, and so do a command between backquotes and an option with its value. width: None leaves the text as it
-    is.
+    stays whole, and so do a command between backquotes and an option with its value.
+
+    Args:
+        width: Largest number of characters in a line. None: the text is not changed.
     """
     if width is None:
         return text

@@ -19,7 +19,7 @@ from petransfer.cli.input_files import refuse_binary
 from petransfer.data.rows.text_lines import encoding_of
 from petransfer.errors import UserError
 
-# Seconds without any input after which the user is told that petransfer waits for inputs.
+# Seconds without any input before the message that petransfer waits for inputs.
 PATIENCE = 5.0
 _Item = TypeVar("_Item")
 
@@ -56,7 +56,7 @@ def input_lines(file: Path | None) -> Iterator[str]:
 
 
 def is_pipe(file: Path | None) -> bool:
-    """Return whether a file of inputs, or standard input, is a pipe: its lines can arrive one at a time."""
+    """Return whether a file of inputs, or standard input, is a pipe, whose lines can arrive one at a time."""
     if file is not None:
         return not file.is_file()
     try:
@@ -66,9 +66,10 @@ def is_pipe(file: Path | None) -> bool:
 
 
 def arriving(items: Iterable[_Item], most: int) -> Iterator[list[_Item]]:
-    """Start to read at once. Yield batches of at most `most` items that have arrived, without waiting for more.
+    """Read items in a thread, and yield the items that have arrived, in batches of at most `most` items.
 
-    A program that writes one line gets its answer before it writes the next line.
+    The thread starts at once. A batch does not wait for more items, so that a program that writes one line gets its
+    answer before it writes the next line.
     """
     read: queue.Queue[_Item | BaseException | None] = queue.Queue(2 * most)  # None: the end
 
@@ -77,7 +78,7 @@ def arriving(items: Iterable[_Item], most: int) -> Iterator[list[_Item]]:
             for item in items:
                 read.put(item)
             read.put(None)
-        except BaseException as error:  # raised again where the item would have been used
+        except BaseException as error:  # raised again in the thread that uses the items
             read.put(error)
 
     threading.Thread(target=fill, daemon=True).start()
@@ -108,7 +109,7 @@ def _batches_in(read: queue.Queue[_Item | BaseException | None], most: int) -> I
 def _standard_input() -> BinaryIO:
     """Return a new file object for standard input.
 
-    A thread that waits for `sys.stdin.buffer` would hold its lock, and Python could not end.
+    A thread that waits for `sys.stdin.buffer` would hold its lock, so that Python could not exit.
     """
     try:
         own = open(sys.stdin.fileno(), "rb", closefd=False)  # noqa: SIM115 - it stays open until the process ends
@@ -122,12 +123,13 @@ def _standard_input() -> BinaryIO:
 
 def _decoded(lines: BinaryIO, name: str) -> Iterator[str]:
     """Yield the lines of a binary file as text."""
-    parts = iter(lambda: lines.readline(LONGEST_LINE + 1), b"")  # a part ends with a byte of the value 10
+    parts = iter(lambda: lines.readline(LONGEST_LINE + 1), b"")  # a part ends with the byte 10 (LF)
     first = next(parts, b"")
     _refuse_long(first, name, 1)
     refuse_binary(first, name)
     encoding, mark = encoding_of(first)
-    # in UTF-16 and UTF-32, a byte of the value 10 can be a part of another character, and zero bytes can follow it
+    # In UTF-16 and UTF-32, the byte 10 can belong to another character. In little-endian text, a line feed continues
+    # with zero bytes.
     following = {"utf-16-le": 1, "utf-32-le": 3}.get(encoding, 0)
     decode = codecs.getincrementaldecoder(encoding)().decode
     number, begun = 1, ""
@@ -135,7 +137,7 @@ def _decoded(lines: BinaryIO, name: str) -> Iterator[str]:
         try:
             begun += decode(part + (lines.read(following) if part.endswith(b"\n") else b""), final=not part)
         except UnicodeDecodeError as error:
-            # in UTF-8, a part is a line
+            # in UTF-8, each part is one line, so the position in the part is the position in the line
             where = f"line {number}, byte {error.start + (mark if number == 1 else 0) + 1}"
             found = encoding.upper().removesuffix("-LE").removesuffix("-BE")
             raise UserError(f"{name} is not {found} at {where}; save it as UTF-8") from None

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Comments on keys of the recipe that `--plan` shows.
+# Comments that `--plan` adds to keys of the recipe.
 _COMMENTS = {
     "  name: lines": "  # rows from your files",
     "family:": "  # a set of models, here of one model, with a name for each",
@@ -295,7 +295,7 @@ def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cp
     show(checkpoint.name, fit, options=TRAIN_OPTIONS)
     print_text("\nsettings (change one with --set, such as --set train.batch_size=8):")
     shown = copy.deepcopy(training.recipe)
-    shown["task"]["options"].pop("sha256", None)  # the hash of the rows is no setting
+    shown["task"]["options"].pop("sha256", None)  # the hash of the rows is not a setting
     width = min(110, width_of(sys.stdout) or 110)
     text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, default_flow_style=None, width=width)
     print("\n".join(f"{line}{_COMMENTS.get(line.partition(' [')[0], '')}" for line in text.splitlines()))

@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 def _notes_once(begun: bool) -> Iterator[None]:
     """While the context is open, log each note about the data once, and not for each fold.
 
-    begun: Whether the first fold was finished before. The first row of the data is then not shown between two folds.
+    Args:
+        begun: Whether the first fold was finished before. The first row of the data is then not shown for later folds.
     """
     known: set[str] = {FIRST_ROW} if begun else set()
 

@@ -55,7 +55,7 @@ def describe(training: TrainStudy, folds: CrossValidation | None = None) -> list
 
 
 def _describe_labels(labels: Sequence[str], spec: RunSpec) -> list[str]:
-    """Say that the targets are labels, if metrics of labels are computed for this reason."""
+    """Return a line about the labels if the targets are labels and accuracy is computed. Otherwise an empty list."""
     if not labels or "accuracy" not in spec.task.metrics:
         return []
     named = ", ".join(f"'{shortened(label, 20)}'" for label in labels[:SHOWN_LABELS])
@@ -76,7 +76,7 @@ def _describe_folds(found: CrossValidation) -> str:
 
 
 def _method(spec: RunSpec, several: bool) -> str:
-    """Describe a run's method. several: whether there are more runs, with other training rows."""
+    """Describe a run's method. `several`: whether there are more runs, which have other training rows."""
     method = spec.method
     title = method_title(method)
     if METHODS.lookup(method.name).trains_all_weights or method.embeddings == "frozen":
@@ -114,9 +114,10 @@ def _length(train: TrainSpec, rows: int, scored: str) -> str:
 
 
 def train_runs(grid: StudyGrid, begin: Callable[[], None] = lambda: None) -> Kind:
-    """Return the `Kind` of the runs of `train`. At the end, it writes the study's files and prints JSON if asked to.
+    """Return the `Kind` of the runs of `train`. At the end, it writes the study's files and prints JSON if requested.
 
-    begin: Prints a description of the training.
+    Args:
+        begin: Prints a description of the training.
     """
 
     def end(as_json: bool) -> None:
@@ -139,7 +140,7 @@ def fold_runs(grid: StudyGrid, name: str, begin: Callable[[], None] = lambda: No
     """Return the `Kind` of a run that is a part of a cross-validation. It prints nothing at the end.
 
     Args:
-        name: What the progress lines call the run, such as `fold 2`.
+        name: Name of the run in the lines of progress, such as `fold 2`.
         begin: Prints a description of the training.
     """
     return Kind(
@@ -157,7 +158,9 @@ def fold_runs(grid: StudyGrid, name: str, begin: Callable[[], None] = lambda: No
 def progress_text(row: run_table.Row, head: str, scored: str = "dev") -> str:
     """Return the progress of a run as a line of text, for output that is not a terminal; empty if the run is done.
 
-    head: The beginning of the line. scored: The rows that are scored during the training.
+    Args:
+        head: The beginning of the line.
+        scored: Name of the rows that are scored during the training.
     """
     if row.status == "done":
         return ""

@@ -10,8 +10,8 @@ from petransfer.similar_names import similar_name
 # En dash, em dash and other signs that look like the hyphens of an option.
 _LONG_DASHES = tuple("\u2010\u2011\u2012\u2013\u2014\u2015\u2212")
 _TOO_MANY = "Got unexpected extra argument"
-_NEITHER = "leave it out"
-# What to do if a command gets more arguments than it takes. Default: `_NEITHER`, or to call the command several times.
+_LEAVE_OUT = "leave it out"
+# Advice for a command with too many arguments. Default: leave the argument out, or call the command once for each.
 _ADVICE = {
     "report study": "`petransfer report compare A B` compares two studies",
     "report compare": "compare two studies at a time",
@@ -22,7 +22,7 @@ _ADVICE = {
 
 
 def usage_error(error: Any) -> str:
-    """Return the message on wrong options or arguments as one line. '' after a command that only prints its help."""
+    """Return the message on wrong options or arguments as one line. '' if the command only printed its help."""
     if type(error).__name__ == "NoArgsIsHelpError":
         return ""
     context = getattr(error, "ctx", None)
@@ -46,9 +46,10 @@ def usage_error(error: Any) -> str:
 
 
 def _too_many_arguments(context: Any, extra: str) -> str:
-    """Return the message on arguments that a command does not take.
+    """Return the message on arguments that a command does not accept.
 
-    extra: these arguments, separated by blanks.
+    Args:
+        extra: These arguments, separated by blanks.
     """
     command = context.command_path.partition(" ")[2]
     names = [parameter.name.upper() for parameter in context.command.params if not parameter.opts[0].startswith("-")]
@@ -57,5 +58,5 @@ def _too_many_arguments(context: Any, extra: str) -> str:
 
         advice = joining_advice([str(context.params.get("data") or "FILE"), *extra.split()])
     else:
-        advice = _ADVICE.get(command) or ("call it once for each" if len(names) == 1 else _NEITHER)
+        advice = _ADVICE.get(command) or ("call it once for each" if len(names) == 1 else _LEAVE_OUT)
     return f"{context.command_path} takes {' '.join(names) or 'no arguments'}, and was also given {extra}; {advice}"

@@ -54,9 +54,9 @@ def _replaced(error: UnicodeError) -> tuple[str, int]:
 
 
 def start_again_in_utf8() -> None:
-    """Replace this process by one in Python's UTF-8 mode, if file names are ASCII here, as with LC_ALL=C.
+    """Restart Python in UTF-8 mode if it decodes file names as ASCII, as with LC_ALL=C.
 
-    Otherwise, no file with another letter in its name can be opened.
+    Without the restart, files with other than ASCII letters in their names could not be opened.
     """
     if sys.getfilesystemencoding() == "ascii" and not sys.flags.utf8_mode:
         os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], os.environ | {"PYTHONUTF8": "1"})

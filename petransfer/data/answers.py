@@ -1,4 +1,4 @@
-"""Write the answers of chats that call tools, or that have a thought in a field, as text with the chat template."""
+"""Convert chat answers with tool calls, or with a thought in a separate field, to text with the chat template."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from petransfer.data.task import Example
 
 
 class UntrainedCall(BadRow):
-    """Why an answer that calls tools cannot be a target. Its example is left out."""
+    """The error for an answer with tool calls that cannot be a target. Its example is left out."""
 
 
 def text_answers(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, layout: Layout) -> Sequence[Example]:
-    """Return the examples with their answers as text. Other examples stay as they are."""
+    """Convert the answers of all examples; see `text_answer`. Answers that cannot be converted are unchanged."""
     if not examples or examples[0].chat != "template":
         return examples
 
@@ -37,7 +37,7 @@ def text_answer(example: Example, tokenizer: PreTrainedTokenizerBase, layout: La
     """Return an example with its answer as the text that the chat template writes after the prompt.
 
     Raises:
-        UntrainedCall: The template cannot write the calls of the answer as text that ends like other answers.
+        UntrainedCall: The template cannot write the tool calls of the answer as text that ends like other answers.
         BadRow: The template refuses the prompt.
     """
     if example.chat != "template" or not is_whole_message(example.target):
@@ -84,7 +84,7 @@ def text_answer_or_same(example: Example, tokenizer: PreTrainedTokenizerBase, la
 def without_untrained_calls(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, layout: Layout
 ) -> Sequence[Example]:
-    """Return the examples without those whose answers call tools and cannot be targets."""
+    """Return the examples without those whose answers have tool calls and cannot be targets."""
     if not examples or examples[0].chat != "template":
         return examples
     return without(examples, [at for at, one in enumerate(examples) if _is_untrained_call(one, tokenizer, layout)])
@@ -101,7 +101,12 @@ def without(examples: Sequence[Example], positions: Sequence[int]) -> Sequence[E
 
 
 def ignored_thought(given: Example, written: Example) -> str:
-    """Return the field of an answer whose thought the chat template does not write. Empty without such a field."""
+    """Return the name of the field with a thought that the chat template does not write. Empty if there is none.
+
+    Args:
+        given: The example as it was read.
+        written: The same example after `text_answer`.
+    """
     if not is_whole_message(given.target):
         return ""
     message = json.loads(given.target)

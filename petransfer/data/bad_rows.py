@@ -24,7 +24,7 @@ class BadRow(ValueError):
 
 
 class UnusableRows(UserError):
-    """The error for files with rows that cannot be used, before a tokenizer has seen the other rows."""
+    """The error for files with unusable rows, raised before any row is tokenized."""
 
 
 class BadRows:
@@ -67,10 +67,11 @@ class BadRows:
         return "; ".join([*shown, f"and {count(hidden, 'other reason')}"] if hidden else shown)
 
     def refusal(self, rows: int, name: str) -> str:
-        """Return the error message for data with unusable rows. `rows` counts all rows of the data."""
+        """Return the error message for data with unusable rows. `rows`: number of all rows. `name`: the data's name."""
         problem = f"{self.count:,} of {rows:,} rows of {name} cannot be used: {self.summary()}"
         if set(self._numbers) == {NOT_UTF8} and 10 * self.count > rows:
-            # The problem says what to do. Without so many rows, there would be no texts with letters beyond ASCII.
+            # The problem has the advice already. Leaving out so many rows is not suggested: no text with letters beyond
+            # ASCII would remain.
             return problem
         skip = ", or skip these rows with --skip-bad-rows (in a recipe: bad_rows: skip)" if self.count < rows else ""
         too_long = all("--max-length" in reason for reason in self._numbers)

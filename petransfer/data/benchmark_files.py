@@ -72,7 +72,11 @@ def cache_advice() -> str:
 
 
 def find(data_dir: Path, names: Iterable[str]) -> Path | None:
-    """Return the first existing file of `names` below `data_dir`, plain or as `.xz`. None if no file exists."""
+    """Return the first existing file of `names` below `data_dir`, plain or as `.xz`. None if no file exists.
+
+    Raises:
+        UserError: `data_dir` is not a folder.
+    """
     if not data_dir.is_dir():
         raise UserError(f"the data folder {data_dir} does not exist: correct or leave out --data-dir")
     for name in names:
@@ -200,4 +204,5 @@ def _by_hand(source: Source, data_dir: Path | None) -> str:
 
 
 def difference(got: str, expected: str) -> str:
+    """Return the beginnings of two hashes as text for an error message."""
     return f"its sha256 is {got[:12]}..., expected {expected[:12]}..."

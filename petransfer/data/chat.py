@@ -54,7 +54,7 @@ def chat_layout(tokenizer: PreTrainedTokenizerBase, layout: Layout, chat: str) -
 
 @functools.cache
 def _warn_of_date(name: str) -> None:
-    """Log a warning once per process: a training makes its layout several times."""
+    """Warn that a chat template writes today's date. Logged once per tokenizer, not for every layout."""
     _log.warning(
         "warning: the chat template of %s writes today's date into each prompt (strftime_now). On another day, the "
         "adapter therefore gets other prompts than in training. To avoid this, write a fixed date into the template",
@@ -79,7 +79,7 @@ def render_chat(text: str, prefix: str, tokenizer: PreTrainedTokenizerBase, chat
 
 
 def tools_note(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, chat: str) -> str | None:
-    """Return a warning if chats have tools and their text does not contain the tools. None without such a chat.
+    """Return a warning if the prompts do not contain the tools of their chats. None if they do, or without tools.
 
     Args:
         texts: Inputs in the format of `render_chat`. Only the first one with tools is examined.
@@ -147,8 +147,8 @@ def by_template(
     """
     given: dict[str, Any] = {"tools": list(tools)} if tools else {}
 
-    def write(asked: Sequence[Mapping[str, Any]]) -> str:
-        return str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=not is_finished, **given))
+    def write(chat: Sequence[Mapping[str, Any]]) -> str:
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=not is_finished, **given))
 
     try:
         return write(messages)
@@ -161,7 +161,7 @@ def by_template(
 
 
 def _with_arguments_as_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a message whose calls have their arguments as JSON text: some templates expect that."""
+    """Return a message in which the arguments of tool calls are JSON text, as some templates expect."""
     calls = [dict(call) for call in message.get("tool_calls") or ()]
     for call in calls:
         function = call.get("function")

@@ -31,14 +31,14 @@ from petransfer.data.thoughts import tag_counts, tag_notes
 from petransfer.errors import UserError
 from petransfer.plurals import count
 
-# If a part on disk has more examples than this, its token ids are not kept in memory. They are encoded at every access.
+# If a part on disk has more examples than this, its token ids are not kept in memory but computed at each access.
 KEPT = 20_000
 _CHUNK = 1000
 # About this many inputs of each part are checked for characters that the tokenizer loses.
 _INPUTS_CHECKED = 2000
 
 TooLong = Callable[[Encoded], BadRow | None]
-"""Why an example is too long for the model, or None."""
+"""Function that returns why an example is too long for the model. None if it is not too long."""
 
 
 class LazilyEncoded(Sequence[Encoded]):
@@ -65,6 +65,7 @@ class LazilyEncoded(Sequence[Encoded]):
 
 
 def take(encoded: Sequence[Encoded], positions: Sequence[int]) -> list[Encoded]:
+    """Return the encoded examples at these positions."""
     if isinstance(encoded, LazilyEncoded):
         return encoded.take(positions)
     return [encoded[at] for at in positions]
@@ -137,6 +138,9 @@ def encode_split(
         used_in_training: Function that returns the positions of the examples that training will use. If the training
             part is too large for memory and `skip_bad_rows` is False, only these examples are checked. None: all
             examples are checked.
+
+    Raises:
+        UserError: An example cannot be used and `skip_bad_rows` is False, or a part has no usable example.
     """
     found: dict[str, EncodedPart] = {}
     bad, calls, counted = BadRows(), BadRows(), set[object]()
@@ -159,7 +163,7 @@ def encode_split(
             raise UserError(f"no {part} row can be used: {why}; correct the rows, or give others")
     kept: Mapping[str, Any] = {part: found[part].examples for part in parts}
     encoded = {part: found[part].encoded for part in parts}
-    notes = ([bad.note()] if bad else []) + [note for part in parts for note in _changed(part, found[part])]
+    notes = ([bad.note()] if bad else []) + [note for part in parts for note in _lost_notes(part, found[part])]
     total = sum(len(part.examples) for part in found.values())
     quoted = (token for part in found.values() for token in part.quoted)
     notes += quoted_note(sum(part.quoting for part in found.values()), total, quoted)
@@ -174,7 +178,7 @@ def encode_split(
 
 
 def _row_of(data: SplitData, part: str, position: int) -> object:
-    """Return a key of a row. A row that is in several parts has one key, as in the last training of `--folds`."""
+    """Return a key that identifies a row. In the last training of `--folds`, one row can be in several parts."""
     rows = getattr(data, part)
     return rows.number(position) if isinstance(rows, StoredRows) else (part, position)
 
@@ -214,7 +218,7 @@ def encode_part(
             quoted = quoted_special_tokens([row.input for row in rows], tokenizer)
             part.quoting += sum(map(bool, quoted))
             part.quoted.update(*quoted)
-            with contextlib.suppress(BadRow):  # a template can refuse this chat and take others
+            with contextlib.suppress(BadRow):  # a template can refuse this chat and accept others
                 prompt = render_chat("question", "", tokenizer, "template")
                 part.tags.update(tag_counts(prompt, (row.target for row in rows)))
         if part.inputs_checked < _INPUTS_CHECKED:
@@ -244,7 +248,7 @@ def _tools_note(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase)
     return [note] if note else []
 
 
-def _changed(part: str, found: EncodedPart) -> Iterable[str]:
+def _lost_notes(part: str, found: EncodedPart) -> Iterable[str]:
     if found.changed_inputs:
         shown = ", ".join(f"{sign!r} in {count:,}" for sign, count in found.changed_inputs.most_common(8))
         yield (

@@ -77,7 +77,7 @@ def encode_targets(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, lay
 
 
 def encodable(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, layout: Layout) -> tuple[str, ...]:
-    """Return the targets that decoding reproduces."""
+    """Return the targets that the tokenizer reproduces exactly: encoding and decoding give the same text."""
     found = []
     for text in texts:
         with contextlib.suppress(UserError):
@@ -89,7 +89,12 @@ def encodable(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, layout: 
 def encode_examples(
     examples: Sequence[Example], prefix: str, tokenizer: PreTrainedTokenizerBase, layout: Layout
 ) -> list[Encoded]:
-    """Return the token ids of examples, with `prefix` before each input."""
+    """Return the token ids of examples, with `prefix` before each input.
+
+    Raises:
+        UserError: An input has no tokens, or decoding does not reproduce a target.
+        BadRow: The chat template refuses a chat, or cannot write an answer.
+    """
     examples = [text_answer(example, tokenizer, layout) for example in examples]
     inputs = [input_text(example, prefix, tokenizer) for example in examples]
     sources = encode_inputs(inputs, tokenizer, layout, _is_rendered(examples))
@@ -131,7 +136,7 @@ def input_text(example: Example, prefix: str, tokenizer: PreTrainedTokenizerBase
 
 
 def refuse_without_tokens(texts: Sequence[str], rows: Sequence[tuple[int, ...]]) -> None:
-    """Raise UserError for an input without tokens: a decoder-only model cannot generate after nothing."""
+    """Raise UserError if an input has no tokens, because a decoder-only model needs at least one to generate."""
     for text, row in zip(texts, rows, strict=True):
         if not row:
             raise UserError(f"{NO_TOKENS}: {visible(text)}; write a text")
@@ -170,7 +175,7 @@ def target_problem(text: str, row: Sequence[int], back: str, tokenizer: PreTrain
 
 
 def lost_characters(text: str, back: str) -> list[str]:
-    """Return the characters of `text` that are missing from the decoded text `back`, without blanks."""
+    """Return the characters of `text` that are missing from the decoded text `back`. Blanks are ignored."""
     return sorted({sign for sign in text if sign not in back and not sign.isspace()})
 
 

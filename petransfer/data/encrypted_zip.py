@@ -12,12 +12,12 @@ from petransfer.data.benchmark_files import REPLACE, difference
 from petransfer.errors import UserError, reason_of
 
 
-def open_member(path: Path, member: str, sha256: str, password: str, asked: str) -> list[bytes]:
+def open_member(path: Path, member: str, sha256: str, password: str, origin: str) -> list[bytes]:
     """Return the lines of one file in a password-protected zip archive.
 
     Args:
         sha256: Expected hash of the archive.
-        asked: Source of the password for the error message, such as `$PETRANSFER_SLOG_PASSWORD`.
+        origin: Where the password comes from, for the error message, such as `$PETRANSFER_SLOG_PASSWORD`.
     """
     try:
         packed = path.read_bytes()
@@ -31,4 +31,4 @@ def open_member(path: Path, member: str, sha256: str, password: str, asked: str)
             return list(io.BytesIO(archive.read(member, pwd=password.encode())))
         # zip's password check accepts one of 256 wrong passwords; the error then comes later, while unpacking
         except (RuntimeError, zipfile.BadZipFile, zlib.error):
-            raise UserError(f"the password in {asked} does not open {path}: read it where the file is from") from None
+            raise UserError(f"the password in {origin} does not open {path}: read it where the file is from") from None

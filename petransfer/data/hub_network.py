@@ -23,7 +23,7 @@ def why_unreachable() -> str:
         return "HF_HUB_OFFLINE is set"
     address = urlsplit(constants.ENDPOINT)
     try:
-        if not any(os.environ.get(name) for name in _PROXIES):  # fails sooner than a request
+        if not any(os.environ.get(name) for name in _PROXIES):  # a connection fails sooner than a request
             port = address.port or (80 if address.scheme == "http" else 443)
             socket.create_connection((address.hostname or "", port), timeout=PATIENCE).close()
         _request(constants.ENDPOINT)
@@ -34,7 +34,7 @@ def why_unreachable() -> str:
 
 
 def _request(address: str) -> None:
-    """Send one request through the user's proxies and certificates. Any answer will do."""
+    """Send one request through the user's proxies and certificates. Any answer is accepted."""
     from huggingface_hub import get_session
 
     get_session().head(address, timeout=2 * PATIENCE)

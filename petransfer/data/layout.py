@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-# The key of the end tokens besides the tokenizer's in the record of a configuration. This module imports no torch.
+# In the record of a checkpoint's configuration: the key of the end tokens other than the tokenizer's own end token. It
+# is defined here because this module does not import torch.
 OTHER_ENDS = "eos_token_id (generation_config.json)"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 Conjunct = tuple[str, tuple[str, ...]]
-"""A predicate, with its `*` where it is definite, and its variables."""
+"""A predicate and its variables. A definite predicate begins with `*`."""
 
 _PART = re.compile("AND|;")
 _CONJUNCT = re.compile(r"(\*?[^*(),;]+)\(([0-9]+(?:,[0-9]+)*)\)")
@@ -65,7 +65,7 @@ def may_become(target: str, beginning: str) -> bool:
     The last conjunct of `beginning` can be incomplete.
     """
     wanted = conjuncts(target)
-    # a target that is not a set of conjuncts rules nothing out
+    # if the target is not a set of conjuncts, no beginning can be excluded
     if wanted is None:
         return True
     # the beginning may end inside the `AND` between two conjuncts
@@ -81,7 +81,7 @@ def may_become(target: str, beginning: str) -> bool:
             return False
     elif not any(name.startswith(last) for name, _ in wanted):
         return False
-    # no continuation corrects too many variables, or a predicate that occurs too often
+    # if there are already too many variables, or too many conjuncts of a predicate, no continuation can correct that
     return len(_variables(predicted)) <= len(_variables(wanted)) and _shape(predicted) <= _shape(wanted)
 
 

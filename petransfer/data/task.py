@@ -82,7 +82,7 @@ class Task(Protocol):
 def cut_dev(rows: Sequence[Example], size: int, salt: str) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Move `size` examples from the training rows to a dev part, and return (train, dev).
 
-    Train and dev have no common input. The order of `rows` stays.
+    Train and dev have no common input. The order of `rows` is kept.
 
     Args:
         size: Number of dev examples. At most half of the rows with a unique input are moved.

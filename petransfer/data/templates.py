@@ -14,7 +14,7 @@ from petransfer.data.bad_rows import BadRow
 from petransfer.data.rows.records import as_text, is_missing, value_of
 from petransfer.errors import UserError
 
-# The largest number of characters of an input whose values are found again.
+# `_values_in` only searches inputs of at most this many characters.
 _LONGEST = 200
 
 
@@ -82,10 +82,11 @@ def render_text(template: str, text: str, place: str = "the input") -> str:
 
 
 def given_text(template: str, rendered: str = "") -> str:
-    """Return a text from which `render_text` makes an input. It is an example for commands.
+    """Return an example text for a command: a text from which `render_text` makes an input.
 
     Args:
-        rendered: The input. If it is empty, or the template cannot have made it, the values are like `the document`.
+        rendered: Input whose values are used. If it is empty or does not match the template, the text has values such
+            as `the document`.
 
     >>> given_text("{question}: {context}", "Who?: Ada")
     '{"question": "Who?", "context": "Ada"}'
@@ -102,7 +103,7 @@ def _values_in(template: str, rendered: str) -> dict[str, str]:
     columns, pattern = fields_of(template), ""
     for text, name, _, _ in string.Formatter().parse(template):
         pattern += re.escape(text)
-        if name is not None:  # a column that stands there again has the same value
+        if name is not None:  # a column that occurs again has the same value
             group = f"c{columns.index(name)}"
             pattern += f"(?P={group})" if f"<{group}>" in pattern else f"(?P<{group}>.*?)"
     # a search in a long text could take long

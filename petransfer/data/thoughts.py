@@ -1,4 +1,4 @@
-"""The opening tag of a thought, such as `<think>`, with which chat templates of reasoning models end their prompts."""
+"""Handle the opening tag of a thought, such as `<think>`, at the end of prompts for reasoning models."""
 
 from __future__ import annotations
 

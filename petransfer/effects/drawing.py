@@ -26,7 +26,10 @@ SMALL = 8
 def new_figure(columns: int, rows: int = 1, *, size: tuple[float, float], **options: Any) -> tuple[Figure, list[Axes]]:
     """Make a figure with empty panels, and return the figure and its panels, row by row.
 
-    size: width and height of the figure in inches. options: keyword arguments of matplotlib's `subplots`.
+    Args:
+        columns, rows: numbers of panels.
+        size: width and height of the figure in inches.
+        options: keyword arguments of matplotlib's `subplots`.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -72,7 +75,7 @@ def plot_forest(effects: Sequence[dict[str, Any]], word: str, width: float | Non
 
     width = width or TWO_COLUMNS
     rows = _rows(effects)
-    keys = _keys(effects)
+    keys = _legend_entries(effects)
     columns = 2 if width < _WIDE else 4
     legend_rows = math.ceil((len(keys) + 1) / columns)
     labels = [row.label if row.is_heading else wrapped(row.label, width) for row in rows]
@@ -137,7 +140,7 @@ def _rows(effects: Sequence[dict[str, Any]]) -> list[_Row]:
     for (split, second), members in groups.items():
         if len(groups) > 1 or by_effect:
             rows.append(_Row(" \u00b7 ".join([split] * (len(splits) > 1) + [second] * (len(seconds) > 1 or by_effect))))
-        if by_effect:  # Orhan (2021) has one method only, so that effect is drawn once for the whole group
+        if by_effect:  # Orhan (2021) has only one method, so its effect is drawn once per group
             rows += [_Row(short(one), one) for one in members]
             rows += [_Row("Orhan (2021)", None, members[0]["paper"])] if members[0].get("paper") else []
         else:
@@ -156,7 +159,7 @@ def draw_interval(
     axes.plot([effect["difference"]], [at], marker, color=colour, markerfacecolor=face, markersize=size, zorder=3)
 
 
-def _keys(effects: Sequence[dict[str, Any]]) -> list[Any]:
+def _legend_entries(effects: Sequence[dict[str, Any]]) -> list[Any]:
     from matplotlib.lines import Line2D
 
     keys: list[Any] = []
@@ -176,7 +179,9 @@ def _keys(effects: Sequence[dict[str, Any]]) -> list[Any]:
 def plot_ratios(ratios: Sequence[dict[str, Any]], width: float | None = None) -> Figure:
     """Draw retention ratios with their intervals. A ratio of 1 means that the whole effect is retained.
 
-    ratios: retentions of effects.json. width: figure width in inches.
+    Args:
+        ratios: retentions of effects.json.
+        width: figure width in inches. Default: the width of a page.
     """
     figure, (axes,) = new_figure(1, size=(width or TWO_COLUMNS, 0.7 + 0.36 * len(ratios)))
     for at, one in enumerate(ratios):

@@ -31,6 +31,8 @@ _NODE_WEIGHTS = _RAW_WEIGHTS / _RAW_WEIGHTS.sum()
 
 @dataclass(frozen=True)
 class Interval:
+    """An interval from `low` to `high`."""
+
     low: float
     high: float
 
@@ -175,6 +177,7 @@ def paired_interval(
 
 
 def total_of(samples: Samples, weights: Weights) -> float:
+    """Compute a weighted sum of sample means."""
     return float(sum(weights[key] * samples[key].mean() for key in samples))
 
 

@@ -143,6 +143,7 @@ class Side:
 
 
 def sides_of(two: Two) -> tuple[Side, Side]:
+    """Return the two compared effects, `here` and `there`."""
     return _side(two.here_name, two.here), _side(two.there_name, two.there)
 
 

@@ -52,7 +52,7 @@ class Scored:
 
     @property
     def key(self) -> str:
-        # The statistics treat groups with equal keys as one sample.
+        """An identifier of the runs and their scores. The statistics treat groups with equal keys as one sample."""
         digest = hashlib.sha256(np.ascontiguousarray(self.scores).tobytes()).hexdigest()[:12]
         return f"{' '.join(self.run_ids)} {digest}"
 
@@ -138,7 +138,8 @@ def runs_of(study: str, next_to: Path, metric: str = EXACT_MATCH) -> Runs | None
 def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str, categories: Sequence[str] = ()) -> Scored | None:
     """Read the scores of runs. None if no test example belongs to `categories`.
 
-    categories: test examples of other categories are left out. Empty: no example is left out.
+    Args:
+        categories: test examples of other categories are left out. Empty: no example is left out.
     """
     runs = [_examples(folder, cell.run_id) for cell in cells]
     if categories:

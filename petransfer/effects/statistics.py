@@ -65,12 +65,12 @@ def _mean_difference(left: Scores, right: Scores, axis: int) -> Scores:
 def holm(p_values: Sequence[float | None], waiting: int = 0) -> list[float | None]:
     """Adjust p values for multiple testing (Holm 1979). None means not tested and stays None.
 
-    `waiting`: number of further tests whose p values are not known yet. Each could be the largest, so that the known p
-    values are adjusted for all of them.
-
-    The function of statsmodels is not used, because it collects Python's garbage at every call, which takes up to half
-    a second.
+    Args:
+        waiting: number of further tests whose p values are not known yet. Any of them could be the largest p value, so
+            the known p values are adjusted for all of them.
     """
+    # The function of statsmodels is not used, because it runs Python's garbage collection at every call, which takes up
+    # to half a second.
     tested = np.array([value for value in p_values if value is not None])
     order = np.argsort(tested)
     multiplied = tested[order] * (np.arange(len(tested), 0, -1) + waiting)

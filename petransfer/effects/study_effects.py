@@ -31,7 +31,9 @@ JUDGED_VERSION = 12
 class Item:
     """The data from which one effect is estimated.
 
-    family: name of a group of effects that are tested together. categories: name of the categories that alone count.
+    Attributes:
+        family: name of the group of effects that are tested together.
+        categories: name of the categories whose test examples alone count. '': all test examples.
     """
 
     kind: Kind
@@ -66,7 +68,8 @@ class Collected:
 def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *, anew: bool = False) -> dict[str, Any]:
     """Compute the recipe's effects from the finished runs, write effects.json, and return its content.
 
-    `anew`: whether to compute the effects even if effects.json is up to date.
+    Args:
+        anew: whether to compute the effects even if effects.json is up to date.
 
     Returns:
         A dictionary with these keys:
@@ -96,9 +99,9 @@ def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *,
 def _digest(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, done: list[str]) -> str:
     # The verdicts depend on everything that is hashed here.
     failed = sorted((cell.run_id, study.run(cell.run_id).status()) for cell in cells if cell.run_id not in set(done))
-    asked = [effect if isinstance(effect, str) else effect.model_dump() for effect in recipe.effects]
+    requests = [effect if isinstance(effect, str) else effect.model_dump() for effect in recipe.effects]
     limits = [recipe.margin, recipe.smallest_effect, recipe.learnt]
-    seen = [JUDGED_VERSION, asked, limits, done, failed, _elsewhere(recipe, cells, study), recipe.judged_by]
+    seen = [JUDGED_VERSION, requests, limits, done, failed, _elsewhere(recipe, cells, study), recipe.judged_by]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
@@ -194,7 +197,10 @@ def _families(collected: Collected, limits: Thresholds) -> list[Family]:
 def few_pretrainings_note(cells: Sequence[Cell]) -> str:
     """Return a note on the arms with fewer pretrained checkpoints than seeds. '' if there are none.
 
-    `cells`: the runs that count. An arm with one seed and one checkpoint is also noted.
+    An arm with one seed and one checkpoint is also noted.
+
+    Args:
+        cells: the runs that count.
     """
     weights: dict[str, set[tuple[str, str]]] = {}
     seeds: dict[str, set[int]] = {}
@@ -275,7 +281,7 @@ def _published(effect: Effect) -> dict[str, Any]:
 
 
 def _elsewhere(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> list[list[str]]:
-    """Return the finished runs of each other study, and a word for a study with other rows."""
+    """Return the ids of the finished runs of each other study that is compared, and a mark for a study of other rows."""
     names = {effect.study for effect in requested_effects(recipe) if effect.study}
     if not names:
         return []

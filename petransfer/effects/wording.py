@@ -45,7 +45,7 @@ def interval_text(interval: Mapping[str, float] | None, digits: int = 1) -> str:
 
 
 def seeds_text(seeds: Sequence[int], paired: bool, noun: str = "arm") -> str:
-    """Format the numbers of seeds of two groups, or the number of pairs of seeds. noun: what a group is."""
+    """Format the numbers of seeds of two groups, or the number of pairs of seeds. `noun`: word for a group."""
     left, right = seeds
     if paired:
         return f"{count(left, 'pair')} of seeds"

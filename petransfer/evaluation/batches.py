@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 
 def halving(function: Callable[[list[int]], Sequence[T]], chosen: list[int], halves: bool) -> Sequence[T]:
-    """Call a function on a batch of indices. While memory runs out, call it on the first half of the batch.
+    """Call a function on a batch of indices. Each time memory runs out, call it again on the first half of the batch.
 
     Args:
         function: takes indices, and returns one result per index.
-        halves: False for processes that share a forward pass: the others would not know of the smaller batch.
+        halves: False if several processes share a forward pass, because the others would keep the larger batch.
 
     Returns:
         The results of the first indices, as many as fit in memory.
@@ -85,16 +85,16 @@ def in_batches(
     return [given[at] for at in range(len(encoded))]
 
 
-def noise_of(raw_btv: torch.Tensor, asked_bt: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
+def noise_of(raw_btv: torch.Tensor, valid_bt: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
     """Return, for each example, how far rounding can change the difference of two logits: shape (b,).
 
     Args:
         raw_btv: logits in the model's output dtype.
-        asked_bt: True at positions with a label.
+        valid_bt: True at positions with a label.
         compute: least precise dtype of the model's computations.
     """
     coarsest = raw_btv.dtype if raw_btv.dtype != torch.float32 else compute
-    return noise_at(raw_btv.float().abs().amax(-1).masked_fill(~asked_bt, 0.0).amax(-1), coarsest)
+    return noise_at(raw_btv.float().abs().amax(-1).masked_fill(~valid_bt, 0.0).amax(-1), coarsest)
 
 
 def noise_at(largest: torch.Tensor, compute: torch.dtype) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Count the generated texts that were cut, and say how to generate longer ones."""
+"""Count the generated texts that were cut, and explain how to generate longer texts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class CutTexts:
     def notes(self, option: str) -> list[str]:
         """Return one sentence for each reason for which texts were cut.
 
-        option: how the user writes the limit, up to the number, such as `--max-new-tokens `.
+        Args:
+            option: the option for the limit as the user writes it before the number, such as `--max-new-tokens `.
         """
         found = []
         if self.at_limit:

@@ -41,7 +41,8 @@ def evaluate_together(
 def put_together(parts: Sequence[Evaluation]) -> Evaluation:
     """Combine the evaluations of n processes, where process i evaluated examples i, i + n, i + 2n, ...
 
-    parts: the evaluations in the order of the processes.
+    Args:
+        parts: the evaluations in the order of the processes.
     """
     total = sum(len(part.scored) for part in parts)
     scored = tuple(parts[at % len(parts)].scored[at // len(parts)] for at in range(total))

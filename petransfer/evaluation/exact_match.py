@@ -80,7 +80,7 @@ def exact_match(
         A share from 0 to 1.
 
     Raises:
-        UserError: there are no examples, the numbers of inputs and targets differ, one of them is no text, the
+        UserError: there are no examples, the numbers of inputs and targets differ, one of them is not text, the
             tokenizer cannot represent a target, or an example is too long for the model.
 
     Example:
@@ -192,7 +192,7 @@ def _judge_meaning(
     batch_size: int,
 ) -> SemanticMatches:
     """Set `semantic_correct` of all outcomes in `scored`, in place."""
-    # If the text equals the target's string, `semantic_correct` is True without a comparison.
+    # If the text equals the target exactly, `semantic_correct` is True without a comparison of meanings.
     missed = [at for at, row in enumerate(scored) if not row.correct]
     of = [examples[at] for at in missed]
     semantic = compare_meanings(model, loaded, of, [encoded[at] for at in missed], semantics, batch_size)

@@ -25,7 +25,7 @@ from petransfer.training.distributed import needs_all_processes
 # The largest number of attention weights of one head in a batch: examples x tokens x tokens. Longer inputs therefore
 # get smaller batches.
 ATTENTION = 2**24
-# Models whose texts depend in transformers on the other inputs of the batch, or on its padding.
+# Types of models whose generated texts depend, in transformers, on the other inputs of the batch or on its padding.
 _ALONE = frozenset({"paligemma", "recurrent_gemma", "rwkv", "xlstm"})
 
 
@@ -138,6 +138,7 @@ def _decoder_inputs(layout: Layout, rows: int, device: torch.device) -> dict[str
 
 
 def greedy_config(layout: Layout, max_new_tokens: int) -> GenerationConfig:
+    """Return the configuration for greedy decoding of at most `max_new_tokens` tokens."""
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,

@@ -53,7 +53,7 @@ def choose_labels(
                 raise
             at_once = (at_once + 1) // 2
             continue
-        chosen_labels |= {at: labels[_descend(row, tokens)] for at, row in zip(chosen, scores, strict=True)}
+        chosen_labels |= {at: labels[_greedy_label(row, tokens)] for at, row in zip(chosen, scores, strict=True)}
         start += len(chosen)
     return [chosen_labels[at] for at in range(len(encoded))]
 
@@ -72,20 +72,20 @@ def _scores(
         read = base_model_of(model).get_encoder()(input_ids=ids, attention_mask=mask[::count], return_dict=True)
         read.last_hidden_state = read.last_hidden_state.repeat_interleave(count, 0)
         batch["encoder_outputs"] = read
-    asked_bt = batch["labels"] != IGNORED
-    wanted = iter(_logits_of_labels(model, loaded, batch, asked_bt).tolist())
-    found = [list(itertools.islice(wanted, count)) for count in asked_bt.sum(1).tolist()]
+    valid_bt = batch["labels"] != IGNORED
+    wanted = iter(_logits_of_labels(model, loaded, batch, valid_bt).tolist())
+    found = [list(itertools.islice(wanted, count)) for count in valid_bt.sum(1).tolist()]
     return [found[at : at + len(tokens)] for at in range(0, len(found), len(tokens))]
 
 
-def _logits_of_labels(model: torch.nn.Module, loaded: Loaded, batch: Tensors, asked_bt: torch.Tensor) -> torch.Tensor:
-    """Return the logits (n,) of the n labels at the positions where `asked_bt` is true, row by row."""
-    head, labels_n = chunked_head(model, asked_bt.numel()), batch["labels"][asked_bt]
+def _logits_of_labels(model: torch.nn.Module, loaded: Loaded, batch: Tensors, valid_bt: torch.Tensor) -> torch.Tensor:
+    """Return the logits (n,) of the n labels at the positions where `valid_bt` is true, row by row."""
+    head, labels_n = chunked_head(model, valid_bt.numel()), batch["labels"][valid_bt]
     if head is None:
-        logits_nv = logits_at_labels(model, batch)[asked_bt]
+        logits_nv = logits_at_labels(model, batch)[valid_bt]
         return _chosen(logits_nv, labels_n, loaded.layout)
     # With a large vocabulary, the logits of all labels of a single input can be too many for the memory.
-    hidden_nd, size = hidden_states(model, head, batch)[asked_bt.flatten()], head.chunk_rows()
+    hidden_nd, size = hidden_states(model, head, batch)[valid_bt.flatten()], head.chunk_rows()
     chunks = zip(torch.split(hidden_nd, size), torch.split(labels_n, size), strict=True)
     return torch.cat([_chosen(head.logits(hidden), labels, loaded.layout) for hidden, labels in chunks])
 
@@ -102,7 +102,7 @@ def _adds_inputs(model: torch.nn.Module) -> bool:
     return bool(config is not None and config.is_prompt_learning)
 
 
-def _descend(scores: Sequence[Sequence[float]], tokens: Sequence[tuple[int, ...]]) -> int:
+def _greedy_label(scores: Sequence[Sequence[float]], tokens: Sequence[tuple[int, ...]]) -> int:
     """Return the index of the chosen label. `scores`: logits of each label's tokens."""
     # At each position, the token with the largest logit is taken, and labels with another token are dropped. If
     # unrestricted greedy decoding generates one of the labels, that label is chosen.

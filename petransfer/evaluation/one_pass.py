@@ -24,8 +24,8 @@ from petransfer.training.distributed import needs_all_processes
 from petransfer.training.losses import Head, chunked_head, hidden_states, logits_at_labels
 
 # The largest number of tokens in a forward pass without padding on a CPU. Such a small pass has sequences of similar
-# lengths. It was measured as fast as larger passes on SCAN, and three times as fast as passes of 256 examples on a part
-# of COGS.
+# lengths. In measurements, it was as fast as larger passes on SCAN, and three times as fast as passes of 256 examples
+# on a part of COGS.
 PACKED_TOKENS = 1024
 
 
@@ -101,22 +101,22 @@ def _score_batch(
 ) -> list[Scored]:
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in collate(encoded, loaded.layout).items()}
-    asked_bt = batch["labels"] != IGNORED
+    valid_bt = batch["labels"] != IGNORED
     figures = _packed_figures(lean, batch) if lean else _padded_figures(model, batch)
     # copy from the GPU once per batch, not once per number
-    asked_bt, wanted_bt, log_prob_bt, rival_bt, rival_id_bt, noise_b = (value.cpu() for value in (asked_bt, *figures))
+    valid_bt, wanted_bt, log_prob_bt, rival_bt, rival_id_bt, noise_b = (value.cpu() for value in (valid_bt, *figures))
     lead_bt = wanted_bt - rival_bt
-    margin_b = lead_bt.masked_fill(~asked_bt, torch.inf).amin(-1)
-    hit_bt = (lead_bt > 0) & asked_bt
-    first_miss_b = ((lead_bt <= 0) & asked_bt).int().argmax(-1)
+    margin_b = lead_bt.masked_fill(~valid_bt, torch.inf).amin(-1)
+    hit_bt = (lead_bt > 0) & valid_bt
+    first_miss_b = ((lead_bt <= 0) & valid_bt).int().argmax(-1)
     correct_b = margin_b > 0
     near_b = margin_b.abs() <= noise_b
-    offset_b = asked_bt.int().argmax(-1)
+    offset_b = valid_bt.int().argmax(-1)
     rows, stops = [], set(loaded.layout.end_ids)
     for at, example in enumerate(examples):
         near, correct = bool(near_b[at]), bool(correct_b[at])
         # If rounding cannot explain that a token is wrong, the example is wrong, even if other tokens are near-ties.
-        # The exceptions are a first wrong token that may spell the target, and a target in which generation stops.
+        # Exceptions are near-ties: a first wrong token that may spell the target, and an end token inside the target.
         if compares_texts and not correct and not near:
             first = int(first_miss_b[at])
             generated = [*encoded[at].target_ids[: first - int(offset_b[at])], int(rival_id_bt[at, first])]
@@ -150,11 +150,11 @@ def _padded_figures(model: torch.nn.Module, batch: Tensors) -> tuple[torch.Tenso
         return _chunked_figures(model, head, batch)
     raw_btv = logits_at_labels(model, batch)
     logits_btv = raw_btv.float()
-    asked_bt = labels_bt != IGNORED
+    valid_bt = labels_bt != IGNORED
     wanted_bt1 = labels_bt.clamp(min=0).unsqueeze(-1)
     wanted_bt = logits_btv.gather(-1, wanted_bt1).squeeze(-1)
-    log_prob_bt = (wanted_bt - logits_btv.logsumexp(-1)).masked_fill(~asked_bt, 0.0)
-    noise_b = noise_of(raw_btv, asked_bt, compute_dtype(model))
+    log_prob_bt = (wanted_bt - logits_btv.logsumexp(-1)).masked_fill(~valid_bt, 0.0)
+    noise_b = noise_of(raw_btv, valid_bt, compute_dtype(model))
     return wanted_bt, log_prob_bt, *logits_btv.scatter(-1, wanted_bt1, -torch.inf).max(-1), noise_b
 
 
@@ -170,13 +170,13 @@ def _chunked_figures(model: torch.nn.Module, head: Head, batch: Tensors) -> tupl
         wanted_n = logits_nv.gather(-1, wanted_n1).squeeze(-1)
         log_prob_n, largest_n = wanted_n - logits_nv.logsumexp(-1), logits_nv.abs().amax(-1)
         columns.append((wanted_n, log_prob_n, *logits_nv.scatter_(-1, wanted_n1, -torch.inf).max(-1), largest_n))
-    asked_bt = labels_bt != IGNORED
+    valid_bt = labels_bt != IGNORED
     wanted_bt, log_prob_bt, rival_bt, rival_id_bt, largest_bt = (
         torch.cat(column).view(labels_bt.shape) for column in zip(*columns, strict=True)
     )
     coarsest = hidden_nd.dtype if hidden_nd.dtype != torch.float32 else compute_dtype(model)
-    noise_b = noise_at(largest_bt.masked_fill(~asked_bt, 0.0).amax(-1), coarsest)
-    return wanted_bt, log_prob_bt.masked_fill(~asked_bt, 0.0), rival_bt, rival_id_bt, noise_b
+    noise_b = noise_at(largest_bt.masked_fill(~valid_bt, 0.0).amax(-1), coarsest)
+    return wanted_bt, log_prob_bt.masked_fill(~valid_bt, 0.0), rival_bt, rival_id_bt, noise_b
 
 
 def _packed_figures(lean: CpuFastPath, batch: Tensors) -> tuple[torch.Tensor, ...]:
@@ -195,7 +195,8 @@ def _packed_figures(lean: CpuFastPath, batch: Tensors) -> tuple[torch.Tensor, ..
 def may_spell(generated: list[int], target: str, loaded: Loaded) -> bool:
     """Return whether a text with a wrong last token can still become the target's string.
 
-    generated: first tokens of the text. Only the last token differs from the target's tokens.
+    Args:
+        generated: first tokens of the text. Only the last token differs from the target's tokens.
     """
     if generated[-1] in loaded.layout.end_ids:
         return decode([generated[:-1]], loaded.tokenizer)[0] == target

@@ -21,11 +21,11 @@ from petransfer.models.loading import Loaded
 from petransfer.models.text_part import text_config, vocabulary_size
 from petransfer.recipe.values import MOST_NEW_TOKENS
 
-# Inputs of at most this many tokens are never refused for their size.
+# Inputs of at most this many tokens are never refused for the memory of their attention.
 SHORT = 4096
 # Matrices of (heads, tokens, tokens) in fp32 that one attention layer holds at once: position bias, scores, softmax.
 ATTENTION_COPIES = 3
-# Inputs that the message about too long inputs lists.
+# The largest number of inputs that the message about too long inputs lists.
 TOO_LONG_SHOWN = 5
 
 
@@ -55,7 +55,8 @@ class Predictor:
     def for_chats(self, by_default: bool = False) -> Predictor | None:
         """Return a predictor whose inputs are JSON lists of messages. None if the model does not take chats.
 
-        by_default: whether to use the tokenizer's chat template for a model that was not trained on chats.
+        Args:
+            by_default: whether to use the tokenizer's chat template for a model that was not trained on chats.
         """
         if self.chat:
             return self
@@ -84,8 +85,9 @@ class Predictor:
     ) -> list[Generation]:
         """Return a `Generation` for each input, by greedy decoding.
 
-        `on_text` is called after each generated token with the index of the input and the text so far. `places`: see
-        `token_ids`.
+        Args:
+            on_text: called after each generated token with the index of the input and the text so far.
+            places: where each input was read; see `token_ids`.
         """
         if type(max_new_tokens) is not int or not 0 < max_new_tokens <= MOST_NEW_TOKENS:
             raise UserError(

@@ -105,15 +105,15 @@ def _beginnings_of_batch(
     batch = {name: tensor.to(device) for name, tensor in collate(encoded, loaded.layout).items()}
     labels_bt = batch["labels"]
     raw_btv = logits_at_labels(model, batch)
-    asked_bt = labels_bt != IGNORED
-    noise_b1 = noise_of(raw_btv, asked_bt, compute_dtype(model)).unsqueeze(-1)
+    valid_bt = labels_bt != IGNORED
+    noise_b1 = noise_of(raw_btv, valid_bt, compute_dtype(model)).unsqueeze(-1)
     top_bt2, token_bt2 = raw_btv.float().topk(2, dim=-1)
     token_bt = token_bt2[..., 0]
-    unsure_bt = (top_bt2[..., 0] - top_bt2[..., 1] <= noise_b1) & asked_bt
-    miss_bt = (token_bt != labels_bt) & asked_bt
+    unsure_bt = (top_bt2[..., 0] - top_bt2[..., 1] <= noise_b1) & valid_bt
+    miss_bt = (token_bt != labels_bt) & valid_bt
     found: list[tuple[int, ...] | None] = []
     for at, row in enumerate(encoded):
-        offset = int(asked_bt[at].int().argmax())
+        offset = int(valid_bt[at].int().argmax())
         first = int(miss_bt[at].int().argmax())
         certain = bool(miss_bt[at].any()) and not bool(unsure_bt[at, : first + 1].any())
         found.append((*row.target_ids[: first - offset], int(token_bt[at, first])) if certain else None)

@@ -25,7 +25,7 @@ USUAL_CAPABILITY = (8, 6)
 # Cards by compute capability (https://developer.nvidia.com/cuda-gpus), with their nominal memory in GiB, which makers
 # of cards call GB. If a card is sold in several sizes, this is the smallest size. Users can give another size, as in
 # "RTX 5060 Ti 16GB". CUDA can use a few per cent less than the nominal memory, and still less with error correction
-# (ECC). USABLE_MIB has the usable memory where it was found; for the other cards, nothing is subtracted.
+# (ECC). USABLE_MIB has the usable memory if a source was found; for the other cards, nothing is subtracted.
 _GIB = {
     (6, 0): {"p100": 16},
     (6, 1): {
@@ -102,11 +102,11 @@ class Card:
 
     @property
     def has_bf16(self) -> bool:
-        """Whether the card computes in bf16, in which runs with 16, 8 and 4 bits compute. True if it is unknown."""
+        """Whether the card supports bf16, which runs with 16, 8 and 4 bits need. True if it is unknown."""
         return self.capability is None or self.capability >= BF16_CAPABILITY
 
     def check_bits(self, bits: int) -> None:
-        """Raise UserError if runs with so many bits compute in bf16 and the card has none."""
+        """Raise UserError if runs with this number of bits need bf16 and the card does not support it."""
         if bits < 32 and not self.has_bf16:
             raise no_bf16(bits, self.name or "this card")
 
@@ -189,7 +189,7 @@ def this_card() -> Card | None:
     first = visible.split(",")[0].strip() if visible is not None else None
     if first in ("", "-1") or not shutil.which("nvidia-smi"):
         return None
-    card = ["-i", first] if first and not first.startswith("MIG-") else []  # nvidia-smi takes no parts of a card
+    card = ["-i", first] if first and not first.startswith("MIG-") else []  # nvidia-smi does not accept parts of a card
     try:
         # drivers before version 510 do not know all of these fields
         found = _ask_driver("memory.total,memory.reserved,compute_cap,name", card) or _ask_driver("memory.total", card)

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from petransfer.memory.cards import BF16_CAPABILITY, USUAL_CAPABILITY
 
-# torch's own functions, which stacked training replaces for a while
+# torch's own functions, which stacked training replaces temporarily
 _TORCH_DROPOUT, _TORCH_ATTENTION = functional.dropout, functional.scaled_dot_product_attention
 
 
@@ -40,7 +40,7 @@ class CardKernels(TorchFunctionMode):
 
 
 class CpuKernels(TorchFunctionMode):
-    """While active, attention keeps the same tensors for the backward pass as on a CPU, where it is fused."""
+    """A context in which attention keeps the same tensors for the backward pass as the CPU's fused kernel."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")

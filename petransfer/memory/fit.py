@@ -154,14 +154,14 @@ def _lengths(lengths: Any) -> tuple[int, int]:
 
 
 def _card(card: Any) -> Card | None:
-    """Return the card that `fit` was given, by name, size or bytes."""
+    """Return the card for the argument of `fit`: a name, a size or a number of bytes."""
     if card is None or isinstance(card, Card):
         return card
     if isinstance(card, str):
         return parse_card(card)
     if isinstance(card, bool) or not isinstance(card, int | float) or not SMALLEST <= card <= LARGEST:
         is_number = isinstance(card, int | float) and not isinstance(card, bool)
-        size = f"{card:g}GB" if is_number and 1 <= card <= LARGEST / GB else "12GB"  # numbers are rarely meant as bytes
+        size = f"{card:g}GB" if is_number and 1 <= card <= LARGEST / GB else "12GB"  # a small number is probably in GB
         given = f"{card:,} bytes" if is_number else shown_value(card)
         raise UserError(f"card is {given}; write a size such as '{size}', or a name such as 'RTX 3060'")
     return Card(int(card))

@@ -76,7 +76,7 @@ class Trial:
         enable_gradient_checkpointing(self.model)
 
     def step(self, batch: Tensors, lean: CpuFastPath | None = None) -> None:
-        """Take an optimiser step. `lean` is the faster step on a CPU; None: the plain step."""
+        """Run one optimiser step. `lean`: the faster step on a CPU. None: the plain step."""
         with lean.step() if lean else contextlib.nullcontext(token_loss) as loss:
             for _ in range(2 if self.demand.accumulates else 1):
                 torch.autograd.backward(loss(self.model, batch))

@@ -13,7 +13,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-# Operations of language models that autocast computes in bf16, and on a card in fp32 (aten/src/ATen/autocast_mode.h).
+# Operations of language models that autocast computes in bf16 (`_NARROW`), and in fp32 on a card (`_WIDE_ON_A_CARD`).
+# Source: aten/src/ATen/autocast_mode.h.
 _NARROW = frozenset(
     {
         *("linear", "matmul", "__matmul__", "mm", "mv", "bmm", "addmm", "addbmm", "baddbmm", "einsum", "conv1d"),
@@ -29,7 +30,7 @@ _WIDE_ON_A_CARD = frozenset(
 
 
 class MetaAutocast(TorchFunctionMode, ContextDecorator):
-    """A context in which operations on meta tensors get and keep the tensors that they have in autocast to bf16.
+    """A context in which operations on meta tensors use and keep tensors of the same dtypes as in bf16 autocast.
 
     Args:
         device: The simulated device, `cuda` or `cpu`.

@@ -1,4 +1,4 @@
-"""Remember the shapes of what operations return on the meta device.
+"""Cache the shapes of the tensors that operations return on the meta device.
 
 PyTorch computes the shapes of most operations in Python, which is most of a prediction's time. The layers of a model
 repeat the same operations on the same shapes.
@@ -31,7 +31,7 @@ def call_on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
         return func(*args, **kwargs)
     tensors: list[torch.Tensor] = []
     key = (func, _described(args, tensors), _described(tuple(kwargs.items()), tensors))
-    if not all(tensor.is_meta for tensor in tensors):  # a tensor of Python's numbers has other rules for dtypes
+    if not all(tensor.is_meta for tensor in tensors):  # tensors of Python numbers follow other dtype rules
         return func(*args, **kwargs)
     shapes = _known.get(key)
     if shapes:
@@ -55,17 +55,17 @@ def _only_returns_tensors(func: Any) -> bool:
 
 
 def _described(value: Any, tensors: list[torch.Tensor]) -> Hashable:
-    """Return what determines the shapes that an operation returns for `value`. Its tensors are added to `tensors`."""
+    """Return the properties of an argument that determine the returned shapes. Add its tensors to `tensors`."""
     if isinstance(value, torch.Tensor):
         tensors.append(value)
         return (tuple(value.shape), value.stride(), value.dtype)
     if isinstance(value, list | tuple):
         return tuple([_described(part, tensors) for part in value])
-    return (type(value), value)  # 1, 1.0 and True are equal, but lead to other dtypes
+    return (type(value), value)  # 1, 1.0 and True are equal, but give different dtypes
 
 
 def _shapes_of_new(out: Any, given: list[torch.Tensor]) -> _Shapes | None:
-    """Return the shapes of returned tensors. None if `empty_strided` would not return tensors like them."""
+    """Return the shapes of returned tensors. None if `empty_strided` cannot make such tensors."""
     single = isinstance(out, torch.Tensor)
     returned = (out,) if single else tuple(out)
     storages = {tensor.untyped_storage()._cdata for tensor in given}

@@ -25,13 +25,15 @@ CPU_PROCESS = 10**9
 
 NO_BF16 = "does not run on this card, which has no bf16: only 32 bits work there"
 
-# The largest number of tokens in a simulated step. Larger batches are cut into micro-batches of at most so many tokens.
+# The largest number of tokens in a simulated step. Larger batches are cut into micro-batches of at most this size.
 MOST_TOKENS = 2**22
 
 
 @dataclass(frozen=True)
 class Fit:
     """The memory that a training needs, and whether it fits a device.
+
+    A training that computes in bf16 does not fit a card without bf16, whatever the card's memory is.
 
     Attributes:
         batch: Examples in an optimiser step.
@@ -41,8 +43,6 @@ class Fit:
         fits: Whether at least a micro-batch of one example fits.
         turned_on: Whether the training fits only with gradient checkpointing, which training turns on automatically.
         advice: Changes of the settings. Each entry alone would make the training fit. Empty if the training fits.
-
-    A training that computes in bf16 does not fit a card without bf16, whatever the card's memory is.
     """
 
     batch: int
@@ -65,7 +65,7 @@ class Fit:
 
     @property
     def lacks_bf16(self) -> bool:
-        """Whether the training computes in bf16 and the card has none. Only 32 bits work on such a card."""
+        """Whether the training computes in bf16 and the card does not support it. Only 32 bits work on such a card."""
         return self.demand.lacks_bf16
 
     @property
@@ -123,7 +123,9 @@ def plan(
     """Predict the memory of a training, and find the largest micro-batch that fits.
 
     Args:
+        config: Configuration of the checkpoint.
         demand: The training, with the batch of an optimiser step. No larger micro-batch is tried.
+        own_head: Whether the output head is untied.
         card: Memory of the device in bytes. None: no limit.
         new_tokens: Tokens whose embeddings are trained with `embeddings: new` or `embeddings: used`.
 
@@ -147,7 +149,7 @@ def _plan_by_memory(
     card: int | None,
     new_tokens: tuple[int, ...],
 ) -> Fit:
-    """Call `plan` without the check of whether the card has bf16."""
+    """Plan a training by its memory alone: `plan` without the check for bf16."""
 
     @functools.cache
     def of(changed: Demand) -> Memory:
@@ -268,8 +270,7 @@ def _advice(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
     if found:
         enough = [advice for advice in found if not any(set(other) < set(advice) for other in found)]
         return [advice for advice in enough if advice != PAGED or EIGHT_BIT not in enough]
-    # The last change of each key needs the least memory.
-    # no single change is enough, so all changes together are tried
+    # No single change is enough, so all changes are tried together. The last change of each key needs the least memory.
     last = {change.key: change for advice in changes for change in advice}
     together = tuple(last.values())
     return [together] if together and fits(_changed(demand, together)) else []

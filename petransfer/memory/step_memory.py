@@ -89,12 +89,12 @@ class Demand:
 
     @property
     def lacks_bf16(self) -> bool:
-        """Whether the training computes in bf16, as all trainings with less than 32 bits, and the device has none."""
+        """Whether the training needs bf16, as all trainings with less than 32 bits do, and the device lacks it."""
         return self.method.bits < 32 and not self.has_bf16
 
     @property
     def packed(self) -> tuple[int, int]:
-        """The number of rows and the tokens of each row of a pass with packing, if all examples are the longest."""
+        """Numbers of rows and of tokens per row in a pass with packing, if all examples have the largest length."""
         return packed_size([self.input_length + self.target_length - 1] * self.batch)
 
     @property
@@ -202,7 +202,7 @@ def _simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens
 
 
 def _count_gradients(tracker: Tracker, trained: Sequence[torch.nn.Parameter], accumulates: bool) -> set[int]:
-    """Add the memory of the gradients, also of earlier passes if `accumulates` is set.
+    """Count the memory of the gradients: from the backward pass, and if `accumulates` is set, also of earlier passes.
 
     Returns:
         A set to which the backward pass adds the `id` of each tensor that gets a gradient.

@@ -42,8 +42,8 @@ class PredictedRun:
     """The predicted memory of runs with equal memory, for example all seeds of one method.
 
     Attributes:
-        name: Checkpoint, method, bits and size of the stack as text, and what else tells it from other predictions: the
-            folder or the revision of the checkpoint, or the split.
+        name: Checkpoint, method, bits and size of the stack as text. If several predictions have the same name, the
+            folder or the revision of the checkpoint, or the split, is added.
         spec: One of these runs.
         fit: The prediction. None: the prediction failed.
         problem: Why the prediction failed, or ''.
@@ -83,7 +83,7 @@ def predict_memory(
     device: Literal["cuda", "cpu"] = "cuda",
     capability: tuple[int, int] | None = None,
 ) -> list[PredictedRun]:
-    """Predict the memory of each checkpoint, method, batch and optimiser of a grid, and of each length of examples.
+    """Predict the memory of the runs of a grid. Runs that need equal memory have one prediction.
 
     Runs of checkpoints shipped with petransfer are left out if they surely fit.
 
@@ -194,7 +194,7 @@ def refuse_unusable_targets(specs: Iterable[RunSpec]) -> None:
     """Refuse runs whose `targets` or `layers` the method cannot train. Nothing is downloaded.
 
     Raises:
-        UserError: Such as: no layer has the name, or a text does not pass through the layer.
+        UserError: For example, no layer has this name, or texts do not pass through the layer.
     """
     found = {(spec.checkpoint, spec.method): spec for spec in specs if _chooses_layers(spec.method)}
     for spec in found.values():
@@ -355,7 +355,7 @@ def demand_of(
     """Return the training step of a run that needs the most memory: a batch of the longest examples.
 
     Args:
-        config: The checkpoint's configuration, whose vocabulary tells how long tokens are. None: not a model of bytes.
+        config: The checkpoint's configuration. Its vocabulary size shows whether tokens are bytes. None: they are not.
     """
     from petransfer.memory.step_memory import Demand
     from petransfer.models.lengths import positions

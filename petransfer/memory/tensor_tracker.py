@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from petransfer.memory.meta_outputs import call_on_meta
 
-# The allocator rounds each size up to a multiple of so many bytes. On a GPU it is CUDA's caching allocator
+# The allocator rounds each size up to a multiple of this many bytes. On a GPU, it is CUDA's caching allocator
 # (c10/cuda/CUDACachingAllocator).
 BLOCK = {"cuda": 512, "cpu": 64}
 
@@ -41,7 +41,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._sum = self._largest = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # code reads the value of a tensor, for example to find padding; meta tensors have no values
+        # Code that reads the value of a tensor, for example to find padding, gets False: meta tensors have no values.
         if func is torch.ops.aten._local_scalar_dense.default:
             return False
         out = call_on_meta(func, args, kwargs or {})

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def apply_method(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Apply a training method to the model in `loaded`, in place. Only the method's tensors are trainable then.
+    """Apply a training method to the model in `loaded`, in place. Afterwards, only the method's tensors are trainable.
 
     `seed` determines the random values in new tensors.
 
@@ -61,5 +61,5 @@ def weights_bits(method: MethodSpec) -> Bits:
 
 
 def computes_narrower(method: MethodSpec) -> bool:
-    """Return whether weights are in fp32 and the forward pass in bf16: full fine-tuning with 16 bits."""
+    """Return whether the forward pass computes in bf16 with fp32 weights, as in full fine-tuning with `bits: 16`."""
     return METHODS.lookup(method.name).trains_all_weights and method.bits == 16

@@ -62,8 +62,8 @@ def _start_from_base(name: str, module: Any, rank: int) -> None:
     with torch.no_grad():
         weight = _dequantized(base)
         weight_oi = (weight.T if isinstance(base, Conv1D) else weight).float()
-        left_or, sizes_r, right_ri = torch.linalg.svd(weight_oi, full_matrices=False)
-        root_r = (sizes_r[:rank] / module.scaling[TRAINED]).sqrt()
+        left_or, singular_r, right_ri = torch.linalg.svd(weight_oi, full_matrices=False)
+        root_r = (singular_r[:rank] / module.scaling[TRAINED]).sqrt()
         start = {"lora_A": root_r[:, None] * right_ri[:rank], "lora_B": left_or[:, :rank] * root_r}
         for part, value in start.items():
             matrices = getattr(module, part)

@@ -27,7 +27,7 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
 
 
 def _decoder_shape(config: Any) -> dict[str, int]:
-    """Return the numbers of layers and heads and the width of an encoder-decoder's decoder, for peft."""
+    """Return peft's arguments for the size of an encoder-decoder's decoder. Empty for a decoder-only model."""
     if not config.is_encoder_decoder:
         return {}
     if not hasattr(config, "d_model"):

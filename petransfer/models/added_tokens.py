@@ -16,11 +16,11 @@ from petransfer.errors import UserError
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, added: Sequence[str]) -> tuple[int, ...]:
     """Add a token for each character that the tokenizer cannot reproduce, and return the new token ids."""
-    lacking = [sign for sign in added if _changes(tokenizer, f"a{sign}a")]
+    lacking = [character for character in added if _changes(tokenizer, f"a{character}a")]
     if not lacking:
         return ()
     first = len(tokenizer)
-    tokenizer.add_tokens([AddedToken(sign, normalized=False, special=False) for sign in lacking])
+    tokenizer.add_tokens([AddedToken(character, normalized=False, special=False) for character in lacking])
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and "Metaspace" in repr(backend.pre_tokenizer):
         # otherwise SentencePiece would insert a space after each added token
@@ -57,7 +57,7 @@ def refuse_unplaced_tokens(tokenizer: PreTrainedTokenizerBase, added: Sequence[s
         rows: The number of the model's embedding rows.
     """
     vocabulary = tokenizer.get_added_vocab() if added else {}
-    _refuse_lacking_rows([vocabulary[sign] for sign in added if sign in vocabulary], rows, name)
+    _refuse_lacking_rows([vocabulary[text] for text in added if text in vocabulary], rows, name)
 
 
 def _refuse_lacking_rows(ids: Sequence[int], rows: int, name: str) -> None:

@@ -17,7 +17,7 @@ from petransfer.models.support import supported_class
 from petransfer.recipe.run_spec import CheckpointSpec
 from petransfer.unreadable_files import refuse_unreadable
 
-# The tensors of a checkpoint whose output head is not its embeddings.
+# A checkpoint that has both tensors has an output head that is separate from its embeddings.
 _HEAD = {"lm_head.weight", "shared.weight"}
 
 

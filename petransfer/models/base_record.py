@@ -31,13 +31,13 @@ _UNUSED = {
     },
 }  # fmt: skip
 # Files that transformers' Trainer writes beside a model.
-_OF_TRAINER = {"trainer_state.json", "all_results.json", "train_results.json", "eval_results.json"}
-_OF_WEIGHTS = {".safetensors", ".bin"}
-_OF_MODEL = {"config.json", "generation_config.json", "pretraining.json"}
+_TRAINER_FILES = {"trainer_state.json", "all_results.json", "train_results.json", "eval_results.json"}
+_WEIGHT_SUFFIXES = {".safetensors", ".bin"}
+_MODEL_FILES = {"config.json", "generation_config.json", "pretraining.json"}
 
 
 def base_record(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return the entry of spec.json that describes a run's local base or local tokenizer. Empty for any others.
+    """Return the entry of spec.json that describes a run's local base or local tokenizer. Empty if neither is local.
 
     Args:
         tokenizer: The tokenizer that `load_tokenizer` returns for the base.
@@ -52,11 +52,11 @@ def base_record(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> dict[str, 
 def changed_files(checkpoint: CheckpointSpec, record: Mapping[str, Any]) -> list[str]:
     """Return the names of a local checkpoint's files whose content differs from a record of spec.json.
 
-    Files of the tokenizer do not count if the tokenizer that they give is the recorded one.
+    Changed files of the tokenizer are ignored if the loaded tokenizer equals the recorded tokenizer.
     """
     before, now = record["files"], _file_hashes(Path(str(checkpoint.source)))
     changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-    of_model = [name for name in changed if name in _OF_MODEL or Path(name).suffix in _OF_WEIGHTS]
+    of_model = [name for name in changed if name in _MODEL_FILES or Path(name).suffix in _WEIGHT_SUFFIXES]
     if of_model or not changed:
         return of_model
     return [] if has_recorded_tokenizer(checkpoint, record) else changed
@@ -75,7 +75,7 @@ def has_recorded_tokenizer(checkpoint: CheckpointSpec, record: Mapping[str, Any]
 
 def _file_hashes(folder: Path) -> dict[str, str]:
     """Return a hash of the content of each file of a checkpoint, by file name."""
-    found = {path.name: _content_hash(path) for path in hashed_files(folder) if path.name not in _OF_TRAINER}
+    found = {path.name: _content_hash(path) for path in hashed_files(folder) if path.name not in _TRAINER_FILES}
     return {name: digest for name, digest in found.items() if digest}
 
 

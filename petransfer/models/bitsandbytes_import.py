@@ -32,7 +32,7 @@ def _compiling_at_first_call() -> Iterator[None]:
 
 
 def compile_at_first_call(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
-    """Return `torch.compile(function, **options)`, which is made when the returned function is first called."""
+    """Return a function that compiles `function` with `torch.compile(function, **options)` at its first call."""
     if function is None:
         return functools.partial(compile_at_first_call, **options)
 

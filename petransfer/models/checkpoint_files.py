@@ -27,13 +27,13 @@ from petransfer.models.registry import NANO, checkpoint_spec, embedded_folder, i
 from petransfer.models.support import separate_vocabularies
 from petransfer.recipe.run_spec import CheckpointSpec
 
-# What the code of an architecture raises for wrong values in its files.
-_OF_WRONG_FILES = (
+# The exceptions that transformers raises for wrong values in a checkpoint's files.
+_WRONG_FILE_ERRORS = (
     ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError, AssertionError,
     StrictDataclassError,
 )  # fmt: skip
-# Files of tokenizers with text.
-_OF_TOKENIZERS = (
+# The tokenizer files that contain text, not binary data.
+_TOKENIZER_TEXT_FILES = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json", "vocab.json",
     "chat_template.jinja",
 )  # fmt: skip
@@ -69,7 +69,7 @@ def read_configuration(checkpoint: CheckpointSpec) -> Any:
     place, asked = location(checkpoint), revision(checkpoint)
     try:
         config = AutoConfig.from_pretrained(place, revision=asked, trust_remote_code=False)
-    except Exception as error:  # the code of each architecture reads its own values, and any of it can fail
+    except Exception as error:  # each architecture reads its values with its own code, which can raise any error
         if not _has_configuration(place, asked):
             raise
         if "trust_remote_code" in str(error):
@@ -83,7 +83,7 @@ def read_configuration(checkpoint: CheckpointSpec) -> Any:
 
 
 def use_default_outputs(config: Any) -> None:
-    """Set the fields of a configuration that change what a model returns, and how it runs, to their defaults.
+    """Reset the fields of a configuration that change a model's outputs or its way of computing to their defaults.
 
     A config.json has other values if its author saved the settings of another program. A model that returns tuples
     cannot generate. A model that returns attention weights cannot be saved with the default attention function. The
@@ -99,7 +99,7 @@ def use_default_outputs(config: Any) -> None:
             part.output_attentions = False
         part.output_hidden_states = False
         if not hasattr(type(part), "sliding_window") and getattr(part, "sliding_window", None):
-            part.sliding_window = None  # transformers would cut the cache of attention that has no window
+            part.sliding_window = None  # the model has no window, but transformers would truncate its cache
 
 
 def runs_differently(config: Any) -> bool:
@@ -192,7 +192,7 @@ def _no_tokenizer(place: str, asked: str | None) -> UserError:
 
 
 def _damaged_tokenizer(place: str, asked: str | None, error: Exception) -> UserError:
-    reason = _wrong_file(place, _OF_TOKENIZERS) or reason_of(error, 200)
+    reason = _wrong_file(place, _TOKENIZER_TEXT_FILES) or reason_of(error, 200)
     problem = f"the tokenizer of {place} cannot be loaded ({reason})"
     if Path(place).is_dir():
         return UserError(f"{problem}; save it again with the tokenizer's save_pretrained")
@@ -203,7 +203,10 @@ def _damaged_tokenizer(place: str, asked: str | None, error: Exception) -> UserE
 
 
 def _wrong_file(place: str, names: Sequence[str]) -> str | None:
-    """Return which of the files in a folder is not UTF-8, or is not the JSON object that its name promises."""
+    """Return the problem of the first file that is not UTF-8, or whose name ends in .json without a JSON object in it.
+
+    None: none of the files in `names` has such a problem. Missing files are skipped.
+    """
     for path in (Path(place, name) for name in names):
         try:
             text = path.read_text(encoding="utf-8")
@@ -241,14 +244,14 @@ def generation_config(checkpoint: CheckpointSpec) -> Any:
     """Return the content of a checkpoint's generation_config.json. None: the checkpoint has no such file.
 
     Raises:
-        UserError: generation_config.json has values with which transformers does not load the model either.
+        UserError: transformers cannot load generation_config.json, because it has wrong values.
     """
     place = location(checkpoint)
     try:
         return GenerationConfig.from_pretrained(place, revision=revision(checkpoint))
-    except OSError:  # also of a file that is not JSON, which transformers passes over
+    except OSError:  # the file is missing, or is not JSON: transformers ignores such a file
         return None
-    except _OF_WRONG_FILES as error:
+    except _WRONG_FILE_ERRORS as error:
         raise UserError(
             f"generation_config.json of {place} is wrong ({reason_of(error, 200)}); correct it, or get the checkpoint "
             "again"
@@ -286,7 +289,7 @@ def one_line_errors(checkpoint: CheckpointSpec) -> Iterator[None]:
         raise UserError(f"the weights in {name} are damaged ({error}); get the checkpoint again") from error
     except ImportError as error:
         raise _missing_package(name, error) from error
-    except _OF_WRONG_FILES as error:
+    except _WRONG_FILE_ERRORS as error:
         raise _not_found(checkpoint, error) from error
 
 

@@ -40,11 +40,11 @@ from petransfer.unreadable_files import refuse_unreadable
 _log = logging.getLogger(__name__)
 _READABLE = {".safetensors", ".bin"}
 # The endings of tensor names that only weights quantised by bitsandbytes, GPTQ, AWQ or fp8 have.
-_OF_QUANTIZED = re.compile(
+_QUANTIZED_TENSOR = re.compile(
     r"\.(SCB|absmax|weight_format|quant_map|quant_state\.\S+|qweight|qzeros|weight_scale(_inv)?|weight_packed)$"
 )
-# Names of other files with weights, and of a part of the weights.
-_OTHER_WEIGHTS, _PART = (
+# The suffixes of all files with weights, and the pattern in the name of a file with a part of the weights.
+_WEIGHT_SUFFIXES, _PART = (
     {*_READABLE, ".h5", ".msgpack", ".onnx", ".ot", ".gguf", ".pt", ".pth"},
     re.compile(r"-\d+-of-\d+\."),
 )
@@ -76,7 +76,8 @@ def refuse_damaged_files(checkpoint: CheckpointSpec) -> None:
 def refuse_missing_tensors(checkpoint: CheckpointSpec) -> None:
     """Refuse a checkpoint whose files lack a tensor of the model. Only the names and shapes of tensors are read.
 
-    Checkpoints with other files, and those on the hub that are not in the cache, are not checked.
+    Not checked are shipped checkpoints, checkpoints with weights in other formats, and hub checkpoints outside the
+    cache.
 
     Raises:
         UserError: A tensor is missing, or has another shape than config.json says.
@@ -96,7 +97,7 @@ def refuse_missing_tensors(checkpoint: CheckpointSpec) -> None:
         kind = _get_model_class(config, auto._model_mapping)
         with without_warnings():
             model, found = kind.from_pretrained(None, config=config, ignore_mismatched_sizes=True, **options)
-    except Exception as error:  # not all architectures support the meta device; loading then finds them
+    except Exception as error:  # not all architectures support the meta device; loading then finds the mistake
         _log.debug("the tensors of %s were not compared with its configuration: %s", checkpoint.name, error)
         return
     _refuse_incomplete(model, found, location(checkpoint))
@@ -127,8 +128,8 @@ def refuse_cut_files(checkpoint: CheckpointSpec) -> None:
 
 
 def _without_weights(folder: Path) -> str:
-    """Return what a folder has in place of model.safetensors, pytorch_model.bin or an index of their parts."""
-    others = [path.name for path in sorted(folder.glob("*.*")) if path.suffix in _OTHER_WEIGHTS]
+    """Return an error text for a folder without model.safetensors, pytorch_model.bin or an index of their parts."""
+    others = [path.name for path in sorted(folder.glob("*.*")) if path.suffix in _WEIGHT_SUFFIXES]
     part = next((name for name in others if _PART.search(name)), None)
     if part:
         return (
@@ -183,7 +184,7 @@ def _refuse_incomplete(model: PreTrainedModel, found: Mapping[str, Any], place: 
             f"{name} in the weights of {place} has the shape {tuple(stored)}, and config.json asks for "
             f"{tuple(wanted)}; get the checkpoint again, or correct its config.json"
         )
-    scale = next((name for name in sorted(found["unexpected_keys"]) if _OF_QUANTIZED.search(name)), None)
+    scale = next((name for name in sorted(found["unexpected_keys"]) if _QUANTIZED_TENSOR.search(name)), None)
     if scale:
         raise UserError(
             f"the weights of {place} are quantised ({scale}), and config.json has no quantization_config; use the "

@@ -32,7 +32,7 @@ def refuse_wrong_values(config: Any, name: str) -> None:
 
 
 def _value(part: Any, key: str) -> Any:
-    """Return a value of a configuration. None: it has none, or its layers have different ones, as in Gemma 4."""
+    """Return a value of a configuration. None if it is missing, or if it differs between layers, as in Gemma 4."""
     try:
         return getattr(part, key, None)
     except RuntimeError:  # transformers' error for a value that differs between layers
@@ -62,7 +62,7 @@ def _wrong_heads(part: Any) -> Iterator[str]:
 
 
 def _wrong_buckets(part: Any) -> Iterator[str]:
-    """Yield a wrong limit of T5's relative positions."""
+    """Yield the problem of wrong settings of T5's relative positions."""
     buckets = _value(part, "relative_attention_num_buckets")
     furthest = _value(part, "relative_attention_max_distance")
     if not isinstance(buckets, int) or not isinstance(furthest, int):

@@ -37,11 +37,13 @@ _UNUSED = frozenset(
     # petransfer decodes greedily, whatever the checkpoint suggests
     | vars(GenerationConfig()).keys()
 )  # fmt: skip
-# Dropout acts in training only, initialisation on random weights only. Special tokens are compared as they are used.
+# Names of further fields that are not compared here: private fields, dropout, which does not change the logits in
+# evaluation, and special tokens, which the entry `tokens` of a record contains. Fields of the initialisation are
+# compared only if weights are random.
 _UNUSED_PATTERN = re.compile(r"^_|drop|_token_ids?$")
 _INITIALISATION = re.compile(r"(^|_)init(ializer)?(_|$)")
 
-# T5's configuration turns one key of the file into another.
+# A field that transformers 5 renames in T5's configuration, and its name in messages, which contains both names.
 _KNOWN_AS = {"scale_decoder_outputs": "tie_word_embeddings (scale_decoder_outputs)"}
 _SHOWN_FIELDS, _SHOWN_CHARACTERS = 3, 60
 
@@ -63,7 +65,7 @@ def configuration_record(checkpoint: CheckpointSpec, loaded: Loaded) -> dict[str
     tokens[OTHER_ENDS] = sorted({*ends} - {loaded.tokenizer.eos_token_id})
     if loaded.layout.encoder_decoder:
         tokens["decoder_start_token_id"] = loaded.layout.decoder_start_id
-        tokens["pad_token_id"] = getattr(config, "pad_token_id", None)  # M2M100 numbers its positions from there
+        tokens["pad_token_id"] = getattr(config, "pad_token_id", None)  # M2M100 computes position ids from this id
     stored = json.dumps(_used(content, random), sort_keys=True)
     return {
         "fields": _used(config.to_dict(), random),

@@ -96,9 +96,10 @@ def _file(checkpoint: CheckpointSpec, commit: str | None, name: str) -> Path | N
 
 
 def tokenizer_hashes(tokenizer: PreTrainedTokenizerBase, with_template: bool) -> dict[str, str | None]:
-    """Return the entries of petransfer.json that identify a tokenizer. None for a part that it does not have.
+    """Return the entries of petransfer.json that identify a tokenizer. A missing part has the value None.
 
-    with_template: Whether the chat template is used.
+    Args:
+        with_template: Whether to include the chat template.
     """
     processors = [one for one in vars(tokenizer).values() if hasattr(one, "serialized_model_proto")]
     digests = sorted({hashlib.sha256(one.serialized_model_proto()).hexdigest() for one in processors})
@@ -147,13 +148,13 @@ def has_other_token_ids(tokenizer: PreTrainedTokenizerBase, record: Mapping[str,
     """Return whether texts have other token ids than with the recorded tokenizer. Tokens that were added do not count.
 
     Args:
-        record: What `token_ids_record` returned for the tokenizer of the training.
+        record: The record that `token_ids_record` returned for the tokenizer used in training.
     """
     return bool(_token_ids_sha256(tokenizer, record["tokens"]) != record["sha256"])
 
 
 def _token_ids_sha256(tokenizer: PreTrainedTokenizerBase, tokens: int) -> str:
-    """Hash the first `tokens` tokens with their ids, the ids of a text, and the ids of the tokens of the layout."""
+    """Return a sha256 of the first `tokens` tokens with their ids, the ids of a text, and the ids of special tokens."""
     content = {
         "vocabulary": sorted((at, token) for token, at in tokenizer.get_vocab().items() if at < tokens),
         "text": tokenizer(_PROBE, add_special_tokens=False)["input_ids"],

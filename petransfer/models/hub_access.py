@@ -14,7 +14,8 @@ from petransfer.recipe.run_spec import CheckpointSpec
 def refuse_unreachable(checkpoints: Iterable[CheckpointSpec], with_weights: bool = False) -> None:
     """Raise UserError if the hub cannot be reached and a checkpoint is not on this machine.
 
-    with_weights: Whether the weights are needed too, and not only the configuration and the tokenizer.
+    Args:
+        with_weights: Whether the weights are needed too, and not only the configuration and the tokenizer.
     """
     on_hub = dict.fromkeys(checkpoint for checkpoint in checkpoints if _is_on_hub(checkpoint))
     if not on_hub or use_cache_if_unreachable():

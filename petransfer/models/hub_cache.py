@@ -10,7 +10,7 @@ from petransfer.errors import UserError
 from petransfer.models.hashes import weight_files
 from petransfer.recipe.run_spec import CheckpointSpec
 
-# Files of which a tokenizer has at least one. Tokenizers of bytes have none of them, but name their class.
+# A tokenizer has at least one of these files. Byte-level tokenizers such as ByT5's have none, but name their class.
 VOCABULARIES = (
     "tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "vocab.json",
     "vocab.txt", "tekken.json",

@@ -43,7 +43,9 @@ class VirtualTokens:
 def length_check(
     config: Any, name: str, most: int, virtual: VirtualTokens | None = None, vocabulary: int = 0
 ) -> Callable[[Encoded], BadRow | None]:
-    """Return a function that says why an example is too long. It returns None for a good example.
+    """Return a function that returns the problem of an unusable example, and None for a usable one.
+
+    An example is unusable if it is too long, or if one of its tokens has no row in the embeddings.
 
     Args:
         most: Largest number of tokens of an input or a target that the user allows. 0: no limit.

@@ -140,7 +140,7 @@ MOST_LEFT = 0.1
 
 
 def refuse_poorly_quantized(model: PreTrainedModel, name: str, bits: Bits, keep_wide: Sequence[str]) -> None:
-    """Raise UserError if too much of a loaded model was not quantised."""
+    """Raise UserError if bitsandbytes could quantise no layer, or too small a part of the model (see `MOST_LEFT`)."""
     found = inventory(model, keep_wide)
     if not {"int8", "nf4"} & set(found.bytes):
         raise UserError(

@@ -13,9 +13,9 @@ def silence_libraries() -> None:
     import transformers
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    # peft says so for each text that is generated with a prompt or a prefix
+    # peft repeats this warning for each text that is generated with prompt tuning or prefix tuning
     warnings.filterwarnings("ignore", message="Position ids are not supported")
-    # peft says so of norms, whose adapters it computes correctly
+    # peft warns about norm layers, although it computes their adapters correctly
     warnings.filterwarnings("ignore", message="Unsupported layer type")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

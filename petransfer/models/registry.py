@@ -411,7 +411,8 @@ def _embedded_sha256(name: str) -> str:
     return digest.hexdigest()
 
 
-# Files of a checkpoint without pickled weights, which are used only if there are no safetensors.
+# The suffixes of the files that determine a checkpoint's hash. Pickled weights (.bin) are added only if there are no
+# safetensors.
 _SUFFIXES = {".json", ".safetensors", ".model", ".txt", ".spm", ".bpe", ".tiktoken", ".jinja"}
 
 

@@ -14,7 +14,9 @@ _BY_FACTOR = {"linear", "dynamic", "yarn"}
 
 
 def scaled_positions(config: Any) -> int | None:
-    """Return the number of positions of a model with the scaling of its rotary embeddings. None: no such number.
+    """Return the number of positions of a model, including positions that the scaling of rotary embeddings adds.
+
+    None: config.json has no `max_position_embeddings`.
 
     `max_position_embeddings` in config.json can be the number before scaling, as in the model cards of Qwen2.5 (YaRN).
     """

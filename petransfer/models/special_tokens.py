@@ -24,7 +24,7 @@ def layout_of(config: Any, tokenizer: PreTrainedTokenizerBase, generation: Any =
     Generation stops at the end token and at `special_ends`.
     """
     layout = _with_one_end(config, tokenizer, generation)
-    return _ending_also_with(layout, special_ends(config, tokenizer, generation))
+    return _with_other_ends(layout, special_ends(config, tokenizer, generation))
 
 
 def untrained_layout(layout: Layout, model: Any) -> Layout:
@@ -33,7 +33,7 @@ def untrained_layout(layout: Layout, model: Any) -> Layout:
     Inputs are not changed, and generation stops at all tokens at which plain transformers stops.
     """
     ends = generation_ends(model.config, model.generation_config)
-    return _ending_also_with(replace(layout, input_end=""), ends)
+    return _with_other_ends(replace(layout, input_end=""), ends)
 
 
 def special_ends(config: Any, tokenizer: PreTrainedTokenizerBase, generation: Any) -> list[int]:
@@ -45,11 +45,11 @@ def special_ends(config: Any, tokenizer: PreTrainedTokenizerBase, generation: An
 def generation_ends(config: Any, generation: Any) -> list[int]:
     """Return the ids of the tokens at which plain transformers stops: of generation_config.json, else config.json."""
     text, rows = text_config(config), _rows(config)
-    found = _found("eos_token_id", (generation,), rows) or _found("eos_token_id", (config, text), rows)
+    found = _token_values("eos_token_id", (generation,), rows) or _token_values("eos_token_id", (config, text), rows)
     return list(dict.fromkeys(found))
 
 
-def _ending_also_with(layout: Layout, ends: Sequence[int]) -> Layout:
+def _with_other_ends(layout: Layout, ends: Sequence[int]) -> Layout:
     return replace(layout, other_end_ids=tuple(token for token in ends if token != layout.eos_id))
 
 
@@ -57,12 +57,12 @@ def _with_one_end(config: Any, tokenizer: PreTrainedTokenizerBase, generation: A
     text = text_config(config)
     places = (tokenizer, config, text, generation)
     rows = _rows(config)
-    ends = _found("eos_token_id", places, rows)
+    ends = _token_values("eos_token_id", places, rows)
     if not ends:
         raise UserError(
             f"{_name(config)} has no end token: set eos_token_id in its config.json or eos_token in its tokenizer"
         )
-    pads = _found("pad_token_id", places, rows)
+    pads = _token_values("pad_token_id", places, rows)
     # the end token can replace a missing padding token, because padded positions are never read
     pad = pads[0] if pads else ends[0]
     if not config.is_encoder_decoder:
@@ -75,7 +75,7 @@ def _with_one_end(config: Any, tokenizer: PreTrainedTokenizerBase, generation: A
 
 def _start(config: Any, text: Any, tokenizer: Any, generation: Any, pad: int, rows: int | None) -> int:
     """Return the id of the token with which the decoder starts."""
-    named = _found("decoder_start_token_id", (config, text, generation), None)
+    named = _token_values("decoder_start_token_id", (config, text, generation), None)
     if named and rows and named[0] >= rows:
         raise UserError(
             f"{_name(config)}: decoder_start_token_id is {named[0]}, and the embeddings have {rows:,} rows; correct it "
@@ -85,7 +85,7 @@ def _start(config: Any, text: Any, tokenizer: Any, generation: Any, pad: int, ro
         return named[0]
     if config.model_type in STARTS_FROM_PAD:
         return pad
-    begins = _found("bos_token_id", (text, config, generation, tokenizer), rows)
+    begins = _token_values("bos_token_id", (text, config, generation, tokenizer), rows)
     return begins[0] if begins else pad
 
 
@@ -93,7 +93,7 @@ def _rows(config: Any) -> int | None:
     return getattr(text_config(config), "vocab_size", None) or getattr(config, "vocab_size", None)
 
 
-def _found(name: str, places: Sequence[Any], rows: int | None) -> list[int]:
+def _token_values(name: str, places: Sequence[Any], rows: int | None) -> list[int]:
     """Return all values of a special token in `places` that have an embedding row."""
     values: list[int] = []
     for place in places:

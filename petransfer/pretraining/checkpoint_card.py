@@ -26,10 +26,11 @@ def write_card(card: dict[str, Any], source: CorpusPart, folder: Path, device: t
     """
     weights = folder / "checkpoint" / "model.safetensors"
     lines = {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl")}
+    # about eight steps, the last one always among them
     shown = sorted(lines)[:: -max(1, len(lines) // 8)][::-1]
     made_on = environment(device, threads)
     rows = {
-        **_what(card, source),
+        **_description(card, source),
         "training loss, in nats per target token": "; ".join(f"{lines[step]:.2f} at step {step:,}" for step in shown),
         "validation loss at the end, in nats per target token": f"{card['valid_loss']:.3f}",
         "duration": f"{card['seconds'] / 60:.0f} minutes on {made_on['device']}, {count(made_on['threads'], 'thread')}",
@@ -50,7 +51,7 @@ def write_card(card: dict[str, Any], source: CorpusPart, folder: Path, device: t
     (folder / "checkpoint" / "README.md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
-def _what(card: dict[str, Any], source: CorpusPart) -> dict[str, str]:
+def _description(card: dict[str, Any], source: CorpusPart) -> dict[str, str]:
     noise, train = card["noise"], card["train"]
     return {
         "corpus": f"{source.title or card['arm']}; {card['corpus_tokens']:,} tokens were used",

@@ -83,7 +83,7 @@ def check_settings(cells: list[PretrainCell], study: StudyFolder) -> None:
     """Raise UserError for a run that began with other settings."""
     for cell in cells:
         folder = study.run(cell.run_id)
-        begun = _begun(folder)
+        begun = _read_spec(folder)
         if begun is None:
             continue
         was, now = _flat(begun["settings"]), _flat(cell.settings())
@@ -94,7 +94,8 @@ def check_settings(cells: list[PretrainCell], study: StudyFolder) -> None:
                 )
 
 
-def _begun(folder: RunFolder) -> dict[str, Any] | None:
+def _read_spec(folder: RunFolder) -> dict[str, Any] | None:
+    """Return the content of the spec.json of a run that has begun. None if the run has not begun."""
     begun = folder.begun()
     wrong = "" if begun is None else wrong_part(PretrainingForm, begun)
     if wrong:
@@ -144,7 +145,7 @@ class Pretrain:
         recipe = cell.recipe
         tokenizer = AutoTokenizer.from_pretrained(NANO / "tokenizer")
         corpus = read_corpus(recipe.corpora[cell.arm], self.corpora, tokenizer, recipe.tokens)
-        begun = _begun(folder)
+        begun = _read_spec(folder)
         if begun is not None and begun["corpus_sha256"] != corpus.sha256:
             raise UserError(
                 f"the corpus of {cell.arm} has changed since {folder.path} was created (sha256 "

@@ -127,7 +127,7 @@ def pretrain(
     """
     process = this_process(cpu)
     check_bf16(spec.bits, process.device)
-    _check_room(spec, corpus, folder)
+    _refuse_lack_of_text_or_disk(spec, corpus, folder)
     model = make_model(SIZES[spec.size], tokenizer, spec.seed)
     sentinels = [tokenizer.convert_tokens_to_ids(f"<extra_id_{index}>") for index in range(SENTINELS)]
     layout = Layout(True, model.config.pad_token_id, model.config.eos_token_id, model.config.decoder_start_token_id)
@@ -177,7 +177,8 @@ def pretrain(
     return {**card, "seconds": round(done.seconds)}
 
 
-def _check_room(spec: PretrainSpec, corpus: Corpus, folder: Path) -> None:
+def _refuse_lack_of_text_or_disk(spec: PretrainSpec, corpus: Corpus, folder: Path) -> None:
+    """Raise UserError if a text of the corpus is too short, or if the disk of `folder` has too little free space."""
     shortest = spec.noise.window * spec.train.batch_size
     for part, ids, needed in (
         ("training", corpus.train, 2 * shortest),

@@ -52,16 +52,16 @@ def _row(cell: PretrainCell, study: StudyFolder) -> Row:
         return Row(cell, status)
     last = lines[-1]
     step, seconds = last["step"], last["seconds"]
-    a_step = cell.train.batch_size * cell.recipe.noise.window
+    tokens_per_step = cell.train.batch_size * cell.recipe.noise.window
     valid = next((line["valid_loss"] for line in reversed(lines) if "valid_loss" in line), None)
     return Row(
         cell,
         status,
         step=step,
-        tokens=step * a_step,
+        tokens=step * tokens_per_step,
         loss=last["loss"],
         valid_loss=valid,
-        tokens_per_second=step * a_step / seconds if seconds else None,
+        tokens_per_second=step * tokens_per_step / seconds if seconds else None,
         seconds_left=(cell.train.steps - step) * seconds / step,
     )
 

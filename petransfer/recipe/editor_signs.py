@@ -11,28 +11,28 @@ import yaml
 
 from petransfer.errors import UserError, shortened
 
-# Keys, values and brackets that are looked at. A person writes fewer, and the parser limits the rest.
+# The largest number of YAML events (keys, values and brackets) that are searched. Recipes written by hand have fewer.
 MOST_EVENTS = 20_000
-# Blanks that YAML takes for letters: the no-break space, the figure space, the zero-width space and the like.
+# Blank characters that YAML reads as letters, such as the no-break space, the figure space and the zero-width space.
 _BLANKS = "\xa0\u2007\u202f\u200b\u2060\ufeff"
-_CURLY_SIGNS = "\u2018\u2019\u201a\u201c\u201d\u201e\xab\xbb"
+_CURLY_QUOTES = "\u2018\u2019\u201a\u201c\u201d\u201e\xab\xbb"
 _DASHES = "\u2013\u2014\u2212"
-# A blank at an end of a value, or behind the colon of a key
+# One of these blank characters at the start or the end of a value, or after the colon of a key.
 _ODD_BLANK = re.compile(rf" *[{_BLANKS}]|.*[{_BLANKS}] *$|[\w-]+:[{_BLANKS}]", re.DOTALL)
-_CURLY = re.compile(rf"[{_CURLY_SIGNS}](.*)[{_CURLY_SIGNS}]", re.DOTALL)
+_CURLY = re.compile(rf"[{_CURLY_QUOTES}](.*)[{_CURLY_QUOTES}]", re.DOTALL)
 _DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+(?:[eE][-+]?\d+)?)")
 _DASH_IN_NUMBER = re.compile(rf"[-+.\d{_DASHES}]*\d[.\d]*(?:[eE][-+{_DASHES}]?\d+)?")
 
 
 def refuse_editor_signs(events: Iterable[Any], text: str, deepest: int) -> None:
-    """Refuse a recipe with such characters in a key or value without quotes.
+    """Refuse a recipe with characters such as curly quotes or no-break spaces in an unquoted key or value.
 
     Args:
         events: The parser's events for `text`.
-        deepest: Nesting at which the search ends.
+        deepest: The nesting depth at which the search ends.
 
     Raises:
-        UserError: The message begins with a verb; the caller adds the file's name.
+        UserError: There is such a character. The message begins with a verb; the caller adds the file's name.
     """
     lines, depth = text.split("\n"), 0
     before: Any = None
@@ -47,26 +47,30 @@ def refuse_editor_signs(events: Iterable[Any], text: str, deepest: int) -> None:
                 if problem:
                     raise UserError(f"has {problem[0]} in line {mark.line + 1}; {problem[1]}")
             before = event
-    except yaml.YAMLError:  # the parser of the recipe names it
+    except yaml.YAMLError:  # `parse_yaml` reports this error
         return
 
 
 def advice(lines: list[str], at: int) -> str:
-    """Return what to write in a line that is not YAML. '' if neither it nor the line before has these signs."""
-    # a no-break space behind a colon makes a text of the line, and the error is found in the next line
+    """Return advice for a line that is not YAML. '' if neither this line nor the line before has such characters.
+
+    Args:
+        at: The index of the line in `lines`.
+    """
+    # YAML reads a line with a no-break space after the colon as a text, and reports the error in the next line
     for number in range(max(at - 1, 0), min(at + 1, len(lines))):
         if any(blank in lines[number] for blank in _BLANKS):
             return f"; line {number + 1} has a no-break space or an invisible sign: write usual spaces"
     line = "".join(lines[at : at + 1])
     if re.search(r'"[^"]*\\[^"]*"', line):
         return "; put a path with backslashes in single quotes ('C:\\data\\x.csv'), or write it with slashes"
-    if re.search(f"[{_CURLY_SIGNS}]", line):
+    if re.search(f"[{_CURLY_QUOTES}]", line):
         return f"; line {at + 1} has curly quotes: write straight quotes"
     return ""
 
 
 def _problem(value: str) -> tuple[str, str] | None:
-    """Check a key or value that stands without quotes. Return the problem and what to write instead, or None."""
+    """Check an unquoted key or value. Return its problem and the advice to the user. None if there is no problem."""
     if _ODD_BLANK.match(value):
         return "a no-break space or an invisible sign", "write usual spaces"
     curly, comma = _CURLY.fullmatch(value), _DECIMAL_COMMA.fullmatch(value)

@@ -30,7 +30,7 @@ class RequestedEffect:
             effect under the method `over`. With `study`, `over` is a label in that study.
         study: Name of another study that the effect needs. Empty: none.
         options: Options of a kind of another package.
-        categories: Group of categories, or one category, whose test examples alone count. Empty: all test examples.
+        categories: A group of categories, or one category. Only their test examples count. Empty: all test examples.
         paired: Whether two methods are compared seed by seed. If False, their seeds are two independent groups.
         family: Name of the group of effects whose p values are adjusted together. Empty: the study's main group.
     """

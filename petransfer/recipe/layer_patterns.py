@@ -8,7 +8,7 @@ import re
 from petransfer.errors import shortened
 
 LONGEST_PATTERN, MOST_QUANTIFIERS = 512, 4
-# The longest pattern in an adapter of another program. Those of unsloth have about 500 characters.
+# The largest number of characters of a pattern in another program's adapter. unsloth's patterns have about 500.
 LONGEST_OF_OTHERS = 8192
 # The largest number of ways in which the alternatives of a pattern (`a|b`, `a?`) can be combined, and the largest
 # product of this number and of the ways in which the quantifiers can divide a layer's name of 100 characters.
@@ -53,11 +53,11 @@ def _choices(pattern: str) -> int:
     plain = re.sub(r"\[\^?\]?[^\]]*\]", "x", plain)
     choices: int = 2 ** len(re.findall(r"(?<![(*+}?])\?", plain))
     stack = [1]
-    for sign in plain:
-        if sign == "(":
+    for character in plain:
+        if character == "(":
             stack.append(1)
-        elif sign == "|":
+        elif character == "|":
             stack[-1] += 1
-        elif sign == ")" and len(stack) > 1:
+        elif character == ")" and len(stack) > 1:
             choices *= stack.pop()
     return choices * math.prod(stack)

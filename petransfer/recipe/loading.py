@@ -234,7 +234,7 @@ def _parse(override: str) -> tuple[list[str], Any]:
     if value is None or (isinstance(value, str) and text.lstrip()[:1] in ("'", '"')):
         return keys, value
     if isinstance(value, str):
-        # YAML removes white space at the ends and what follows ` #`; a text keeps both
+        # YAML removes white space at both ends, and comments after ` #`; a value of type text keeps both
         kept = text if value != text and _takes_text(keys, text) else value
         return keys, kept if _takes_text(keys, kept, _number(kept)) else _number(kept)
     # YAML reads `summarize: {document}` as a mapping and `5` as a number; the text is used instead if the recipe's key
@@ -356,7 +356,7 @@ def _place(mistake: Any, content: Any) -> list[str]:
 
 
 def inner_key(key: str) -> str:
-    """Return the place of a key that belongs to a part of a recipe, such as `train.steps`. Empty for other keys.
+    """Return the full path of a key inside a part of a recipe, such as `train.steps` for `steps`. Empty for other keys.
 
     The key can be a name of another program, such as `lora_alpha`.
     """

@@ -120,7 +120,7 @@ class MethodPart(Strict):
         return self
 
     @model_validator(mode="after")
-    def _sound_targets(self) -> MethodPart:
+    def _valid_targets(self) -> MethodPart:
         if isinstance(self.targets, str) and self.targets != "all-linear":
             check_pattern(self.targets)
         if not self.targets:

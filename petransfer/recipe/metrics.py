@@ -82,7 +82,11 @@ HEADINGS = Headings()
 
 
 def meanings(scores: Collection[str]) -> list[str]:
-    """Return what the headings of some scores mean, one text for each metric. scores: the scores' names."""
+    """Return the explanation of the headings of each metric that has one of these scores.
+
+    Args:
+        scores: The names of the scores.
+    """
     found = []
     for name in METRICS:
         with contextlib.suppress(UserError):  # a metric of a broken package

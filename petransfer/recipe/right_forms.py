@@ -1,4 +1,4 @@
-"""Say in words of YAML, not of Python, what a wrong value in a recipe should be, and show the right form."""
+"""Describe the correct form of a wrong value in a recipe, in the terms of YAML instead of Python, with an example."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def right_form(place: Sequence[str], mistake: Mapping[str, Any]) -> str:
-    """Return what the value at `place` should be, with an example. Empty if pydantic's own message says it.
+    """Return the correct form of the value at `place`, with an example. Empty if pydantic's own message is sufficient.
 
     Args:
         place: Keys and indices of the wrong value, from the outermost to the innermost.
@@ -67,7 +67,7 @@ def right_form(place: Sequence[str], mistake: Mapping[str, Any]) -> str:
 
 
 def type_of_yaml(given: Any) -> str:
-    """Return how YAML reads a text without quotes that is not of its type text, and the right form. '' for a text."""
+    """Explain that YAML reads an unquoted text as another type, and show the correct form. '' if `given` is a text."""
     if isinstance(given, bool):
         texts, example = ("yes, on and true", "yes") if given else ("no, off and false", "no")
         return f"YAML reads {texts} without quotes as {str(given).lower()}; put a text in quotes, such as '{example}'"
@@ -86,7 +86,7 @@ def _form(key: str, given: Any, is_list: bool) -> str:
 
 
 def _number_form(key: str, given: Any, kind: str) -> str:
-    """Return the right form of a number that stands in quotes or has signs between its digits."""
+    """Return the correct form of a wrong number, such as without quotes or separators. Empty if no number is needed."""
     text = given.strip() if isinstance(given, str) else ""
     is_choice = kind == "literal_error"
     if is_choice and _NUMBER.fullmatch(text):

@@ -138,7 +138,7 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """What is trained and how. Fields that a method does not use keep their defaults; see `MethodPart`.
+    """The training method of a run. Fields that a method does not use keep their defaults; see `MethodPart`.
 
     keep_wide: endings of the names of layers that are not quantised at 8 and 4 bits, in addition to the output head.
     match_parameters: approximate number of parameters to train. It determines the rank or the number of virtual tokens

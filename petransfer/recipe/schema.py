@@ -145,7 +145,7 @@ class EarlyStoppingPart(Strict):
 
 
 class TrainPart(Strict):
-    """How each run is trained. The length is a number of steps, or of epochs over the split's training examples.
+    """The settings of training. The length is a number of steps, or of epochs over the split's training examples.
 
     `learning_rate`, `steps`, `epochs` and `batch_size` are each one number for all runs, or a mapping with numbers for
     methods (`lora`), arms (`english`), or arms with methods (`english lora`). A method is named by any words of its
@@ -277,7 +277,7 @@ class Recipe(Strict):
     """A study: the grid of arms, methods, splits and seeds, and how each run is trained.
 
     name: name of the study. Its results go to `results/<name>` by default.
-    description: what the study asks, as text for the report.
+    description: the question that the study answers, as text for the report.
     task: the benchmark or the files of rows.
     family: name of a registered family of checkpoints, or the user's own checkpoints.
     arms: the arms of the family that are trained.
@@ -292,8 +292,8 @@ class Recipe(Strict):
 
     margin: largest difference, in percentage points, at which two arms or two methods count as equal.
     smallest_effect: a smaller difference, in percentage points, is never judged `holds` or `reversed`.
-    learnt: least exact match on dev, in %, of an arm or method that has learnt the task. Otherwise the effects of this
-        arm or method get the verdict `not learnt`.
+    learnt: smallest exact match on dev, in %, at which an arm or method counts as having learnt the task. Below it, the
+        effects of this arm or method get the verdict `not learnt`.
     judge_by: metric that effects are computed on. The default is exact match, or the first of `task.metrics` if
         `task.metrics` is set without `exact_match`.
     """
@@ -354,7 +354,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _different_labels(self) -> Recipe:
-        """Refuse methods that tables and effects would take for one method."""
+        """Refuse two different methods with the same label, because tables and effects could not distinguish them."""
         seen: dict[str, MethodPart] = {}
         for part in self.methods:
             other = seen.setdefault(part.label, part)

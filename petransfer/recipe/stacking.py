@@ -21,7 +21,7 @@ def stack_key(spec: RunSpec) -> RunSpec | None:
     # all runs of a stack end at the same step, so early stopping is not possible
     if METHODS.lookup(spec.method.name).not_stacked or spec.train.early_stopping or spec.train.packing:
         return None
-    # random weights, and the random embeddings of added tokens, are drawn from the seed: the base model is another one
+    # random weights and the random embeddings of added tokens depend on the seed, so each seed has its own base model
     own_base = spec.checkpoint.reinit != "none" or bool(spec.checkpoint.added_tokens)
     return replace(
         spec,

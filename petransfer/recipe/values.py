@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 LARGEST_NUMBER, LARGEST_SEED = 2**63 - 1, 2**32 - 1
-# The largest number of runs in a study. So many runs can still be planned within seconds.
+# The largest number of runs in a study. Planning this many runs takes only seconds.
 MOST_RUNS = 20_000
 # The largest number of tokens of a generated text: more than any model generates sensibly.
 MOST_NEW_TOKENS = 131_072

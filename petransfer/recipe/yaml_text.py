@@ -27,7 +27,8 @@ def parse_yaml(text: str, by_hand: bool = False) -> Any:
     """Parse a YAML text and return its value.
 
     Args:
-        by_hand: Whether a person wrote the text. Signs of an editor, such as curly quotes, are then refused.
+        by_hand: Whether a person wrote the text. Characters that editors insert, such as curly quotes, are then
+            refused.
 
     Raises:
         UserError: The text is not YAML, is too large, repeats a key, or has values that YAML reads in an unexpected
@@ -128,6 +129,7 @@ def _add(stack: list[_Collection], values: int) -> None:
 
 
 def _note_key(mapping: _Collection, event: Any) -> None:
+    """Record a key of a mapping. Raise UserError if the mapping already has this key."""
     if event.value in mapping.keys and event.value != "<<":
         line = event.start_mark.line + 1
         raise UserError(f"has the key '{event.value:.60}' twice (again in line {line}); keep one")
@@ -139,7 +141,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _advice(error: yaml.YAMLError, text: str) -> str:
-    """Return advice for an error in a line that is indented with a tab or has signs of an editor."""
+    """Return advice for an error in a line with a tab as indentation, or with characters such as curly quotes."""
     mark = getattr(error, "problem_mark", None)
     lines = text.split("\n")
     at = mark.line if mark else len(lines)

@@ -114,7 +114,7 @@ def differences(first: Recipe, second: Recipe) -> list[str]:
         one["methods"], other["methods"] = ([method.label for method in recipe.methods] for recipe in (first, second))
     for content in (one, other):
         content["seeds"], content["arms"] = _value(content["seeds"]), _value(content["arms"])
-    return [f"{key}: {_unlike_values(old, new)}" for key, old, new in unlike(one, other)]
+    return [f"{key}: {_difference(old, new)}" for key, old, new in unlike(one, other)]
 
 
 def _damaged_note(runs: Runs) -> str:
@@ -124,8 +124,8 @@ def _damaged_note(runs: Runs) -> str:
     return f"; {count(len(found), 'damaged run')} ({found[0]}); repeat with {command}" if found else ""
 
 
-def _unlike_values(old: Any, new: Any) -> str:
-    """Return two values, or of two lists only the entries that the other does not have."""
+def _difference(old: Any, new: Any) -> str:
+    """Return a text with two different values. Of two lists, it has only the entries that the other list lacks."""
     if isinstance(old, list) and isinstance(new, list):
         only = {"A": [one for one in old if one not in new], "B": [one for one in new if one not in old]}
         found = [f"only in {name} {', '.join(map(str, values))}" for name, values in only.items() if values]
@@ -274,7 +274,7 @@ def effect_columns(found: Comparison) -> tuple[str, ...]:
     return (*_EFFECT_COLUMNS, "paper: points") if any(found.paper_effects) else _EFFECT_COLUMNS
 
 
-def _of_paper(figures: dict[str, str]) -> str:
+def _paper_figures(figures: dict[str, str]) -> str:
     if len(figures) == 1:
         return next(iter(figures.values()))
     return ", ".join(f"{family}: {figure}" for family, figure in figures.items())
@@ -293,7 +293,7 @@ def cell_lines(found: Comparison) -> list[tuple[str, ...]]:
             points(asdict(one)),
             p_value(one.p_holm),
             _CELL[one.verdict],
-            *([_of_paper(paper)] if any(found.paper_cells) else []),
+            *([_paper_figures(paper)] if any(found.paper_cells) else []),
         )
         for one, paper in zip(found.cells, of_paper, strict=True)
     ]
@@ -312,7 +312,7 @@ def effect_lines(found: Comparison) -> list[tuple[str, ...]]:
             points(asdict(one)),
             p_value(one.p_holm),
             _EFFECT[one.verdict],
-            *([_of_paper(paper)] if any(found.paper_effects) else []),
+            *([_paper_figures(paper)] if any(found.paper_effects) else []),
         )
         for one, paper in zip(found.effects, of_paper, strict=True)
     ]

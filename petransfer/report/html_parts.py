@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# The largest number of pairs of a target's and a generated text's words. The time of a comparison grows faster than it.
+# The largest product of the numbers of words in a target and in a generated text. Longer texts are not compared word by
+# word, because the time of the comparison grows faster than this product.
 MOST_PAIRS = 1_000_000
 
 

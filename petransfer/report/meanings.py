@@ -1,4 +1,4 @@
-"""What headings and words in tables of runs mean, as lines below a table."""
+"""Explanations of the headings and words in tables of runs, printed as lines below a table."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Columns = Iterable[tuple[str, Iterable[str]]]
 
 LOSS_MEANING = f"{LOSS}: mean cross-entropy of a target token of the test rows, in nats. Lower is better."
 
-# The words before the colon are a heading, or a word of one.
-_OF_HEADINGS = (
+# Explanations of headings. The text before the colon is a heading, or one word of a heading.
+_HEADING_MEANINGS = (
     "arm: the pretrained model, or a control with random weights.",
     "split: how the rows of the benchmark are divided, such as SCAN's opposite_right. In most splits, test rows "
     "combine words in ways that no training or dev row has, so that test EM can be far below dev EM.",
@@ -30,8 +30,8 @@ _OF_HEADINGS = (
     "points: differences in percentage points, with their 95 % intervals in brackets.",
     "B minus A: difference in percentage points, with its 95 % interval in brackets.",
 )
-# Words in cells, by heading. {} is the number or the name in the word.
-_OF_CELLS = {
+# Explanations of words in cells, by the column's heading. {} is the number or the name in the word.
+_CELL_MEANINGS = {
     "method": (
         (r"\br(\d+)\b", "r{0}: the adapter's rank is {0}."),
         (r"\bnew-embeddings\b", "new-embeddings: the embeddings of tokens that are new to the model are trained too."),
@@ -74,11 +74,11 @@ def meanings_of(columns: Columns) -> list[str]:
     words = {word for heading in cells for word in (heading, *heading.split())}
     if cells.get("split", "").replace("held-out", "").strip() == "":
         words.discard("split")  # the split `held-out` is explained below
-    found = [line for line in _OF_HEADINGS if line.partition(":")[0] in words]
+    found = [line for line in _HEADING_MEANINGS if line.partition(":")[0] in words]
     found += meanings(
         [name for name, heading in HEADINGS.items() if not {heading, f"test {heading}"}.isdisjoint(cells)]
     )
-    for heading, patterns in _OF_CELLS.items():
+    for heading, patterns in _CELL_MEANINGS.items():
         for pattern, meaning in patterns:
             numbers = {one.groups() for one in re.finditer(pattern, cells.get(heading, ""))}
             found += [meaning.format(*groups) for groups in sorted(numbers, key=lambda one: [*map(_number, one)])]

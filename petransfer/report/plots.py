@@ -242,7 +242,7 @@ def save(figure: Figure, path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_svg(figure, path.with_suffix(".svg"))
-    with mpl.rc_context({"pdf.fonttype": 42}), _missing_characters(say=True):
+    with mpl.rc_context({"pdf.fonttype": 42}), _missing_characters(log=True):
         figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None, "Creator": "petransfer"})
         figure.savefig(path.with_suffix(".png"), dpi=300, metadata={"Software": "petransfer"})
 
@@ -253,7 +253,7 @@ def write_svg(figure: Figure, target: Any) -> None:
 
     # Without a date and with a fixed salt, equal data give equal bytes. Text is stored as text, not as outlines.
     make_texts_visible(figure)
-    with mpl.rc_context({"svg.hashsalt": "petransfer", "svg.fonttype": "none"}), _missing_characters(say=False):
+    with mpl.rc_context({"svg.hashsalt": "petransfer", "svg.fonttype": "none"}), _missing_characters(log=False):
         figure.savefig(target, format="svg", metadata={"Date": None, "Creator": "petransfer"})
 
 
@@ -265,7 +265,7 @@ def make_texts_visible(figure: Figure) -> None:
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             formatter = axis.get_major_formatter()
-            if isinstance(formatter, FuncFormatter):  # it writes the labels of ticks anew at each drawing
+            if isinstance(formatter, FuncFormatter):  # it formats the tick labels again each time the figure is drawn
                 axis.set_major_formatter(FuncFormatter(functools.partial(_visible_label, formatter)))
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
@@ -285,24 +285,24 @@ _NOT_SHOWN = ("Matplotlib currently does not support", "constrained_layout not a
 
 
 @contextlib.contextmanager
-def _missing_characters(say: bool) -> Iterator[None]:
+def _missing_characters(log: bool) -> Iterator[None]:
     """Inside the context, turn matplotlib's warnings about characters that its font lacks into one line, or into none.
 
-    say: whether to report the missing characters. In an SVG file, they are text and are drawn by the reader's program.
+    log: whether to report the missing characters. In an SVG file, they are text and are drawn by the reader's program.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
     for one in caught:
         missing = re.match(r"Glyph (\d+) .*missing from", str(one.message))
-        if missing and say:
-            _say_missing_characters(chr(int(missing[1])))
+        if missing and log:
+            _log_missing_characters(chr(int(missing[1])))
         elif not missing and not str(one.message).startswith(_NOT_SHOWN):
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
-def _say_missing_characters(first: str) -> None:
-    """Say once in a process that a character such as `first` is missing."""
+def _log_missing_characters(first: str) -> None:
+    """Log once per process that the font lacks a character such as `first`."""
     if _reported_missing:
         return
     _reported_missing.append(first)

@@ -246,8 +246,8 @@ def latex(groups: Sequence[Group], effects: dict[str, Any]) -> str:
 
 
 def _seeds(group: Group) -> str:
-    done, asked = len(group.done), len(group.runs)
-    return str(done) if done == asked else f"{done} of {asked}"
+    done, requested = len(group.done), len(group.runs)
+    return str(done) if done == requested else f"{done} of {requested}"
 
 
 def _spread(values: Sequence[float], digits: int) -> str:

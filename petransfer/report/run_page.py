@@ -74,7 +74,8 @@ def run_page(findings: Findings) -> str:
 
 def figures_of(row: Row, result: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the scores, the length and the size of a finished run, each as a name and a text."""
-    whole = trained_on_all(row)  # its dev rows, and without a test file its test rows, are then its training rows
+    # the last training of a cross-validation includes the dev rows, and the test rows if there is no test file
+    whole = trained_on_all(row)
     found = [] if whole else [("dev exact match", _percent(row.dev))]
     whole = whole and not row.cell.spec.task.source.get("test")
     found.append((_of_part("exact match", whole), _percent(row.test)))

@@ -65,7 +65,7 @@ class Row:
 
     @property
     def test_loss(self) -> float | None:
-        """Mean cross-entropy per target token on test, in nats: what tables show in place of `log_prob`."""
+        """Mean cross-entropy per target token on test, in nats. Tables show it in place of `log_prob`."""
         return None if self.log_prob is None else 0.0 - self.log_prob
 
 

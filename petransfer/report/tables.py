@@ -127,13 +127,13 @@ def markdown(table: Table) -> str:
 def markdown_text(text: str) -> str:
     """Escape HTML, `|` and control characters for a line of Markdown."""
     one_line = " ".join(visible(text).split())
-    # `](` would make a link or an image of a name
+    # without this, a name with `](` would become a link or an image
     return html.escape(one_line, quote=False).replace("|", "\\|").replace("](", "]\\(")
 
 
 def without_emphasis(text: str) -> str:
-    """Escape a text as `markdown_text` does, and the signs of emphasis, code, strike-through and formulas too."""
-    # a sign between letters, as in add_jump, is no emphasis
+    """Escape a text like `markdown_text`, and also the characters for emphasis, code, strike-through and formulas."""
+    # an underscore between letters, as in add_jump, is no emphasis
     return re.sub(r"[`*~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", markdown_text(text))
 
 

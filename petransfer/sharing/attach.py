@@ -25,15 +25,18 @@ COMBINED = "combined"
 # The name of the first adapter on a base. It is not a bare number, because peft would take that for a layer's number.
 FIRST = "adapter0"
 COMBINATIONS = ("linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "magnitude_prune")
-# Combinations whose names begin with one of these words use only a part of each adapter's weights. DENSITY is the size
-# of this part, from 0 to 1.
 # The end of the names of tensors with trained rows of the embeddings.
 _ROWS = "trainable_tokens_delta"
+# Combinations whose names begin with one of these words use only a part of each adapter's weights. DENSITY is the size
+# of this part, from 0 to 1.
 _SPARSE, DENSITY = ("ties", "dare", "magnitude"), 0.5
 
 
 def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
     """Attach adapters to their base as `adapter0`, `adapter1`, ..., and return the peft model. `adapter0` is active.
+
+    Args:
+        bits: bits of the loaded base.
 
     Raises:
         UserError: an adapter's files fail a check, or its tensors do not fit the base.
@@ -58,7 +61,7 @@ def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
                 # table is therefore given to the others, with the values of the base.
                 config.trainable_token_indices = {table: [0] for table in tables}
             config.base_model_name_or_path = loaded.model.name_or_path  # peft warns about any other name
-            if at:  # the layers of the adapters before have names too
+            if at:  # the adapters that are already attached have layers too
                 refuse_slow_patterns(bundle, model)
                 model.add_adapter(_name(at), config)
             else:
@@ -73,7 +76,7 @@ def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
 
 
 def _trained_tables(bundles: Sequence[Bundle], base: Any) -> list[str]:
-    """Return the names of the embeddings, or the ends of these names, of which adapters train some rows."""
+    """Return the names (or the ends of the names) of the embedding tables in which an adapter trains some rows."""
     embeddings = base.get_input_embeddings()
     own = next(name for name, module in base.named_modules() if module is embeddings)
     rows = [bundle.config.get("trainable_token_indices") or {} for bundle in bundles]

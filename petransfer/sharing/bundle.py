@@ -217,9 +217,7 @@ def checked(bundle: Bundle) -> Bundle:
 
 
 def other_base(bundle: Bundle) -> str | None:
-    """Return an error text if adapter_config.json and petransfer.json name different bases. None if the names are
-    equal.
-    """
+    """Return an error text if adapter_config.json and petransfer.json name different bases, else None."""
     # Plain peft loads the base that adapter_config.json names.
     named, made = bundle.config.get("base_model_name_or_path"), bundle.spec and bundle.spec.checkpoint.name
     if made is None or named is None or named == made:
@@ -230,8 +228,8 @@ def other_base(bundle: Bundle) -> str | None:
 def differences(bundle: Bundle) -> dict[str, str]:
     """Return an error text for each changed, missing or added file, by file name.
 
-    The manifest records the sha256 at packing. petransfer.json records the sha256 at the end of training. Other line
-    ends in text files are no difference.
+    The manifest records the sha256 at packing. petransfer.json records the sha256 at the end of training. Different
+    line ends (CRLF, LF) in text files are ignored.
     """
     found: dict[str, str] = {}
     kept = {name: path for name, path in bundle.files.items() if name != MANIFEST}

@@ -65,9 +65,9 @@ def card(bundle: Bundle, wishes: Wishes = Wishes()) -> str:
         if 1 < len(categories) <= CATEGORIES
         else [],
         usage=usage(spec, bundle.provenance),
-        made=[(markdown_text(name), markdown_text(value)) for name, value in _made(bundle, spec, result).items()],
+        made=[(markdown_text(name), markdown_text(value)) for name, value in _origin(bundle, spec, result).items()],
         sentences=[markdown_text(one) for one in study.sentences[:SENTENCES]] if study else [],
-        limits=[markdown_text(line) for line in [*_claims(bundle), *_limits(spec, result, study, licences)]],
+        limits=[markdown_text(line) for line in [*_warnings(bundle), *_limits(spec, result, study, licences)]],
     )
     return str(made).rstrip("\n") + "\n"
 
@@ -105,7 +105,7 @@ def _study(bundle: Bundle) -> _Study | None:
     for path in sorted(study.glob("runs/*/DONE")):
         try:
             spec = spec_of_run(path.parent)
-            if _but_seed(spec) == _but_seed(bundle.spec):
+            if _without_seed(spec) == _without_seed(bundle.spec):
                 result = read_json(path.parent / RESULT)
                 check_result(result)
                 seeds[spec.seed] = float(result["dev"]["exact_match"]), float(result["test"]["exact_match"])
@@ -129,7 +129,8 @@ def _sentences(path: Path) -> tuple[str, ...]:
     return tuple(map(str, found))
 
 
-def _but_seed(spec: RunSpec) -> str:
+def _without_seed(spec: RunSpec) -> str:
+    """Return the settings of a run without the seed, for comparison with other runs."""
     content = json.loads(spec.canonical_json())
     del content["seed"]
     return json.dumps(content, sort_keys=True)
@@ -144,7 +145,7 @@ def _seeds(spec: RunSpec, result: Mapping[str, Any], study: _Study | None) -> li
     ]
 
 
-def _made(bundle: Bundle, spec: RunSpec, result: Mapping[str, Any]) -> dict[str, str]:
+def _origin(bundle: Bundle, spec: RunSpec, result: Mapping[str, Any]) -> dict[str, str]:
     method, train, base = spec.method, spec.train, (bundle.provenance or {}).get("base", {})
     made_on = result.get("environment", {})
     targets = method.targets if isinstance(method.targets, str) else ", ".join(method.targets)
@@ -168,7 +169,8 @@ def _made(bundle: Bundle, spec: RunSpec, result: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _claims(bundle: Bundle) -> list[str]:
+def _warnings(bundle: Bundle) -> list[str]:
+    """Return a warning if the adapter was scored on its training rows."""
     unseen = "Its scores are on rows that it was trained on; they do not show how good it is on new rows."
     return [unseen] if trained_on_all(bundle) else []
 

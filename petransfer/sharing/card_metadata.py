@@ -160,9 +160,10 @@ def licences_of(bundle: Bundle, spec: RunSpec, wishes: Wishes) -> Licences:
 
 
 def licence_note(bundle: Bundle, wishes: Wishes) -> str:
-    """Return what to do if the adapter's licence is not known; empty if it is known, or if there is no card to write.
+    """Return advice if the adapter's licence is unknown. Empty if it is known, or if there is no card to write.
 
-    The card then has the licence `other`, and says that of the base and that of the data, as far as they are known.
+    A card without a known licence has the licence `other`, and names the licences of the base and the data if they are
+    known.
     """
     if bundle.spec is None:
         return ""

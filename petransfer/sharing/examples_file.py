@@ -38,7 +38,7 @@ def read_table(path: Path, kinds: Mapping[str, pyarrow.DataType] | None = None) 
             count = file.metadata.num_rows
             if count > ROWS:
                 raise UserError(f"{EXAMPLES} has {count:,} rows; at most {ROWS:,} are read")
-            # before anything is read: a small file can have texts that fill the memory in the place of numbers
+            # check the types before reading: a small file could contain texts instead of numbers, which fill the memory
             found = {field.name: field.type for field in file.schema_arrow}
             if any(found.get(name) != kind for name, kind in (kinds or {}).items()):
                 raise UserError(_OTHER_VALUES)

@@ -23,7 +23,7 @@ FORBIDDEN = (
     "corda_config",
     "kasa_config",
 )
-# Keys of adapters that act on a part of the tokens or of several adapters only, so that they cannot be merged.
+# Keys of adapters that change only some of the tokens, or that combine several adapters. They cannot be merged.
 FORBIDDEN_UNMERGED = ("alora_invocation_tokens", "arrow_config")
 # The allowed types of the keys that are read. A key may also be missing or None.
 TYPES: dict[str, type | tuple[type, ...]] = {
@@ -70,8 +70,8 @@ _MERGED_BY_PEFT = (
     "folder"
 )
 _PREFIX = "base_model.model."
-# What peft writes as target_modules if no layer is adapted.
-_NONE = "dummy-target-modules"
+# The value of target_modules that peft writes if no layer is adapted.
+_NO_LAYER = "dummy-target-modules"
 
 
 def check(config: Mapping[str, Any], tensors: Tensors, method: str | None) -> None:
@@ -164,7 +164,7 @@ def _check_tensors(tensors: Tensors) -> None:
 def _check_lora(config: Mapping[str, Any], tensors: Tensors, is_own: bool) -> None:
     _check_lora_config(config)
     targets = config["target_modules"]
-    met: set[str] = set()
+    matched: set[str] = set()
     for name, (_, shape) in tensors.items():
         if not name.startswith(_PREFIX):
             raise _refused(f"the tensor {_short(name)} lies outside the base ({_PREFIX}...)")
@@ -181,11 +181,12 @@ def _check_lora(config: Mapping[str, Any], tensors: Tensors, is_own: bool) -> No
             names = _targets_of(module, targets)
             if not names:
                 raise _refused(f"target_modules does not name {_short(module)}, for which there is a tensor")
-            met |= names
+            matched |= names
     _check_pairs(tensors, bool(config.get("use_dora")))
-    idle = [] if isinstance(targets, str) else sorted(set(targets) - met - {_NONE})
-    # lists for several kinds of models are common, and `exclude_modules` takes layers out of the list
-    if idle and (is_own or not met):
+    idle = [] if isinstance(targets, str) else sorted(set(targets) - matched - {_NO_LAYER})
+    # other programs often list the layer names of several architectures, and `exclude_modules` removes layers from the
+    # list
+    if idle and (is_own or not matched):
         raise _refused(f"target_modules names {_short(idle[0])}, for which there is no tensor")
 
 

@@ -1,4 +1,4 @@
-"""Recognise adapters that other programs save in forms of their own, and say how to get one that peft reads."""
+"""Recognise adapters in other programs' file formats, and explain how to convert them to a format that peft reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from petransfer.sharing.bundle_files import CONFIG, WEIGHTS
 
-# A pattern for the names of files and folders, what they are, and what to do.
+# For each format: a pattern for names of files and folders, a description, and advice.
 _FORMS = (
     (
         r"(\d+_)?adapters\.(safetensors|npz)",
@@ -45,7 +45,7 @@ _FORMS = (
 
 
 def other_form(names: Iterable[str]) -> str | None:
-    """Return what the files of an adapter that peft cannot read are, and what to do. None if they are unknown.
+    """Return a description and advice for an adapter whose files peft cannot read. None for an unknown format.
 
     Args:
         names: the names of the files and folders beside each other.

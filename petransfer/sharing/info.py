@@ -56,6 +56,7 @@ def _rows(rows: Any) -> int | str:
 
 
 def _sound(bundle: Bundle) -> str:
+    """Return whether the files of an adapter are consistent, as text. After `no: `, the text names the problem."""
     try:
         checks.check(bundle.config, bundle.tensors, bundle.method)
     except UserError as error:

@@ -95,14 +95,14 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
     """
     _refuse_inputs(bundle)
     trained: Bits = bundle.spec.method.bits if bundle.spec else 16
-    width: Bits = bits or (32 if trained == 32 else 16)
-    if width not in (4, 8, 16, 32):
-        raise UserError(f"bits is {width!r}; give 16 or 32, as a number")
-    if width not in DTYPES:
+    new_bits: Bits = bits or (32 if trained == 32 else 16)
+    if new_bits not in (4, 8, 16, 32):
+        raise UserError(f"bits is {new_bits!r}; give 16 or 32, as a number")
+    if new_bits not in DTYPES:
         raise UserError(
-            f"an adapter cannot be merged into a base of {width} bits: the sum would be rounded to a few levels, and "
-            "most of what the adapter learnt is smaller than the step between two levels; merge into 16 bits, or use "
-            "the adapter with its base model"
+            f"an adapter cannot be merged into a base of {new_bits} bits: the sum would be rounded to a few levels, "
+            "and most of what the adapter learnt is smaller than the step between two levels; merge into 16 bits, or "
+            "use the adapter with its base model"
         )
     if os.path.lexists(target):  # a link to nothing too
         raise UserError(f"{target} exists; delete it or use another folder")
@@ -114,11 +114,11 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
     model = attach(loaded, [bundle], 32)
     of_base, loaded = loaded.tokenizer, with_own_tokenizer(loaded, bundle, base)
     before = _logits(model, loaded, count)
-    at_width = _logits_at_trained_width(bundle, where, trained, count) if trained < 16 else None
+    at_trained_bits = _logits_at_trained_bits(bundle, where, trained, count) if trained < 16 else None
     _untie_adapted_head(loaded.model)
     try:
         with warnings.catch_warnings():
-            # peft compares the head with the encoder's embeddings, which is wrong for T5Gemma; see `_say_whether_tied`
+            # peft compares the head with the encoder's embeddings, which is wrong for T5Gemma; see `_set_tied_flag`
             warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
             whole = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
@@ -130,16 +130,16 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
         _refuse_changed(_change(before, _logits(whole, loaded, count)), "merging the adapter")
         if separate_head:
             separate_output_head(whole)
-        rounded = _rounded(whole, DTYPES[width])
-        _say_whether_tied(rounded)
+        rounded = _rounded(whole, DTYPES[new_bits])
+        _set_tied_flag(rounded)
         held = _logits(rounded, loaded, count)
         save_model(rounded, partial)
         loaded.tokenizer.save_pretrained(partial)
         if loaded.tokenizer is of_base:  # an adapter's own tokenizer is saved as it is
             copy_sentencepiece_files(base.checkpoint, partial)
-        saved = _read(partial, target, loaded, width)
+        saved = _read(partial, target, loaded, new_bits)
         _refuse_changed(_change(held, _logits(saved, loaded, count)), "writing and reading it")
-        merged = _measured(bundle, saved, loaded, width, count, before, at_width, where)
+        merged = _measured(bundle, saved, loaded, new_bits, count, before, at_trained_bits, where)
         _write_provenance(partial, bundle, merged)
     return merged
 
@@ -153,13 +153,13 @@ def _refuse_inputs(bundle: Bundle) -> None:
             raise UserError(f"{bundle.label} cannot be merged, as {method.title} never can: {method.not_merged}")
 
 
-def _logits_at_trained_width(bundle: Bundle, where: Where, bits: Bits, count: int) -> torch.Tensor:
+def _logits_at_trained_bits(bundle: Bundle, where: Where, bits: Bits, count: int) -> torch.Tensor:
     adapters = put_together([bundle], where, bits=bits)
     return _logits(adapters.model, adapters.loaded, count)
 
 
 def _ends(model: Any) -> list[Any]:
-    """Return the embeddings that can share their weights with the output head, and the head. None: there is no head."""
+    """Return the embeddings that can share their weights with the output head, and the head (None without a head)."""
     # T5Gemma's encoder and decoder have different embeddings, and the head shares the decoder's.
     owner = model.get_decoder() if model.config.model_type == "t5gemma" else model
     return [owner.get_input_embeddings(), model.get_output_embeddings()]
@@ -194,7 +194,7 @@ def _shared_tables(model: Any) -> Iterator[tuple[Any, Any, Any]]:
             yield tables[0], tables[1], tables[2]
 
 
-def _say_whether_tied(model: Any) -> None:
+def _set_tied_flag(model: Any) -> None:
     """Set `tie_word_embeddings` to whether the output head shares the weights of the embeddings."""
     ends = _ends(model)
     config = model.config.get_text_config(decoder=True)
@@ -251,19 +251,19 @@ def _measured(
     bundle: Bundle,
     saved: torch.nn.Module,
     loaded: Loaded,
-    width: Bits,
+    new_bits: Bits,
     count: int,
     before: torch.Tensor,
-    at_width: torch.Tensor | None,
+    at_trained_bits: torch.Tensor | None,
     where: Where,
 ) -> Merged:
     after = _logits(saved, loaded, count)
     change = _change(before, after)
-    from_trained = None if at_width is None else _change(at_width, after)
+    from_trained = None if at_trained_bits is None else _change(at_trained_bits, after)
     claim = (bundle.provenance or {}).get("claims", {}).get("dev")
     return Merged(
         **vars(change),
-        bits=width,
+        bits=new_bits,
         trained_bits=bundle.spec.method.bits if bundle.spec else None,
         moved_from_trained=from_trained.moved if from_trained else None,
         agree_with_trained=from_trained.agree if from_trained else None,

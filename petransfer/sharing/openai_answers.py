@@ -72,7 +72,7 @@ def usage(found: Sequence[Generation]) -> dict[str, int]:
 def error_content(message: str, status: int, parameter: str | None) -> dict[str, Any]:
     """Return an error in OpenAI's JSON format. `parameter` is the name of the wrong part of the request."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    message = message.encode("utf-8", "backslashreplace").decode()  # a request can hold halves of surrogate pairs
+    message = message.encode("utf-8", "backslashreplace").decode()  # a request can contain unpaired surrogates
     return {"error": {"message": message, "type": kind, "param": parameter, "code": None}}
 
 

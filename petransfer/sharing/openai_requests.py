@@ -70,8 +70,8 @@ async def read_request(request: Request, models: Mapping[str, Model], is_chat: b
         BadRequest: a part of the request is wrong.
     """
     content = await _content(request)
-    # The most likely token is in each nucleus, so that top_p changes no greedy text. Without a temperature, OpenAI's
-    # own server samples, and a client that sets top_p expects this.
+    # top_p never excludes the most likely token, so it does not change greedily generated texts. A request with top_p
+    # but without a temperature expects sampling, as from OpenAI's server, and is refused.
     only = _ONLY if content.get("temperature") == 0 else _ONLY | {"top_p": (1, None)}
     if is_chat:  # `_messages` reads the tools
         only = {name: allowed for name, allowed in only.items() if name != "tools"}

@@ -79,7 +79,7 @@ def contents(bundle: Bundle, wishes: Wishes) -> dict[str, Path | bytes]:
 
 
 def without_card(bundle: Bundle) -> Bundle:
-    """Return an adapter without its card. A card that is written anew need not be the one that was packed."""
+    """Return an adapter without its card, and without the card's sha256. Use it to write a new card."""
     files = {name: path for name, path in bundle.files.items() if name != CARD}
     hashes = {name: sha256 for name, sha256 in (bundle.manifest or {}).items() if name != CARD}
     return replace(bundle, files=files, manifest=None if bundle.manifest is None else hashes)

@@ -51,7 +51,7 @@ def refuse_slow_patterns(bundle: Bundle, model: Any) -> None:
             f"{bundle.label} is refused: its patterns of layers, such as '{shown}', take more than {SECONDS:g} s to "
             "match the layers of its base; list the names of the layers in adapter_config.json instead"
         ) from None
-    except subprocess.CalledProcessError:  # too deep or too large for the module `re`; peft would fail alike
+    except subprocess.CalledProcessError:  # too deep or too large for the module `re`; peft would fail too
         raise UserError(
             f"{bundle.label} is refused: a pattern of layers in adapter_config.json cannot be used, such as "
             f"'{shortened(patterns[0], 60)}'; list the names of the layers instead"

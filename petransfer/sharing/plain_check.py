@@ -36,7 +36,8 @@ class TextComparison:
     """The texts of petransfer and of plain transformers for the same inputs.
 
     different: number of inputs with different texts.
-    near_ties: number of these inputs whose texts part at a near-tie: rounding decides between two tokens.
+    near_ties: number of these inputs whose texts begin to differ at a near-tie, where rounding decides between two
+        tokens.
     """
 
     inputs: int
@@ -75,7 +76,7 @@ def differing_texts(
 def part_at_near_tie(
     model: Any, loaded: Loaded, input_ids: tuple[int, ...], expected: Generation, found: Generation
 ) -> bool:
-    """Return whether two texts part where the logits of two tokens are so close that rounding decides between them.
+    """Return whether two texts begin to differ at a near-tie, where rounding decides between two tokens.
 
     Args:
         model: the model that generated `expected`.

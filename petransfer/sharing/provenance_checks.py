@@ -99,7 +99,7 @@ class _Recipe(BaseModel):
 
 
 def check_recipe(content: dict[str, Any]) -> None:
-    """Raise UserError if a value in recipe.yaml that is read has the wrong type."""
+    """Raise UserError if one of the values that petransfer reads from recipe.yaml has the wrong type."""
     _check(_Recipe, content, RECIPE)
 
 

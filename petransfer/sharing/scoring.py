@@ -88,7 +88,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Request:
-    """What to score, and how.
+    """The data, the metrics and the kind of an evaluation.
 
     data, part: see `petransfer.sharing.task_data.test_data`.
     by_generation: see `petransfer.evaluation.exact_match.evaluate`.
@@ -262,12 +262,12 @@ def _scores(
             metrics=measure_rows(model, loaded, metrics, targets, labels, encoded).scores,
         )
         seen = trained_on(trained, examples, where.data_dir)
-        rows.append(scores if seen is None else _apart(scores, seen, found.scored))
+        rows.append(scores if seen is None else _with_separate_scores(scores, seen, found.scored))
         del plain, predictor, model, loaded  # free this model's memory before the next whole model is loaded
     return rows
 
 
-def _apart(scores: Scores, seen: tuple[int, ...], scored: Sequence[Scored]) -> Scores:
+def _with_separate_scores(scores: Scores, seen: tuple[int, ...], scored: Sequence[Scored]) -> Scores:
     """Return the scores with separate exact match for examples at the positions `seen` and all others."""
     known = set(seen)
     trained = [row.correct for at, row in enumerate(scored) if at in known]
@@ -297,8 +297,8 @@ def _claim(
 ) -> float | None:
     """Return the exact match on `part` that petransfer.json records for an adapter, in %.
 
-    None if it is not recorded, or if the test rows of the adapter are not known to be `data`, which are the rows of the
-    first adapter's own task.
+    None if it is not recorded, or if the adapter may have been scored on other rows than `data`. `data` has the rows of
+    the first adapter's own task.
     """
     if not bundle or not bundle.provenance or not first or not has_same_rows(bundle, first, part, data, data_dir):
         return None

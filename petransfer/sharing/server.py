@@ -65,7 +65,7 @@ def application(batches: RequestBatches, hosts: Sequence[str] = ("*",)) -> Starl
             Route("/v1/models/{name:path}", model),
             Route("/health", health),
         ],
-        exception_handlers={HTTPException: _http_error, ClientDisconnect: _nobody_there},
+        exception_handlers={HTTPException: _http_error, ClientDisconnect: _disconnected},
         # Without this check, a web page in the user's browser could send requests to a server on the same machine.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
         lifespan=lifespan,
@@ -134,7 +134,7 @@ def _error(error: BadRequest | UserError | RunError | Busy, prompt: str) -> JSON
     return JSONResponse(error_content(message, status, parameter), status, headers=headers)
 
 
-async def _nobody_there(request: Request, error: Exception) -> Response:
+async def _disconnected(request: Request, error: Exception) -> Response:
     """Return a response for a client that left while it sent its request. Nobody receives the response."""
     return Response(status_code=400)
 

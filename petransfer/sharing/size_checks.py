@@ -63,11 +63,11 @@ def _check_token_rows(bundle: Bundle, count: int) -> None:
 
 
 def resize_vocabulary(bundle: Bundle, base: Any) -> None:
-    """Give the base as many embeddings as an adapter brings, if the adapter replaces all rows of embeddings or head.
+    """Resize the base's embeddings to the size in an adapter that replaces all rows of the embeddings or the head.
 
     Programs save such an adapter after they added tokens to the tokenizer. If they saved only one of the two tables,
-    the new rows of the other table get the mean of its rows. An adapter that petransfer trained is left to the checks
-    of its base.
+    the new rows of the other table get the mean of its rows. For an adapter that petransfer trained, the base is not
+    changed.
     """
     if bundle.spec is not None:
         return

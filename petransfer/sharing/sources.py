@@ -1,6 +1,6 @@
 """Find an adapter, a whole model or a base checkpoint by name: on this machine, in a bundle, or on the hub.
 
-This module does not import torch: a wrong name is reported at once, not after seconds.
+This module does not import torch, so that a wrong name is reported at once.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 Pairs = Sequence[tuple[str, str]]
 # The parts of a task's data that an adapter can be evaluated on.
 PARTS = ("dev", "test")
-# What a user can do without the data of an adapter's own task.
+# The advice in error messages if the data of an adapter's own task are missing.
 OTHER_ROWS = "score other rows with --data FILE"
 # Options for the columns of the user's own rows. Other rows are read with the same options as the training data.
 _COLUMNS = ("input", "target", "input_column", "target_column", "category", "template", "messages", "chat")
@@ -222,7 +222,7 @@ def data_of(bundle: Bundle, data_dir: Path | None, otherwise: str = OTHER_ROWS) 
     """Return the train, dev and test examples of an adapter's own task.
 
     Args:
-        otherwise: what the user can do without these data, for messages.
+        otherwise: advice for a user who does not have these data, for error messages.
 
     Raises:
         UserError: the data are a user's own files, and are not on this machine or have changed.

@@ -9,7 +9,7 @@ from petransfer.evaluation.generation import Generation
 from petransfer.sharing.request_batches import Prompts, RequestBatches, before_stop
 
 Part = tuple[int, str, list[Generation] | None]
-"""The index of a prompt, the next piece of its text, and in the last part the whole texts."""
+"""The index of a prompt, the next part of its text, and in the last part the complete texts of all prompts."""
 
 
 async def generated_parts(batches: RequestBatches, prompts: Prompts) -> AsyncGenerator[Part, None]:

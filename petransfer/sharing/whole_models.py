@@ -31,8 +31,9 @@ def whole_predictor(source: Source, where: Where, like: Bundle | None = None) ->
     """Load a whole model or a base checkpoint, and return its predictor.
 
     Args:
-        like: an adapter or a model whose prefix, template and form of inputs a base checkpoint gets too. Default: a
-            base checkpoint gets the inputs as they are. A whole model has its own form of inputs.
+        like: an adapter or a model. A base checkpoint gets inputs with the prefix, template and chat format of `like`.
+            Default: the records of petransfer in the checkpoint's hub repository; without records, the inputs are
+            unchanged. A whole model uses its own prefix, template and chat format.
 
     Raises:
         UserError: the model or its tokenizer cannot be loaded.

@@ -74,7 +74,7 @@ class CrossValidation:
         """
         found = []
         for number, training in enumerate(self.folds, 1):
-            # raises an error if the run is not finished
+            # `run` or `_score` raises an error if the training is not finished
             run(training.grid)
             found.append(_score(number, training))
             show(found[-1].line(len(self.folds)))
@@ -96,7 +96,7 @@ class CrossValidation:
             early_stopping=None,
             options={**self.request.options, "fold": ALL},
         )
-        # The folds have decided the length, and no rows are left to stop early on.
+        # The folds determine the number of steps. All rows are training rows, so no dev set is left for early stopping.
         overrides = [one for one in self.overrides if not _sets_the_length(one)]
         training = train_study(self.model, self.data, whole, overrides, self.folder, self.has_bf16)
         training.grid.folder.open(training.grid.recipe)

@@ -1,4 +1,4 @@
-"""Find finished runs whose trained weights were deleted, and say how to get the weights back. Imports no torch."""
+"""Find finished runs whose trained weights were deleted, and explain how to restore them. Imports no torch."""
 
 from __future__ import annotations
 

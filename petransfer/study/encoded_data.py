@@ -40,6 +40,9 @@ def encoded_task(spec: RunSpec, data_dir: Path | None, scored: tuple[str, ...]) 
 
     Runs that leave out unusable rows and differ only in their training settings share this result.
 
+    Args:
+        scored: The evaluated parts: `dev`, or `dev` and `test`.
+
     Raises:
         UserError: The data cannot be found or used, or early stopping lacks a dev set.
     """

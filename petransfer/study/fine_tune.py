@@ -19,7 +19,8 @@ class FineTune:
 
     Attributes:
         settings: The settings of all runs.
-        marked: Whether the study's folder has the file `MARK`. A run then does not begin in a folder without it.
+        marked: Whether the study's folder had the file `MARK` at the start. If True, a run does not start when this
+            file is missing, because the folder was then moved or removed.
     """
 
     settings: Settings

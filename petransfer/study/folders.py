@@ -99,6 +99,7 @@ class RunFolder:
         return str(content.get("error")) if content else self.damage() or None
 
     def status(self) -> Status:
+        """Return the state of the run. `waiting`: no process has begun the run. `running`: a process has claimed it."""
         if (self.path / "DONE").exists():
             return "damaged" if self.damage() else "done"
         if self._is_claimed():
@@ -343,7 +344,7 @@ def _lock(path: Path, timeout: float) -> Iterator[Any]:
     """Lock a file and yield the lock, or None if that failed. timeout: seconds; -1: no limit."""
     import filelock  # imported here because it takes 40 ms, and `plan` and `--help` do not need it
 
-    warnings.filterwarnings("ignore", message="flock not supported")  # `locked` says so once
+    warnings.filterwarnings("ignore", message="flock not supported")  # `locked` logs a note about it once
     lock = filelock.FileLock(path, timeout=timeout, thread_local=False, poll_interval=0.05)
     try:
         lock.acquire()

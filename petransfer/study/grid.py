@@ -130,9 +130,9 @@ def _escape_note(what: str, text: str) -> str:
     r"""Return a warning about \n or \t as two characters, which a shell does not replace. '' without them."""
     if not (found := re.search(r"\\[nt]", text)):
         return ""
-    sign = "a line break" if found[0] == r"\n" else "a tab"
+    wanted = "a line break" if found[0] == r"\n" else "a tab"
     return (
-        f"warning: the {what} has {found[0]} as two characters, a backslash and a letter; for {sign}, write it into "
+        f"warning: the {what} has {found[0]} as two characters, a backslash and a letter; for {wanted}, write it into "
         f"the text itself, or in bash write $'...{found[0]}...'"
     )
 
@@ -182,15 +182,15 @@ def _cell(recipe: Recipe, arm: Arm, method: MethodPart, data: TaskSpec, seed: in
 
 
 def _training(part: TrainPart, arm: str, method: MethodPart, examples: int) -> TrainSpec:
-    batch_size = _of(part.batch_size, "batch_size", arm, method)
-    steps = None if part.steps is None else int(_of(part.steps, "steps", arm, method))
+    batch_size = _value_for(part.batch_size, "batch_size", arm, method)
+    steps = None if part.steps is None else int(_value_for(part.steps, "steps", arm, method))
     if part.epochs is not None:  # the last batch of an epoch is filled from the next epoch
-        steps = math.ceil(_of(part.epochs, "epochs", arm, method) * examples / batch_size)
+        steps = math.ceil(_value_for(part.epochs, "epochs", arm, method) * examples / batch_size)
     assert steps is not None
     return TrainSpec(
         steps=steps,
         batch_size=int(batch_size),
-        learning_rate=float(_of(part.learning_rate, "learning_rate", arm, method)),
+        learning_rate=float(_value_for(part.learning_rate, "learning_rate", arm, method)),
         warmup=float(part.warmup),
         schedule=part.schedule,
         final=float(part.final),
@@ -203,14 +203,14 @@ def _training(part: TrainPart, arm: str, method: MethodPart, examples: int) -> T
     )
 
 
-def _of(value: float | Mapping[str, float], key: str, arm: str, method: MethodPart) -> float:
+def _value_for(value: float | Mapping[str, float], key: str, arm: str, method: MethodPart) -> float:
     """Return the value of a training setting for an arm and a method."""
     if isinstance(value, int | float):
         return value
     # A key is an arm with a method (`english lora`), an arm, or a method, in this order of precedence. Of several keys
     # with an arm and a method, the key with the most words is used.
     found = value.get(arm, value.get(method.name))
-    pairs = [name for name in value if " " in name and _speaks_of(name, arm, method.label)]
+    pairs = [name for name in value if " " in name and _applies_to(name, arm, method.label)]
     if pairs:
         most = max(len(name.split()) for name in pairs)
         first, *others = [name for name in pairs if len(name.split()) == most]
@@ -223,7 +223,7 @@ def _of(value: float | Mapping[str, float], key: str, arm: str, method: MethodPa
     return found
 
 
-def _speaks_of(pair: str, arm: str, label: str) -> bool:
+def _applies_to(pair: str, arm: str, label: str) -> bool:
     """Return whether a key such as `english 4-bit` names this arm and this method."""
     words = pair.removeprefix(f"{arm} ")
     return words != pair and bool(labels_matching(words, [label]))
@@ -246,7 +246,7 @@ def _check_names(recipe: Recipe, family: Family) -> None:
     for key in _EXAMPLES:
         value = getattr(recipe.train, key)
         for name in value if isinstance(value, dict) else ():
-            if name in known or any(_speaks_of(name, arm, label) for arm in family.arm_names for label in labels):
+            if name in known or any(_applies_to(name, arm, label) for arm in family.arm_names for label in labels):
                 continue
             methods = dict.fromkeys(part.name for part in (*recipe.methods, WHOLE))
             pairs = [f"{arm} {method}" for arm in recipe.arms for method in methods]

@@ -17,7 +17,8 @@ _log = logging.getLogger(__name__)
 _INDEX = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 _COUNT = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
-# The process that started this one, read before the slow imports: a launcher, if `this_place` says so.
+# The id of the parent process, read before the slow imports. The parent is a launcher if `this_place` finds the
+# variables of a launcher.
 _parent = os.getppid()
 
 # Modes of Accelerate that replace the model and the optimiser by their own.

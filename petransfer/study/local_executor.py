@@ -310,20 +310,20 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
     A second signal raises KeyboardInterrupt at once. Outside the main thread, the function always returns False.
     """
-    asked: list[int] = []
+    received: list[int] = []
 
-    def ask(number: int, _frame: object) -> None:
-        asked.append(number)
-        if len(asked) > 1:
+    def receive(number: int, _frame: object) -> None:
+        received.append(number)
+        if len(received) > 1:
             raise KeyboardInterrupt
 
     try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # this is not the main thread, so the caller must handle signals
         yield lambda: False
         return
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python

@@ -38,7 +38,7 @@ FOREVER = timedelta(days=30)
 # Seconds after which a process that waits for the start of the others logs a warning.
 LATE = 20.0
 
-# Seconds between two looks at whether the launcher still runs, while a process waits for the start of the others.
+# Seconds between two checks whether the launcher still runs, while a process waits for the start of the others.
 LOOK = 1.0
 
 # Seconds that a process with an error waits for the others to end the run too. If all of them do, only this run fails.
@@ -122,7 +122,7 @@ class Group:
             # be completed. This process therefore ends, and the launcher then ends the others.
             gives_up = (error is not None or self.stopped()) and time.monotonic() - since > PATIENCE
             if gives_up or (error is not None and self.stopped()):
-                self._part(error)
+                self._exit_at_once(error)
             time.sleep(0.05)
         errors = [self.store.get(self._key(index)).decode() for index in range(self.place.count)]
         if error is None and any(errors):
@@ -134,7 +134,7 @@ class Group:
         distributed.barrier()
         distributed.destroy_process_group()
 
-    def _part(self, error: Exception | None) -> NoReturn:
+    def _exit_at_once(self, error: Exception | None) -> NoReturn:
         """End this process at once. The launcher then ends the other processes."""
         if error is not None and not self.stopped():  # after a stop request, the stop itself causes the error
             where = f"process {self.place.index + 1} of {self.place.count}"
@@ -158,7 +158,7 @@ def _reporting_the_wait(place: Place) -> Generator[None]:
 
 @contextlib.contextmanager
 def _ending_with_the_launcher(place: Place) -> Generator[None]:
-    """End this process if its launcher ends while it waits for the others, which then never come."""
+    """End this process if its launcher ends while the process waits for the others, because they will never arrive."""
     if not place.shared:
         yield
         return
@@ -226,7 +226,8 @@ def _lead(cells: Sequence[Named], study: StudyFolder, group: Group) -> Generator
 
 
 def _follow(cells: Sequence[Named], study: StudyFolder, group: Group) -> Generator[tuple[Named, RunFolder], None, None]:
-    # The id, because this process may have a shorter list of runs, for example without a damaged run.
+    # Runs are found by their ids, because this process may have a shorter list of runs, for example without a damaged
+    # run.
     by_id = {cell.run_id: cell for cell in cells}
     while (run_id := group.share(None)) is not None:
         if run_id not in by_id:

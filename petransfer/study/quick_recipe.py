@@ -158,7 +158,8 @@ def train_request(settings: Mapping[str, Any]) -> TrainRequest:
         values = value if isinstance(value, tuple | list) else (value,)
         if name not in _FLAGS and any(isinstance(one, bool) for one in values):
             raise UserError(f"{name} is {shown_value(settings[name])}; give a number, not True or False")
-    # Pydantic writes whole numbers as 10.0 where a share is possible, and a number of rows is not a share.
+    # If a setting can be a share, pydantic converts a whole number such as 10 to 10.0. Then the given number is kept,
+    # because 10 is a number of rows.
     converted = {name: getattr(checked, name) for name in given}
     return TrainRequest(
         **given
@@ -222,9 +223,9 @@ def _recipe_for(model: str, data: str, request: TrainRequest, overrides: list[st
     _refuse_epochs(overrides)
     request = _with_overridden_method(request, overrides)
     spec = checkpoint_spec(model)
-    arm = _word(model.partition("@")[0].rstrip("/").split("/")[-1])
+    arm = _file_name_part(model.partition("@")[0].rstrip("/").split("/")[-1])
     arm = f"my-{arm}" if arm in CONTROLS else arm
-    stem = _word(Path(data.partition("@")[0]).name.split(".")[0])
+    stem = _file_name_part(Path(data.partition("@")[0]).name.split(".")[0])
     embedded = is_embedded(spec.name)
     content: dict[str, Any] = {
         "name": f"{stem}-{arm}",
@@ -464,6 +465,6 @@ def _with_absolute_path(entry: str | ArmPart) -> str | ArmPart:
     return whole if isinstance(entry, str) else entry.model_copy(update={"checkpoint": whole})
 
 
-def _word(text: str) -> str:
+def _file_name_part(text: str) -> str:
     """Return a text as part of a file name: letters, digits, dots, dashes and underscores."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "mine"

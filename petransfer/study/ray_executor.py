@@ -64,7 +64,7 @@ def connect(address: str | None) -> Any:
 def smallest_card(ray: Any) -> int | None:
     """Return the memory of the cluster's smallest GPU in bytes. None if no node has a GPU."""
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    look = ray.remote(num_cpus=0, num_gpus=0.01)(_look_at_card)
+    look = ray.remote(num_cpus=0, num_gpus=0.01)(_card_bytes)
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
     asked = [look.options(scheduling_strategy=strategy(node["NodeID"], soft=False)).remote() for node in nodes]
     found = [size for size in ray.get(asked) if size]
@@ -167,7 +167,7 @@ class _Driver:
         # `worker_losses` counts only the workers that were lost without progress.
         task = self.ray.remote(
             num_cpus=wanted.cpus, num_gpus=wanted.gpus, memory=min(wanted.memory, int(most)), max_retries=0
-        )(_carry_out)
+        )(_execute_task)
         places = (Path.cwd(), self.study.path.resolve(), self.stop.resolve())
         one.killed = self._killed(one)
         return task.remote(one.cells, places, self.job, self.threads)
@@ -206,7 +206,7 @@ class _Driver:
                 note_failure(folder, error)
 
 
-def _carry_out(cells: Sequence[Named], places: tuple[Path, Path, Path], job: Job, threads: int) -> list[str]:
+def _execute_task(cells: Sequence[Named], places: tuple[Path, Path, Path], job: Job, threads: int) -> list[str]:
     """Execute a task on a node. Return the ids of runs that other processes have claimed."""
     # the folder for relative paths, the study's folder, and the path of the stop file
     here, path, stop = places
@@ -217,7 +217,7 @@ def _carry_out(cells: Sequence[Named], places: tuple[Path, Path, Path], job: Job
     return attempt_together(cells, StudyFolder(path), job, threads, _at_most_every(stop.exists), lambda: None)
 
 
-def _look_at_card() -> int | None:
+def _card_bytes() -> int | None:
     from petransfer.memory.cards import this_card
 
     card = this_card()

@@ -51,7 +51,7 @@ def changed_bases(cells: Sequence[Cell], folder: StudyFolder) -> dict[str, str]:
 
 
 def _with_bases_saved_again(cells: list[Cell], folder: StudyFolder) -> list[Cell]:
-    """Return the runs with the recorded hash of each base that has the recorded content and another hash."""
+    """Return the runs. If a base has the recorded content but another hash, its runs get the recorded hash."""
     hashes = {}
     for checkpoint, records in _unrecorded(cells, folder):
         same = (old for old, record in records if record and not changed_files(checkpoint, record))
@@ -66,7 +66,7 @@ def _with_hash(cell: Cell, hashes: Mapping[tuple[str, str], str]) -> Cell:
 
 
 def _with_tokenizers_saved_again(cells: list[Cell], folder: StudyFolder) -> list[Cell]:
-    """Return the runs with the recorded name of each local tokenizer that has the recorded content and another hash."""
+    """Return the runs. If a local tokenizer has the recorded content but another hash, runs get the recorded name."""
     names = folder.names()
     asked = {
         cell.spec.checkpoint.tokenizer: cell.spec.checkpoint
@@ -98,7 +98,7 @@ def _folder_of(tokenizer: str) -> str:
 def _unrecorded(
     cells: Sequence[Cell], folder: StudyFolder
 ) -> list[tuple[CheckpointSpec, list[tuple[str, dict[str, Any]]]]]:
-    """Return each local base that only runs with another hash record, with these hashes and records.
+    """Return each local base that is recorded only with other hashes, together with these hashes and their records.
 
     The records are sorted by age. A record is empty if the run does not describe the base's files.
     """
@@ -112,7 +112,7 @@ def _unrecorded(
         recorded = {
             str(spec["checkpoint"].get("weights")): _record(spec)
             for spec in specs
-            if spec["checkpoint"].get("name") == name and _can_be(spec["checkpoint"].get("source"), checkpoint)
+            if spec["checkpoint"].get("name") == name and _may_have_held(spec["checkpoint"].get("source"), checkpoint)
         }
         others = [(old, record) for old, record in recorded.items() if (name, old) not in bases]
         if others and weights not in recorded:
@@ -120,8 +120,8 @@ def _unrecorded(
     return found
 
 
-def _can_be(source: object, checkpoint: CheckpointSpec) -> bool:
-    """Return whether a recorded folder can have been this checkpoint's folder. Another existing folder cannot."""
+def _may_have_held(source: object, checkpoint: CheckpointSpec) -> bool:
+    """Return whether a recorded folder may have held this checkpoint: it is the same folder, or no longer exists."""
     there = Path(str(checkpoint.source))
     return there.exists() and bool(source) and (Path(str(source)) == there or not Path(str(source)).exists())
 

@@ -21,7 +21,7 @@ GroupRuns = Callable[[Sequence[Cell]], list[list[Cell]]]
 
 @dataclass(frozen=True)
 class Scheduling:
-    """How many runs are executed in parallel, and where.
+    """Settings for executing runs in parallel: how many, on which machines, and in which stacks.
 
     Attributes:
         workers: The number of parallel runs, one process each. 0: chosen automatically.
@@ -69,7 +69,7 @@ class Scheduling:
         return 0 if self.stack in ("auto", "off") else int(self.stack)
 
     def without_stacks_if(self, condition: bool, option: str) -> Scheduling:
-        """Return this schedule. If the condition is true, every run is trained alone.
+        """Return this schedule. If the condition is true, the returned schedule trains every run alone.
 
         Args:
             condition: Whether an option is given that works only for single runs.

@@ -11,7 +11,7 @@ from petransfer.training.execution import Execution
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is executed.
+    """Settings for executing a run.
 
     Attributes:
         execution: Micro-batch, threads, gradient checkpointing, and intervals for saving and logging.

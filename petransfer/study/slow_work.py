@@ -1,4 +1,4 @@
-"""Log a line when something takes long."""
+"""Log a line when an operation takes long."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 logger = logging.getLogger(__name__)
 
-# A command that prints nothing for this many seconds says what it is doing.
+# If an operation takes more than this many seconds, a line about it is logged.
 SILENCE = 5.0
 
 

@@ -42,7 +42,7 @@ def stacks_of(cells: Sequence[CellType], most: Mapping[str, int] | int) -> list[
 
 
 @dataclass(frozen=True)
-class _Stand:
+class _SavedState:
     """A training state: the step, and the ids of the runs in the stack."""
 
     step: int
@@ -51,30 +51,30 @@ class _Stand:
 
 def parts(cells: Sequence[CellType], study: StudyFolder) -> list[list[CellType]]:
     """Divide the runs of a stack into groups that can resume together from one step."""
-    stands = {cell.run_id: _stands(cell.spec, study.run(cell.run_id)) for cell in cells}
-    found: dict[_Stand | None, list[CellType]] = {}
+    states = {cell.run_id: _saved_states(cell.spec, study.run(cell.run_id)) for cell in cells}
+    found: dict[_SavedState | None, list[CellType]] = {}
     for cell in cells:
-        found.setdefault(_usable(cell.run_id, stands, study), []).append(cell)
+        found.setdefault(_usable(cell.run_id, states, study), []).append(cell)
     return list(found.values())
 
 
 def common_start(specs: Sequence[RunSpec], folders: Sequence[RunFolder]) -> int:
     """Return the newest step for which all runs have a training state. 0 if there is none."""
-    steps = [{stand.step for stand in _stands(spec, folder)} for spec, folder in zip(specs, folders, strict=True)]
+    steps = [{state.step for state in _saved_states(spec, folder)} for spec, folder in zip(specs, folders, strict=True)]
     return max(set.intersection(*steps), default=0)
 
 
-def _usable(name: str, stands: Mapping[str, Sequence[_Stand]], study: StudyFolder) -> _Stand | None:
-    for stand in stands[name]:
+def _usable(name: str, states: Mapping[str, Sequence[_SavedState]], study: StudyFolder) -> _SavedState | None:
+    for state in states[name]:
         # A stack writes the states of all runs at a step before earlier states are removed. A state is therefore usable
         # if every other run of the stack is done or has a state of this step or of a later one.
-        others = [other for other in stand.names if other in stands and not study.run(other).done]
-        if all(any(theirs == stand or theirs.step > stand.step for theirs in stands[other]) for other in others):
-            return stand
+        others = [other for other in state.names if other in states and not study.run(other).done]
+        if all(any(theirs == state or theirs.step > state.step for theirs in states[other]) for other in others):
+            return state
     return None
 
 
-def _stands(spec: RunSpec, folder: RunFolder) -> list[_Stand]:
+def _saved_states(spec: RunSpec, folder: RunFolder) -> list[_SavedState]:
     """Return the complete training states of a run, newest first."""
     found = []
     for state in sorted((folder.path / "state").glob("step-*"), reverse=True):
@@ -83,7 +83,7 @@ def _stands(spec: RunSpec, folder: RunFolder) -> list[_Stand]:
             if meta["identity"] == spec.canonical_json():
                 progress = meta["progress"]
                 names = progress["notes"].get("stack", [folder.path.name])
-                found.append(_Stand(int(progress["step"]), tuple(names)))
+                found.append(_SavedState(int(progress["step"]), tuple(names)))
         except (OSError, ValueError, KeyError):
             continue
     return found

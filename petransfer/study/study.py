@@ -219,8 +219,9 @@ def as_overrides(values: Mapping[str, Any], place: str = "") -> Iterator[str]:
             yield from as_overrides(value, f"{place}{key}.")
         else:
             text = json.dumps(value, default=_plain, ensure_ascii=False)
-            # JSON writes an emoji as two halves, which YAML reads as two characters; YAML's own notation has no halves
-            yield f"{place}{key}=" + re.sub("[^ -~]", lambda sign: f"\\U{ord(sign[0]):08x}", text)
+            # JSON escapes an emoji as two surrogates, which YAML reads as two characters; YAML's escape \U is one
+            # character
+            yield f"{place}{key}=" + re.sub("[^ -~]", lambda character: f"\\U{ord(character[0]):08x}", text)
 
 
 def _plain(value: Any) -> Any:

@@ -89,15 +89,19 @@ def read_sweep(study: StudyFolder) -> dict[str, Any] | None:
 
 
 def update_sweep(recipe: Recipe, own: Sequence[Cell], asked: Sequence[Cell], study: StudyFolder) -> dict[str, Any]:
-    """Write sweep.json and return its content. own: the study's runs. asked: the runs of this sweep.
+    """Write sweep.json and return its content.
 
     Learning rates of earlier sweeps are included. Other arms and methods keep their earlier results.
+
+    Args:
+        own: the runs of the study.
+        asked: the runs of this sweep.
     """
     folder = sweep_folder(study)
     members: dict[Group, list[Cell]] = {}
     # Runs of earlier sweeps count if they differ only in the learning rate. A user can therefore extend a range by
     # sweeping only the missing values.
-    for cell in [*asked, *_earlier(asked, folder)]:
+    for cell in [*asked, *_earlier_sweeps(asked, folder)]:
         members.setdefault((cell.arm, cell.method), []).append(cell)
     with study.locked():
         before = {(one["arm"], one["method"]): one for one in (read_sweep(study) or {}).get("groups", ())}
@@ -117,19 +121,20 @@ def update_sweep(recipe: Recipe, own: Sequence[Cell], asked: Sequence[Cell], stu
     return content
 
 
-def _earlier(asked: Sequence[Cell], folder: StudyFolder) -> Iterator[Cell]:
-    known = {_but_rate(cell.spec): cell for cell in asked}
+def _earlier_sweeps(asked: Sequence[Cell], folder: StudyFolder) -> Iterator[Cell]:
+    known = {_without_learning_rate(cell.spec): cell for cell in asked}
     ids = {cell.run_id for cell in asked}
     for name in sorted(folder.names() - ids):
         run = folder.run(name)
         content = run.begun() if run.done else None
         spec = RunSpec.from_dict(content) if content else None
-        cell = known.get(_but_rate(spec)) if spec else None
+        cell = known.get(_without_learning_rate(spec)) if spec else None
         if spec and cell:
             yield replace(cell, spec=spec)
 
 
-def _but_rate(spec: RunSpec) -> str:
+def _without_learning_rate(spec: RunSpec) -> str:
+    """Return the settings of a run without the learning rate, for comparison with other runs."""
     return replace(spec, train=replace(spec.train, learning_rate=1.0)).canonical_json()
 
 
@@ -202,7 +207,8 @@ def _best(rates: Sequence[dict[str, Any]]) -> float | None:
 def learning_rates(groups: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Return the learning rates that a sweep found, as the recipe's key `train.learning_rate`.
 
-    A method's entry is the method's most frequent learning rate. An arm with another rate has a separate entry.
+    A method's entry is the method's most frequent learning rate. An arm with another learning rate has a separate
+    entry.
 
     groups: entries of sweep.json. Only `arm`, `method`, `name`, `chosen` and `own_rate` are used.
     """

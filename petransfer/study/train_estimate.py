@@ -23,9 +23,9 @@ from petransfer.study.used_rows import used_data
 if TYPE_CHECKING:
     from petransfer.memory.planner import Fit
 
-# The largest number of training rows whose tokens are counted, and the number of training steps of a time measurement.
-# The first two of these steps are not timed.
-# A step with more than MEASURED_BATCH examples is estimated from a step with so many.
+# The largest number of training rows whose tokens are counted, the number of training steps that are run to measure the
+# time (the first two are not timed), and the largest number of examples in such a step. The time of a larger step is
+# estimated from a step of this size.
 SAMPLED_ROWS, MEASURED_STEPS, MEASURED_BATCH = 500, 6, 64
 # Characters per token of English text. Used if the tokenizer is not on this machine.
 CHARACTERS = 4.0

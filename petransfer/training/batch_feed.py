@@ -33,8 +33,8 @@ class BatchFeed:
         """Return the batch of a step, and its micro-batches of at most `size` examples and `budget` tokens."""
         request = (step, size, budget)
         prepared, self._next = self._next, None
-        # After running out of memory the micro-batches are smaller, so what the thread prepared cannot be used. Wait
-        # until the thread has finished, because the source can make only one batch at a time.
+        # After running out of memory the micro-batches are smaller, so the batch that the thread prepared cannot be
+        # used. Wait until the thread has finished, because the source can make only one batch at a time.
         if prepared and prepared[0] != request:
             wait([prepared[1]])
             prepared = None

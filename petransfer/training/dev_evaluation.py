@@ -1,4 +1,4 @@
-"""Evaluation on dev during training, and what early stopping does with its scores."""
+"""Evaluation on dev during training, and the use of the scores for early stopping."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ StopReason = Literal["", "no_improvement", "max_minutes", "max_steps"]
 
 # Names of the dev scores: exact match in percent, and loss in nats per target token.
 EXACT_MATCH, LOSS = "dev_em", "dev_loss"
-# From this exact match on, in percent, exact match alone decides whether there is an improvement. Below it, only few
-# rows are right and a falling loss shows progress earlier. Above it, the loss often goes on falling long after the last
-# improvement of exact match: on the everyday task of text commands, for 1,000 more steps.
+# If exact match is at least this value, in percent, exact match alone decides whether there is an improvement. Below
+# it, only few rows are right, and a falling loss shows progress earlier. Above it, the loss often continues to fall
+# long after the last improvement of exact match: on the everyday task of text commands, for 1,000 more steps.
 INFORMATIVE = 20.0
 
 

@@ -67,7 +67,7 @@ def check_graphs(spec: RunSpec, *, checkpointing: bool, processes: int) -> None:
         processes: number of processes of the run.
 
     Raises:
-        UserError: It cannot.
+        UserError: The run cannot use CUDA graphs.
     """
     reason = ""
     if spec.method.bits < 16:

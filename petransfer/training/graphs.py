@@ -218,7 +218,7 @@ class GraphedStep:
 
 
 def _merged_rows(layer: Any, device: torch.device) -> Callable[[Sequence[str]], torch.Tensor]:
-    """Return a `get_merged_weights` for a layer. That of peft copies the tokens' ids to the GPU in every pass."""
+    """Return a `get_merged_weights` for a layer. peft's own function copies the token ids to the GPU in every pass."""
     ids = {name: torch.tensor(found, device=device) for name, found in layer.token_indices.items()}
 
     def merged(active: Sequence[str]) -> torch.Tensor:

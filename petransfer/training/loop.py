@@ -40,7 +40,7 @@ from petransfer.training.self_checks import SelfChecks, refuse_not_finite
 from petransfer.training.smaller_batches import with_smaller_micro_batches
 from petransfer.training.state import Progress, load_state, peek_progress, save_state
 
-# Note of a run that used CUDA graphs at first, and could not use them to the end.
+# The value of the note `cuda_graphs` for a run that began with CUDA graphs and continued without them.
 ENDED = "ended"
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Loop:
         plain = loss_function is token_loss and not execution.compile
         fast_path = CpuFastPath(model) if plain else None
         self.fast_path = fast_path if fast_path and fast_path.usable else None
-        folder.mkdir(parents=True, exist_ok=True)  # not made again later: `refuse_moved` notices that it is gone
+        folder.mkdir(parents=True, exist_ok=True)  # created only here, so that `refuse_moved` can detect its removal
         self.metrics = MetricsFile(folder / "metrics.jsonl")
         self.progress = self._resumed_progress() or self._new_progress()
         if execution.checkpointing:  # recorded even if only a part of the run uses gradient checkpointing
@@ -116,7 +116,7 @@ class Loop:
         self.checks = SelfChecks(model, self.processes)
 
     def use_graphs(self) -> None:
-        """Take the next steps with CUDA graphs. On a CPU, the batches are only padded as for CUDA graphs."""
+        """Use CUDA graphs for the next steps. On a CPU, the batches are only padded as for CUDA graphs."""
         most = self.spec.max_grad_norm
         self.graphed = GraphedStep(self.model, self.optimizer, self.process.device, self.loss_function, most)
         self.feed.change = self.graphed.pad
@@ -248,11 +248,11 @@ class Loop:
                 with raising_out_of_memory():
                     return self.take_step(step)
             except (NotCaptured, OutOfMemory) as error:
-                self._go_on_without_graphs(error)
+                self._continue_without_graphs(error)
         message = "out of memory with one example at a time; use fewer bits or a smaller model"
         return with_smaller_micro_batches(lambda: self.take_step(step), [self], message)
 
-    def _go_on_without_graphs(self, error: Exception) -> None:
+    def _continue_without_graphs(self, error: Exception) -> None:
         logger.warning(f"training continues without CUDA graphs: {error}")
         self._end_graphs()
         self.progress.notes["cuda_graphs"] = ENDED
@@ -427,4 +427,5 @@ class Loop:
 
 
 def dropout_seed(seed: int, step: int, process: int) -> int:
+    """Return the seed of dropout for one step of one process. `seed` is the seed of the run."""
     return (seed * 1_000_003 + step) * 1_009 + process

@@ -110,7 +110,7 @@ def logits_at_labels(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     logits_bsv: torch.Tensor = model(**inputs, use_cache=False).logits
     before = logits_bsv.shape[1] - batch["labels"].shape[1]
-    return logits_bsv[:, before:] if before else logits_bsv  # in training, a slice of all positions would be a copy
+    return logits_bsv[:, before:] if before else logits_bsv  # in training, even a slice of all positions costs a copy
 
 
 def hidden_states(model: torch.nn.Module, head: Head, batch: Tensors) -> torch.Tensor:

@@ -28,6 +28,7 @@ _MESSAGES = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of torch or Python means that memory ran out, on a GPU or on the CPU."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     # On a CPU, torch raises a plain RuntimeError if memory runs out.

@@ -97,6 +97,7 @@ def _logits(model: Any, batch: Tensors, autocast: bool) -> torch.Tensor:
 def _compare(
     trained: Any, fresh: Any, expected: torch.Tensor, found: torch.Tensor, folder: Path, tolerance: float
 ) -> None:
+    """Raise RunError if the logits `found` of the loaded model `fresh` differ from `expected` by more than rounding."""
     largest = float(expected.abs().max())
     difference = float((expected - found).abs().max())
     if difference <= tolerance * largest:

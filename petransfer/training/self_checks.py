@@ -58,14 +58,14 @@ class SelfChecks:
         changed = {name: _fingerprint(value) != self._start[name] for name, value in self._parameters.items()}
         unchanged = self._parameters.keys() - self._processes.anywhere(changed)
         if optimizer is not None:
-            too_small = _rates_too_small(optimizer)
+            too_small = _ids_with_too_small_learning_rate(optimizer)
             unchanged = {name for name in unchanged if id(self._parameters[name]) not in too_small}
         if unchanged:
             raise RunError(_message("did not change", sorted(unchanged), len(self._parameters)))
 
 
-def _rates_too_small(optimizer: torch.optim.Optimizer) -> set[int]:
-    """Return the `id` of each tensor that a step of AdamW may leave as it is, because its numbers are rounded."""
+def _ids_with_too_small_learning_rate(optimizer: torch.optim.Optimizer) -> set[int]:
+    """Return the `id` of each tensor that a step of AdamW may not change, because the change is lost in rounding."""
     # At first, AdamW changes each number by about the learning rate. At the beginning of a long warm-up, this can be
     # less than the distance to the next number in fp32, for example for the scale 1.0 of a normalisation layer.
     found = set()
@@ -80,7 +80,7 @@ def _rates_too_small(optimizer: torch.optim.Optimizer) -> set[int]:
 
 def _fingerprint(value: torch.Tensor) -> tuple[float, float]:
     """Return the sums of a tensor's numbers and of their squares, in fp64."""
-    # in parts, because the fp64 copies of a large table of embeddings can be too large for a GPU in use
+    # in parts, because the fp64 copy of a large embedding table can be too large for an almost full GPU
     wide = (part.double() for part in torch.split(local_part(value.detach()).flatten(), _PART))
     sums = torch.stack([torch.stack([part.sum(), part.square().sum()]) for part in wide])
     first, second = sums.sum(0).tolist()

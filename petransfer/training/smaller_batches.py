@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 class HasMicroBatch(Protocol):
-    """A training loop, as `with_smaller_micro_batches` uses it."""
+    """The members of a training loop that `with_smaller_micro_batches` uses."""
 
     progress: Progress
 

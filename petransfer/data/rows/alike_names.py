@@ -1,4 +1,4 @@
-"""Find names, such as labels and categories, that look the same or differ in case or blanks alone."""
+"""Find names, such as labels and categories, that look the same or differ only in case or blanks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from petransfer.plurals import count
 
 
 def number_or_look(name: str) -> str:
-    """Return a whole number without `.0`, and what the eye sees of any other text."""
+    """Return a whole number without its `.0`, and for any other text the result of `look`."""
     return name.partition(".")[0] if re.fullmatch(r"-?\d+\.0+", name) else look(name)
 
 
@@ -34,7 +34,7 @@ def shown_apart(names: Sequence[str], counts: Mapping[str, int]) -> str:
 
 
 def difference_of(names: Sequence[str]) -> str:
-    """Return in what the names of a group from `alike_names` differ."""
+    """Return, as text, how the names of a group from `alike_names` differ."""
     if len({look(name) for name in names}) > 1:
         return "are the same number"
     if len({" ".join(name.split()).casefold() for name in names}) == 1:

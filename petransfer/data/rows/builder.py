@@ -86,7 +86,7 @@ class RowBuilder:
         self._missing_inputs: Counter[str] = Counter()
         self._missing_targets: Counter[str] = Counter()
         self._bad = BadRows()
-        # by name of a source: the number of its rows, and whether one of them cannot be used
+        # the number of rows of each source, by its name; and the names of the sources with unusable rows
         self._rows: Counter[str] = Counter()
         self._with_bad: dict[str, None] = {}
         self._hidden: Counter[str] = Counter()
@@ -170,7 +170,7 @@ class RowBuilder:
         self._unread_instruction = self._unread_instruction or unread_instruction(columns)
         is_plain = quotes_are_text(self._options, source)
         index, rows, short = 0, 0, ShortRows()
-        has_title = False  # whether the first line is no row, in a file whose first line is not the column names
+        has_title = False  # whether line 1 was read as a row and cannot be used, so that it may be a title
         for record in read_records(self._options, source, columns):
             rows += 1
             if rows % 1_000_000 == 0:
@@ -190,7 +190,7 @@ class RowBuilder:
                     writer.add(index, record.line, texts.input, texts.target, texts.category)
                     self._count(code, hashed, texts)
                 index += 1
-            index += not found  # a row that is left out counts even if it cannot be used
+            index += not found  # a row that is left out counts, even if it has no examples
             if columns.messages and found:
                 _, _, last = found[-1]
                 whole = _hash_of(last.input + last.target, self._options.seed)
@@ -239,7 +239,7 @@ class RowBuilder:
             for texts in columns.texts(record.values):
                 yield code, _hash(texts, self._options.seed), texts
         except BadRow:
-            if code != _OTHER:  # a row that is left out can lack texts
+            if code != _OTHER:  # a row that is left out may be unusable
                 raise
 
     def _count(self, code: int, hashed: int, texts: RowTexts) -> None:

@@ -12,7 +12,7 @@ from petransfer.plurals import count
 
 SYSTEM_COLUMNS = ("system", "system_prompt", "systemInstruction", "system_instruction")
 TOOL_COLUMNS = ("tools", "functions")
-# Fields that say whether an answer is a target, and the value that means no. Chat datasets use all of these names.
+# Fields that determine whether an answer is a target, and the value that excludes it. Chat datasets use all of them.
 _NOT_TRAINED = {
     **dict.fromkeys(("weight", "train", "training", "trainable", "loss", "loss_weight", "loss_scale", "loss_mask"), 0),
     **dict.fromkeys(("mask", "masked"), 1),
@@ -36,7 +36,7 @@ class ChatNotes:
         later_columns: Columns with a system prompt or tools that the first rows of a JSON file do not have.
         without_effect: Fields of messages that do not change which answers are trained.
         other_weights: Whether a weight is neither 0 nor 1.
-        asked_of_others: Whether a message that is not of the assistant asks to be trained on.
+        asked_of_others: Whether a field requests training on a message of another role than the assistant.
     """
 
     untrained: dict[str, int] = field(default_factory=dict)
@@ -101,7 +101,10 @@ def thoughts_notes(thoughts: Mapping[str, int]) -> Iterator[str]:
 
 
 def is_trained(message: Mapping[str, Any], notes: ChatNotes) -> bool:
-    """Return whether a message is trained on if it is an answer of the assistant.
+    """Return whether the fields of a message allow training on it. Only used for answers of the assistant.
+
+    Args:
+        notes: Collects what the user should know about the fields.
 
     Raises:
         BadRow: A field such as `weight` is neither a number nor true or false.
@@ -126,7 +129,7 @@ def is_trained(message: Mapping[str, Any], notes: ChatNotes) -> bool:
 
 
 def read_tools(value: Any) -> list[dict[str, Any]]:
-    """Return descriptions of tools in the form that chat templates take. The value can be JSON text.
+    """Return descriptions of tools in the form that chat templates expect. The value can be JSON text.
 
     Raises:
         BadRow: The value is not a list of objects.
@@ -149,7 +152,7 @@ def read_tools(value: Any) -> list[dict[str, Any]]:
 def without_nulls(value: Any) -> Any:
     """Return a value without the keys that have no value, at any depth.
 
-    In a parquet or arrow file, every tool and every call has the keys of all others.
+    In parquet and arrow files, every tool and every call has the keys of all tools and calls, many without a value.
     """
     if isinstance(value, Mapping):
         return {key: without_nulls(each) for key, each in value.items() if each is not None}

@@ -12,9 +12,10 @@ from petransfer.data.rows.records import MESSAGE_KEYS, as_text
 
 ROLES = ("system", "user", "assistant", "tool")
 COLUMNS = ("messages", "conversations")
-# A further column, of Gemini, that is read as chats only if it holds messages, because it is also a name of texts.
+# The column of chats in Gemini's format. It is read as chats only if it has messages, because a column of texts can
+# have the same name.
 GEMINI_COLUMN = "contents"
-# Further names of the roles that chat datasets use.
+# Other names of the roles in chat datasets.
 _OTHER_NAMES = {
     "human": "user",
     **dict.fromkeys(("gpt", "chatgpt", "model", "ai", "bot"), "assistant"),
@@ -65,7 +66,7 @@ def chat_turns(
     given = read_tools(tools)
     first = next((message["content"] for message in messages if message["role"] == "user"), "")
     from_assistant = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
-    # the text before a call of a tool does not end the turn, so alone it cannot be trained as an answer
+    # the text before a tool call does not end the turn, so it cannot be trained as an answer without the call
     answers = [at for at in from_assistant if not (is_plain and messages[at].get("tool_calls"))]
     if not answers:
         raise BadRow(_ONLY_CALLS if from_assistant else "the chat has no answer of the assistant")
@@ -90,9 +91,9 @@ def _answer(message: Message, is_plain: bool) -> str:
 
 
 def is_whole_message(target: str) -> bool:
-    """Return whether an answer is a whole message as JSON, because it has more than content: calls of tools, a thought.
+    """Return whether an answer is a whole message as JSON, because it has tool calls or a thought besides its content.
 
-    `petransfer.data.answers` writes it as text with the chat template.
+    `petransfer.data.answers` converts such answers to text with the chat template.
     """
     if not target.startswith('{"role": "assistant", '):
         return False
@@ -155,7 +156,7 @@ def read_messages(value: Any) -> list[Message]:
 
 
 def readable_answer(target: str) -> str:
-    """Return an answer for display: of a whole message the thought, the content and the calls, else the text itself."""
+    """Return an answer for display. A whole message is shown as its thought, its content and its tool calls."""
     if not is_whole_message(target):
         return target
     message = json.loads(target)
@@ -223,7 +224,7 @@ def _calls(value: Any) -> list[dict[str, Any]]:
 
 
 def _with_read_arguments(calls: Any) -> Any:
-    """Return calls of tools whose arguments are objects, as chat templates take them, where they are JSON text."""
+    """Return tool calls in which arguments that are JSON text are converted to objects, as chat templates expect."""
     if isinstance(calls, str):
         try:
             calls = json.loads(calls)

@@ -42,7 +42,7 @@ USUAL_CATEGORY = "category"
 
 
 class UnusableCategories(UserError):
-    """The error for a column `category`, which the user did not name, whose values cannot be categories."""
+    """The error for unusable values in the column `category`, if the user did not choose this column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class RowTexts:
         input: Text that the model reads.
         target: Text that the model should generate.
         category: Category of the example.
-        grouped_by: Text that decides about the draw of dev and test. Examples with equal texts stay in one part.
+        grouped_by: Text by which an example is assigned to a part. Examples with equal texts are in the same part.
     """
 
     input: str
@@ -99,6 +99,7 @@ class ColumnChoice:
 
     @property
     def all(self) -> tuple[str, ...]:
+        """The names of all columns that are read."""
         chats = (self.messages, self.completion, self.system, self.tools)
         text = chats if self.messages else (*self.inputs, self.target)
         return tuple(name for name in (*text, self.category, self.split) if name)
@@ -168,9 +169,9 @@ class ColumnChoice:
         yield from chat_turns(chat, self.notes, text, tools, completion, self.is_plain)
 
     def _beside_chat(self, values: Mapping[str, Any], chosen: str, usual: Sequence[str]) -> Any:
-        """Return a row's value in the column `chosen`, or without such a column in the first of `usual` that it has.
+        """Return a row's value in the column `chosen`. If it is empty, use the first column of `usual` in the row.
 
-        Only the first rows of a JSON file are looked at for the names of columns. A later row can have further keys.
+        The columns of a JSON file are chosen from its first rows, and later rows can have further keys.
         """
         name = chosen or next((each for each in usual if each in values), "")
         if not name or not has_value(values, name):
@@ -181,6 +182,7 @@ class ColumnChoice:
 
 
 def has_value(values: Mapping[str, Any], column: str) -> bool:
+    """Return whether a row has a column; see `value_of`. The value can be None."""
     try:
         value_of(values, column)
     except KeyError:
@@ -201,7 +203,8 @@ def choose_columns(options: RowOptions, source: Source) -> ColumnChoice:
     # a later row of a JSON file can have keys that the first rows do not have
     can_have_more = files[0].format == "jsonl"
     category = options.category if can_have_more or has_column(names, options.category) else ""
-    # without options and without `input` and `target`: first a column with chats, then `prompt` and `completion`
+    # If the user named no columns and the data have neither `input` nor `target`, look for a column with chats first,
+    # then for `prompt` and `completion`.
     if not options.columns_are_named and not any(has_column(names, name) for name in ("input", "target")):
         chats = [name for name in CHAT_COLUMNS if name in names]
         if not chats and GEMINI_COLUMN in names:
@@ -269,7 +272,7 @@ def _chat_advice(source: Source, names: Sequence[str], values: Mapping[str, Any]
 def _has_answer(value: Any) -> bool:
     try:
         return any(message["role"] == "assistant" for message in read_messages(value))
-    except BadRow:  # training names the fault
+    except BadRow:  # reading the rows reports the problem
         return True
 
 
@@ -359,13 +362,13 @@ def _encoding_note(source: Source) -> list[str]:
 
 
 def quotes_are_text(options: RowOptions, source: Source) -> bool:
-    """Return whether a source is a tsv file, or has one, whose quotes were found to be ordinary characters."""
+    """Return whether a source contains a tsv file whose quotes were detected as ordinary characters."""
     files = [file for file in files_of(source) if file.format == "tsv" and file.quoting in ("", "auto")]
     return any(not detect(file, required_columns(options), options.columns_are_named).quoted for file in files)
 
 
 def read_records(options: RowOptions, source: Source, columns: ColumnChoice) -> Iterator[Record]:
-    """Iterate over the rows of a source. Other columns than `columns` can be missing."""
+    """Iterate over the rows of a source. Values of columns that are not in `columns` can be missing."""
     return read(source, required_columns(options), options.columns_are_named, columns.all)
 
 

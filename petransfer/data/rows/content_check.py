@@ -1,4 +1,4 @@
-"""Refuse files whose first bytes do not fit the format that their names promise."""
+"""Refuse files whose first bytes do not match the format in the file name."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def refuse_other_content(source: Source) -> None:
 
 
 def _text_kind(source: Source, head: bytes) -> str:
-    """Return the kind of a web page, or of JSON or a table under the other's name. Empty for the expected format."""
+    """Return what a text file is if it is not in the expected format: a web page, JSON or a table. Otherwise empty."""
     text = head.removeprefix(codecs.BOM_UTF8)
     if _WEB_PAGE.match(text):
         return "a web page (HTML), not the file itself; download the file again"

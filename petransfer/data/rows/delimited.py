@@ -21,14 +21,14 @@ from petransfer.errors import UserError
 QUOTING = ("auto", "csv", "none")
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "colon": ":"}
 POSITIONAL = ("input", "target", "category")
-# The largest number of lines in one csv row. They are kept in memory while the row is read, because they are read again
-# if the row turns out to be invalid, for example because a quote is never closed.
+# The largest number of lines in one csv row. The lines are kept in memory, because they are read again if the row turns
+# out to be invalid, for example because a quote is never closed.
 LINES_PER_ROW = 10_000
 # A first line that names the delimiter. Excel reads such a line, and some programs write it.
 _SEPARATOR = re.compile(r'"?sep=([,;|\t:])"?[,;|\t:]*', re.IGNORECASE)
 _LINE_BREAKS = re.compile(r"\s*[\r\n]\s*")
 _ROWS_OF_EXCEL = 16
-# The first lines of a file, among which the column names are sought.
+# The number of lines at the beginning of a file in which the column names are searched.
 _LINES_OF_TITLE = 30
 _BY_PLACE = f"expected 2 or {len(POSITIONAL)} tab-separated columns ({', '.join(POSITIONAL)})"
 
@@ -90,8 +90,8 @@ def title_advice(source: Source, required: Required) -> str:
         rows = [[cell.strip() for cell in _split(line.text, delimiter, True)] for line in lines]
         found = (at for at, row in enumerate(rows) if all(has_column(row, name) for name in required))
         named = named or next(found, 0)
-        # other names: below lines with one text at most, and above lines with the same number of columns
-        # the names of a table with an index column begin with an empty cell
+        # With other names, the header is the first line with several texts, if all lines below it have as many columns.
+        # The header of a table with an index column begins with an empty cell.
         start = next((at for at, row in enumerate(rows) if sum(map(bool, row)) > 1 or (not row[0] and any(row))), 0)
         first = first or (start if len(rows) > start + 2 and len({len(row) for row in rows[start:]}) == 1 else 0)
     if not named and not first:
@@ -142,7 +142,7 @@ def read_delimited(
     for (line, cells, problem), is_short in _with_short_blocks(rows, fewest, most):
         if not header_read:
             header_read = True
-            _refuse_twins(source, line, [name for name in _names(cells or []) if name in wanted])
+            _refuse_equal_names(source, line, [name for name in _names(cells or []) if name in wanted])
         elif cells is None:
             yield Record(line, {}, problem)
         elif dialect.columns is None and line <= _LINES_OF_TITLE and tuple(cells) == POSITIONAL[: max(2, len(cells))]:
@@ -161,10 +161,11 @@ def _with_short_blocks(rows: Iterator[_Row], fewest: int, most: int) -> Iterator
     """Yield each row, and whether it lacks its last cells because Excel has left them out.
 
     Excel writes 16 rows at a time, and leaves out the last cells that are empty in all of them. Other short rows are
-    parts of rows with line breaks. The first 16 rows have the column names, so they have all cells.
+    parts of rows with line breaks. The first 16 rows include the header, so none of their cells is left out.
 
     Args:
-        fewest, most: The number of cells that a row must have, and that the header has.
+        fewest: Number of cells that every row must have.
+        most: Number of cells in the header.
     """
     can_be_short = None
     while block := list(itertools.islice(rows, _ROWS_OF_EXCEL)):
@@ -178,7 +179,7 @@ def _with_short_blocks(rows: Iterator[_Row], fewest: int, most: int) -> Iterator
 def _record(
     line: int, cells: list[str], columns: tuple[str, ...] | None, is_short: bool, source: Source, dialect: Dialect
 ) -> Record:
-    """Return one row. is_short: Whether missing last cells are empty cells."""
+    """Return one row. `is_short`: whether missing last cells count as empty cells."""
     if columns is None:
         return Record(line, {}, BadRow(f"{_BY_PLACE}, found {len(cells)}{_quoting_advice(cells, source, dialect)}"))
     if dialect.columns is not None and all(map(_is_name, cells, columns)) and len(cells) == len(columns):
@@ -195,7 +196,7 @@ def _record(
 
 
 def _without_empty_ends(cells: list[str], most: int) -> list[str]:
-    """Return the cells of a row without empty cells at the end that are more than `most`."""
+    """Remove empty cells at the end of a row with more than `most` cells, until `most` cells are left."""
     count = len(cells)
     while count > most and not cells[count - 1].strip():
         count -= 1
@@ -203,7 +204,7 @@ def _without_empty_ends(cells: list[str], most: int) -> list[str]:
 
 
 def _quoting_advice(cells: Sequence[str], source: Source, dialect: Dialect) -> str:
-    """Return an advice for a line of a tsv file that seems to be a part of a cell in quotes. '' for other lines."""
+    """Return advice for a line of a tsv file that seems to be a part of a cell in quotes. '' for other lines."""
     is_part = not dialect.quoted and not source.quoting and sum(cell.count('"') for cell in cells) % 2
     return "; if quotes enclose cells with line breaks, use --quoting csv" if is_part else ""
 
@@ -275,7 +276,7 @@ def _cells_of_line(text: str, delimiter: str) -> tuple[list[str] | None, BadRow 
 
 
 def _csv_fault(error: str, lines: Sequence[Line], source: Source) -> str:
-    """Return why lines are not csv, and what to do. error: The message of the csv module."""
+    """Return why lines are not csv, and what to do. `error`: the message of the csv module."""
     if "new-line character" in error:
         return "a carriage return (CR) inside a line; save the file with one kind of line end"
     if any('\\"' in line.text for line in lines[:1]):
@@ -314,7 +315,7 @@ def _named_in_file(source: Source) -> str:
 
 
 def _is_blank(line: Line) -> bool:
-    """Return whether a line has neither text nor tabs, which can be between empty cells."""
+    """Return whether a line has neither text nor tabs. A line of tabs is a row of empty cells."""
     return not line.text or (line.text.isspace() and "\t" not in line.text)
 
 
@@ -361,7 +362,7 @@ def _split(first: str, delimiter: str, quoted: bool) -> list[str]:
         return first.split(delimiter)
 
 
-def _refuse_twins(source: Source, line: int, names: list[str]) -> None:
+def _refuse_equal_names(source: Source, line: int, names: list[str]) -> None:
     twice = sorted({name for name in names if name.strip() and names.count(name) > 1})
     if twice:
         raise UserError(f"{source.name}:{line}: two columns are named '{twice[0]}'; rename one of them")

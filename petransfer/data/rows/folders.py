@@ -40,8 +40,9 @@ def files_of(source: Source) -> list[Source]:
 def folder_files(source: Source) -> dict[str, list[Source]] | None:
     """Return the files of a folder of tables, by split. None for files, and for datasets that `datasets` must read.
 
-    As in `datasets`, the names decide about the splits. But each file is then read like a single file: `datasets` reads
-    the texts 007 and True of a csv file as a number and a boolean, dates of a JSON file as times, and some files twice.
+    As in `datasets`, the file names determine the splits. Each file is then read as if the user had named it alone,
+    because `datasets` would read the csv texts 007 and True as a number and a boolean, dates in JSON as times, and some
+    files twice.
     """
     if source.format != "dataset" or source.path is None or source.config or _has_own_rules(source.path):
         return None
@@ -112,7 +113,7 @@ def refuse_unknown_split(source: Source, splits: Sequence[str]) -> None:
 
 
 def refuse_unlike_columns(source: Source, files: Mapping[str, Sequence[str]]) -> None:
-    """Raise UserError if two files of a folder have unlike columns. `files`: the columns by the name of the file."""
+    """Raise UserError if two files of a folder have different columns. `files`: the columns by file name."""
     first, *others = files
     for name in others:
         if set(files[name]) != set(files[first]):

@@ -53,7 +53,7 @@ def _end(values: Any, ordered: Any, wanted: int) -> int:
     return end
 
 
-# Texts by which the warnings about a row's input in other rows are recognised.
+# Parts of the two warnings below. `petransfer.study.used_rows` recognises the warnings by them.
 OVERLAP, SEVERAL = "have an input that is trained on", "different inputs have more than one target"
 
 

@@ -129,9 +129,9 @@ def _record(number: int, value: Any) -> Record:
 
 
 def _items(file: IO[str], name: str) -> Iterator[Any]:
-    """Yield the items of a JSON list, as `_objects` does. Only one item or chunk of the file is in memory."""
+    """Yield the items of a JSON list, one in memory at a time. An item that is not UTF-8 is yielded as a BadRow."""
     text, at, count = file.read(_CHUNK_CHARACTERS), 0, 0
-    at = _after_blanks(text, at) + 1  # behind the bracket
+    at = _after_blanks(text, at) + 1  # after the bracket
     while True:
         at = _after_blanks(text, at)
         if text.startswith("]", at):
@@ -157,9 +157,9 @@ def _items(file: IO[str], name: str) -> Iterator[Any]:
 
 
 def _more(file: IO[str], text: str, at: int, error: Exception) -> str:
-    """Return the next characters of a file if they can correct an error of the value at `at`. Empty if they cannot.
+    """Return the next characters of a file if the value at `at` may be invalid only because it is cut. Otherwise empty.
 
-    A value is decoded again after each chunk. So each chunk is as long as the value's text so far.
+    The value is decoded again after each chunk. Each chunk is as long as the value's text so far, to need few chunks.
     """
     if not isinstance(error, json.JSONDecodeError):  # a key occurs twice, or the value is nested too deeply
         return ""
@@ -168,7 +168,12 @@ def _more(file: IO[str], text: str, at: int, error: Exception) -> str:
 
 
 def _fault(error: Exception, at: int = 0, within: str = "") -> str:
-    """Return why a value is not valid JSON. `at`: where it begins in the decoded text. `within`: what the value is."""
+    """Return why a value is not valid JSON.
+
+    Args:
+        at: Position of the value in the decoded text.
+        within: End of the message, such as ` of the object`.
+    """
     if not isinstance(error, json.JSONDecodeError):
         return reason_of(error, 80)
     return f"{error.msg.removesuffix(' at')} at character {error.pos - at + 1}{within}"

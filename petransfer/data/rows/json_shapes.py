@@ -9,7 +9,7 @@ from typing import Any
 from petransfer.errors import UserError
 
 Rows = list[dict[str, Any]]
-# Names under which programs put the list of rows, and names of splits.
+# Keys under which programs write a list of rows, keys of a single row, and names of splits.
 _LISTS = ("data", "rows", "examples", "records", "items", "instances")
 _OF_A_ROW = ("input", "target", "prompt", "completion", "messages", "conversations")
 _SPLITS = ("train", "training", "dev", "val", "valid", "validation", "eval", "test", "testing")
@@ -20,8 +20,8 @@ _MOST_COLUMNS = 30
 def rows_in(value: Mapping[str, Any], name: str) -> Rows | None:
     """Return the rows in the only object of a JSON file. None if the object is a row itself.
 
-    Read are the forms of pandas' `to_json` (`columns`, `index`, `split`, `table`), one list for each column, and a list
-    of rows under a name such as `data`.
+    The object can have a format of pandas' `to_json` (`columns`, `index`, `split`, `table`), one list for each column,
+    or a list of rows under a key such as `data`.
 
     Raises:
         UserError: The object has several splits, or rows that do not fit its column names.
@@ -72,7 +72,7 @@ def _only_split(value: Mapping[str, Any], name: str) -> Rows:
 
 
 def _of_dictionaries(value: Mapping[str, Any]) -> Rows | None:
-    """Return the rows of an object of objects: columns with the number of each row as keys, or rows by number."""
+    """Return the rows of an object of objects: `{column: {number: value}}` or `{number: row}`. None for others."""
     inner = list(value.values())
     numbered = list(inner[0])
     same_keys = all(each.keys() == inner[0].keys() for each in inner)

@@ -106,7 +106,7 @@ class RowOptions:
         if self.template and self.input != "input":
             raise UserError("give either an input column or a template, not both")
         texts = [*fields_of(self.template, self.input), self.target]
-        if self.category == "category" and "category" in texts:  # the column is asked for as a text
+        if self.category == "category" and "category" in texts:  # the column is used as input or target
             object.__setattr__(self, "category", "")
         roles = [*texts, *filter(None, [self.category])]
         twice = next((role for role in roles if roles.count(role) > 1), None)
@@ -123,7 +123,7 @@ class RowOptions:
 
 
 def _text(value: Any, key: str) -> str:
-    """Return the value of an option as text. A column called 3 arrives from a recipe as a number."""
+    """Return the value of an option as text. In a recipe, a column named 3 is read as a number."""
     if isinstance(value, str):
         return value
     if isinstance(value, int) and not isinstance(value, bool):

@@ -46,7 +46,7 @@ _PARAGRAPHS = (
 
 
 class MissingColumn(UserError):
-    """The error for data without a column that they need. `problem`: the message without the advice for training."""
+    """The error for data without a required column. `problem`: the message without the advice."""
 
     def __init__(self, problem: str, advice: str) -> None:
         super().__init__(f"{problem}; {advice}")
@@ -182,7 +182,7 @@ def _advice_for_usual(names: set[str]) -> str:
 
 
 def instruction_template(names: Container[str]) -> str:
-    """Return a template for the column `instruction`, and for the column beside it that some instructions are about.
+    """Return a template with the column `instruction` and, if they are in `names`, the columns `input` and `context`.
 
     >>> instruction_template(["instruction", "input", "output"])
     '{instruction} {input}'
@@ -191,7 +191,7 @@ def instruction_template(names: Container[str]) -> str:
 
 
 def _value(column: str, option: str, found: Sequence[str]) -> str:
-    """Return the value of an option for a missing column: a column that looks alike or is inside, or COLUMN."""
+    """Suggest the value of an option for a missing column: a column that looks alike or is nested, or else COLUMN."""
     names = [str(each) for each in found]
     alike = next((name for name in names if look(name) == look(column)), None)
     alike = alike or next((name for name in names if name.startswith(f"{column}.")), None)
@@ -199,7 +199,7 @@ def _value(column: str, option: str, found: Sequence[str]) -> str:
 
 
 def look(name: str) -> str:
-    """Return a name without what the eye does not see: case, blanks, and how a character is encoded."""
+    """Normalise case, blanks and invisible characters of a name, so that names that look alike become equal."""
     seen = "".join(sign for sign in unicodedata.normalize("NFKC", name) if unicodedata.category(sign) != "Cf")
     return unicodedata.normalize("NFKC", " ".join(seen.split()).casefold())
 
@@ -216,7 +216,7 @@ def _in_shell(name: str) -> str:
 _WRITTEN = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID)
 
 
-# The keys for role and content in chat datasets: usually, of ShareGPT, and of Gemini.
+# The keys of role and content in chat datasets: the usual keys, those of ShareGPT, and those of Gemini.
 MESSAGE_KEYS = (("role", "content"), ("from", "value"), ("role", "parts"))
 
 

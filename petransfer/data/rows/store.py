@@ -81,14 +81,14 @@ def given_options(options: RowOptions) -> dict[str, Any]:
 def _store(options: RowOptions, sources: Any, cuts: Any, states: Any) -> Store:
     places = [(part, str(source.path.resolve() if source.path else source.name)) for part, source in sources]
     unlike = {key: value for key, value in given_options(options).items() if key not in ("max_length", "sha256")}
-    asked = _short_hash([_LAYOUT, places, unlike])
-    folder = cache_dir() / "lines" / f"{asked}-{_short_hash(states)}"
+    options_hash = _short_hash([_LAYOUT, places, unlike])
+    folder = cache_dir() / "lines" / f"{options_hash}-{_short_hash(states)}"
     kept = _about(folder)
-    # Whether a dataset on the hub has changed is not known before it is loaded. So its store in the cache is only used
-    # if it has the hash that the recipe asks for.
+    # Until a dataset on the hub is loaded, it is unknown whether the dataset has changed. Its store in the cache is
+    # therefore used only if the store has the hash in the recipe.
     unsure = any(source.path is None for _, source in sources) and (not kept or kept["sha256"] != options.sha256)
     if kept is None or unsure:
-        _make(options, dict(sources), dict(cuts), dict(states), folder, asked)
+        _make(options, dict(sources), dict(cuts), dict(states), folder, options_hash)
         kept = _about(folder)
     if kept is None:
         raise UserError(f"the rows in {folder} were removed while they were read; start again")
@@ -117,16 +117,16 @@ def find_sources(options: RowOptions) -> tuple[dict[str, Source], dict[str, floa
     sources, cuts = {"train": train}, {}
     splits = split_names(train)
     for part, names in reversed(_SPLITS_OF_PART.items()):
-        asked = getattr(options, part)
-        own = asked if asked in splits else next((name for name in names if name in splits), "") if asked == "" else ""
-        if options.split_column and asked != "":
+        given = getattr(options, part)
+        own = given if given in splits else next((name for name in names if name in splits), "") if given == "" else ""
+        if options.split_column and given != "":
             raise UserError(f"lines has both split_column and {part}; leave one of them out")
-        if isinstance(asked, float | int):
-            cuts[part] = asked
+        if isinstance(given, float | int):
+            cuts[part] = given
         elif own:
             sources[part] = find_source(options.train, options.data_dir, "dataset", own, options.config, text)
-        elif asked:
-            sources[part] = find_source(asked, options.data_dir, options.format, "train", options.config, text)
+        elif given:
+            sources[part] = find_source(given, options.data_dir, options.format, "train", options.config, text)
         elif not options.split_column:
             cuts[part] = 0
     if options.fold:
@@ -134,7 +134,7 @@ def find_sources(options: RowOptions) -> tuple[dict[str, Source], dict[str, floa
         if "test" in cuts and options.test != "":
             raise UserError("with folds, test must be a file: every other row is in a fold")
         cuts = {}
-    if not options.sha256:  # the saved recipe of a study, which has `sha256`, stays valid
+    if not options.sha256:  # a saved recipe of a study has `sha256`, and must stay valid
         _refuse_unused(options, {form for source in sources.values() for form in _formats(source)})
     return sources, cuts
 
@@ -172,10 +172,10 @@ def _make(
     cuts: dict[str, float],
     states: dict[str, Any],
     folder: Path,
-    asked: str,
+    options_hash: str,
 ) -> None:
     """Write a store, and remove the stores of older states of the files."""
-    partial = folder.with_name(f".{asked}.{secrets.token_hex(8)}.part")
+    partial = folder.with_name(f".{options_hash}.{secrets.token_hex(8)}.part")
     try:
         partial.mkdir(parents=True)
         try:
@@ -188,8 +188,8 @@ def _make(
                 raise UserError(f"{source.name} changed while it was read; wait until it is written, then start again")
         (partial / "about.json").write_text(json.dumps(about), encoding="utf-8")
         replace_folder(partial, folder)
-        # the names of all stores of these files begin with `asked`
-        for old in set(folder.parent.glob(f"{asked}-*")) - {folder}:
+        # the names of all stores of these files begin with `options_hash`
+        for old in set(folder.parent.glob(f"{options_hash}-*")) - {folder}:
             shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         if (folder / "about.json").is_file():  # another process has just written the same store

@@ -30,7 +30,7 @@ def parquet_columns(source: Source) -> list[str]:
     import pyarrow.parquet
 
     with _refused("parquet", source), pyarrow.parquet.ParquetFile(source.path) as file:
-        return _no_twins(_names(file.schema_arrow), source)
+        return _unique_names(_names(file.schema_arrow), source)
     raise AssertionError
 
 
@@ -47,7 +47,7 @@ def read_parquet(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
 def arrow_columns(source: Source) -> list[str]:
     """Return the column names of an arrow (feather) file. Fields of a struct are named `outer.inner`."""
     with _refused("arrow", source), _open_arrow(source) as reader:
-        return _no_twins(_names(reader.schema), source)
+        return _unique_names(_names(reader.schema), source)
     raise AssertionError
 
 
@@ -128,11 +128,11 @@ def _split(source: Source) -> Any:
     data = open_dataset(source)
     refuse_unknown_split(source, list(data))
     part = data[source.split]
-    return part.with_format(None) if hasattr(part, "with_format") else part  # else its values can be tensors
+    return part.with_format(None) if hasattr(part, "with_format") else part  # otherwise its values can be tensors
 
 
 class _Items(list[Any]):
-    """The names of the labels in a list, as its only item."""
+    """A list with one item: the label names of a feature that is a list of labels."""
 
 
 def _label_names(feature: Any) -> Any:
@@ -155,7 +155,8 @@ def _label_names(feature: Any) -> Any:
 def _label(value: Any, names: Any) -> Any:
     """Return the name of a class label, also inside of a list or a dict. Other values are returned unchanged.
 
-    names: The result of `_label_names`.
+    Args:
+        names: The result of `_label_names`.
     """
     if isinstance(names, _Items):
         return [_label(each, names[0]) for each in value] if isinstance(value, list) else value
@@ -225,7 +226,7 @@ def _row(batch: Any, at: int) -> dict[str, Any] | BadRow:
 
 
 def _short(value: Any, kind: Any) -> Any:
-    """Return a value with the shortest notation of each 16-bit or 32-bit number: 0.1, not 0.10000000149011612.
+    """Round the 16-bit and 32-bit numbers in a value to their shortest notation: 0.1, not 0.10000000149011612.
 
     Args:
         kind: The Arrow type of the value.
@@ -253,7 +254,8 @@ def _names(schema: Any, before: str = "") -> list[str]:
     return names
 
 
-def _no_twins(names: list[str], source: Source) -> list[str]:
+def _unique_names(names: list[str], source: Source) -> list[str]:
+    """Return the names. Raise UserError if a name occurs twice."""
     twice = next((name for name, times in Counter(names).items() if times > 1), None)
     if twice is not None:
         raise UserError(f"{source.name}: two columns are named '{twice}'; rename one of them")
@@ -283,7 +285,7 @@ def _class_labels(schema: Any) -> dict[str, Any]:
 
 
 def _numbered(rows: Iterator[dict[str, Any] | BadRow], labels: dict[str, Any]) -> Iterator[Record]:
-    """Yield numbered rows in which class labels are names, not numbers. labels: the names by column."""
+    """Yield numbered rows in which class labels are names, not numbers. `labels`: the names by column."""
     for number, row in enumerate(rows, start=1):
         try:
             if isinstance(row, BadRow):

@@ -15,7 +15,7 @@ SPLITS: tuple[str, ...] = ("held-out",)
 
 
 class ChangedRows(UserError):
-    """Raised for data that hold other rows than when their hash was recorded."""
+    """Raised if the rows differ from the rows whose hash was recorded."""
 
     def __init__(self, name: str, found: str, expected: str) -> None:
         self.name, self.hashes = name, f"sha256 {found[:12]}..., expected {expected[:12]}..."

@@ -144,6 +144,7 @@ def _methods_in(arm: str, effect: RequestedEffect, split: str, runs: Runs) -> Co
 
 
 def raw_p(contrast: Contrast) -> float:
+    """Compute the p value of the permutation test over seeds, without Holm's adjustment."""
     return permutation_p(contrast.left.mean(1), contrast.right.mean(1), paired=contrast.paired)
 
 
@@ -162,6 +163,7 @@ def judge(contrasts: Sequence[Contrast], thresholds: Thresholds | None = None) -
 
 
 def judge_one(contrast: Contrast, family: Family, thresholds: Thresholds) -> Effect:
+    """Return the effect of one contrast with its verdict."""
     paired = contrast.paired
     left, right = contrast.percent
     means = float(left.mean()), float(right.mean())
@@ -284,7 +286,7 @@ def _obstacle(
     """Return why the verdict cannot be `holds` or `reversed`. None means that it can be."""
     interval = contrast.interval
     if p is None or p >= LEVEL:
-        # '' stands for a large p value or an untested contrast; `_verdict` then finds another reason
+        # '' means that the p value is large or that the contrast is not tested; `_verdict` then gives another reason
         return ""
     if abs(difference) < limits.smallest_effect:
         return f"the difference is below the smallest effect of interest, {limits.smallest_effect:g} points"
@@ -323,7 +325,7 @@ def no_room(left: float, right: float, room: float = ROOM) -> bool:
     return max(left, right) <= room or min(left, right) >= 100 - room
 
 
-# The reasons of the verdicts for which effects.json has none.
+# The reasons for the verdicts that have no reason in effects.json.
 _REASONS = {
     "holds": "p is below 0.05 and the interval excludes zero",
     "reversed": "p is below 0.05 and the interval excludes zero, but the difference is negative",

@@ -108,6 +108,7 @@ def judge(pairs: Sequence[Two], thresholds: Thresholds | None = None) -> list[Sc
 
 
 def judge_one(two: Two, family: Family, thresholds: Thresholds) -> Scale:
+    """Return one scale effect with its verdict."""
     here, there = sides_of(two)
     interval = difference_of_differences(two)
     verdict, because = _verdict(two, here, there, interval, family.p_holm, thresholds)

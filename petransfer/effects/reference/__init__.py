@@ -79,7 +79,9 @@ def nearest_paper_family(family: str) -> str:
 def paper_score(family: str, arm: str, task: str, split: str, category: str = "") -> Published | None:
     """Return the scores of Orhan (2021) for an arm on a split. None if the paper has no scores.
 
-    family: family of our checkpoints.
+    Args:
+        family: family of our checkpoints.
+        category: one category of the split. '' for the whole split.
     """
     return published().get((nearest_paper_family(family), arm, task, split, category))
 
@@ -136,7 +138,9 @@ def paper_note(families: Iterable[str], task: str, splits: Iterable[str], arms: 
 def caveats(family: str, task: str, split: str, arms: Collection[str]) -> list[str]:
     """Return one note for each difference between the experiments of Orhan (2021) and ours.
 
-    family: family of our checkpoints. arms: arms for which the paper's scores are shown.
+    Args:
+        family: family of our checkpoints.
+        arms: arms for which the paper's scores are shown.
     """
     paper_family = nearest_paper_family(family)
     found = ["its epochs were chosen on test accuracy, and its scratch arm's settings were not tuned"]

@@ -47,7 +47,7 @@ def attach_adapter(loaded: Loaded, method: MethodSpec, config: PeftConfig, seed:
         UserError: peft cannot apply the method to this model, or a name in the method's `targets` matches no layer.
     """
     torch.manual_seed(seed)
-    layers = text_linear_layers(loaded.model)  # peft changes the model even if it fails
+    layers = text_linear_layers(loaded.model)  # listed first, because peft changes the model even if it fails
     listed = names_or_pattern(loaded, method.targets)
     try:
         with warnings.catch_warnings():  # peft warns about norm and Conv1D layers, but handles them correctly
@@ -65,7 +65,9 @@ def attach_adapter(loaded: Loaded, method: MethodSpec, config: PeftConfig, seed:
 
 
 def _leave_out_experts(config: PeftConfig, model: torch.nn.Module) -> set[str]:
-    """Remove targets for which peft would adapt the joined weights of experts, and return their names.
+    """Remove the targets that are experts with joined weights from `config`, and return the names of these targets.
+
+    For such a target, peft would adapt the one tensor that holds the weights of all experts.
 
     Raises:
         ValueError: No other target is left.

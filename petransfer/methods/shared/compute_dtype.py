@@ -69,10 +69,12 @@ def hold_in_fp32(module: torch.nn.Module, names: Iterable[str], dtype: torch.dty
 
 
 def _hide_parameters(module: torch.nn.Module, _: Any, *, dtype: torch.dtype) -> None:
+    """Before a forward pass, let copies in `dtype` hide the fp32 parameters as attributes of the module."""
     for name in module.__dict__["_held_in_fp32"]:
         module.__dict__[name] = module._parameters[name].to(dtype)  # type: ignore[union-attr]
 
 
 def _show_parameters(module: torch.nn.Module, *_: Any) -> None:
+    """After a forward pass, remove the copies that hide the fp32 parameters."""
     for name in module.__dict__["_held_in_fp32"]:
         module.__dict__.pop(name, None)

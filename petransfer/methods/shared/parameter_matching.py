@@ -62,6 +62,7 @@ def with_matched_size(
 
 
 def _on_meta_device(loaded: Loaded) -> Loaded:
+    """Return the loaded base with a copy of the model that has shapes but no values."""
     with torch.device("meta"):
         model = type(loaded.model)(copy.deepcopy(loaded.model.config))
     return replace(loaded, model=model.requires_grad_(False))

@@ -63,7 +63,7 @@ def shard_model(model: torch.nn.Module, device: torch.device, narrow: bool) -> t
     plugin = _plugin()
     if plugin.activation_checkpointing:
         enable_gradient_checkpointing(model)
-    empty_copy = _without_numbers(model)
+    empty_copy = _copy_on_meta_device(model)
     is_unit = _policy(plugin, model)
     factors = {name: value.rate_factor for name, value in model.named_parameters() if hasattr(value, "rate_factor")}
     options: dict[str, Any] = {
@@ -107,7 +107,7 @@ def _policy(plugin: FullyShardedDataParallelPlugin, model: Any) -> Callable[[tor
     return found or (lambda module: False)
 
 
-def _without_numbers(model: torch.nn.Module) -> torch.nn.Module:
+def _copy_on_meta_device(model: torch.nn.Module) -> torch.nn.Module:
     """Return a copy of a model with all parameters on the meta device. Tied tensors stay tied."""
     known: dict[int, Any] = {
         id(value): torch.nn.Parameter(value.detach().to("meta"), requires_grad=value.requires_grad)

@@ -56,7 +56,7 @@ def accumulate(stack: Stack, micros: Sequence[Tensors], tokens: Sequence[int], l
     for at, (member, micro) in enumerate(zip(stack.members, micros, strict=True)):
         place = slice(at * rows, (at + 1) * rows), slice(micro["labels"].shape[1])
         part = given[place].detach().requires_grad_()
-        # The logits of one member at a time, in the same shape as in a separate run.
+        # The loss is computed for one member at a time, on logits of the same shape as in a separate run.
         loss = token_loss(_MemberOutput(member, part, stack.hidden_only), micro)  # type: ignore[arg-type]
         torch.autograd.backward(loss * (1 / tokens[at]))
         if part.grad is not None:
