@@ -26,13 +26,14 @@ def refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
+    tiny_rows: Path,
 ) -> Refused:
     """A function that requests LoRA on a checkpoint at a number of bits, and returns the one error line."""
 
     def call(folder: Path, bits: int) -> str:
         recipe = {
             "name": "narrow",
-            "task": {"name": "scan", "splits": ["jump_around_right"]},
+            "task": {"name": "lines", "options": {"train": str(tiny_rows)}},
             "family": {"name": "mine", "arms": {"english": str(folder)}},
             "arms": ["english"],
             "methods": [{"name": "lora", "rank": 4, "bits": bits}],

@@ -261,16 +261,17 @@ def test_a_missing_tensor_is_reported_before_any_file_is_written(
 
 
 def test_a_missing_tensor_found_during_loading_leaves_only_the_failure_file(
-    refused: Refused, elsewhere: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
+    refused: Refused, elsewhere: Path, tiny_t5: Path, tiny_rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check before the run is switched off. The folder of the failed run must not look interrupted."""
     monkeypatch.setattr("petransfer.models.complete_weights.refuse_missing_tensors", lambda checkpoint: None)
     folder = shutil.copytree(tiny_t5, elsewhere / "mine")
+    few_rows = f"task={{name: lines, options: {{train: {tiny_rows}}}}}"
     weights = load_file(folder / "model.safetensors")
     for name in ("encoder.final_layer_norm.weight", "decoder.final_layer_norm.weight"):
         del weights[name]
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
-        assert "final_layer_norm.weight" in refused(*run_of("./mine"), begun=True)
+        assert "final_layer_norm.weight" in refused(*run_of("./mine"), "--set", few_rows, begun=True)
     study = elsewhere / "study"
     runs = list((study / "runs").iterdir())
     assert len(runs) == 2, "a changed checkpoint must give another run"

@@ -73,7 +73,7 @@ def test_a_recipe_runs_with_random_weights(
 
     def few(*given: Any) -> SplitData:
         data = whole(*given)
-        return replace(data, train=data.train[:200], dev=data.dev[:10], test=data.test[:30])
+        return replace(data, train=data.train[:200], dev=data.dev[:4], test=data.test[:8])
 
     monkeypatch.setattr(encoded_data, "task_data", few)
     cells = expand(load_recipe(str(path), [], {}))
@@ -82,5 +82,5 @@ def test_a_recipe_runs_with_random_weights(
         folder = RunFolder(tmp_path / cell.run_id)
         result = run_one(cell.spec, folder, Settings(Execution(threads=1), data_dir, cpu=True, force=True))
         assert folder.done
-        assert result["test"]["examples"] == 30
+        assert result["test"]["examples"] == 8
         assert {"adapter", "model"} & {made.name for made in folder.path.iterdir()}
