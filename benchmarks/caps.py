@@ -30,7 +30,7 @@ def sizes(text: str | None) -> list[int]:
     from petransfer.memory.planner import CONTEXT
 
     if not torch.cuda.is_available():
-        raise UserError("--cap holds a process to a part of a GPU's memory, and there is no GPU here; leave it out")
+        raise UserError("--cap limits a process to a part of a GPU's memory, but there is no GPU here; leave it out")
     total = torch.cuda.get_device_properties(0).total_memory
     found = []
     for part in text.split(","):
@@ -40,7 +40,7 @@ def sizes(text: str | None) -> list[int]:
             raise UserError(f"--cap {part}: write a size such as 12GB") from None
         if not CONTEXT < found[-1] <= total:
             has = f"{gigabytes(CONTEXT)} and the {gigabytes(total)} that this GPU has"
-            raise UserError(f"--cap {part}: take a size between {has}")
+            raise UserError(f"--cap {part}: use a size between {has}")
     return found
 
 

@@ -25,18 +25,19 @@ if TYPE_CHECKING:
     from benchmarks.prepared import Prepared
     from petransfer.recipe.run_spec import Bits
 
-app = typer.Typer(no_args_is_help=True, help="Measure petransfer beside what one would otherwise pick.")
+app = typer.Typer(no_args_is_help=True, help="Compare petransfer with other tools.")
 
 Widths = Annotated[str, typer.Option(help="8, 4 or both, comma-separated.")]
 
 Recipes = Annotated[str, typer.Option("--recipe", "-r", help="Recipes, comma-separated.")]
 ArmName = Annotated[str, typer.Option("--arm", help="The arm whose first cell is trained.")]
-Repeats = Annotated[int, typer.Option(min=1, help="Turns of each side.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Number of measurements of each side of the comparison.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves them as they are.")]
 CheckpointName = Annotated[
-    str | None, typer.Option("--checkpoint", help="In place of the arm's: an embedded arm, a folder or a hub id.")
+    str | None,
+    typer.Option("--checkpoint", help="Instead of the arm's checkpoint: an embedded arm, a folder or a hub id."),
 ]
-Width = Annotated[int | None, typer.Option("--bits", help="32, 16, 8 or 4, in place of the recipe's.")]
+Width = Annotated[int | None, typer.Option("--bits", help="32, 16, 8 or 4, instead of the recipe's bits.")]
 
 
 def _can_be_added_to(out: Path | None) -> Path | None:
@@ -65,19 +66,21 @@ def _earlier_results(out: Path) -> list[Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"--out {out} cannot be read as JSON ({error}); name another file") from None
     if not isinstance(before, list):
-        raise UserError(f"--out {out} holds no list of figures to add to; name another file")
+        raise UserError(f"--out {out} is not a list of results; name another file")
     return before
 
 
-Out = Annotated[Path | None, typer.Option(help="A JSON file to add the figures to.", callback=_can_be_added_to)]
+Out = Annotated[Path | None, typer.Option(help="A JSON file to add the results to.", callback=_can_be_added_to)]
 
 
 @app.command()
 def train(
     recipes: Recipes = "lora-scan",
     arm: ArmName = "english",
-    batch: Annotated[int, typer.Option(min=0, help="Examples a step; 0 takes the recipe's.")] = 32,
-    steps: Annotated[int, typer.Option(min=1, help="Steps a turn; Trainer groups by length in 50s.")] = 50,
+    batch: Annotated[int, typer.Option(min=0, help="Examples per step; 0: the recipe's batch size.")] = 32,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Steps per measurement; Trainer sorts by length in blocks of 50 batches.")
+    ] = 50,
     repeats: Repeats = 3,
     threads: Threads = 0,
     checkpoint: CheckpointName = None,
@@ -109,7 +112,9 @@ def evaluate(
     ] = None,
     recipes: Recipes = "lora-scan",
     arm: ArmName = "english",
-    train_steps: Annotated[int, typer.Option(min=1, help="Steps of training before, all of a schedule.")] = 100,
+    train_steps: Annotated[
+        int, typer.Option(min=1, help="Training steps before scoring; the learning-rate schedule has the same length.")
+    ] = 100,
     examples: Annotated[int, typer.Option(min=1, help="Test examples, drawn at random.")] = 256,
     repeats: Repeats = 3,
     threads: Threads = 0,
@@ -121,7 +126,7 @@ def evaluate(
 ) -> None:
     """Compare the speed of scoring by one forward pass with that of `generate`, and count their disagreements."""
     if run and (checkpoint or bits):
-        raise UserError("--run says the checkpoint and the bits itself; leave out --checkpoint and --bits")
+        raise UserError("--run already determines the checkpoint and the bits; leave out --checkpoint and --bits")
     device = _device(cpu, threads)
     prepared = _prepared(recipes, arm, (0, checkpoint, bits), data_dir, device)
 
@@ -162,19 +167,21 @@ def startup(
 @app.command()
 def memory(
     checkpoint: Annotated[
-        str, typer.Argument(help="A hub id of the registry, whose shape is taken.")
+        str, typer.Argument(help="A hub id of the registry; the model gets its shape.")
     ] = "google-t5/t5-11b",
-    layers: Annotated[int | None, typer.Option(min=1, help="Layers a side, where not all of them.")] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Number of layers per side; default: all.")] = None,
     bits: Widths = "8,4",
     batch: Annotated[int | None, typer.Option(min=1, help="Examples at once; 1, and at most 32 with --cap.")] = None,
     lengths: Annotated[str, typer.Option(help="Tokens of the input and of the target.")] = "32,64",
-    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Compute activations again.")] = False,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Use gradient checkpointing.")] = False,
     cap: Annotated[
         str | None,
-        typer.Option(help="Sizes such as 6GB,12GB: the largest micro-batch, up to --batch, in so much of a GPU."),
+        typer.Option(
+            help="Sizes such as 6GB,12GB: the largest micro-batch, up to --batch, that fits in this much GPU memory."
+        ),
     ] = None,
     out: Out = None,
-    scratch: Annotated[Path | None, typer.Option(help="Where the random weights are kept for the while.")] = None,
+    scratch: Annotated[Path | None, typer.Option(help="Folder for temporary weights.")] = None,
 ) -> None:
     """Compare the memory of a LoRA step with that of peft's prepare_model_for_kbit_training.
 
@@ -212,7 +219,7 @@ def fit(
     checkpoints: Annotated[str, typer.Option(help="Hub ids of the registry, comma-separated.")] = (
         "google-t5/t5-small,google/t5-v1_1-small,openai-community/gpt2"
     ),
-    layers: Annotated[int | None, typer.Option(min=1, help="Layers a side, where not all of them.")] = 2,
+    layers: Annotated[int | None, typer.Option(min=1, help="Number of layers per side.")] = 2,
     out: Out = None,
 ) -> None:
     """Compare the memory that `petransfer fit` predicts with the memory that three real steps take."""
@@ -236,7 +243,9 @@ def quantise(
     checkpoint: Annotated[str, typer.Argument(help="An embedded arm, a folder or a hub id.")],
     text: Annotated[Path, typer.Argument(help="Plain text of the kind that it was pretrained on.")],
     windows: Annotated[int, typer.Option(min=1, help="Windows of 128 tokens.")] = 256,
-    layers: Annotated[str, typer.Option(help="Endings of layers to keep wide in turn, comma-separated.")] = "wo",
+    layers: Annotated[
+        str, typer.Option(help="Endings of layers to leave at 16 bits, one after the other; comma-separated.")
+    ] = "wo",
     out: Out = None,
 ) -> None:
     """Measure how much the loss rises at 8 and 4 bits.
@@ -268,7 +277,9 @@ def stacked(
     batch: Annotated[int, typer.Option(min=1, help="Examples an optimiser step.")] = 32,
     micro_batch: Annotated[int, typer.Option(min=0, help="Examples of a run a forward pass; 0 chooses.")] = 0,
     threads: Threads = 0,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the ways take turns.")] = 5,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Number of rounds; each round measures every way of training.")
+    ] = 5,
     cpu: Cpu = False,
     out: Out = None,
 ) -> None:
@@ -308,7 +319,7 @@ def growth(
     at_size: Annotated[str, typer.Option(help="The size at which lengths are compared.")] = "nano",
     at_length: Annotated[int, typer.Option(min=1, help="The length at which sizes are compared.")] = 32,
     batch: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 16,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Number of measurements of each.")] = 5,
     threads: Threads = 1,
     bits: Annotated[int, typer.Option(help="32 or 16.")] = 32,
     cpu: Cpu = False,
@@ -321,7 +332,7 @@ def growth(
     if not all(re.fullmatch(r"[1-9][0-9]{0,3}", part) for part in lengths.split(",")):
         raise UserError(f"--lengths {lengths}: write whole numbers from 1 to 9999 such as 16,32,64")
     if bits not in (16, 32):
-        raise UserError(f"--bits {bits}: take 32 or 16")
+        raise UserError(f"--bits {bits}: use 32 or 16")
     silence_libraries()
     chosen = points(sizes.split(","), [int(part) for part in lengths.split(",")], at_size, at_length)
     found = rows(chosen, batch, repeats, _device(cpu, threads), 16 if bits == 16 else 32)
@@ -410,7 +421,7 @@ def _bits(text: str) -> list[int]:
     try:
         return [known[part.strip()] for part in text.split(",")]
     except KeyError:
-        raise UserError(f"--bits {text}: take 8, 4 or 8,4") from None
+        raise UserError(f"--bits {text}: use 8, 4 or 8,4") from None
 
 
 def _known_bits(bits: int) -> Bits:

@@ -110,14 +110,16 @@ def _examples(loaded: Loaded, text: Path, windows: int) -> list[Encoded]:
     # average.
     ids = np.array(tokenizer(content[: 16 * needed], add_special_tokens=False, verbose=False)["input_ids"])
     if len(ids) < needed:
-        raise UserError(f"{text} has {len(ids):,} tokens and {windows} windows need {needed:,}; fewer --windows")
+        raise UserError(
+            f"{text} has {len(ids):,} tokens but {windows} windows need {needed:,}; use a smaller --windows"
+        )
     cut = ids[:needed].reshape(windows, NOISE.window)
     if not loaded.layout.encoder_decoder:
         half = NOISE.window // 2
         return [Encoded(tuple(window[:half].tolist()), tuple(window[half:].tolist())) for window in cut]
     marks = tokenizer.convert_tokens_to_ids([f"<extra_id_{index}>" for index in range(NOISE.spans)])
     if len(set(marks)) < NOISE.spans:
-        raise UserError(f"{tokenizer.name_or_path} has no sentinels <extra_id_0>; take T5's kin or a decoder")
+        raise UserError(f"{tokenizer.name_or_path} has no sentinels <extra_id_0>; use a T5 or a decoder-only model")
     rng = np.random.default_rng(0)
     return [corrupt(window, NOISE, rng, np.array(marks), loaded.layout.eos_id) for window in cut]
 

@@ -105,7 +105,7 @@ def chats() -> list[list[str]]:
 TRIES = (
     Try(
         "Ten rows in a tsv file",
-        "Ten rows are too few to learn from. The output says so, and names what helps.",
+        "Ten rows are too few to learn from. The output says so, and suggests what to do.",
         "pairs.tsv",
         ten_rows,
         [f"train {MODEL} pairs.tsv"],
@@ -120,8 +120,8 @@ TRIES = (
     ),
     Try(
         "300 texts with three labels",
-        "The columns have names of their own, `review` and `label`. If there are only a few different targets, they "
-        "are treated as labels, and accuracy and macro-F1 are computed too.",
+        "The columns have other names than input and target: `review` and `label`. If there are only a few different "
+        "targets, they are treated as labels, and accuracy and macro-F1 are computed too.",
         "reviews.csv",
         reviews,
         [

@@ -77,7 +77,7 @@ def creating(path: Path) -> Iterator[Path]:
         except OSError as error:
             if not os.path.lexists(path):
                 raise
-            raise FileExistsError(errno.EEXIST, "another process has made it meanwhile", str(path)) from error
+            raise FileExistsError(errno.EEXIST, "another process created it at the same time", str(path)) from error
     except BaseException:
         with contextlib.suppress(OSError):
             _remove(partial)

@@ -66,16 +66,16 @@ def place_of(value: Any, what: str) -> str:
             f"write it to a file, such as pandas.DataFrame({what}).to_json('rows.jsonl', orient='records', lines=True)"
         )
     if advice:
-        raise UserError(f"{what} is a {type(value).__name__}, and this needs a file or a name; {advice}")
+        raise UserError(f"{what} must be a file or a name, but it is a {type(value).__name__}; {advice}")
     if hasattr(value, "to_json"):  # a table of pandas
         advice = f"write it to a file, such as {what}.to_json('rows.jsonl', orient='records', lines=True)"
-        raise UserError(f"{what} is a {type(value).__name__}, and this needs a file or a name; {advice}")
+        raise UserError(f"{what} must be a file or a name, but it is a {type(value).__name__}; {advice}")
     if isinstance(value, Sequence) and not isinstance(value, bytes):  # rows
         advice = (
             f"write them to a file, such as pandas.DataFrame({what}, columns=['input', 'target'])"
             ".to_json('rows.jsonl', orient='records', lines=True)"
         )
-        raise UserError(f"{what} has {count(len(value), 'row')}, and this needs a file or a name; {advice}")
+        raise UserError(f"{what} must be a file or a name, but it has {count(len(value), 'row')}; {advice}")
     raise UserError(f"{what} is {shown_value(value)}; give a path or a name as text")
 
 
@@ -229,7 +229,7 @@ def text_pairs(values: Any) -> list[tuple[str, str]]:
     """
     rows = values.to_dict("records") if hasattr(values, "to_dict") and hasattr(values, "columns") else values
     if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
-        raise UserError(f"the data are a {type(values).__name__}; {_PAIRS}")
+        raise UserError(f"the data cannot be a {type(values).__name__}; {_PAIRS}")
     return [_pair(row, at) for at, row in enumerate(rows, start=1)]
 
 
@@ -253,7 +253,7 @@ def _text(value: Any, what: str) -> str:
         return value
     is_nan = isinstance(value, float) and math.isnan(value)
     if value is None or is_nan or type(value).__name__ in {"NAType", "NaTType"}:
-        raise UserError(f"{what} is missing ({value}); leave it out, or write a text")
+        raise UserError(f"{what} is missing ({value}); remove this row, or give a text")
     advice = "json.dumps(...) makes a text from it" if isinstance(value, Mapping | list) else "convert it with str()"
     raise UserError(f"{what} is not a text but {shown_value(value)}; {advice}")
 

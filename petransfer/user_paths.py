@@ -19,7 +19,7 @@ def is_hub_name(name: str) -> bool:
 
 
 def refuse_address(name: str, what: str) -> None:
-    """Raise UserError if a name is an address of the internet, such as one copied from a browser.
+    """Raise UserError if a name is a web address, such as one copied from a browser.
 
     Args:
         what: What the user was expected to name, such as `a checkpoint`, for the message.
@@ -27,8 +27,8 @@ def refuse_address(name: str, what: str) -> None:
     if "://" not in name:
         return
     found = _HUB.fullmatch(name)
-    advice = f"give its hub id, {found[2]}" if found else f"download {what} first, and name it on this machine"
-    raise UserError(f"{name:.120} is an address of the internet; {advice}")
+    advice = f"give its hub id, {found[2]}" if found else f"download {what} first, and give its path"
+    raise UserError(f"{name:.120} is a web address; {advice}")
 
 
 def expanded(path: str | Path) -> Path:

@@ -57,7 +57,7 @@ def weight_file_advice(file: Path) -> str:
         return f"{form}; name the folder or hub id of the model that it was made from"
     if suffix in _WEIGHTS:
         return (
-            "a file of weights alone; name a folder that also has config.json and the tokenizer, as save_pretrained "
+            "only a file of weights; name a folder that also has config.json and the tokenizer, as save_pretrained "
             "writes it, or a hub id"
         )
     return ""

@@ -29,7 +29,7 @@ def test_the_first_writer_to_finish_creates_the_folder_and_the_other_is_refused(
                 write(2)
 
     monkeypatch.setattr(psutil, "pid_exists", lambda number: True)
-    with pytest.raises(FileExistsError, match="another process has made it meanwhile"):
+    with pytest.raises(FileExistsError, match="another process created it at the same time"):
         write(1)
     assert (target / "weights").read_text() == "2"
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]

@@ -27,7 +27,7 @@ class Stage:
 STAGES = {
     stage.letter: stage
     for stage in (
-        Stage("a", "benchmarks.gpu.correctness", 120, "tests on the card against the CPU's numbers"),
+        Stage("a", "benchmarks.gpu.correctness", 120, "tests that compare GPU results with CPU results"),
         Stage("b", "benchmarks.gpu.memory_caps", 130, "QLoRA of t5-3b and t5-11b under caps of the card's memory"),
         Stage("c", "benchmarks.gpu.throughput", 110, "training throughput, each fast path, beside Trainer"),
         Stage("d", "benchmarks.gpu.scoring", 50, "exact match in one forward pass beside generate"),

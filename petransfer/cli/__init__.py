@@ -158,7 +158,7 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
     except (MemoryError, RuntimeError) as error:  # after typer.Abort, which is a RuntimeError
         if debug or not _is_out_of_memory(error):
             raise
-        _end(1, "error: memory ran out; close other programs that use it, or use a machine or a card with more memory")
+        _end(1, "error: out of memory; close other programs that use it, or use a machine or a card with more memory")
     finally:
         print_text(*lost_characters_note(), file=sys.stderr)
 

@@ -173,7 +173,7 @@ def push(
         _print_licence_note(bundle, wishes)
     for note in done.notes:
         print_text(visible(note, keep=""), file=sys.stderr)
-    who = "private; --public would share it" if done.private else "public"
+    who = "private; to share it, make it public on the hub" if done.private else "public"
     if as_json:
         print(json.dumps(hub.as_json(done), indent=1))
     else:
@@ -362,7 +362,7 @@ def _name(bundle: Bundle) -> str:
 
 def _bits(bits: int | None) -> Any:
     if bits not in (None, 4, 8, 16, 32):
-        raise unknown("width", str(bits), ("4", "8", "16", "32"))
+        raise unknown("number of bits", str(bits), ("4", "8", "16", "32"))
     return bits
 
 

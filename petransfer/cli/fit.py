@@ -95,7 +95,7 @@ def fit(
     1 GB is 10^9 bytes. The exit code is 1 if the run does not fit, or if it needs bf16 and the card has none.
     """
     if stack > 1 and measure:
-        raise UserError(f"--stack {stack} does not go with --measure; leave one of them out")
+        raise UserError(f"--stack {stack} cannot be combined with --measure; leave one of them out")
     pair = two(lengths)
     limit = parse_card(card) if card is not None else None if cpu else this_card()
 
@@ -223,7 +223,7 @@ def _verdict(found: Fit, options: OptionNames) -> list[str]:
     if found.card is None:
         return []
     if found.lacks_bf16:
-        other = "" if found.advice else ", and with 32 bits it does not fit with any settings"
+        other = "" if found.advice else "; with 32 bits it does not fit with any settings"
         return [f"{found}{other}{suggestion(found.advice, options)}"]
     size, at_once = gigabytes(found.card), found.demand.batch
     size += " of main memory" if found.demand.device == "cpu" else ""

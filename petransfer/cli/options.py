@@ -142,11 +142,11 @@ def parse_seeds(text: str) -> list[int]:
             found = range(int(first), int(last) + 1) if dash else [int(first)]
             if not found:
                 raise UserError(
-                    f"--seeds {text:.60}: the range {part:.60} holds no seed; write whole numbers as 0,1,2 or 0-5"
+                    f"--seeds {text:.60}: the range {part:.60} is empty; write whole numbers such as 0,1,2 or 0-5"
                 )
             if len(seeds) + len(found) > MOST_RUNS:
                 raise UserError(f"--seeds {text:.60}: at most {MOST_RUNS:,} seeds are allowed")
             seeds += found
     except (ValueError, OverflowError):
-        raise UserError(f"--seeds {text:.60}: write whole numbers as 0,1,2 or 0-5") from None
+        raise UserError(f"--seeds {text:.60}: write whole numbers such as 0,1,2 or 0-5") from None
     return seeds

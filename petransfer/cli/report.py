@@ -56,7 +56,11 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of the study, such
         lines = [groups.incomplete_note(found.groups), folds, *loss, *meanings(found.single.scores), found.unswept_note]
     elif not found.any_done:
         print_table(sweep.terminal_table(found.swept, name))
-        lines = ["No run of the study itself is finished.", *sweep.sentences(found.swept), found.unswept_note]
+        lines = [
+            "No run of the study is finished; only runs of its sweep are.",
+            *sweep.sentences(found.swept),
+            found.unswept_note,
+        ]
     else:
         table = groups.terminal_table(found.groups, name)
         print_table(table)

@@ -85,7 +85,7 @@ def sweep(
 
 def _factors(rates: str | None, factors: str | None) -> list[float]:
     if rates is not None and factors is not None:
-        raise UserError("--rates and --factors say the same thing; give one of them")
+        raise UserError("--rates and --factors both set the learning rates; give only one of them")
     return _numbers("--factors", "0.5,1,2" if factors is None else factors)
 
 
@@ -115,7 +115,7 @@ def _print_end(content: dict[str, Any], title: str) -> None:
     print_table(shown.terminal_table(groups, title))
     for line in shown.sentences(groups):
         print_text(line)
-    print_text("chosen on dev; in the recipe's `train`:")
+    print_text("learning rates with the best dev scores, for `train` in the recipe:")
     print(shown.snippet(content))
 
 

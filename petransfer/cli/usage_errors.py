@@ -59,4 +59,5 @@ def _too_many_arguments(context: Any, extra: str) -> str:
         advice = joining_advice([str(context.params.get("data") or "FILE"), *extra.split()])
     else:
         advice = _ADVICE.get(command) or ("call it once for each" if len(names) == 1 else _LEAVE_OUT)
-    return f"{context.command_path} takes {' '.join(names) or 'no arguments'}, and was also given {extra}; {advice}"
+    accepted = f"only {' '.join(names)}" if names else "no arguments"
+    return f"{context.command_path} accepts {accepted}, but {extra} was also given; {advice}"

@@ -33,10 +33,10 @@ def lost_characters_note() -> list[str]:
     """Return a note about the characters that stdout could not write. Empty if there are none."""
     if not _lost:
         return []
-    of, encoding = ("It is" if len(_lost) == 1 else "They are"), sys.stdout.encoding
+    are, them = ("it is", "it") if len(_lost) == 1 else ("they are", "them")
     return [
-        f"the encoding {encoding} of the output lacks {count(len(_lost), 'character')}. {of} written as ?. Set "
-        "PYTHONIOENCODING=utf-8 for the true text"
+        f"the output's encoding, {sys.stdout.encoding}, cannot represent {count(len(_lost), 'character')}; {are} "
+        f"printed as ?. Set PYTHONIOENCODING=utf-8 to print {them}"
     ]
 
 

@@ -61,11 +61,11 @@ def text_answer(example: Example, tokenizer: PreTrainedTokenizerBase, layout: La
         text = written(message)
         without_calls = written({key: value for key, value in message.items() if key != "tool_calls"})
     except BadRow as refused:
-        raise UntrainedCall(f"{refused.reason} with calls of tools", refused.detail) from None
+        raise UntrainedCall(f"{refused.reason} with tool calls", refused.detail) from None
     if text is None:
-        raise UntrainedCall("the chat template begins or ends calls of tools in another way than answers")
+        raise UntrainedCall("the chat template does not write tool calls like other answers")
     if text == without_calls:
-        raise UntrainedCall("the chat template does not write calls of tools")
+        raise UntrainedCall("the chat template does not write tool calls")
     if special := _special_tokens_in(text, tokenizer):
         raise UntrainedCall(
             "the chat template writes calls with special tokens, which generated text does not contain", special[0]

@@ -253,7 +253,7 @@ def _lost_notes(part: str, found: EncodedPart) -> Iterable[str]:
         shown = ", ".join(f"{sign!r} in {count:,}" for sign, count in found.changed_inputs.most_common(8))
         yield (
             f"warning: the tokenizer loses characters of {part} inputs ({shown} of {found.inputs_checked:,} inputs); "
-            "inputs that differ in these alone become equal"
+            "inputs that differ only in these characters become equal"
         )
 
 

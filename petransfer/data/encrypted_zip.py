@@ -31,4 +31,6 @@ def open_member(path: Path, member: str, sha256: str, password: str, origin: str
             return list(io.BytesIO(archive.read(member, pwd=password.encode())))
         # zip's password check accepts one of 256 wrong passwords; the error then comes later, while unpacking
         except (RuntimeError, zipfile.BadZipFile, zlib.error):
-            raise UserError(f"the password in {origin} does not open {path}: read it where the file is from") from None
+            raise UserError(
+                f"the password in {origin} does not open {path}; the README of the file's repository has the password"
+            ) from None

@@ -192,7 +192,7 @@ def plot_ratios(ratios: Sequence[dict[str, Any]], width: float | None = None) ->
     axes.set_yticks(range(len(ratios)), _ratio_names(ratios))
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set(ylim=(len(ratios) - 0.5, -0.5), xlabel="share of the effect that is kept")
+    axes.set(ylim=(len(ratios) - 0.5, -0.5), xlabel="share of the effect that is retained")
     return figure
 
 

@@ -222,8 +222,8 @@ def examples_of(folder: StudyFolder, run_id: str) -> Iterator[Path]:
         yield path
     # The caller reads the file inside its `with` block, so errors of reading arrive here.
     except (OSError, KeyError, pyarrow.ArrowException) as error:
-        why = "is lost" if isinstance(error, FileNotFoundError) else f"cannot be read ({type(error).__name__})"
+        why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({type(error).__name__})"
         raise UserError(
-            f"{path} {why}, though the run is done; delete {path.parent} and "
+            f"{path} {why}, although the run is finished; delete {path.parent} and "
             f"repeat the run with `petransfer run --recipe {folder.path / 'recipe.yaml'}`"
         ) from None

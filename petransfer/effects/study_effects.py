@@ -281,7 +281,7 @@ def _published(effect: Effect) -> dict[str, Any]:
 
 
 def _elsewhere(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> list[list[str]]:
-    """Return the ids of the finished runs of each other study, and a mark for a study of other rows."""
+    """Return the ids of the finished runs of each other study that is compared, and a mark if its rows differ."""
     names = {effect.study for effect in requested_effects(recipe) if effect.study}
     if not names:
         return []

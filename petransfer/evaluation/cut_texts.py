@@ -46,7 +46,7 @@ class CutTexts:
             advice = f"; {option}{longer} allows more" if longer > self.limit else ""
             found.append(f"{self._number(self.at_limit)} cut at {count(self.limit, 'token')}{advice}")
         if self.at_positions:
-            found.append(f"{self._number(self.at_positions)} cut, because the model cannot read longer ones")
+            found.append(f"{self._number(self.at_positions)} cut, because the model has no more positions")
         return found
 
     def _number(self, cut: int) -> str:

@@ -88,7 +88,7 @@ def _scored(metrics: Sequence[Metric], predictions: Sequence[str], targets: Sequ
         figures = {name: _finite(value) for name, value in returned.items()}
         if figures.keys() != metric.headings.keys() or None in figures.values():
             raise UserError(
-                f"the metric {metric.name} returned {returned}, not a finite figure for each of "
+                f"the metric {metric.name} returned {returned}, not a finite number for each of "
                 f"{', '.join(metric.headings)}; repair the package that declares it"
             )
         found |= {name: figure for name, figure in figures.items() if figure is not None}

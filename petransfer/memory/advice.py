@@ -31,7 +31,7 @@ class Change:
     value: str | int = ""
 
 
-TURNED_ON = "with gradient checkpointing, which is then turned on"
+TURNED_ON = "with gradient checkpointing, which is turned on automatically"
 
 # One piece of advice: changes that must be made together.
 Advice = tuple[Change, ...]
@@ -68,4 +68,4 @@ def as_options(advice: Sequence[Advice], options: OptionNames) -> list[str]:
 def suggestion(advice: Sequence[Advice], options: OptionNames) -> str:
     """Return the end of an error message: the options with which the training would fit. Empty without options."""
     found = as_options(advice, options)
-    return f"; it would with {', or '.join(found)}" if found else ""
+    return f"; it would fit with {', or '.join(found)}" if found else ""

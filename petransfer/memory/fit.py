@@ -93,7 +93,7 @@ def fit(
     device = choice_of(device, "device", ("cuda", "cpu"))
     _check(batch_size, lengths, optimizer, stack, method, gradient_checkpointing)
     if packing and stack > 1:
-        raise UserError(f"--stack {stack} does not go with --packing; leave one of them out")
+        raise UserError(f"--stack {stack} cannot be combined with --packing; leave one of them out")
     limit = _card(card)
 
     import_transformers()
@@ -143,7 +143,7 @@ def _check(
     if stack > 1 and METHODS.lookup(method).not_stacked:
         raise UserError(f"{method} is not stacked, because {METHODS.lookup(method).not_stacked}")
     if stack > 1 and checkpointing:
-        raise UserError(f"--stack {stack} does not go with --checkpointing; leave one of them out")
+        raise UserError(f"--stack {stack} cannot be combined with --checkpointing; leave one of them out")
 
 
 def _lengths(lengths: Any) -> tuple[int, int]:
@@ -178,12 +178,13 @@ def _method(name: str, bits: int, sizes: dict[str, int | None]) -> MethodSpec:
             raise UserError(f"full fine-tuning cannot train {bits}-bit weights; use --bits 16 or 32, or --method lora")
         raise UserError(f"{name} does not support {bits} bits: {known.unsupported_bits[bits]}")
     if sizes["match_parameters"] is not None and not known.size:
-        raise UserError(f"--match-parameters: {name} has no size to choose")
+        raise UserError(f"--match-parameters: {name} has neither a rank nor virtual tokens")
     for key in ("rank", "virtual_tokens"):
         if sizes[key] is not None and key not in known.keys:
             raise UserError(f"--{key.replace('_', '-')}: {known.does_not_take(key)}")
         if sizes[key] is not None and sizes["match_parameters"] is not None:
-            raise UserError(f"give either --{key.replace('_', '-')} or --match-parameters, which chooses it")
+            option = f"--{key.replace('_', '-')}"
+            raise UserError(f"give either {option} or --match-parameters, which sets {option}")
     chosen = "match_parameters" if sizes["match_parameters"] is not None else known.size
     given: Any = {chosen: DEFAULT_SIZES.get(chosen) if sizes[chosen] is None else sizes[chosen]} if chosen else {}
     try:

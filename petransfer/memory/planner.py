@@ -23,7 +23,7 @@ CONTEXT, FRAGMENTS = 820 * 10**6, 0.04
 # Bytes of a process on a CPU without tensors, after importing torch and transformers.
 CPU_PROCESS = 10**9
 
-NO_BF16 = "does not run on this card, which has no bf16: only 32 bits work there"
+NO_BF16 = "cannot run on this card with fewer than 32 bits, because the card does not support bf16"
 
 # The largest number of tokens in a simulated step. Larger batches are cut into micro-batches of at most this size.
 MOST_TOKENS = 2**22

@@ -30,7 +30,8 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
     ]
     if not names:
         raise UserError(
-            f"{method.name}: {loaded.model.config.model_type} has no norms with weights; use another method"
+            f"{method.name}: {loaded.model.config.model_type} has no normalisation layers with weights; use "
+            "another method"
         )
     config = LNTuningConfig(task_type=task_type(loaded), target_modules=names)
     return attach_adapter(loaded, method, config, seed)

@@ -56,7 +56,10 @@ def _start_from_base(name: str, module: Any, rank: int) -> None:
     sides = (base.in_features, base.out_features) if hasattr(base, "in_features") else tuple(base.weight.shape)
     if rank > min(sides):
         layer = name.rsplit("model.", maxsplit=1)[-1]
-        raise UserError(f"pissa: rank {rank} is above the {min(sides)} of {layer}")
+        raise UserError(
+            f"pissa: rank {rank} is too large for the layer {layer}, whose smaller dimension is {min(sides)}; use rank "
+            f"{min(sides)} or less"
+        )
     if base.weight.device.type == "meta":
         return
     with torch.no_grad():

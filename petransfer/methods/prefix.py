@@ -50,7 +50,6 @@ METHOD = Method(
     size="virtual_tokens",
     peft_type="PREFIX_TUNING",
     virtual_tokens_before="target",
-    not_merged="its virtual tokens are put before what the model attends to, not into its weights; keep it beside its "
-    "base",
+    not_merged="its virtual tokens are not part of the weights; use the adapter together with its base",
     not_stacked="its virtual tokens change the attention of the base model",
 )

@@ -43,6 +43,6 @@ METHOD = Method(
     size="virtual_tokens",
     peft_type="PROMPT_TUNING",
     virtual_tokens_before="input",
-    not_merged="its virtual tokens are put before what the model reads, not into its weights; keep it beside its base",
+    not_merged="its virtual tokens are not part of the weights; use the adapter together with its base",
     not_stacked="its virtual tokens change the input of the base model",
 )

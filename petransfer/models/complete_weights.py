@@ -188,7 +188,7 @@ def _refuse_incomplete(model: PreTrainedModel, found: Mapping[str, Any], place: 
     if scale:
         raise UserError(
             f"the weights of {place} are quantised ({scale}), and config.json has no quantization_config; use the "
-            "checkpoint that they were made from, and choose the width with bits"
+            "original, unquantised checkpoint, and choose the precision with bits"
         )
     parameters = {name for name, _ in model.named_parameters()}
     missing = sorted(name for name in parameters.intersection(found["missing_keys"]) if not _is_computed(model, name))

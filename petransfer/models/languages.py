@@ -34,7 +34,7 @@ def with_languages(
     if not hasattr(tokenizer, "src_lang"):
         if given:
             raise UserError(
-                f"{name} marks no languages; remove source_language and target_language "
+                f"the tokenizer of {name} has no setting for languages; remove source_language and target_language "
                 "(--source-language, --target-language)"
             )
         return tokenizer
@@ -55,8 +55,8 @@ def with_languages(
 def _warn_of_no_language(name: str, marked_as: str) -> None:
     """Log the warning once per process: a training loads its tokenizer several times."""
     _log.warning(
-        "%s marks languages and none is given: inputs are marked as %s and targets are not marked. Give "
-        "--source-language and --target-language, or source_language and target_language in the recipe",
+        "the tokenizer of %s marks languages, but no language was given: inputs are marked as %s and targets are not "
+        "marked. Give --source-language and --target-language, or source_language and target_language in the recipe",
         name,
         marked_as,
     )

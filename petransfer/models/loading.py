@@ -105,7 +105,7 @@ def load(
         'walk twice'
     """
     if bits not in (32, 16, 8, 4):
-        raise UserError(f"bits={bits!r} is not a width that petransfer loads; use 32, 16, 8 or 4")
+        raise UserError(f"bits={bits!r} is not supported; use 32, 16, 8 or 4")
     name = place_of(checkpoint, "checkpoint")
     place = device_of(device) or ("cuda" if torch.cuda.is_available() else "cpu")
     wide = names_of(keep_wide, "keep_wide")

@@ -125,7 +125,7 @@ class RegistryFile(Strict):
     def _names_are_known(self) -> RegistryFile:
         for name, family in self.families.items():
             if family.base not in family.arms:
-                raise ValueError(f"family {name}: its base {family.base} is no arm of it")
+                raise ValueError(f"family {name}: its base {family.base} is not one of its arms")
             for arm, entry in family.arms.items():
                 if entry.architecture not in self.architectures:
                     raise ValueError(f"family {name}, arm {arm}: no architecture {entry.architecture}")
@@ -240,7 +240,7 @@ def own_family(part: FamilyPart, seed: int = 0) -> Family:
     taken = next((arm for arm in part.arms if arm in CONTROLS), None)
     if taken:
         raise UserError(
-            f"family {part.name}: '{taken}' is a control arm that every family has; call your arm otherwise"
+            f"family {part.name}: '{taken}' is a control arm that every family has; choose another name for your arm"
         )
     entries = {arm: ArmPart(checkpoint=arm_) if isinstance(arm_, str) else arm_ for arm, arm_ in part.arms.items()}
     specs = {
@@ -309,7 +309,9 @@ def _own(where: str, entry: ArmPart, seed: int) -> CheckpointSpec:
         spec = checkpoint_spec(place)
     if entry.revision is not None:
         if spec.source or is_embedded(spec.name) or "@" in entry.checkpoint:
-            raise UserError(f"{where}: a revision belongs to a hub id that has none yet, not to {entry.checkpoint}")
+            raise UserError(
+                f"{where}: revision can only be set for a hub id without @revision, not for {entry.checkpoint}"
+            )
         spec = replace(spec, weights=entry.revision)
     spec = replace(spec, added_tokens=added_characters(entry.added_tokens))
     if entry.tokenizer is None:

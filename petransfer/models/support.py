@@ -83,8 +83,8 @@ def refuse_already_quantized(config: Any, name: str) -> None:
     if own is not None:
         method = own.get("quant_method", "unknown") if isinstance(own, dict) else getattr(own, "quant_method", own)
         raise UserError(
-            f"{name} is quantised already ({getattr(method, 'value', method)}); use the checkpoint it was made from, "
-            "and choose the width with bits"
+            f"{name} is quantised already ({getattr(method, 'value', method)}); use the original, unquantised "
+            "checkpoint, and choose the precision with bits"
         )
 
 

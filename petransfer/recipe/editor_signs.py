@@ -60,7 +60,7 @@ def advice(lines: list[str], at: int) -> str:
     # YAML reads a line with a no-break space after the colon as a text, and reports the error in the next line
     for number in range(max(at - 1, 0), min(at + 1, len(lines))):
         if any(blank in lines[number] for blank in _BLANKS):
-            return f"; line {number + 1} has a no-break space or an invisible sign: write usual spaces"
+            return f"; line {number + 1} has a no-break space or an invisible character: use normal spaces"
     line = "".join(lines[at : at + 1])
     if re.search(r'"[^"]*\\[^"]*"', line):
         return "; put a path with backslashes in single quotes ('C:\\data\\x.csv'), or write it with slashes"
@@ -72,7 +72,7 @@ def advice(lines: list[str], at: int) -> str:
 def _problem(value: str) -> tuple[str, str] | None:
     """Check an unquoted key or value. Return its problem and the advice to the user. None if there is no problem."""
     if _ODD_BLANK.match(value):
-        return "a no-break space or an invisible sign", "write usual spaces"
+        return "a no-break space or an invisible character", "use normal spaces"
     curly, comma = _CURLY.fullmatch(value), _DECIMAL_COMMA.fullmatch(value)
     if curly:
         right = shortened(curly[1], 60)
@@ -81,7 +81,7 @@ def _problem(value: str) -> tuple[str, str] | None:
         return f"a decimal comma ({value})", f"write {comma[1]}.{comma[2]}, or put it in quotes if it is text"
     if re.search(f"[{_DASHES}]", value) and _DASH_IN_NUMBER.fullmatch(value):
         right = re.sub(f"[{_DASHES}]", "-", value)
-        return f"a dash in a number ({value})", f"write the minus of the keyboard: {right}"
+        return f"a dash in a number ({value})", f"use the hyphen-minus character (-): {right}"
     return None
 
 

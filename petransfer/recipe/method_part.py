@@ -140,7 +140,7 @@ class MethodPart(Strict):
                 raise ValueError(declared.does_not_take(key))
         size = declared.size
         if self.match_parameters and size and getattr(self, size) != fields[size].default:
-            raise ValueError(f"give either {size} or match_parameters, which chooses it")
+            raise ValueError(f"give either {size} or match_parameters, which sets {size}")
         if len(set(self.layers)) < len(self.layers):
             raise ValueError("layers: a number is given twice")
         return self

@@ -75,7 +75,7 @@ class NoisePart(Strict):
         if spans > SENTINELS:
             raise ValueError(f"{given}; the tokenizer can mark {SENTINELS} spans; raise mean_span")
         if spans > min(masked, self.window - masked):
-            raise ValueError(f"{given}; a span needs a masked token and a token before it that is not; change density")
+            raise ValueError(f"{given}; each span needs a masked token and an unmasked token before it; change density")
         return self
 
 

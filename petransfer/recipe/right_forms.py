@@ -95,7 +95,7 @@ def _number_form(key: str, given: Any, kind: str) -> str:
         return ""
     if _THOUSANDS.fullmatch(text):
         plain = re.sub(r"[, '_]", "", text)
-        return f"give a number without signs between its digits: {key}: {plain}"
+        return f"give a number without separators between the digits: {key}: {plain}"
     if kind in _REAL:
         return f"give a number, such as {key}: 0.1"
     return f"give a whole number, such as {key}: {round(given) if isinstance(given, float) else 1}"

@@ -82,7 +82,9 @@ def _check_structure(text: str) -> None:
             _add(stack, done.values)
         elif isinstance(event, yaml.AliasEvent):
             if any(one.anchor == event.anchor for one in stack):
-                raise UserError(f"contains itself: *{event.anchor:.40} stands inside &{event.anchor:.40}")
+                raise UserError(
+                    f"contains itself: the alias *{event.anchor:.40} is used inside its own anchor &{event.anchor:.40}"
+                )
             _add(stack, sizes.get(event.anchor or "", 1))
         elif isinstance(event, yaml.ScalarEvent):
             if event.anchor:
@@ -125,7 +127,7 @@ def _add(stack: list[_Collection], values: int) -> None:
     outer.values += values
     outer.expects_key = not outer.expects_key
     if outer.values > MOST_VALUES:
-        raise UserError(f"stands for more than {MOST_VALUES:,} values")
+        raise UserError(f"has more than {MOST_VALUES:,} values, counting those of its aliases")
 
 
 def _note_key(mapping: _Collection, event: Any) -> None:

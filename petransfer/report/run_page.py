@@ -231,7 +231,8 @@ def _confusion(findings: Findings, row: Row, texts: list[dict[str, Any]]) -> Con
 def _label_pairs(findings: Findings, row: Row) -> list[tuple[str, str]]:
     """Return the target and the predicted label of every test example.
 
-    Empty without a metric of labels, and for files of older versions, which do not have every target.
+    Empty without a metric of labels, without a test score, and for files of older versions, which do not have every
+    target.
     """
     import pyarrow.parquet
 
@@ -239,8 +240,10 @@ def _label_pairs(findings: Findings, row: Row) -> list[tuple[str, str]]:
         of_labels = any(metric.of_labels for metric in declared(row.cell.spec.task.metrics))
     except UserError:  # the package of a metric is not installed
         return []
+    if not of_labels or not findings.study.run(row.cell.run_id).scored:
+        return []
     with examples_of(findings.study, row.cell.run_id) as path:
-        if not of_labels or not {"target", "answer"} <= set(pyarrow.parquet.read_schema(path).names):
+        if not {"target", "answer"} <= set(pyarrow.parquet.read_schema(path).names):
             return []
         table = pyarrow.parquet.read_table(path, columns=["target", "answer"])
     targets, answers = (table[name].to_pylist() for name in ("target", "answer"))

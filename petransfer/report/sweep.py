@@ -66,7 +66,8 @@ def standing(study: StudyFolder) -> str:
 
 def plain_line(row: Row) -> str:
     cell = row.cell
-    head = f"{cell.arm} | {cell.method} | {cell.split} | rate {cell.spec.train.learning_rate:g} | seed {cell.seed}"
+    rate = cell.spec.train.learning_rate
+    head = f"{cell.arm} | {cell.method} | {cell.split} | learning rate {rate:g} | seed {cell.seed}"
     return f"{head} | dev EM {row.dev:.1f} %" if row.status == "done" else f"{head} | {state_of(row)}"
 
 
@@ -120,14 +121,14 @@ def sentences(groups: Sequence[Group]) -> list[str]:
     if shorter:
         lines.append(
             f"The learning rates were chosen at {_steps(shorter, 'steps')}; the study trains for "
-            f"{_steps(shorter, 'own_steps')}, where others may be best."
+            f"{_steps(shorter, 'own_steps')}, for which other learning rates may be better."
         )
     unchosen = [_named(one) for one in groups if not one["chosen"]]
     edges = [f"{_named(one)} ({one['edge']} learning rate)" for one in groups if one["edge"]]
     others = [_named(one) for one in groups if one["chosen"] not in (None, one["own_rate"])]
     for text, members in {
         "No learning rate was chosen, because runs failed or are not finished": unchosen,
-        "Chosen at the edge of what was tried; a better learning rate may lie beyond": edges,
+        "The lowest or highest learning rate tried was chosen; a value outside this range may be better": edges,
         "The study trains with another learning rate than the chosen one": others,
     }.items():
         if members:

@@ -68,7 +68,9 @@ def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
                 model = get_peft_model(model, config, adapter_name=FIRST)
         except Exception as error:  # peft checks few values, so that a wrong one can raise any error
             reason = reason_of(error, 160)
-            raise UserError(f"{bundle.label} cannot be put on {loaded.model.config.model_type}: {reason}") from error
+            raise UserError(
+                f"{bundle.label} cannot be applied to {loaded.model.config.model_type}: {reason}"
+            ) from error
         _load_tensors(model, bundle, _name(at), own_embeddings[at], borrows)
     compute_as_in_training(model, bits)
     model.set_adapter(FIRST)

@@ -201,18 +201,18 @@ def refuse_other_base(base: Base, loaded: Loaded, where: Where) -> None:
     if where.revision is None and base.commit and loaded.commit and loaded.commit != base.commit:
         raise UserError(
             f"{name} is at commit {loaded.commit[:12]}, and the adapter was trained at {base.commit[:12]}; "
-            f"--revision {loaded.commit[:12]} accepts it anyway"
+            f"use --revision {loaded.commit[:12]} to accept it"
         )
     if not (base.commit and loaded.commit == base.commit) and not where.any_base and where.revision is None:
         if other := differing_weights(base, loaded):
-            hint = "" if TENSORS in other else ", which is right if its tensors have the same values"
+            hint = "" if TENSORS in other else ", if its tensors have the same values"
             raise UserError(
-                f"{name} is not the base that the adapter was trained on: {other}; --any-base uses it{hint}"
+                f"{name} is not the base that the adapter was trained on: {other}; use --any-base to accept it{hint}"
             )
         if changed := changed_configuration(base, loaded):
             raise UserError(
-                f"config.json of {name} changed since the adapter was trained: {changed}; restore it, or --any-base "
-                "uses it as it is"
+                f"config.json of {name} changed since the adapter was trained: {changed}; restore it, or use "
+                "--any-base to accept it as it is"
             )
     refuse_other_token_ids(base.trained_on, loaded, name, where)
 
@@ -230,7 +230,7 @@ def refuse_other_token_ids(recorded: Mapping[str, Any], loaded: Loaded, name: st
     if "tokenizer" in parts and known and not accepted and has_other_token_ids(loaded.tokenizer, known):
         raise UserError(
             f"the tokenizer of {name} changed since the adapter was trained: texts now have other token ids; restore "
-            "it, or --any-base uses it as it is"
+            "it, or use --any-base to accept it as it is"
         )
     for part in parts:
         _log.warning("the %s of %s is not the one that was used in training, which can change the answers", part, name)

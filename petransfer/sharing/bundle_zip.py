@@ -72,7 +72,7 @@ def _recorded_members(path: Path) -> int:
 
 def _check(path: Path, archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> None:
     if archive.comment:
-        raise UserError(f"{path} is refused: something stands behind its directory")
+        raise UserError(f"{path} is refused: it has a comment or other data after its central directory")
     seen: set[str] = set()
     for member in members:
         reason = wrong_name(member.orig_filename) or _wrong_kind(member) or _wrong_size(member)
@@ -100,9 +100,9 @@ def _wrong_size(member: zipfile.ZipInfo) -> str | None:
     if member.file_size > limit:
         return f"would be {member.file_size:,} bytes; at most {limit:,} are read"
     if member.file_size > RATIO * max(member.compress_size, 1024):
-        return f"would grow from {member.compress_size:,} to {member.file_size:,} bytes: a bomb"
+        return f"would grow from {member.compress_size:,} to {member.file_size:,} bytes, like a decompression bomb"
     if member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size:
-        return "is stored with two sizes"
+        return "has two different sizes, although it is not compressed"
     return None
 
 
@@ -112,7 +112,7 @@ def _check_places(path: Path, archive: zipfile.ZipFile, members: list[zipfile.Zi
         if member.header_offset < end:
             raise UserError(f"{path} is refused: {member.filename} overlaps another member")
         if end == 0 and member.header_offset != 0:
-            raise UserError(f"{path} is refused: something stands before its first member")
+            raise UserError(f"{path} is refused: it has data before its first member")
         end = member.header_offset + _LOCAL_HEADER + len(member.filename.encode()) + member.compress_size
     if end > archive.start_dir:
         raise UserError(f"{path} is refused: its last member runs into its directory")

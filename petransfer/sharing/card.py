@@ -31,9 +31,9 @@ OF_ADAPTER = "sha256 of the adapter"
 
 _REINIT = {
     "none": "",
-    "all": " All weights of the base were drawn at random: it is a control, not a model for use.",
-    "body": " All weights of the base but its embeddings were drawn at random: it is a control.",
-    "embeddings": " The base's embeddings were drawn at random.",
+    "all": " All weights of the base are random: it is a control, not a model for use.",
+    "body": " All weights of the base but its embeddings are random: it is a control.",
+    "embeddings": " The base's embeddings are random.",
 }
 
 

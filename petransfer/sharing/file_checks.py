@@ -124,14 +124,14 @@ def _check_config(config: Mapping[str, Any]) -> None:
         if isinstance(value, float | int) and abs(value) >= 1e12:
             raise _refused(f"{key} is {value!r:.40}")
     if any(str(key).startswith("trust_remote") for key in config):
-        raise _refused("it asks for remote code")
+        raise _refused("it has a trust_remote_code setting")
     _check_rows(config)
 
 
 def _refuse_keys(config: Mapping[str, Any]) -> None:
     asked = [key for key in FORBIDDEN if config.get(key)]
     if asked:
-        raise _refused(f"{asked[0]} is set, which is more than an adapter needs; if you trust it, {_MERGED_BY_PEFT}")
+        raise _refused(f"{asked[0]} is set, and petransfer does not allow this key; if you trust it, {_MERGED_BY_PEFT}")
     unmerged = [key for key in FORBIDDEN_UNMERGED if config.get(key)]
     if unmerged:
         raise _refused(f"{unmerged[0]} is set, which petransfer does not support; use it with plain peft")
@@ -204,7 +204,7 @@ def _check_lora_config(config: Mapping[str, Any]) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MOST_RANK:
             raise _refused(f"rank_pattern holds {value!r:.40}")
     if not all(isinstance(value, int | float) for value in patterns[1].values()):
-        raise _refused("alpha_pattern holds something else than numbers")
+        raise _refused("alpha_pattern contains a value that is not a number")
     if config.get("init_lora_weights", True) not in STARTS:
         raise _refused(
             f"init_lora_weights is {config['init_lora_weights']!r:.40}, which computes with the base's weights when "
@@ -262,7 +262,8 @@ def _part(name: str, config: Mapping[str, Any]) -> tuple[str, Callable[[tuple[in
     def rows(shape: tuple[int, ...]) -> str | None:
         asked = config.get("trainable_token_indices") or []
         counts = {len(one) for one in (asked.values() if isinstance(asked, dict) else [asked])}
-        return None if len(shape) == 2 and shape[0] in counts else f"rows that are trained: {sorted(counts)}"
+        fits = len(shape) == 2 and shape[0] in counts
+        return None if fits else f"the number of trained rows must be one of {sorted(counts)}"
 
     forms: dict[str, Callable[[tuple[int, ...]], str | None]] = {
         "lora_A.weight": ranked(0),

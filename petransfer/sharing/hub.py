@@ -64,9 +64,9 @@ def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message:
         api.create_repo(name, private=not public, exist_ok=True)
         private = bool(api.model_info(name).private)
         if not private and not public:
-            raise UserError(f"{name} is public already; --public confirms that the adapter may be public")
+            raise UserError(f"{name} is already public; add --public to confirm that the adapter may be public")
         if private and public:
-            raise UserError(f"{name} is private already; make it public on the hub, or leave --public out")
+            raise UserError(f"{name} is already private; make it public on the hub, or leave --public out")
         files = [
             CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
             for path, content in sorted(contents.items())
@@ -174,7 +174,7 @@ def _first(error: Exception) -> str:
 
 def _advice(error: Exception) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
-    return "; `hf auth login`, or set HF_TOKEN to a token that may do that" if status in (401, 403) else ""
+    return "; `hf auth login`, or set HF_TOKEN to a token with the required permission" if status in (401, 403) else ""
 
 
 def without_tokens(text: str) -> str:

@@ -96,7 +96,7 @@ def _refuse_tokens_without_embeddings(tokenizer: Any, loaded: Loaded, bundle: Bu
     if beyond:
         first = min(beyond, key=lambda token: beyond[token])
         raise UserError(
-            f"{bundle.label} does not fit its base: its tokenizer has the token {first!r:.60} with the number "
-            f"{beyond[first]:,}, and the base has embeddings for {rows:,} tokens; resize the base as it was for "
+            f"{bundle.label} does not fit its base: its tokenizer has the token {first!r:.60} with the id "
+            f"{beyond[first]:,}, but the base has embeddings for {rows:,} tokens; resize the base as it was for "
             "training, save it, and name it with --checkpoint"
         )

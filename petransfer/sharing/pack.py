@@ -101,7 +101,7 @@ def pack(bundle: Bundle, target: Path, wishes: Wishes) -> str:
         UserError: `contents` refuses a file, or `target` exists, cannot be written or has the wrong suffix.
     """
     if not target.name.endswith(archive.SUFFIX):
-        raise UserError(f"{target} does not end in {archive.SUFFIX}; call it so")
+        raise UserError(f"{target}: the file name must end in {archive.SUFFIX}")
     if target.exists():
         raise UserError(f"{target} exists; delete it or use another --out")
     try:

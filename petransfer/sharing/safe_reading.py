@@ -97,23 +97,23 @@ def read_header(path: Path) -> Tensors:
             f"{path.name} is not a safetensors file or is damaged ({reason_of(error, 120)}); get it again"
         ) from None
     if sum(map(len, (*metadata.keys(), *metadata.values()))) > 4096:
-        raise UserError(f"{path.name} carries {len(metadata)} notes of its own; an adapter needs none")
+        raise UserError(f"{path.name} has more than 4,096 characters of metadata; an adapter needs none")
     return tensors
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key occurs twice")
     return content
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not valid JSON")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text[:20]} is no number that can be held")
+        raise ValueError(f"{text[:20]} is too large for a float")
     return number

@@ -77,7 +77,9 @@ def verify(
             "shows what it contains"
         )
     if not bundle.provenance.get("base") or not bundle.provenance.get("claims"):
-        raise UserError(f"{bundle.label} was made by an older petransfer, which kept nothing to verify")
+        raise UserError(
+            f"{bundle.label} was made by an older petransfer, which did not save the records for verification"
+        )
     checks.check(bundle.config, bundle.tensors, bundle.spec.method.name)
     of_files = [*_files(bundle), *_card(bundle), *_saved_figures(bundle)]
     sound = all(check.passed for check in of_files)

@@ -215,7 +215,7 @@ def _value_for(value: float | Mapping[str, float], key: str, arm: str, method: M
         most = max(len(name.split()) for name in pairs)
         first, *others = [name for name in pairs if len(name.split()) == most]
         if others:
-            raise UserError(f"train.{key}: '{first}' and '{others[0]}' both speak of {arm}, {method.label}; keep one")
+            raise UserError(f"train.{key}: '{first}' and '{others[0]}' both apply to {arm}, {method.label}; keep one")
         return value[first]
     if found is None:
         noun, example = _EXAMPLES[key]
@@ -230,7 +230,7 @@ def _applies_to(pair: str, arm: str, label: str) -> bool:
 
 
 _EXAMPLES = {
-    "learning_rate": ("rate", "1e-3"),
+    "learning_rate": ("learning rate", "1e-3"),
     "steps": ("number", "5000"),
     "epochs": ("number", "20"),
     "batch_size": ("size", "32"),

@@ -58,7 +58,9 @@ def refuse_launch(specs: Iterable[RunSpec]) -> None:
                 "the processes, use FSDP (--use_fsdp --fsdp_version 2)"
             )
     if _is_enabled("PARALLELISM_CONFIG"):
-        raise UserError("Accelerate's parallelism_config is not supported; leave it out, FSDP splits among all")
+        raise UserError(
+            "Accelerate's parallelism_config is not supported; leave it out, because FSDP uses all processes"
+        )
     if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and not this_place().shared:
         _log.warning(
             "Accelerate started only one process, as it always does with --cpu; `accelerate launch --multi_gpu` starts "

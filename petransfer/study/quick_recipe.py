@@ -114,7 +114,7 @@ class TrainRequest:
         for name in ("steps", "max_steps", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} {value}: give a number from 1 on")
+                raise UserError(f"--{name.replace('_', '-')} {value}: give a whole number of 1 or more")
         if self.steps is not None and self.epochs is not None:
             raise UserError("--steps and --epochs both set the length of training; give one of them")
         if self.max_steps is not None and (self.steps is not None or self.epochs is not None):

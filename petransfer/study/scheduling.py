@@ -46,7 +46,7 @@ class Scheduling:
         if self.address is not None:
             name_of(self.address, "address")
         if self.stack not in ("auto", "off") and not re.fullmatch(r"[1-9][0-9]{0,3}", self.stack):
-            raise UserError(f"--stack {self.stack}: write a whole number from 1 on, auto or off")
+            raise UserError(f"--stack {self.stack}: write a whole number of 1 or more, auto or off")
 
     def check(self, processes: int) -> None:
         """Check that the options can be combined. processes: the number of processes per run.

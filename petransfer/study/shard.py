@@ -34,5 +34,7 @@ def parse_shard(text: str) -> Shard:
         raise UserError(f"--shard {text}: write two whole numbers such as 2/8, the second of eight parts")
     index, count = int(match[1]), int(match[2])
     if not 1 <= index <= count:
-        raise UserError(f"--shard {text}: parts are counted from 1 to how many there are; write 1/{max(count, 1)}")
+        raise UserError(
+            f"--shard {text}: the first number must be at least 1 and at most the second; write 1/{max(count, 1)}"
+        )
     return Shard(index, count)

@@ -43,7 +43,7 @@ def sweep_cells(cells: Sequence[Cell], rates: Sequence[float], factors: Sequence
         # rounded to six digits, so that 3 x 0.1 and 0.3 are one learning rate and one run
         for rate in rates or [float(f"{factor * train.learning_rate:.6g}") for factor in factors]:
             if not 0 < rate < 10:
-                raise UserError(f"the rate {rate:g} for {cell.arm}, {cell.method}: rates lie between 0 and 10")
+                raise UserError(f"the learning rate {rate:g} for {cell.arm}, {cell.method} must be between 0 and 10")
             at = replace(train, learning_rate=rate, steps=steps or train.steps)
             swept = replace(cell, spec=replace(cell.spec, train=at))
             found.setdefault(swept.run_id, swept)

@@ -64,7 +64,9 @@ def _parsed(line: bytes, place: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or not _is_line(content):
-        raise UserError(f"{place} is damaged: it is not a JSON object of a step's figures; remove the line or the file")
+        raise UserError(
+            f"{place} is damaged: it is not a JSON object with the numbers of a step; remove the line or the file"
+        )
     return {name: value for name, value in content.items() if value is not None}
 
 

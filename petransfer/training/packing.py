@@ -72,8 +72,8 @@ def check_packing(model: torch.nn.Module, examples: Sequence[Encoded], layout: L
     dtype = next((value.dtype for value in model.parameters() if value.is_floating_point()), torch.float32)
     if not abs(packed - apart) <= TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16]) * abs(apart):
         raise UserError(
-            f"train.packing: the loss of packed examples is {packed:.4g}, and {apart:.4g} if they are apart, so this "
-            f"model looks across the boundaries of examples; {_ADVICE}"
+            f"train.packing: the loss is {packed:.4g} for packed examples and {apart:.4g} for the same examples in "
+            f"separate rows, so tokens of this model attend to other examples; {_ADVICE}"
         )
 
 

@@ -67,7 +67,8 @@ def quantisation_cost(
             wide = _loss_at_16_bits(checkpoint, seed, loaded, examples, device)
     except OutOfMemory as error:
         raise RunError(
-            f"out of memory while {checkpoint.name} was compared with its 16 bits on {EXAMPLES} examples; free memory"
+            f"out of memory while the quantised {checkpoint.name} was compared with the 16-bit model on {EXAMPLES} "
+            "examples; free memory"
         ) from error
     return QuantisationCost(wide, after)
 

@@ -105,7 +105,7 @@ def _compare(
     names = differing_tensors(trained, fresh, tolerance)
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     raise RunError(
-        f"{folder} does not give back the trained model: loaded again, its logits differ by {difference:.2g} where the "
+        f"{folder} differs from the trained model: loaded again, its logits differ by {difference:.2g} where the "
         f"largest is {largest:.2g}; tensors that differ: {listed or 'none'}"
     )
 

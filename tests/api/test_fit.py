@@ -36,7 +36,7 @@ def test_a_training_that_does_not_fit_gets_suggestions() -> None:
         ({"lengths": (0, 5)}, ("at least 1",)),
         ({"batch_size": 10**12}, ("1,000,000,000,000 examples", "65,536")),
         ({"lengths": (1, 10**12)}, ("too large", "1,048,576 tokens")),
-        ({"method": "bias", "match_parameters": 50}, ("bias", "no size")),
+        ({"method": "bias", "match_parameters": 50}, ("bias", "neither a rank nor virtual tokens")),
     ],
 )
 def test_a_wrong_argument_is_named_in_the_error(changes: dict[str, object], parts: tuple[str, ...]) -> None:

@@ -151,7 +151,7 @@ def test_values_of_the_wrong_type_or_out_of_range_are_refused(
 
 @pytest.mark.parametrize("seeds", ["a", "1,,2", "-1", "3-1", "1.5"])
 def test_invalid_seeds_are_refused(refused_at_once: Refused, seeds: str) -> None:
-    assert "write whole numbers as 0,1,2 or 0-5" in refused_at_once("run", "-r", "smoke", f"--seeds={seeds}")
+    assert "write whole numbers such as 0,1,2 or 0-5" in refused_at_once("run", "-r", "smoke", f"--seeds={seeds}")
 
 
 @pytest.mark.parametrize("override", ["train.fp16=true", "methods.0.bits=fp16", "fp16=true", "methods.0.bits=float16"])
@@ -510,7 +510,7 @@ def test_running_out_of_memory_gives_one_error_line(error: Exception, capsys: py
         petransfer.cli.call(fail, [])
     assert stop.value.code == 1
     written = capsys.readouterr().err
-    assert written.startswith("error: memory ran out; ")
+    assert written.startswith("error: out of memory; ")
     assert written.count("\n") == 1
 
 

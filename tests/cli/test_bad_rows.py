@@ -194,8 +194,8 @@ def test_accuracy_is_refused_for_a_benchmark_without_labels(
     [
         ({"arms": {"scratch": "nano/english"}}, "'scratch' is a control arm that every family has"),
         ({"arms": {"one": "nano/english"}, "base": "two"}, "unknown base of family mine 'two'"),
-        ({"arms": {"one": {"checkpoint": "nano/english", "revision": "v2"}}}, "a revision belongs to a hub id"),
-        ({"arms": {"one": {"checkpoint": "a/b@v1", "revision": "v2"}}}, "a revision belongs to a hub id"),
+        ({"arms": {"one": {"checkpoint": "nano/english", "revision": "v2"}}}, "revision can only be set for a hub id"),
+        ({"arms": {"one": {"checkpoint": "a/b@v1", "revision": "v2"}}}, "revision can only be set for a hub id"),
         ({"arms": {"one": {"checkpoint": "a/b", "tokenizer": "./none"}}}, "none holds no tokenizer"),
         ({"arms": {"one": {"checkpoint": "a/b", "tokenizer": "a/c", "reinit": "body"}}}, "needs new embeddings"),
         ({"arms": {"one": {"checkpoint": "a/b", "tokeniser": "a/c"}}}, "unknown key 'family.arms.one.tokeniser'"),

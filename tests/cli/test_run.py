@@ -260,8 +260,8 @@ def test_the_stack_option_is_checked_and_stacks_runs(
     recipe.write_text(STACKED.format(rows=tmp_path / "rows.tsv", tiny=tiny_t5))
     words = ("run", "--recipe", str(recipe), "--out", str(tmp_path / "out"), "--cpu", "--workers", "1")
     for wrong, message in {
-        "x": "--stack x: write a whole number from 1 on, auto or off",
-        "0": "--stack 0: write a whole number from 1 on, auto or off",
+        "x": "--stack x: write a whole number of 1 or more, auto or off",
+        "0": "--stack 0: write a whole number of 1 or more, auto or off",
         "2 --checkpointing": "--stack 2 cannot be combined with --checkpointing",
         "2 --processes 2": "--stack 2 cannot be combined with --processes",
     }.items():

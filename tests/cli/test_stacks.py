@@ -64,7 +64,7 @@ def test_plan_shows_how_runs_would_be_stacked(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--stack", "abc"], "--stack abc: write a whole number from 1 on, auto or off"),
+        (["--stack", "abc"], "--stack abc: write a whole number of 1 or more, auto or off"),
         (["--stack", "4", "--checkpointing"], "--stack 4 cannot be combined with --checkpointing"),
     ],
 )
@@ -88,7 +88,7 @@ def test_a_stack_that_does_not_fit_the_card_is_refused(
     (error,) = capsys.readouterr().err.strip().splitlines()
     assert error.startswith(f"error: {tiny_t5.name}, rslora of rank 4, 32 bits, 4 stacked: ")
     assert "does not fit" in error
-    assert "it would with" in error
+    assert "it would fit with" in error
     assert "--stack 2" in error
     assert error.endswith("; --force starts the run anyway")
 

@@ -175,10 +175,13 @@ def test_a_failed_run_of_a_sweep_is_reported(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--rates", "1e-3", "--factors", "2"], "--rates and --factors say the same thing; give one of them"),
+        (
+            ["--rates", "1e-3", "--factors", "2"],
+            "--rates and --factors both set the learning rates; give only one of them",
+        ),
         (["--rates", "1e-3,x"], "--rates 1e-3,x: write numbers above 0, separated by commas, such as 0.5,1,2"),
         (["--factors", "0"], "--factors 0: write numbers above 0, separated by commas, such as 0.5,1,2"),
-        (["--rates", "20"], "the rate 20 for english, lora r4 32-bit: rates lie between 0 and 10"),
+        (["--rates", "20"], "the learning rate 20 for english, lora r4 32-bit must be between 0 and 10"),
     ],
 )
 def test_invalid_learning_rates_are_refused(

@@ -70,14 +70,14 @@ def test_a_template_that_joins_texts_gets_the_arguments_of_a_call_as_text() -> N
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        (CHATML, "does not write calls of tools"),
+        (CHATML, "does not write tool calls"),
         (
             QWEN.replace("</tool_call>", "</tool_call><|end|>"),
             "with special tokens, which generated text does not contain (<|end|>)",
         ),
         (
             QWEN.replace("<|im_start|>{{", "{% if message.tool_calls %}>{% endif %}<|im_start|>{{"),
-            "begins or ends calls of tools in another way than answers",
+            "does not write tool calls like other answers",
         ),
     ],
 )
@@ -100,7 +100,7 @@ def test_a_tool_call_that_the_template_refuses_is_no_target() -> None:
     found = encode(rows, template)
     assert targets(found) == {"red"}
     assert "3 answers that call tools are context and not targets" in found.notes[0]
-    assert "refuses the messages with calls of tools (one call only)" in found.notes[0]
+    assert "refuses the messages with tool calls (one call only)" in found.notes[0]
 
 
 def test_tool_calls_are_no_targets_in_chats_as_plain_text() -> None:

@@ -135,7 +135,7 @@ def test_inputs_and_targets_can_be_read_as_chats() -> None:
         ("hello", "the messages are text and not a JSON list"),
         (None, "the messages are missing"),
         (7, "the messages are not a list"),
-        ([3], "a message is no object with role and content"),
+        ([3], "a message is not an object with role and content"),
         ("[" * 100_000, "the messages are text and not a JSON list"),
     ],
 )

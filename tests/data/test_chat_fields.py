@@ -87,7 +87,7 @@ def test_a_system_column_becomes_the_first_message(name: str) -> None:
     own = [{"role": "system", "content": "Be long."}]
     rows, notes = read([{"messages": own + talk(n), name: "Be brief."} for n in range(10)])
     assert json.loads(rows[0].input)[:2] == [*own, talk(0)[0]]
-    assert f"10 chats keep a system message of their own instead of '{name}'" in notes
+    assert f"in 10 chats, the chat's own system message is used instead of the column '{name}'" in notes
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_empty_tools_are_ignored_and_malformed_tools_are_refused() -> None:
         assert json.loads(rows[0].input) == talk(0)[:1]
     for wrong, reason in (
         ("add", "the tools are text and not a JSON list"),
-        (["add"], "a tool is no object"),
-        (3, "no list"),
+        (["add"], "a tool is not an object"),
+        (3, "the tools are not a list"),
     ):
         with pytest.raises(UserError, match=reason):
             every(lines([{"messages": talk(n), "tools": wrong} for n in range(10)]))

@@ -32,10 +32,10 @@ def test_json_lines_with_commas_are_read_and_python_dictionaries_are_refused() -
     Path("a.jsonl").write_text("".join(json.dumps(row) + ",\n" for row in ROWS))
     assert pairs("a.jsonl")[11] == ("text 11", "answer 11")
     Path("b.jsonl").write_text("".join(f"{row}\n" for row in ROWS))
-    assert "12 of 12 rows of b.jsonl cannot be used: b.jsonl:1: Python's text of a dictionary" in refusal("b.jsonl")
+    assert "12 of 12 rows of b.jsonl cannot be used: b.jsonl:1: the text of a Python dictionary" in refusal("b.jsonl")
     messages = str([{"role": "user", "content": "Hi"}])
     Path("c.csv").write_text("messages\n" + f'"{messages}"\n' * 9)
-    assert "the messages are Python's text of a list" in refusal("c.csv")
+    assert "the messages are the text of a Python list" in refusal("c.csv")
     Path("d.json").write_text(json.dumps({row["input"] + str(n): "x" for row in ROWS for n in range(3)}))
     assert "one object with 36 texts" in refusal("d.json")
     assert "jq -c 'to_entries[] | {input: .key, target: .value}' d.json > pairs.jsonl" in refusal("d.json")
@@ -45,7 +45,7 @@ def test_repeated_column_names_in_a_joined_file_are_a_bad_row() -> None:
     table = "input,target\n" + "".join(f"{row['input']},{row['target']}\n" for row in ROWS)
     for name, joined in (("a.csv", table + table), ("b.csv", table + "\ufeff" + table)):
         Path(name).write_text(joined, encoding="utf-8")
-        assert f"1 of 25 rows of {name} cannot be used: {name}:14: the column names again" in refusal(name)
+        assert f"1 of 25 rows of {name} cannot be used: {name}:14: the column names are repeated" in refusal(name)
         assert len(pairs(name, bad_rows="skip")) == 24
 
 
@@ -184,7 +184,7 @@ def test_a_folder_whose_files_have_different_columns_is_refused() -> None:
     for name, more in (("a", {}), ("b", {"extra": 1})):
         Path(f"folder/{name}.jsonl").write_text("".join(json.dumps(row | more) + "\n" for row in ROWS))
     message = refusal("folder")
-    assert "unlike columns (folder/a.jsonl has input, target; folder/b.jsonl has input, target, extra)" in message
+    assert "different columns (folder/a.jsonl has input, target; folder/b.jsonl has input, target, extra)" in message
     assert "write the same column names into every file" in message
     assert "name its files one by one" in message
     assert pairs("folder/a.jsonl", test="folder/b.jsonl")[0] == ("text 0", "answer 0")

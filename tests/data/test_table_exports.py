@@ -61,7 +61,7 @@ def test_a_column_called_category_can_be_the_text(head: str, options: dict[str, 
     ("values", "reason"),
     [
         ([f"c{n}" for n in range(1500)], "more than 1,000 different values"),
-        (["Food", "food"] * 15, "'Food' (15 rows) and 'food' (15 rows) differ in case or blanks alone"),
+        (["Food", "food"] * 15, "'Food' (15 rows) and 'food' (15 rows) differ only in case or blanks"),
     ],
 )
 def test_a_column_category_that_cannot_group_rows_is_ignored(values: list[str], reason: str, elsewhere: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_column_category_that_cannot_group_rows_is_ignored(values: list[str], 
     assert "not grouped by the column 'category'" in notes
     assert reason in notes
     named = write("b.csv", f"input,target,kind\n{body}")
-    with pytest.raises(UserError, match=r"kind|write them alike"):  # the user asked for these categories
+    with pytest.raises(UserError, match=r"kind|write them in the same way"):  # the user asked for these categories
         read(named, category="kind")
 
 
@@ -92,7 +92,7 @@ def test_column_names_can_have_line_breaks(elsewhere: Path) -> None:
         rows, notes = read(file, input="Frage (deutsch)", target="Ant wort", bad_rows="skip")
         assert rows == PAIRS
         assert "1 bad row left out" in notes
-        assert "the column names again" in notes
+        assert "the column names are repeated" in notes
         assert "not read: 'Zeit stempel'" in notes
     with pytest.raises(UserError, match=r"it has: Zeit stempel, Frage \(deutsch\), Ant wort"):
         read("a.csv")

@@ -154,4 +154,4 @@ def test_only_caveats_that_apply_are_returned() -> None:
     assert "ours nano" in message
     assert "COGS" not in message
     assert "51 rows" in " ".join(caveats("t5-base", "cogs", "gen", ["english", "protein"]))
-    assert "new ones too" in " ".join(caveats("t5-base", "cogs", "gen", ["english", "protein"]))
+    assert "also has new embeddings" in " ".join(caveats("t5-base", "cogs", "gen", ["english", "protein"]))

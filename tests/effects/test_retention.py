@@ -30,7 +30,7 @@ def test_retention_of_known_effects() -> None:
     assert one.ratio == pytest.approx(0.75)
     assert one.interval is not None
     assert one.interval.low < 0.75 < one.interval.high
-    assert "75 % of the effect is kept (95 % interval " in sentence_of(one)
+    assert "75 % of the effect is retained (95 % interval " in sentence_of(one)
 
 
 @pytest.mark.parametrize(

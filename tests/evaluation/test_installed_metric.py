@@ -92,6 +92,6 @@ def test_a_metric_that_returns_no_finite_figure_is_an_error(
     )  # fmt: skip
     for returned in wrong:
         monkeypatch.setattr(importlib.import_module("letter_metrics"), "RETURNED", returned)
-        message = f"the metric wrong returned {returned}, not a finite figure for each of wrong"
+        message = f"the metric wrong returned {returned}, not a finite number for each of wrong"
         with pytest.raises(UserError, match=re.escape(message)):
             measure(loaded.model, loaded, task, SplitData(rows, rows, rows), "test", encoded)

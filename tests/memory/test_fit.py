@@ -220,7 +220,7 @@ def test_advice_is_written_in_options_of_the_called_command(tiny_spec: Callable[
     advice: list[Advice] = [paged, (Change("method", "lora"), Change("bits", 4))]
     assert (
         suggestion(advice, TRAIN_OPTIONS)
-        == "; it would with --set train.optimizer=paged-adamw-8bit, or --method lora --bits 4"
+        == "; it would fit with --set train.optimizer=paged-adamw-8bit, or --method lora --bits 4"
     )
     spec = replace(tiny_spec(), method=FULL)
     words = recipe_options([lora(16), spec.method], spec)
@@ -355,7 +355,7 @@ def test_fit_prints_a_table_of_the_memory_and_advice(
     assert "petransfer's own training step needs " in message
     assert " for copies of weights" in message
     assert _fit(monkeypatch, "google-t5/t5-base", "--method", "full", "--bits", "32", "--card", "1.56GB") == 1
-    advice = "does not fit into 1.6 GB; it would with --optimizer paged-adamw-8bit, or --method lora\n"
+    advice = "does not fit into 1.6 GB; it would fit with --optimizer paged-adamw-8bit, or --method lora\n"
     assert advice in capsys.readouterr().out
 
 
@@ -369,14 +369,20 @@ def test_fit_prints_a_table_of_the_memory_and_advice(
             ["nano/english", "--method", "dora", "--stack", "2"],
             "dora is not stacked, because its norms",
         ),
-        (["nano/english", "--stack", "2", "--measure"], "--stack 2 does not go with --measure; leave one of them out"),
-        (["nano/english", "--stack", "2", "--checkpointing"], "--stack 2 does not go with --checkpointing; leave one"),
+        (
+            ["nano/english", "--stack", "2", "--measure"],
+            "--stack 2 cannot be combined with --measure; leave one of them out",
+        ),
+        (
+            ["nano/english", "--stack", "2", "--checkpointing"],
+            "--stack 2 cannot be combined with --checkpointing; leave one",
+        ),
         (["nano/english", "--packing"], "nano/english is an encoder-decoder"),
-        (["nano/english", "--stack", "2", "--packing"], "--stack 2 does not go with --packing; leave one"),
+        (["nano/english", "--stack", "2", "--packing"], "--stack 2 cannot be combined with --packing; leave one"),
         (["nano/english", "--optimizer", "sgd"], "unknown optimizer"),
         (
             ["nano/english", "--rank", "8", "--match-parameters", "100000"],
-            "give either --rank or --match-parameters, which chooses it",
+            "give either --rank or --match-parameters, which sets --rank",
         ),
         (["nano/english", "--lengths", "64"], "two whole numbers"),
         (["nano/english", "--card", "huge"], "write a size such as 12GB"),
@@ -482,7 +488,7 @@ def test_a_run_that_does_not_fit_the_card_is_refused(
     error = capsys.readouterr().err.strip()
     assert "google-t5/t5-base, all weights, 32 bits" in error
     assert "does not fit" in error
-    assert "it would with --set train.optimizer=adamw-8bit, or --set methods.0.name=lora" in error
+    assert "it would fit with --set train.optimizer=adamw-8bit, or --set methods.0.name=lora" in error
     assert "--force starts the run anyway" in error
     assert len(error.splitlines()) == 1
 

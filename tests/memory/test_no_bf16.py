@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("remembered_predictions")
 
 SMALL: dict[str, Any] = {"batch_size": 1, "lengths": (4, 4)}
 Bits = Literal[16, 8, 4]
+NO_BF16 = "cannot run on this card with fewer than 32 bits, because the card does not support bf16"
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
@@ -30,7 +31,7 @@ def test_16_8_and_4_bits_do_not_fit_a_card_without_bf16(bits: Bits, tiny_t5: Pat
     found = fit(tiny_t5, bits=bits, card="T4", **SMALL)
     assert not found.fits
     assert found.suggestions == ["--bits 32"]
-    assert str(found) == "does not run on this card, which has no bf16: only 32 bits work there"
+    assert str(found) == NO_BF16
     assert found.as_dict()["lacks_bf16"] is True
     assert fit(tiny_t5, bits=bits, card="RTX 3060", **SMALL).fits
     assert fit(tiny_t5, bits=bits, card="T4", device="cpu", **SMALL).fits, "a CPU computes in bf16"
@@ -65,7 +66,7 @@ def test_the_command_fit_says_that_the_card_has_no_bf16(
     words = ("fit", str(tiny_t5), "--batch", "1", "--lengths", "4,4", "--card", "T4")
     assert call(monkeypatch, *words, "--bits", "4") == 1
     message = capsys.readouterr().out.splitlines()[-1]
-    assert message == "does not run on this card, which has no bf16: only 32 bits work there; it would with --bits 32"
+    assert message == f"{NO_BF16}; it would fit with --bits 32"
     assert call(monkeypatch, *words, "--bits", "32") == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("fits into 15.6 GB")
 
@@ -78,7 +79,7 @@ def test_a_model_that_is_too_large_at_32_bits_needs_another_card(
     words = ("fit", "google-t5/t5-base", "--batch", "1", "--lengths", "4,4", "--card", "T4", "--bits", "4")
     assert call(monkeypatch, *words) == 1
     message = capsys.readouterr().out.splitlines()[-1]
-    assert message.endswith("only 32 bits work there, and with 32 bits it does not fit with any settings")
+    assert message.endswith(f"{NO_BF16}; with 32 bits it does not fit with any settings")
 
 
 def test_runs_of_a_recipe_with_16_bits_do_not_fit_a_card_without_bf16(tiny_spec: Callable[..., RunSpec]) -> None:
@@ -90,9 +91,7 @@ def test_runs_of_a_recipe_with_16_bits_do_not_fit_a_card_without_bf16(tiny_spec:
     found = predict_memory([wide, narrow, shipped], card.bytes, capability=card.capability)
     assert [one.fit.fits for one in found if one.fit] == [True, False, False]
     options = recipe_options([wide.method, narrow.method], narrow)
-    message = (
-        ": does not run on this card, which has no bf16: only 32 bits work there; it would with --set methods.1.bits=32"
-    )
+    message = f": {NO_BF16}; it would fit with --set methods.1.bits=32"
     assert found[1].line(options).endswith(message)
     assert len(predict_memory([wide, narrow, shipped], card.bytes)) == 2
 

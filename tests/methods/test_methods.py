@@ -130,7 +130,8 @@ def test_fit_counts_the_trained_parameters_and_plain_peft_computes_the_same_logi
     name: str, base: Path, tmp_path: Path
 ) -> None:
     if name == "oft" and "gpt2" in base.name:
-        with pytest.raises(UserError, match="OFT cannot be put on"):  # peft supports it only for plain linear layers
+        # peft supports it only for plain linear layers
+        with pytest.raises(UserError, match="OFT cannot be applied to"):
             made(base, SMALL[name])
         return
     loaded, model = made(base, SMALL[name])

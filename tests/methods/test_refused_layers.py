@@ -21,7 +21,7 @@ SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "state_siz
 
 def test_the_option_in_the_message_leaves_out_layers_that_peft_refuses() -> None:
     config = MambaConfig(**SIZES, eos_token_id=1)
-    with pytest.raises(UserError, match=r"^LoRA cannot be put on the layers all-linear of this model") as error:
+    with pytest.raises(UserError, match=r"^LoRA cannot be applied to the layers all-linear of this model") as error:
         apply_method(meta_model(config, "mamba", MethodSpec("lora", rank=4), False), MethodSpec("lora", rank=4), 0)
     output = str(error.value)
     assert "out_proj" in output
@@ -111,7 +111,9 @@ def test_a_target_that_would_get_no_gradient_is_refused_by_the_memory_check() ->
         encoder_attention_heads=2, decoder_attention_heads=2,
     )  # fmt: skip
     method = MethodSpec("lora", rank=4, bits=32, targets=("shared", "q_proj"))
-    with pytest.raises(UserError, match=r"^LoRA cannot be put on .*'shared' would get no gradient.*targets=\[fc1, "):
+    with pytest.raises(
+        UserError, match=r"^LoRA cannot be applied to .*'shared' would get no gradient.*targets=\[fc1, "
+    ):
         simulate(config, "bart", Demand(method, 1, 4, 4, "cpu"), False)
 
 
@@ -133,7 +135,7 @@ def test_targets_that_no_layer_has_are_refused_before_anything_is_written(
     method = {"name": name, "targets": targets, "bits": 32} | ({"rank": 4} if name == "lora" else {})
     rate = {"learning_rate": 1e-3}
     study = Study("smoke", arms=["english"], methods=[method], effects=[], train=rate, out=tmp_path / "out")
-    with pytest.raises(UserError, match=rf"^\S+ cannot be put on the layers {output}"):
+    with pytest.raises(UserError, match=rf"^\S+ cannot be applied to the layers {output}"):
         study.run(cpu=True)
     assert not (tmp_path / "out").exists()
 

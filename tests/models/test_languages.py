@@ -105,7 +105,7 @@ def test_unknown_missing_and_unsupported_languages_are_refused(folders: dict[str
         load_checkpoint(replace(base, target_language="de"), 32)
     with pytest.raises(UserError, match="together"):
         load_checkpoint(replace(base, target_language=None), 32)
-    with pytest.raises(UserError, match="marks no languages"):
+    with pytest.raises(UserError, match="has no setting for languages"):
         load_checkpoint(replace(base, name="t5", source=str(tiny_t5)), 32)
 
 

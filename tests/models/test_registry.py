@@ -83,7 +83,7 @@ def test_entries_that_were_not_verified_have_a_note() -> None:
 def test_unknown_arms_and_keys_in_the_registry_are_refused() -> None:
     content = registry().model_dump()
     content["families"]["nano"]["base"] = "english2"
-    with pytest.raises(ValidationError, match="english2 is no arm"):
+    with pytest.raises(ValidationError, match="english2 is not one of its arms"):
         RegistryFile.model_validate(content)
     content["families"]["nano"]["base"] = "english"
     content["families"]["nano"]["arms"]["english"]["licens"] = "MIT"

@@ -45,7 +45,7 @@ def bomb(levels: int) -> str:
 
 
 TEXTS = {
-    "alias bomb": (bomb(9), "stands for more than"),
+    "alias bomb": (bomb(9), "counting those of its aliases"),
     "merged bomb": ("a: &a {x: 1}\nb: &b {<<: *a, y: *a}\nname: *b", "no recipe of petransfer"),
     "self-reference": ("name: &n [*n]", "contains itself"),
     "mapping in itself": ("task: &t {name: scan, options: *t}", "contains itself"),
@@ -54,7 +54,7 @@ TEXTS = {
     "duplicate key": (f"{yaml.safe_dump(BASE)}\nseeds: [7]", "'seeds' twice"),
     "duplicate inner key": ("train: {steps: 1, steps: 2}", "'steps' twice"),
     "a million seeds": (f"seeds: [{','.join(map(str, range(1_000_000)))}]", "characters"),
-    "many seeds": (f"seeds: [{','.join(map(str, range(300_000)))}]", "stands for more than"),
+    "many seeds": (f"seeds: [{','.join(map(str, range(300_000)))}]", "counting those of its aliases"),
     "a long number": (f"seeds: [{'9' * 5000}]", "cannot be read"),
     "a long hexadecimal number": (f"name: 0x{'f' * 5000}", "thousands of digits"),
     "an impossible date": ("name: 2026-99-99", "cannot be read"),
@@ -69,18 +69,18 @@ TEXTS = {
     "an octal number": ("seeds: [010]", "010 in line 1, which YAML reads as the number 8"),
     "a no-break space before a key": (
         "name: a\ntask:\n\xa0\xa0 name: lines",
-        "no-break space or an invisible sign in line 3; write usual",
+        "no-break space or an invisible character in line 3; use normal",
     ),
     "a no-break space in deeper indentation": (
         "task:\n  options:\n  \xa0 dev: 8\n  name: a",
-        "no-break space or an invisible sign in line 3",
+        "no-break space or an invisible character in line 3",
     ),
     "a no-break space behind a colon": (
         "task:\n  name:\xa0lines\n  options: {dev: 8}",
-        "invisible sign in line 2; write usual spaces",
+        "invisible character in line 2; use normal spaces",
     ),
-    "a no-break space in braces": ("train: {steps:\xa05}", "no-break space or an invisible sign in line 1"),
-    "a zero-width space": ("name: mine\u200b", "invisible sign in line 1"),
+    "a no-break space in braces": ("train: {steps:\xa05}", "no-break space or an invisible character in line 1"),
+    "a zero-width space": ("name: mine\u200b", "invisible character in line 1"),
     "a decimal comma in braces": (
         "name: a\ntrain: {steps: 5, learning_rate: 0,001}",
         "decimal comma (0,001) in line 2; write 0.001",
@@ -88,7 +88,7 @@ TEXTS = {
     "a decimal comma": ("train:\n  learning_rate: 0,5", "decimal comma (0,5) in line 2; write 0.5"),
     "a dash": (
         "train: {learning_rate: 1.0e\u20133}",
-        "dash in a number (1.0e\u20133) in line 1; write the minus of the",
+        "dash in a number (1.0e\u20133) in line 1; use the hyphen-minus",
     ),
     "curly quotes": ("name: “mine”", '(“mine”) in line 1; write straight quotes: "mine"'),
     "curly quotes around a colon": ("name: “mine: two”", "write straight quotes"),

@@ -152,7 +152,7 @@ def test_a_full_study_has_every_section(full: Path) -> None:
     assert "<mark>&lt;RIGHT&gt;</mark>" in text
     assert "The paper (family t5-base, all weights trained): +93.6 points" in text
     assert "not certain enough to divide by it" in text
-    assert re.search(r"9[23] % of the effect is kept \(95 % interval .* to .* %\)", text)
+    assert re.search(r"9[23] % of the effect is retained \(95 % interval .* to .* %\)", text)
     names = {path.stem for path in (full / "plots").glob("*.png")}
     assert names == {path.stem for path in (full / "plots").glob("*.svg")}
     assert names == {path.stem for path in (full / "plots").glob("*.pdf")}
@@ -280,12 +280,13 @@ def test_a_sweep_is_shown_by_method_with_its_number_of_steps(tmp_path: Path, tol
     text = told(folder.path)
     shown = text[text.index("<h2>Learning rates</h2>") : text.index("<h2>Trained parameters and effect</h2>")]
     assert (
-        "The learning rates were chosen at 50 steps; the study trains for 100 steps, where others may be best." in shown
+        "The learning rates were chosen at 50 steps; the study trains for 100 steps, for which other learning rates "
+        "may be better." in shown
     )
     for method in ("lora r16 32-bit", "lora r16 4-bit", "full 32-bit"):
         assert f"<figcaption>{method}, after 50 steps</figcaption>" in shown
     assert "lora r16 4-bit; chosen: english 26.0 % at 0.004, german 26.0 % at 0.004" in shown
-    assert "a better learning rate may lie beyond: english, lora r16 32-bit (highest learning rate);" in shown
+    assert "a value outside this range may be better: english, lora r16 32-bit (highest learning rate);" in shown
     assert "with another learning rate than the chosen one: english, lora r16 32-bit; english, lora r16 4-bit;" in shown
     assert "0.001: 20.0 (0.500), 0.002: 23.0 (0.500), 0.004: 26.0 (0.500)" in shown
 

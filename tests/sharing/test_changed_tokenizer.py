@@ -73,7 +73,7 @@ def test_changed_token_ids_are_refused_and_added_tokens_give_a_warning(
     for verb in (("predict", "study", "to walk"), ("eval", "study"), ("adapter", "merge", "study", "merged")):
         message = refused(capsys, *verb, "--cpu")
         assert "the tokenizer of base changed since the adapter was trained: texts now have other token ids" in message
-        assert "restore it, or --any-base uses it as it is" in message
+        assert "restore it, or use --any-base to accept it as it is" in message
     assert not (here / "merged").exists()
     assert call("predict", "study", "to walk", "--max-new-tokens", "2", "--cpu", "--any-base") == 0
 

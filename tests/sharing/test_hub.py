@@ -122,7 +122,7 @@ def test_push_to_a_public_repository_needs_the_option_public(hub: Hub, packed: P
     commits = len(hub.repositories["me/open"].commits)
     code, _, error = ask(hub.url, "push", str(packed), "me/open")
     assert (code, error.count("\n")) == (2, 1)
-    assert "me/open is public already; --public confirms" in error
+    assert "me/open is already public; add --public to confirm" in error
     assert len(hub.repositories["me/open"].commits) == commits
 
 

@@ -269,7 +269,7 @@ def test_pack_refuses_adapters_of_other_programs_and_whole_models(
     weights = "adapter_model.safetensors"
     write(here / "f.petransfer.zip", {name: files[name] for name in ("adapter_config.json", weights)})
     assert "not made by" in refused(capsys, "adapter", "pack", "f.petransfer.zip", "--out", "x.petransfer.zip")
-    assert "does not end in" in refused(capsys, "adapter", "pack", str(run), "--out", "x.zip")
+    assert "the file name must end in" in refused(capsys, "adapter", "pack", str(run), "--out", "x.zip")
     assert "no-such holds no finished adapter" in refused(capsys, "adapter", "pack", "no-such")
     (here / "model").mkdir()
     assert "whole model" in refused(capsys, "adapter", "pack", str(here))

@@ -84,7 +84,7 @@ def test_a_dash_means_standard_input_and_is_refused_in_other_places(
     assert "- stands for standard input; give the inputs as arguments or on" in refused(capsys, *ASK, "to walk", "-")
     assert "leave one of them out" in refused(capsys, *ASK, "-", "--file", "inputs.txt")
     assert "- stands for standard input or output" in refused(capsys, "predict", "-", "to walk")
-    with pytest.raises(UserError, match=r"- stands for standard input, .*save them in a file first"):
+    with pytest.raises(UserError, match=r"- stands for standard input, .*save them to a file first"):
         find_source("-", None)
 
 

@@ -64,12 +64,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor], str]] = {
     "layers that are no names": (
         {"peft_type": "IA3", "target_modules": [3], "feedforward_modules": []},
         {f"{LAYER}.ia3_l": torch.ones(4)},
-        "cannot be put on t5",
+        "cannot be applied to t5",
     ),
     "a bias that is nothing": (
         {"peft_type": "VERA", "r": 2, "target_modules": ["q"], "bias": None},
         {f"{LAYER}.vera_lambda_d": torch.ones(2), f"{LAYER}.vera_lambda_b": torch.ones(4)},
-        "cannot be put on t5",
+        "cannot be applied to t5",
     ),
     "a prompt for a number of parts that is none": (
         {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2, "token_dim": 4} | TOKENS

@@ -210,5 +210,5 @@ def test_folds_are_refused_in_several_launched_processes(monkeypatch: pytest.Mon
 )
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_number_below_one_is_refused_and_not_replaced_by_the_default(name: str, option: str, value: int) -> None:
-    with pytest.raises(UserError, match=f"--{option} {value}: give a number from 1 on"):
+    with pytest.raises(UserError, match=f"--{option} {value}: give a whole number of 1 or more"):
         TrainRequest(**{name: value})

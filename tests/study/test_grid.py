@@ -108,9 +108,9 @@ def test_a_learning_rate_of_arm_and_method_overrides_that_of_either(
         ({"lora": 1, "lora english": 1}, "unknown name in train.learning_rate 'lora english'"),
         (
             {"lora": 1, "english lora": 1, "english 32-bit": 2},
-            "train.learning_rate: 'english lora' and 'english 32-bit' both speak of english, lora r4 32-bit; keep one",
+            "train.learning_rate: 'english lora' and 'english 32-bit' both apply to english, lora r4 32-bit; keep one",
         ),
-        ({"english lora": 1}, "train.learning_rate has no rate for method full (arm scratch); add full: 1e-3"),
+        ({"english lora": 1}, "train.learning_rate has no learning rate for method full (arm scratch); add full: 1e-3"),
     ],
 )
 def test_unknown_ambiguous_and_missing_learning_rates_are_refused(rates: dict[str, float], message: str) -> None:

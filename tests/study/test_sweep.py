@@ -79,7 +79,7 @@ def test_the_highest_exact_match_on_dev_is_chosen_then_the_lowest_loss(
     found = group(content, "english")
     assert (found["chosen"], found["edge"]) == (chosen, edge)
     assert lines_of([found])[0][3] == (f"{chosen:g}" if chosen else "")
-    assert any("edge" in line for line in sentences([found])) == bool(edge)
+    assert any("outside this range" in line for line in sentences([found])) == bool(edge)
     assert any("not finished" in line for line in sentences([found])) == (chosen is None)
     assert "NaN" not in (tmp_path / "sweep.json").read_text()
 

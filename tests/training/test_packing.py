@@ -106,7 +106,7 @@ def test_a_model_that_attends_across_boundaries_of_examples_is_refused(monkeypat
     model = MODELS["llama"]().eval()
     was = model.forward
     monkeypatch.setattr(model, "forward", lambda position_ids=None, **rest: was(**rest))
-    with pytest.raises(UserError, match="looks across the boundaries"):
+    with pytest.raises(UserError, match="attend to other examples"):
         check_packing(model, examples(), LAYOUT)
 
 

@@ -122,7 +122,9 @@ def test_out_of_memory_leads_to_reading_from_disk_and_then_to_a_one_line_error(
     monkeypatch.setattr(calibrate, "load_checkpoint", short)
     assert calibrate.quantisation_cost(spec, 0, loaded, examples).loss > 0
     monkeypatch.setattr(calibrate, "load_on_disk", short)
-    with pytest.raises(RunError, match=r"out of memory while .* was compared with its 16 bits") as error:
+    with pytest.raises(
+        RunError, match=r"out of memory while the quantised .* was compared with the 16-bit model"
+    ) as error:
         calibrate.quantisation_cost(spec, 0, loaded, examples)
     assert "\n" not in str(error.value)
 

@@ -38,5 +38,5 @@ def difference_of(names: Sequence[str]) -> str:
     if len({look(name) for name in names}) > 1:
         return "are the same number"
     if len({" ".join(name.split()).casefold() for name in names}) == 1:
-        return "differ in case or blanks alone"
+        return "differ only in case or blanks"
     return "look alike, and differ in invisible characters or in how characters are encoded"

@@ -162,8 +162,8 @@ class RowBuilder:
         columns = self._columns(part, source)
         if part != "train" and columns.chat and not self._chat:
             raise UserError(
-                f"{source.name} has chats, and {self._options.train} has inputs and targets; write one form, or "
-                "make chats of the pairs with --set task.options.chat=template"
+                f"{source.name} has chats, and {self._options.train} has inputs and targets; use one format, or "
+                "convert the pairs to chats with --set task.options.chat=template"
             )
         self._chat = self._chat or columns.chat
         self._read_as += reading_notes(self._options, source, columns)
@@ -285,7 +285,8 @@ class RowBuilder:
                 if part == "train" and total > 2 and not alike:
                     advice = "all rows are in dev and test: hold out fewer rows, as with --dev 0.1 --test 0.1"
                 raise UserError(
-                    f"{name} leaves no {part} rows (of {total} in all{why}); {advice}{left_out}{self._more_advice()}"
+                    f"{name} leaves no {part} rows out of {count(total, 'row')}{why}; {advice}{left_out}"
+                    f"{self._more_advice()}"
                 )
 
     def _check_categories(self) -> None:
@@ -299,7 +300,7 @@ class RowBuilder:
             )
         for names in alike_names(self._categories):
             found = f"the categories {shown_apart(names, self._categories)} {difference_of(names)}"
-            raise UnusableCategories(found) if is_usual else UserError(f"{found}; write them alike")
+            raise UnusableCategories(found) if is_usual else UserError(f"{found}; write them in the same way")
 
     def _notes(self) -> Iterator[str]:
         yield from filter(None, dict.fromkeys([self._note, *self._read_as]))
@@ -339,7 +340,7 @@ class RowBuilder:
         yield from self._missing_values()
         for names in alike_names(self._targets, number_or_look) if len(self._targets) <= 2 * LABELS else ():
             found = shown_apart(names, self._targets)
-            yield f"warning: the targets {found} {difference_of(names)}; is one of them a typing error?"
+            yield f"warning: the targets {found} {difference_of(names)}; is one of them misspelled?"
 
     def _missing_values(self) -> Iterator[str]:
         for kind, counts in (("inputs", self._missing_inputs), ("targets", self._missing_targets)):
@@ -384,7 +385,7 @@ def _hash(texts: RowTexts, seed: int) -> int:
         _ = [text.encode() for text in (texts.input, texts.target, texts.category)]
         return _hash_of(texts.grouped_by, seed)
     except UnicodeEncodeError:
-        raise BadRow("a character is half of a pair (a lone surrogate); write the text again") from None
+        raise BadRow("the text contains a lone surrogate (half of a character); correct the text") from None
 
 
 def _hash_of(text: str, seed: int) -> int:

@@ -72,12 +72,13 @@ class ChatNotes:
         if self.own_system:
             chats = count(self.own_system, "chat")
             column = system_column or next((each for each in self.later_columns if each in SYSTEM_COLUMNS), "")
-            yield f"warning: {name}: {chats} keep a system message of their own instead of '{column}'"
+            yield f"warning: {name}: in {chats}, the chat's own system message is used instead of the column '{column}'"
         if self.other_weights:
             yield f"warning: {name}: of the weights of messages, only 0 and 1 are used; other weights count as 1"
         if self.asked_of_others:
             yield (
-                f"warning: {name}: messages of others ask to be trained on; only answers of the assistant are targets"
+                f"warning: {name}: fields request training on messages of other roles; only answers of the "
+                "assistant are targets"
             )
         if self.without_effect:
             shown = ", ".join(repr(key) for key in list(self.without_effect)[:10])
@@ -142,9 +143,9 @@ def read_tools(value: Any) -> list[dict[str, Any]]:
     if not value and not isinstance(value, int | float):
         return []
     if not isinstance(value, list):
-        raise BadRow("the tools are no list")
+        raise BadRow("the tools are not a list")
     if not all(isinstance(tool, Mapping) for tool in value):
-        raise BadRow("a tool is no object with name and parameters")
+        raise BadRow("a tool is not an object with name and parameters")
     bare = [tool for tool in value if "name" in tool and "function" not in tool]
     return [{"type": "function", "function": dict(tool)} if tool in bare else dict(tool) for tool in value]
 

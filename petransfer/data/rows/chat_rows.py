@@ -23,8 +23,8 @@ _OTHER_NAMES = {
     "developer": "system",
 }
 _ONLY_CALLS = (
-    "every answer of the assistant calls tools, and chats that are written as plain text have no form for calls; leave "
-    "chat=plain out, or write each call as text in the content of its message, without the field for calls"
+    "every answer of the assistant calls tools, and plain-text chats cannot represent tool calls; leave chat=plain "
+    "out, or write each call as text in the content of its message, without the field for calls"
 )
 Message = dict[str, Any]
 # Fields of an answer that only the chat template can write.
@@ -77,7 +77,7 @@ def chat_turns(
     notes.calls += len(from_assistant) - len(answers)
     targets = [at for at in answers if trained[at] and at >= max(from_here, 1)]
     if not targets:
-        raise BadRow("no answer of the assistant is a target: each has weight 0, train false or the like")
+        raise BadRow("no answer of the assistant is a target: a field such as weight or train excludes each of them")
     for at in targets:
         if is_plain:
             notes.count_thoughts(messages[at])
@@ -145,7 +145,7 @@ def read_messages(value: Any) -> list[Message]:
         except (ValueError, RecursionError):
             if value.lstrip().startswith("[{'"):  # as a table of Python lists is written to csv
                 raise BadRow(
-                    "the messages are Python's text of a list, not JSON; save the table as JSON lines"
+                    "the messages are the text of a Python list, not JSON; save the table as JSON lines"
                 ) from None
             raise BadRow("the messages are text and not a JSON list") from None
     if not isinstance(value, list):
@@ -185,7 +185,7 @@ def readable_input(text: str, only_last: bool = False) -> str:
 
 def _message(value: Any) -> Message:
     if not isinstance(value, Mapping):
-        raise BadRow("a message is no object with role and content")
+        raise BadRow("a message is not an object with role and content")
     named = [keys for keys in MESSAGE_KEYS if keys[0] in value]
     role_key, content_key = next((keys for keys in named if keys[1] in value), [*named, MESSAGE_KEYS[0]][0])
     role = str(value.get(role_key)).strip().lower()
@@ -219,7 +219,7 @@ def _calls(value: Any) -> list[dict[str, Any]]:
         value = None
     calls = value if isinstance(value, list) else [value]
     if not calls or not all(isinstance(call, Mapping) and "name" in call for call in calls):
-        raise BadRow("a call of a function is no object with name and arguments")
+        raise BadRow("a call of a function is not an object with name and arguments")
     return [{"type": "function", "function": dict(call)} for call in calls]
 
 
@@ -229,9 +229,9 @@ def _with_read_arguments(calls: Any) -> Any:
         try:
             calls = json.loads(calls)
         except (ValueError, RecursionError):
-            raise BadRow("the calls of tools are text and not a JSON list") from None
+            raise BadRow("the tool calls are text and not a JSON list") from None
     if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
-        raise BadRow("the calls of tools are not a list of objects")
+        raise BadRow("the tool calls are not a list of objects")
     return [_with_read_argument(call) for call in calls]
 
 

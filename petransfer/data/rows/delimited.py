@@ -114,7 +114,7 @@ def unusual(source: Source, dialect: Dialect) -> list[str]:
         how = "quotes enclose cells" if dialect.quoted else "quotes are read as text"
         found.append(f"{source.name}: {how}; --quoting {'none' if dialect.quoted else 'csv'} reads them otherwise")
     if dialect.lines_quoted:
-        found.append(f"{source.name}: each line is in quotes as a whole; they are taken off")
+        found.append(f"{source.name}: each line is in quotes as a whole; the quotes are removed")
     if dialect.skips_blanks:
         found.append(f"{source.name}: blanks before cells are left out, because the header has them before quotes")
     return found
@@ -183,7 +183,7 @@ def _record(
     if columns is None:
         return Record(line, {}, BadRow(f"{_BY_PLACE}, found {len(cells)}{_quoting_advice(cells, source, dialect)}"))
     if dialect.columns is not None and all(map(_is_name, cells, columns)) and len(cells) == len(columns):
-        return Record(line, {}, BadRow("the column names again, as in a file that was joined from several"))
+        return Record(line, {}, BadRow("the column names are repeated, as in a file joined from several files"))
     if is_short:
         missing = columns[len(cells) :]
         return Record(line, dict(zip(columns, [*cells, *("" for _ in missing)], strict=True)), left_out=missing)
@@ -230,7 +230,7 @@ def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
             if len(taken) == LINES_PER_ROW:
                 raise UserError(
                     f"{source.name}:{taken[0].number}: a quote that opens in this row is not closed within "
-                    f"{LINES_PER_ROW:,} lines; close it, double it where it is text, or use --set "
+                    f"{LINES_PER_ROW:,} lines; close it, write it twice if it is part of the text, or use --set "
                     "task.options.quoting=none"
                 )
             taken.append(line)

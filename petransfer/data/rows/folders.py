@@ -78,9 +78,9 @@ def unread_note(source: Source) -> list[str]:
         return []
     shown = ", ".join(others[:_FILES_SHOWN]) + (", ..." if len(others) > _FILES_SHOWN else "")
     return [
-        f"warning: {source.name}: {count(len(others), 'file')} not read ({shown}): of a folder, the files of the most "
-        "frequent format are read; and if a name has the word train, dev or test, only files with such a name, such as "
-        "train-2.csv"
+        f"warning: {source.name}: {count(len(others), 'file')} not read ({shown}): only files of the folder's most "
+        "frequent format are read; if a file name has the word train, dev or test, only files with such names are "
+        "read, such as train-2.csv"
     ]
 
 
@@ -121,7 +121,7 @@ def refuse_unlike_columns(source: Source, files: Mapping[str, Sequence[str]]) ->
                 f"{one} has {', '.join(files[one][:_COLUMNS_SHOWN]) or 'no column names'}" for one in (first, name)
             )
             raise UserError(
-                f"the files of {source.name} have unlike columns ({shown}); write the same column names into every "
+                f"the files of {source.name} have different columns ({shown}); write the same column names into every "
                 f"file, also as the first line of each csv file, or {ONE_BY_ONE}"
             )
 

@@ -28,7 +28,7 @@ _LIST = re.compile(r"\s*\[\s*([{\]]|$)")
 _TOKEN_END = re.compile(r"[{\[,:]\s*$")
 _NOT_AN_OBJECT = 'not a JSON object; write one a line, as {"input": ..., "target": ...}'
 
-_PYTHON = "Python's text of a dictionary, not JSON; write each row with json.dumps"
+_PYTHON = "the text of a Python dictionary, not JSON; write each row with json.dumps"
 
 
 def _without_comma(line: str) -> str:

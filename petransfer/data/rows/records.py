@@ -253,7 +253,7 @@ def as_text(value: Any, name: str, column: str = "") -> str:
     if is_missing(value):
         raise BadRow(f"the {name} is missing" if value is None else f"the {name} is missing (NaN)")
     if isinstance(value, float) and math.isinf(value):
-        raise BadRow(f"the {name} is infinite, which no JSON number is; write it as text")
+        raise BadRow(f"the {name} is infinite, and JSON has no infinite numbers; write it as text")
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
@@ -272,7 +272,7 @@ def as_text(value: Any, name: str, column: str = "") -> str:
         )
     if isinstance(value, list) and value:
         raise BadRow(
-            f"the {name} is a list, not text; '{column}.0' names its first item; to use all, join them to one text"
+            f"the {name} is a list, not text; '{column}.0' names its first item; to use all, join them into one text"
         )
     if isinstance(value, Mapping) and value:
         raise BadRow(f"the {name} is an object, not text; '{column}.{next(iter(value))}' names a value in it; {_WHOLE}")

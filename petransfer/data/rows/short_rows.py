@@ -24,5 +24,5 @@ class ShortRows:
             return []
         return [
             f"warning: {name}: {count(self._rows, 'row')} with fewer cells than the header; the missing cells are "
-            f"taken as empty ({self._first}, for example)"
+            f"read as empty ({self._first}, for example)"
         ]

@@ -98,7 +98,7 @@ def find_source(
     """
     refuse_address(name, "the file")
     if name == "-":
-        raise UserError("- stands for standard input, and rows are not read from there; save them in a file first")
+        raise UserError("- stands for standard input, but rows cannot be read from it; save them to a file first")
     places = [folder / name, expanded(name)] if folder else [expanded(name)]
     path = next((place for place in places if place.exists()), None)
     if path is not None and path.is_dir():
@@ -129,7 +129,8 @@ def joining_advice(files: Sequence[str]) -> str:
     """Return how to use the rows of several files, for a message. The names can be patterns such as `data/*.csv`."""
     names = " ".join(name if glob.has_magic(name) else quote(name) for name in files)
     return (
-        f"rows are read from one file or one folder: `mkdir joined; cp {names} joined` makes the folder joined of them"
+        f"rows are read from one file or one folder: `mkdir joined; cp {names} joined` copies them into the folder "
+        "joined"
     )
 
 
@@ -172,7 +173,9 @@ def zip_member(archive: zipfile.ZipFile, name: str) -> str:
         raise UserError(f"{name} is an Office file, such as {_SPREADSHEET}")
     if len(members) != 1:
         found = ", ".join(members[:5]) or "none"
-        raise UserError(f"{name} must hold one file, and holds {len(members)} ({found}); unpack it and name the file")
+        raise UserError(
+            f"{name} must contain one file but contains {len(members)} ({found}); unpack it and name the file"
+        )
     if archive.getinfo(members[0]).flag_bits & 1:
         raise UserError(f"{name} has a password; unpack it and name the file")
     return members[0]
@@ -191,7 +194,7 @@ def _format(path: Path, name: str) -> str:
     if suffix not in _SUFFIXES and (advice := weight_file_advice(path)) and not parallel_advice(path):
         raise UserError(f"{name} has no rows: it is {advice.partition(';')[0]}; name a file with rows after the model")
     if suffix not in _SUFFIXES:
-        named = f"'{suffix}' is no known format" if suffix else "the name has no ending that tells the format"
+        named = f"'{suffix}' is not a known format" if suffix else "the file name has no suffix"
         formats = ", ".join(FORMATS[:-1])
         raise UserError(
             f"{name}: {named}; {parallel_advice(path)}if its rows are in one of the formats {formats}, rename it; for "

@@ -94,7 +94,7 @@ def _undefined(under: Side, over: Side, two: Two, limits: Thresholds) -> str | N
 def sentence(one: dict[str, Any], criterion: Criterion) -> str:
     """Return an entry of `retentions` in effects.json as text."""
     under, over = one["under"], one["over"]
-    compared = f"the effect under {under['name']} as a part of that under {over['name']}"
+    compared = f"the effect under {under['name']} as a share of the effect under {over['name']}"
     about = f"Retention of {one['name']} on {one['split']} ({compared})"
     sides = (
         f"The effect is {signed(under['difference'])} points{_interval(under)} under {under['name']} and "
@@ -105,7 +105,7 @@ def sentence(one: dict[str, Any], criterion: Criterion) -> str:
     kept, low, high = (
         f"{100 * share:.0f}" for share in (one["ratio"], one["interval"]["low"], one["interval"]["high"])
     )
-    shares = f"{kept} % of the effect is kept (95 % interval {low} to {high} %)".replace("-", "\u2212")
+    shares = f"{kept} % of the effect is retained (95 % interval {low} to {high} %)".replace("-", "\u2212")
     return f"{about}: {shares}. {sides}."
 
 
@@ -128,7 +128,7 @@ RETENTION = Kind(
     key="retentions",
     heading="Retention",
     about="A retention is an effect under one method, divided by the same effect under another method: at 100 %, the "
-    "whole effect is kept; at 0 %, none of it.",
+    "whole effect is retained; at 0 %, none of it.",
     requests=("retention",),
     order=2,
     collect=collect,

@@ -147,9 +147,11 @@ def caveats(family: str, task: str, split: str, arms: Collection[str]) -> list[s
     if paper_family != family:
         found.append(f"its models are {paper_family}, ours {family}: compare which arm is better, not the values")
     if "protein" in arms:
-        found.append("its protein arm has new, untied embeddings: compare it with English that has new ones too")
+        found.append(
+            "its protein arm has new, untied embeddings: compare it with an English arm that also has new embeddings"
+        )
     if task == "cogs" and split == "gen":
-        found.append("it was scored on COGS of before the correction of 2022, which changed 51 rows")
+        found.append("it was scored on COGS without the correction of 2022, which changed 51 rows")
     if paper_family == "opus-mt-de-fr":
-        found.append("it decoded with beams there")
+        found.append("it used beam search for this family")
     return found

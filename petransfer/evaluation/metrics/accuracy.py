@@ -18,6 +18,6 @@ METRIC = Metric(
     score,
     of_labels=True,
     share_of_answers=True,
-    meaning="accuracy %: share of the examples for which the model chooses the right one of the labels. (For exact "
-    "match, it generates any text.)",
+    meaning="accuracy %: share of the examples for which the model chooses the correct label. (For exact match, "
+    "the model generates free text.)",
 )

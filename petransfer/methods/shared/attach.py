@@ -133,12 +133,14 @@ def _refused(kind: str, layers: Sequence[str], method: MethodSpec, reason: str, 
     reason = shortened(re.sub(r"^\[PEFT:[\w.]+\] ", "", reason).split(" Please ")[0].rstrip("."), 200)
     if "targets" not in declared.keys:
         others = ", ".join(sorted(set(METHODS) - {method.name}))
-        return UserError(f"{declared.title} cannot be put on this model ({kind}): {reason}; choose another of {others}")
+        return UserError(
+            f"{declared.title} cannot be applied to this model ({kind}): {reason}; choose another of {others}"
+        )
     targets = method.targets if isinstance(method.targets, str) else ", ".join(method.targets)
     unusable = {*re.findall(r"'(\w+)'", reason), *_READ_AS_WEIGHTS}
     chosen = sorted({name.rpartition(".")[2] for name in layers} - unusable)[:12]
     other = f"other layers, such as --set 'methods.0.targets=[{', '.join(chosen)}]', or " if chosen else ""
     return UserError(
-        f"{declared.title} cannot be put on the layers {targets:.80} of this model ({kind}): {reason}{hint}; choose "
-        f"{other}another method"
+        f"{declared.title} cannot be applied to the layers {targets:.80} of this model ({kind}): {reason}{hint}; "
+        f"choose {other}another method"
     )

@@ -37,7 +37,9 @@ def with_matched_size(
     if not wanted:
         return method
     if not key:
-        raise UserError(f"match_parameters: {method.name} has no size to choose")
+        raise UserError(
+            f"match_parameters: {method.name} has neither a rank nor virtual tokens; remove match_parameters"
+        )
 
     def of_size(size: int) -> MethodSpec:
         alpha = method.alpha or (2.0 * size if key == "rank" and "alpha" in declared.keys else 0.0)
@@ -53,10 +55,10 @@ def with_matched_size(
     size = min(LARGEST_SIZE, max(1, 1 + round((wanted - smallest) / step)))
     found = smallest + (size - 1) * step
     if abs(found - wanted) > TOLERANCE * wanted:
-        noun = key.replace("_", " ")
+        nearest, more = (f"rank {size}", "rank") if key == "rank" else (f"virtual_tokens {size}", "virtual token")
         raise UserError(
             f"match_parameters: {method.name} cannot have {wanted:,} parameters; the nearest number is {found:,}, with "
-            f"{noun} {size} (1 more adds {step:,})"
+            f"{nearest} (one more {more} adds {step:,})"
         )
     return of_size(size)
 

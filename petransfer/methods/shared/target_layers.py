@@ -37,7 +37,7 @@ def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | N
     if not method.layers:
         chosen = [name for name in linear if matches(name, asked)]
         if not chosen:
-            raise UserError(f"targets: {asked!r} names no linear layer that a text passes through")
+            raise UserError(f"targets: {asked!r} matches no linear layer that processes text")
         return chosen
     numbers = {name: number for name in linear if (number := _layer_number(name)) is not None}
     missing = sorted(set(method.layers) - set(numbers.values()))
@@ -46,7 +46,7 @@ def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | N
         raise UserError(f"layers: the model has no layer {missing[0]}; its layers are 0 to {last}")
     chosen = [name for name, number in numbers.items() if number in method.layers and matches(name, asked)]
     if not chosen:
-        raise UserError(f"targets: {asked!r} names no linear layer in layers {', '.join(map(str, method.layers))}")
+        raise UserError(f"targets: {asked!r} matches no linear layer in layers {', '.join(map(str, method.layers))}")
     return chosen
 
 
