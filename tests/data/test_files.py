@@ -98,7 +98,8 @@ def test_scan_reads_a_checkout_of_the_official_repository(split: str, folder: st
     path = _write(tmp_path / folder / UPSTREAM_NAMES[split], "\n".join(reversed(rows)).encode())
     assert load_task("scan", tmp_path).load(split) == load_task("scan").load(split)
     path.write_text("\n".join(rows[1:]))
-    with pytest.raises(UserError, match=rf"{path.name} does not hold the published test rows.*the rows are then generated"):
+    problem = rf"{path.name} does not hold the published test rows.*the rows are then generated"
+    with pytest.raises(UserError, match=problem):
         load_task("scan", tmp_path).load(split)
 
 
