@@ -60,7 +60,8 @@ def _description(card: dict[str, Any], source: CorpusPart) -> dict[str, str]:
         "objective": f"span corruption: windows of {noise['window']} tokens, {noise['density']:.0%} masked in spans of "
         f"{noise['mean_span']:g} on average, {train['batch_size']} windows per step",
         "steps": f"{train['steps']:,}",
-        "tokens seen": f"{card['seen_tokens']:,}, of which {card['target_tokens']:,} were targets",
+        "tokens seen": f"{card['seen_tokens']:,} tokens of the corpus; the targets had {card['target_tokens']:,} "
+        "tokens, including sentinel and end tokens",
         "optimiser": f"AdamW; learning rate of each tensor: {train['learning_rate']:g} times its root mean square at "
         f"the start, {train['schedule']} schedule down to {train['final']:.0%} of that; weight decay: "
         f"{train['weight_decay']:g} divided by the same root mean square; {card['bits']} bits",

@@ -31,8 +31,8 @@ OF_ADAPTER = "sha256 of the adapter"
 
 _REINIT = {
     "none": "",
-    "all": " All weights of the base are random: it is a control, not a model for use.",
-    "body": " All weights of the base but its embeddings are random: it is a control.",
+    "all": " All weights of the base are random: the adapter is a control for experiments, not for use.",
+    "body": " All weights of the base but its embeddings are random: the adapter is a control for experiments.",
     "embeddings": " The base's embeddings are random.",
 }
 

@@ -164,8 +164,8 @@ def _card(bundle: Bundle) -> Iterator[Check]:
     if OF_ADAPTER not in bundle.card and "model-index" not in data:
         yield Check("card", True, f"{CARD} is not a card of petransfer, so its content was not checked; {advice}")
     elif sha and sha not in bundle.card:
-        line = f"{CARD} belongs to another adapter: it does not name the SHA-256 {sha[:12]}...; {advice}"
-        yield Check("card", False, line)
+        line = f"{CARD} does not contain the SHA-256 of these weights ({sha[:12]}...), so it is of another adapter"
+        yield Check("card", False, f"{line}; {advice}")
     figures = dict(_figures_of_card(data))
     for part, claim in _claims(bundle).items():
         stated = figures.get(PARTS[part], claim)
@@ -279,8 +279,8 @@ def _claimed(part: str, claim: dict[str, Any], found: Evaluation) -> Check:
         about = f"{now:.2f} % exact match on {part}, equal to the recorded value"
         return Check("score", True, f"{about} ({count(size, 'example')})")
     about = (
-        f"{now:.2f} % exact match on {part}; the recorded value is {claimed:.2f} %, which is {apart:.0f} of {size:,} "
-        f"examples {'more' if claimed > now else 'fewer'}"
+        f"{now:.2f} % exact match on {part}; the recorded value is {claimed:.2f} %, a difference of "
+        f"{apart:.0f} of {size:,} examples"
     )
     # A near-tie is an example whose outcome can change by rounding.
     if apart <= found.near_ties:

@@ -119,7 +119,7 @@ def _check_added_tokens(spec: RunSpec) -> None:
     if spec.checkpoint.added_tokens and not trains_new:
         raise UserError(
             f"added_tokens: the embeddings of added tokens must be trained, and {spec.method.name} keeps them frozen; "
-            "use lora, or another method with the setting embeddings, with embeddings: new"
+            "use lora or another method that has the setting embeddings, and set embeddings: new"
         )
 
 

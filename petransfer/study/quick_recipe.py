@@ -118,7 +118,7 @@ class TrainRequest:
         if self.steps is not None and self.epochs is not None:
             raise UserError("--steps and --epochs both set the length of training; give one of them")
         if self.max_steps is not None and (self.steps is not None or self.epochs is not None):
-            raise UserError("--max-steps limits a run that ends by early stopping; remove --steps and --epochs")
+            raise UserError("--max-steps works only with early stopping; remove it, or remove --steps and --epochs")
 
     @property
     def steps_option(self) -> str:

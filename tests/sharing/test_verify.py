@@ -266,7 +266,7 @@ def test_another_readme_is_accepted_and_another_adapter_s_card_fails(
     assert sha in card
     (here / "mine" / "README.md").write_text(card.replace(sha, "0" * 64), encoding="utf-8")
     (line,) = failures(capsys, "mine", "--no-evaluate").values()
-    assert "README.md belongs to another adapter" in line
+    assert "README.md does not contain the SHA-256 of these weights" in line
     assert "petransfer adapter card mine" in line
 
 
