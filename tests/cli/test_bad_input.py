@@ -124,7 +124,7 @@ def test_an_option_of_another_program_gets_a_hint_to_the_equivalent_option(
         ("train.learning_rate=fast", ["train.learning_rate:", "number", "'fast'"]),
         ("train.learning_rate=20", ["train.learning_rate:", "less than 10", "20"]),
         ("train.learning_rate={lora: -1, full: 1}", ["train.learning_rate.lora:", "greater than 0", "-1"]),
-        ("train.learning_rate={full: 1}", ["no rate for method lora (arm english)", "add lora: 1e-3"]),
+        ("train.learning_rate={full: 1}", ["no learning rate for method lora (arm english)", "add lora: 1e-3"]),
         ("train.warmup=1", ["train.warmup", "less than 1"]),
         ("train.weight_decay=nan", ["train.weight_decay", "nan"]),
         ("train.schedule=linea", ["train.schedule", "'linear', 'cosine' or 'constant'", "'linea'"]),

@@ -329,7 +329,7 @@ def test_unusable_files_and_options_are_refused_with_the_cause(elsewhere: Path) 
         "same.csv": (
             "input,target\n" + "a,b\n" * 40,
             {},
-            "of 40 in all, and rows with the same input stay in one part",
+            "out of 40 rows, and rows with the same input stay in one part",
         ),
         "blanks.csv": (" input , target \na,b\n", {}, "(it has: ' input ', ' target ')"),
         "lfs.csv": ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", {}, "Git LFS pointer"),

@@ -261,7 +261,7 @@ SPLIT = ["simple"]
         ({"family": "nanno"}, "unknown family 'nanno': did you mean 'nano'"),
         ({"methods": [{"name": "lorra"}]}, "unknown method 'lorra': did you mean 'lora'"),
         ({"train": {"steps": 1, "learning_rate": {"lorra": 1}}}, "train.learning_rate 'lorra': did you mean 'lora'"),
-        ({"train": {"steps": 1, "learning_rate": {"lora": 1}}}, r"no rate for method full \(arm scratch\)"),
+        ({"train": {"steps": 1, "learning_rate": {"lora": 1}}}, r"no learning rate for method full \(arm scratch\)"),
     ],
 )
 def test_unknown_names_and_bad_values_are_refused_with_advice(changes: dict[str, Any], message: str) -> None:

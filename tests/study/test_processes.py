@@ -86,7 +86,7 @@ def test_deepspeed_and_megatron_are_refused_before_a_folder_is_created(
     assert call(monkeypatch, "run", "--recipe", "smoke", "--out", str(tmp_path / "out")) == 2
     error = capsys.readouterr().err
     assert message in error
-    assert "take FSDP" in error
+    assert "use FSDP" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -95,7 +95,7 @@ def test_deepspeed_and_megatron_are_refused_before_a_folder_is_created(
     ("told", "changes", "message"),
     [
         ({"FSDP_VERSION": "1"}, {}, "fsdp_version: 2"),
-        ({"WORLD_SIZE": "1", "RANK": "0"}, {}, "one alone"),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, {}, "only one process"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, {}, "leave it out"),
         ({}, {"method": MethodSpec("lora", bits=4, rank=4, alpha=8.0)}, "lora at 4 bits.*quantised"),
         ({}, {"method": MethodSpec("lora", bits=8, rank=4, alpha=8.0)}, "lora at 8 bits.*quantised"),
