@@ -135,7 +135,9 @@ def test_a_changed_score_fails_the_checks_of_examples_and_score(
     bundle = write(here / "claim.petransfer.zip", sealed(files | changed | {"README.md": card}))
     found = failures(capsys, str(bundle))
     assert list(found) == ["examples", "score"]
-    recorded = f"{true:.2f} % exact match on test; the recorded value is {claimed:.2f} %, which is 2 of 10 examples"
+    recorded = (
+        f"{true:.2f} % exact match on test; the recorded value is {claimed:.2f} %, a difference of 2 of 10 examples"
+    )
     assert recorded in found["score"]
     plain = write(here / "plain.petransfer.zip", files | {"petransfer.json": changed["petransfer.json"]})
     assert {"files", "card", "score"} <= set(failures(capsys, str(plain)))

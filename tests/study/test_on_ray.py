@@ -65,6 +65,7 @@ def test_runs_with_killed_workers_are_restarted_and_failures_are_reported(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("petransfer.study.ray_executor.AGAIN", 0.1)
     kinds = ["end", "gets on and dies", "mistake", "dies"]
     cells = [Named(f"run{at}", does) for at, does in enumerate(kinds)]
     outcome, study = _carry_out(cluster, tmp_path, cells)
