@@ -290,7 +290,7 @@ def train(
     from petransfer.memory.cards import this_card
     from petransfer.sharing.adapter import Adapter
     from petransfer.study.cross_validation import cross_validation
-    from petransfer.study.quick_recipe import train_request
+    from petransfer.study.train_request import train_request
     from petransfer.study.train_study import memory_if_predictable, refuse_too_large, train_study
     from petransfer.study.train_summary import summaries
 

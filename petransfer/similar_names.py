@@ -52,7 +52,7 @@ _CUTOFF = 0.6
 
 
 def similar_name(given: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is similar to an unknown name or has the same meaning. None if there is none.
+    """Return the known name that an unknown name resembles, or that has the same meaning. None without such a name.
 
     Args:
         given: The unknown name.

@@ -26,12 +26,12 @@ from petransfer.plurals import count
 from petransfer.recipe.methods import METHODS
 from petransfer.study.cross_validation import CrossValidation, cross_validation
 from petransfer.study.model_checks import refuse_unusable_files
-from petransfer.study.quick_recipe import TrainRequest, split_tokens
 from petransfer.study.scheduling import Scheduling
 from petransfer.study.settings import Settings
 from petransfer.study.slow_work import naming_slow_work
 from petransfer.study.train_estimate import as_json as estimate_json
 from petransfer.study.train_estimate import estimate_lines
+from petransfer.study.train_request import TrainRequest, split_tokens
 from petransfer.study.train_study import (
     TrainStudy,
     memory_if_predictable,

@@ -101,7 +101,7 @@ def without(examples: Sequence[Example], positions: Sequence[int]) -> Sequence[E
 
 
 def ignored_thought(given: Example, written: Example) -> str:
-    """Return the name of the field with a thought that the chat template does not write. Empty if there is none.
+    """Return the name of a field with reasoning text that the chat template leaves out. Empty without such a field.
 
     Args:
         given: The example as it was read.

@@ -31,7 +31,7 @@ class Mistake:
 
     Attributes:
         place: The wrong key with the keys around it, such as `methods.0.bits`. Empty: the recipe as a whole.
-        problem: What is wrong, and what is right.
+        problem: The fault in the value, and the values that are allowed.
         value: The wrong value.
         shown: The wrong value as a text in brackets with a blank before it. Empty if `problem` has it.
         is_unknown_key: Whether the key itself is wrong. `problem` then has the place.

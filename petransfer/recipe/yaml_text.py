@@ -127,7 +127,7 @@ def _add(stack: list[_Collection], values: int) -> None:
     outer.values += values
     outer.expects_key = not outer.expects_key
     if outer.values > MOST_VALUES:
-        raise UserError(f"has more than {MOST_VALUES:,} values, counting those of its aliases")
+        raise UserError(f"has more than {MOST_VALUES:,} values after its aliases are expanded")
 
 
 def _note_key(mapping: _Collection, event: Any) -> None:

@@ -143,7 +143,7 @@ def _rows_of_file(bundle: Bundle | None, data: str, data_dir: Path | None) -> tu
                 )
                 return found
         if isinstance(problem, MissingColumn):
-            advice = "rename the columns of the file like those of the training data"
+            advice = "give the columns of the file the same names as in the training data"
             raise UserError(f"{problem.problem}; {advice}") from None
         raise
 

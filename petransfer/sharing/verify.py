@@ -263,7 +263,7 @@ def _figures(bundle: Bundle, data: SplitData, model: Any, loaded: Loaded) -> Ite
     for part, claim in provenance["claims"].items():
         examples = usable_rows(getattr(data, part), bundle, model, loaded)
         if examples_sha256(examples) != provenance.get("data_sha256", {}).get(part):
-            yield Check("data", False, f"the {part} examples differ from those that the adapter was scored on")
+            yield Check("data", False, f"the {part} examples are not the examples that the adapter was scored on")
             continue
         found = evaluation(model, loaded, spec.task.prefix, examples)
         yield _claimed(part, claim, found)

@@ -17,9 +17,9 @@ from petransfer.plurals import count
 from petransfer.recipe.loading import overridden_key
 from petransfer.study.folders import StudyFolder
 from petransfer.study.launched_processes import this_place
-from petransfer.study.quick_recipe import TrainRequest
 from petransfer.study.study import StudyGrid
 from petransfer.study.train_folder import differences
+from petransfer.study.train_request import TrainRequest
 from petransfer.study.train_study import TrainStudy, train_study
 
 MOST_FOLDS = 100
@@ -155,7 +155,7 @@ def check_folds(request: TrainRequest) -> int:
 
 
 def _check_one_run_per_fold(grid: StudyGrid, fold: str) -> None:
-    """Raise UserError if an override gives a fold several runs, or other rows than those of the fold.
+    """Raise UserError if an override gives a fold several runs, or rows that do not belong to the fold.
 
     Args:
         grid: The grid of a fold.

@@ -17,10 +17,11 @@ from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.folders import StudyFolder
 from petransfer.study.launched_processes import splits_tensors
 from petransfer.study.model_checks import refuse_unusable_models
-from petransfer.study.quick_recipe import TrainRequest, recipe_for, with_absolute_paths
+from petransfer.study.quick_recipe import recipe_for, with_absolute_paths
 from petransfer.study.study import StudyGrid, grid_of
 from petransfer.study.train_folder import choose_folder
 from petransfer.study.train_options import recipe_of_options
+from petransfer.study.train_request import TrainRequest
 from petransfer.study.used_rows import rows_of_parts
 
 if TYPE_CHECKING:

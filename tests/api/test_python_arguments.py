@@ -16,7 +16,7 @@ import petransfer as pt
 from petransfer.data import load_task
 from petransfer.errors import UserError
 from petransfer.python_arguments import device_of, naming_arguments
-from petransfer.study.quick_recipe import TrainRequest, train_request
+from petransfer.study.train_request import TrainRequest, train_request
 from petransfer.training.execution import Execution
 
 PAIRS = [("to walk", "gehen"), ("to run", "rennen")]

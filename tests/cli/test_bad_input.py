@@ -1,6 +1,6 @@
 """A mistake of the user at the command line leads to exit code 2 and to one line with the error.
 
-The line says what is wrong, where the mistake is, and how to correct it. Most mistakes are found before any file is
+The line names the mistake, its place, and a correction. Most mistakes are found before any file is
 written.
 """
 

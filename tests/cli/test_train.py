@@ -198,7 +198,8 @@ def test_plan_of_a_training_that_does_not_fit_exits_with_1_and_trains_nothing(
 def test_defaults_follow_the_overridden_settings_they_depend_on(
     overrides: list[str], batch: int, steps: int, every: int, tmp_path: Path
 ) -> None:
-    from petransfer.study.quick_recipe import TrainRequest, recipe_for
+    from petransfer.study.quick_recipe import recipe_for
+    from petransfer.study.train_request import TrainRequest
 
     write(tmp_path / "pairs.tsv", [(f"go {chr(97 + at % 26)} {chr(97 + at // 26)}", "gone") for at in range(400)])
     train = recipe_for("nano/english", str(tmp_path / "pairs.tsv"), TrainRequest(), overrides, has_bf16=False)["train"]

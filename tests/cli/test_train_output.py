@@ -24,8 +24,8 @@ from petransfer.recipe.run_spec import Options
 from petransfer.report.run_table import Row
 from petransfer.study.cross_validation import cross_validation
 from petransfer.study.folders import RunFolder
-from petransfer.study.quick_recipe import TrainRequest
 from petransfer.study.train_estimate import estimate_lines
+from petransfer.study.train_request import TrainRequest
 from petransfer.study.train_study import (
     TrainStudy,
     memory_if_predictable,

@@ -536,13 +536,13 @@ def test_fit_counts_the_trained_embeddings_of_new_tokens(
     method = MethodSpec("lora", bits=32, rank=2, alpha=4.0, embeddings="new")
     spec = tiny_spec(method, steps=4, checkpoint=anew)
     config, own_head = configuration(spec.checkpoint)
-    pieces = trained_tokens_of_run(spec, config)
-    assert 10 < len(pieces) < config.vocab_size
+    token_ids = trained_tokens_of_run(spec, config)
+    assert 10 < len(token_ids) < config.vocab_size
     settings = Settings(Execution(threads=1), cpu=True)
     model = prepare(spec, RunFolder(tmp_path), open_base(spec, settings)).model
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
-    assert plan(config, anew, demand_of(spec, False), own_head, None, pieces).memory.trained_parameters == trained
-    wanted = trained - len(pieces) * config.d_model  # LoRA's parameters, not counting trained embeddings
+    assert plan(config, anew, demand_of(spec, False), own_head, None, token_ids).memory.trained_parameters == trained
+    wanted = trained - len(token_ids) * config.d_model  # LoRA's parameters, not counting trained embeddings
     with pytest.raises(UserError, match="lora cannot have"):
         check_matched_sizes([replace(spec, method=replace(method, rank=0, alpha=0.0, match_parameters=wanted))])
 

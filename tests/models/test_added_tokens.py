@@ -18,7 +18,7 @@ from petransfer.models.checkpoint_files import load_tokenizer
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import added_characters, checkpoint_spec
 from petransfer.recipe.run_spec import CheckpointSpec
-from petransfer.study.quick_recipe import split_tokens, train_request
+from petransfer.study.train_request import split_tokens, train_request
 from tests.cli.calls import call
 
 ADDED = ("\n", "\t", "{", "}", "<")

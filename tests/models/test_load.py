@@ -228,11 +228,11 @@ def test_a_checkpoint_with_its_own_tokenizer_has_no_new_tokens(tiny_t5: Path) ->
 def test_a_trained_embedding_is_used_wherever_its_token_is_read_or_predicted() -> None:
     """T5 uses its embeddings in four places. A trained embedding must be used in all of them."""
     loaded = load_checkpoint(checkpoint_spec("nano/english"), 32)
-    piece, other = (loaded.new_tokens)[5], 300
-    model = apply_method(replace(loaded, new_tokens=(piece,)), replace(LORA, embeddings="new"), 0)
+    token_id, other = (loaded.new_tokens)[5], 300
+    model = apply_method(replace(loaded, new_tokens=(token_id,)), replace(LORA, embeddings="new"), 0)
     read = {
-        "in the encoder": {"input_ids": torch.tensor([[piece, 1]]), "decoder_input_ids": torch.tensor([[0, other]])},
-        "in the decoder": {"input_ids": torch.tensor([[other, 1]]), "decoder_input_ids": torch.tensor([[0, piece]])},
+        "in the encoder": {"input_ids": torch.tensor([[token_id, 1]]), "decoder_input_ids": torch.tensor([[0, other]])},
+        "in the decoder": {"input_ids": torch.tensor([[other, 1]]), "decoder_input_ids": torch.tensor([[0, token_id]])},
         "nowhere": {"input_ids": torch.tensor([[other, 1]]), "decoder_input_ids": torch.tensor([[0, other]])},
     }
     with torch.no_grad():
@@ -244,7 +244,7 @@ def test_a_trained_embedding_is_used_wherever_its_token_is_read_or_predicted() -
     changed = {place: before[place] != after[place] for place in read}
     assert changed["in the encoder"].float().mean() > 0.9
     assert changed["in the decoder"].float().mean() > 0.9
-    assert changed["nowhere"].nonzero().flatten().tolist() == [piece]  # only the logit of this token changes
+    assert changed["nowhere"].nonzero().flatten().tolist() == [token_id]  # only the logit of this token changes
 
 
 @pytest.fixture

@@ -357,7 +357,7 @@ SAID = {
     "result.json is damaged (test:": ("result of other types",),
     "at most 200,000 are read": ("card that is long",),
     "cannot be read as UTF-8": ("card not UTF-8",),
-    "counting those of its aliases": ("card with aliases", "recipe with aliases"),
+    "after its aliases are expanded": ("card with aliases", "recipe with aliases"),
     "has the tag": ("card with a Python object",),
 }  # fmt: skip
 REASONS = {name: reason for reason, names in SAID.items() for name in names}

@@ -14,7 +14,7 @@ import petransfer as pt
 from petransfer.data import load_task
 from petransfer.errors import RunError, UserError
 from petransfer.study.cross_validation import FoldScore, check_folds, cross_validation, median_steps, summary
-from petransfer.study.quick_recipe import TrainRequest
+from petransfer.study.train_request import TrainRequest
 from petransfer.study.train_study import small_data_note
 from tests.cli.calls import call
 

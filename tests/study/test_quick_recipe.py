@@ -12,7 +12,8 @@ import pytest
 from transformers import AutoConfig, BartForConditionalGeneration, GPT2LMHeadModel
 
 from petransfer.errors import UserError
-from petransfer.study.quick_recipe import TrainRequest, recipe_for
+from petransfer.study.quick_recipe import recipe_for
+from petransfer.study.train_request import TrainRequest
 from tests.tiny_models import keep
 
 MADE = {"bart": BartForConditionalGeneration, "gpt2": GPT2LMHeadModel}

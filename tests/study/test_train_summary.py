@@ -9,7 +9,7 @@ import pytest
 
 from petransfer.cli import train_output
 from petransfer.study.folders import RunFolder
-from petransfer.study.quick_recipe import TrainRequest
+from petransfer.study.train_request import TrainRequest
 from petransfer.study.train_study import train_study
 from petransfer.study.train_summary import FEW_ROWS, MEMORISED, TrainSummary, _equal_step, improving_score
 

@@ -11,8 +11,8 @@ import petransfer as pt
 from petransfer.cli.train_output import describe
 from petransfer.errors import UserError
 from petransfer.study import encoded_data
-from petransfer.study.quick_recipe import TrainRequest
 from petransfer.study.train_estimate import tokens_of
+from petransfer.study.train_request import TrainRequest
 from petransfer.study.train_study import TrainStudy, train_study
 from petransfer.study.used_rows import notes_of
 from tests.cli.calls import call

@@ -216,7 +216,7 @@ def _in_shell(name: str) -> str:
 _WRITTEN = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID)
 
 
-# The keys of role and content in chat datasets: the usual keys, those of ShareGPT, and those of Gemini.
+# The keys of role and content in chat datasets: the usual keys, the keys of ShareGPT, and the keys of Gemini.
 MESSAGE_KEYS = (("role", "content"), ("from", "value"), ("role", "parts"))
 
 
