@@ -67,7 +67,7 @@ def test_a_file_of_another_form_is_read_without_the_options_of_the_training_data
         assert read_like(train="train.csv", delimiter="semicolon")("q.csv") == PAIRS
     assert "q.csv cannot be read with the options of the training data (delimiter), so they are ignored" in caplog.text
     with pytest.raises(
-        UserError, match=r"q\.csv has no columns 'text' and 'target' .*; rename the columns of the file like"
+        UserError, match=r"q\.csv has no columns 'text' and 'target' .*; give the columns of the file the same names"
     ):
         read_like(train="train.csv", input="text", delimiter="semicolon")("q.csv")
 
