@@ -93,7 +93,7 @@ REFUSED: dict[str, tuple[Callable[[pt.Adapter], Any], str]] = {
     "train: other name": (lambda one: pt.train("nano/english", "x.csv", lora_r=4), "'lora_r': did you mean 'rank'"),
     "train: short name": (lambda one: pt.train("nano/english", "x.csv", lr=1), "'lr': did you mean 'learning_rate'"),
     "train: epochs": (lambda one: pt.train("nano/english", "x.csv", epochs="0"), "'epochs' 0: give a number above 0"),
-    "train: limits": (lambda one: pt.train("nano/english", "x.csv", max_steps=4, steps=4), "^'max_steps' works only with early stopping"),
+    "train: limits": (lambda one: pt.train("nano/english", "x.csv", max_steps=4, steps=4), "^'max_steps' works only"),
     "Study: shard": (lambda one: pt.Study("smoke", shard="9/8"), "^'shard' 9/8: the first number must be"),
     "Study: stack": (lambda one: pt.Study("smoke").run(stack="many"), "^'stack' many: write a whole number"),
     "fit: bits": (lambda one: pt.fit("nano/english", method="full", bits=4), "use 'bits' 16 or 32, or 'method' lora"),
