@@ -60,7 +60,7 @@ def _cell(effect: dict[str, Any]) -> str:
 
 def signed(value: float) -> str:
     """Return a number with its sign and one decimal. Negative numbers have a minus sign, not a hyphen."""
-    return f"{value:+.1f}".replace("-", "−")  # noqa: RUF001
+    return f"{value:+z.1f}".replace("-", "−")  # noqa: RUF001
 
 
 def quantised_memory() -> str:
