@@ -34,7 +34,7 @@ from petransfer.data.rows.records import MissingColumn, Record, as_text, value_o
 from petransfer.data.rows.short_rows import ShortRows
 from petransfer.data.rows.source import Source
 from petransfer.data.rows.stored_rows import RowWriter
-from petransfer.data.rows.tables import HIDDEN_LABEL
+from petransfer.data.rows.tables import HIDDEN_LABEL, unread_splits_note
 from petransfer.data.task import PARTS
 from petransfer.errors import UserError
 from petransfer.plurals import count
@@ -117,6 +117,7 @@ class RowBuilder:
             UserError: Rows cannot be used, a part has no rows, or there are too many or too similar
                 categories.
         """
+        self._read_as += unread_splits_note(sources)
         with RowWriter(self._folder / "rows.arrow") as writer:
             for part in PARTS:
                 if part in sources:
