@@ -237,3 +237,20 @@ def test_unsupported_architectures_are_refused_with_the_reason(name: str, tmp_pa
     with pytest.raises(UserError) as fit:
         configuration(checkpoint_spec(str(tmp_path)))
     assert str(fit.value) == str(training.value)
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt", "lora"])
+def test_a_forward_pass_does_not_depend_on_texts_that_were_generated_before(
+    method: str, checkpoint: Callable[[str], Path]
+) -> None:
+    """Qwen2-VL keeps an offset of positions for each generated text."""
+    loaded = load_checkpoint(checkpoint_spec(str(checkpoint("qwen2_vl"))), 32)
+    spec = LORA if method == "lora" else MethodSpec(method, virtual_tokens=3)
+    model = apply_method(loaded, replace(spec, bits=32), 0).eval()
+    batch = _batch(loaded)
+    with torch.no_grad():
+        before = token_loss(model, batch)
+        for rows in (2, 8):
+            inputs = [(5, 6, 7)] * rows + [(5,)]
+            generations(model, loaded, inputs, [3] * len(inputs))
+            torch.testing.assert_close(token_loss(model, batch), before)
