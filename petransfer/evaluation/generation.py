@@ -17,7 +17,7 @@ from petransfer.evaluation.batches import halving
 from petransfer.evaluation.text_stream import OnText, TextStream
 from petransfer.models.lengths import VirtualTokens, positions
 from petransfer.models.loading import Loaded
-from petransfer.models.rotary_positions import longest_shared_length
+from petransfer.models.rotary_positions import forgetting_offsets, longest_shared_length
 from petransfer.models.text_part import text_config
 from petransfer.models.wrappers import base_model_of, evaluating
 from petransfer.training.distributed import needs_all_processes
@@ -100,18 +100,16 @@ def generations(
 
         def generated(chosen: list[int]) -> list[Generation]:
             ids, mask = _padded([inputs[at] for at in chosen], layout.pad_id, left=not layout.encoder_decoder)
-            out = model.generate(  # type: ignore[operator]
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                generation_config=greedy_config(layout, max(limits[at] for at in chosen)),
-                **_decoder_inputs(layout, len(chosen), device),
-                **_cache(model, loaded),
-                **(
-                    {}
-                    if on_text is None
-                    else {"streamer": TextStream(chosen, loaded.tokenizer, layout.end_ids, on_text)}
-                ),
-            )
+            stream = on_text and TextStream(chosen, loaded.tokenizer, layout.end_ids, on_text)
+            with forgetting_offsets(model):
+                out = model.generate(  # type: ignore[operator]
+                    input_ids=ids.to(device),
+                    attention_mask=mask.to(device),
+                    generation_config=greedy_config(layout, max(limits[at] for at in chosen)),
+                    **_decoder_inputs(layout, len(chosen), device),
+                    **_cache(model, loaded),
+                    streamer=stream,
+                )
             # The given tokens are skipped by their number, because some decoders, such as BART's, start with the end
             # token.
             given = 1 + len(layout.decoder_prefix) if layout.encoder_decoder else ids.shape[1]

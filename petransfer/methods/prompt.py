@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from petransfer.errors import UserError
 from petransfer.recipe.methods import VIRTUAL_TOKEN_KEYS, Method
 from petransfer.recipe.run_spec import MethodSpec
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from petransfer.models.loading import Loaded
 
@@ -28,8 +30,37 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
         num_virtual_tokens=method.virtual_tokens,
         num_transformer_submodules=1,  # with 2, peft would store virtual tokens for the decoder and never use them
         prompt_tuning_init="RANDOM" if on_meta else "SAMPLE_VOCAB",
+        **_shape(loaded.model),
     )
     return attach_adapter(loaded, method, config, seed)
+
+
+def _shape(model: PreTrainedModel) -> dict[str, int]:
+    """Return peft's arguments for the size of the virtual tokens.
+
+    Raises:
+        UserError: peft does not find the model's embeddings.
+    """
+    from transformers import PreTrainedModel
+
+    from petransfer.models.text_part import text_config, vocabulary_size
+
+    embeddings: torch.Tensor = model.get_input_embeddings().weight
+    kind, rows = model.config.model_type, vocabulary_size(model.config)
+    # peft takes the first tensor with these rows
+    body = next((part for part in model.children() if isinstance(part, PreTrainedModel)), model)
+    if not any(value.shape[:1] == (rows,) for value in body.parameters()):
+        raise UserError(
+            f"prompt: prompt tuning is not available for {kind}, because its embeddings have {len(embeddings):,} rows "
+            f"and its vocabulary has {rows:,} tokens; use lora"
+        )
+    # Without `token_dim`, peft takes the width of the layers, but the embeddings of OPT-350m are narrower.
+    shape = {"token_dim": embeddings.shape[1]}
+    # T5Gemma's configuration has one part for the encoder and one for the decoder, where peft does not look.
+    if (encoder := getattr(model.config, "encoder", None)) is not None:
+        part = text_config(encoder)
+        shape |= {"num_layers": part.num_hidden_layers, "num_attention_heads": part.num_attention_heads}
+    return shape
 
 
 METHOD = Method(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from petransfer.models.text_part import text_config
@@ -71,6 +73,21 @@ def forget_longer_rows(model: Any) -> None:
     for module in model.modules():
         if getattr(module, "rope_type", "") == "dynamic":
             module.register_forward_pre_hook(_use_original_frequencies)
+
+
+@contextlib.contextmanager
+def forgetting_offsets(model: Any) -> Iterator[None]:
+    """Remove the offset of positions that a model keeps after it has generated a text.
+
+    Qwen2-VL and similar models keep it in `rope_deltas`. With virtual tokens, their next forward pass would use it,
+    although it belongs to other texts.
+    """
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            if getattr(module, "rope_deltas", None) is not None:
+                module.rope_deltas = None
 
 
 def _use_original_frequencies(module: Any, _arguments: Any) -> None:

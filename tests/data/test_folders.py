@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from petransfer.data.task import PARTS
 from petransfer.errors import UserError
 from tests.data.test_real_files import lines, pairs
 
@@ -123,3 +124,28 @@ def test_a_folder_without_tables_is_refused_with_the_supported_formats(monkeypat
         UserError, match=r"`datasets` cannot load \. \(.*\); name a file with rows; supported are tsv, "
     ):
         lines(".").load("held-out")
+
+
+def test_messages_name_the_file_and_the_line_of_a_row_of_a_folder() -> None:
+    Path("folder").mkdir()
+    good = "".join(f"a {n},b\n" for n in range(9))
+    Path("folder/a.csv").write_text(f"input,target\n{good}")
+    Path("folder/b.csv").write_text("input,target\nc,d\n\ne,\nf,g\n")
+    with pytest.raises(UserError, match=r"1 of 12 rows of folder cannot be used: folder/b\.csv:4: the target is empty"):
+        lines("folder").load("held-out")
+    data = lines("folder", bad_rows="skip").load("held-out")
+    places = {row.input: data.row_name(part, row.index) for part in PARTS for row in getattr(data, part)}
+    assert places["a 0"] == "folder/a.csv:2"
+    assert places["a 8"] == "folder/a.csv:10"
+    assert places["c"] == "folder/b.csv:2"
+    assert places["f"] == "folder/b.csv:5"
+
+
+def test_messages_name_the_file_of_a_row_in_each_part_of_a_folder() -> None:
+    Path("folder").mkdir()
+    for part in ("train", "test"):
+        Path(f"folder/{part}.csv").write_text("input,target\n" + "".join(f"{part} {n},b\n" for n in range(9)))
+    data = lines("folder").load("held-out")
+    for part, file in (("train", "train"), ("dev", "train"), ("test", "test")):
+        row = getattr(data, part)[0]
+        assert data.row_name(part, row.index) == f"folder/{file}.csv:{int(row.input.split()[1]) + 2}"

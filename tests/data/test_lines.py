@@ -155,6 +155,24 @@ def test_the_splits_of_a_saved_dataset_are_used(elsewhere: Path) -> None:
     assert [len(each) for each in parts(data)] == [20, 4, 6]
     assert data.train[1] == Example(1, "Is it? say word 2", "yes", "all")
     assert data.labels == ("no", "yes")
+    assert not any("not read" in note for note in lines("saved", template="{text}", target="label").notes())
+
+
+def test_splits_that_are_not_read_are_named(elsewhere: Path) -> None:
+    import datasets
+
+    def part(rows: Any) -> Any:
+        return datasets.Dataset.from_dict({"input": [row[0] for row in rows], "target": [row[1] for row in rows]})
+
+    saved = {"train": part(ROWS[:20]), "eval": part(ROWS[20:24]), "test_matched": part(ROWS[24:])}
+    datasets.DatasetDict(saved).save_to_disk(str(elsewhere / "saved"))
+    task = lines("saved")
+    expected = "saved: 2 splits not read (eval, test_matched); --dev or --test with the name of a split reads it"
+    assert any(note.startswith(expected) for note in task.notes())
+    assert [len(each) for each in parts(task.load("held-out"))] == [16, 2, 2]
+    task = lines("saved", dev="eval", test="test_matched")
+    assert not any("not read" in note for note in task.notes())
+    assert [len(each) for each in parts(task.load("held-out"))] == [20, 4, 6]
 
 
 def test_templates_columns_and_categories_can_be_set(elsewhere: Path) -> None:

@@ -237,3 +237,47 @@ def test_unsupported_architectures_are_refused_with_the_reason(name: str, tmp_pa
     with pytest.raises(UserError) as fit:
         configuration(checkpoint_spec(str(tmp_path)))
     assert str(fit.value) == str(training.value)
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt", "lora"])
+def test_a_forward_pass_does_not_depend_on_texts_that_were_generated_before(
+    method: str, checkpoint: Callable[[str], Path]
+) -> None:
+    """Qwen2-VL keeps an offset of positions for each generated text."""
+    loaded = load_checkpoint(checkpoint_spec(str(checkpoint("qwen2_vl"))), 32)
+    spec = LORA if method == "lora" else MethodSpec(method, virtual_tokens=3)
+    model = apply_method(loaded, replace(spec, bits=32), 0).eval()
+    batch = _batch(loaded)
+    with torch.no_grad():
+        before = token_loss(model, batch)
+        for rows in (2, 8):
+            inputs = [(5, 6, 7)] * rows + [(5,)]
+            generations(model, loaded, inputs, [3] * len(inputs))
+            torch.testing.assert_close(token_loss(model, batch), before)
+
+
+@pytest.mark.parametrize("name", ["t5gemma", "t5gemma2", "narrow_opt"])
+def test_virtual_tokens_have_the_width_of_the_embeddings(
+    name: str, checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OPT-350m has embeddings that are narrower than its layers. T5Gemma has two parts with sizes of their own."""
+    monkeypatch.setitem(SMALL, "narrow_opt", ("opt", SMALL["opt"][1] | {"word_embed_proj_dim": 32}, ""))
+    monkeypatch.setitem(TOKENIZERS, "narrow_opt", TOKENIZERS["opt"])
+    spec = checkpoint_spec(str(checkpoint(name)))
+    loaded = load_checkpoint(spec, 32)
+    model = apply_method(loaded, MethodSpec("prompt", bits=32, virtual_tokens=3), 0).eval()
+    (trained,) = [value for value in model.parameters() if value.requires_grad]
+    assert trained.shape == (3, loaded.model.get_input_embeddings().weight.shape[1])
+    save_method("prompt", model, tmp_path, name)
+    again = PeftModel.from_pretrained(load_checkpoint(spec, 32).model, str(tmp_path)).eval()
+    batch = _batch(loaded)
+    with torch.no_grad():
+        torch.testing.assert_close(token_loss(again, batch), token_loss(model, batch))
+
+
+def test_prompt_tuning_is_refused_if_peft_does_not_find_the_embeddings(checkpoint: Callable[[str], Path]) -> None:
+    loaded = load_checkpoint(checkpoint_spec(str(checkpoint("mllama"))), 32)
+    with pytest.raises(
+        UserError, match=r"prompt tuning is not available for mllama, because its embeddings have \d+ rows"
+    ):
+        apply_method(loaded, MethodSpec("prompt", bits=32, virtual_tokens=3), 0)

@@ -34,7 +34,7 @@ from petransfer.data.rows.records import MissingColumn, Record, as_text, value_o
 from petransfer.data.rows.short_rows import ShortRows
 from petransfer.data.rows.source import Source
 from petransfer.data.rows.stored_rows import RowWriter
-from petransfer.data.rows.tables import HIDDEN_LABEL
+from petransfer.data.rows.tables import HIDDEN_LABEL, unread_splits_note
 from petransfer.data.task import PARTS
 from petransfer.errors import UserError
 from petransfer.plurals import count
@@ -92,6 +92,8 @@ class RowBuilder:
         self._hidden: Counter[str] = Counter()
         # for each name of a split other than train, dev and test: the number of its rows, which are not used
         self._left_out: Counter[str] = Counter()
+        # for each part that is read from a folder: the index of each file's first example, and the name of the file
+        self._files: dict[str, list[tuple[int, str]]] = {}
         # for each tsv source whose quotes are read as text: the number of its rows with a text in quotes
         self._in_quotes: Counter[str] = Counter()
         # the number of examples with a carriage return (CR) in the target, as in the line breaks of Windows
@@ -115,6 +117,7 @@ class RowBuilder:
             UserError: Rows cannot be used, a part has no rows, or there are too many or too similar
                 categories.
         """
+        self._read_as += unread_splits_note(sources)
         with RowWriter(self._folder / "rows.arrow") as writer:
             for part in PARTS:
                 if part in sources:
@@ -139,6 +142,7 @@ class RowBuilder:
             "closed": few and len(self._targets) > 1,
             "bad": self._bad.count,
             "chat": self._chat,
+            "files": self._files,
             "notes": [*self._notes(), *overlaps(codes, self._inputs), *self._several_targets(codes)],
         }
 
@@ -175,10 +179,11 @@ class RowBuilder:
             rows += 1
             if rows % 1_000_000 == 0:
                 _log.info("%s: %s rows read", source.name, f"{rows:,}")
+            self._begin_file(part, record.file, index)
             try:
                 found = list(self._examples(part, record, columns))
             except BadRow as problem:
-                bad.add(f"{source.name}:{record.line}", problem)
+                bad.add(record.place(source.name), problem)
                 self._with_bad.setdefault(source.name)
                 has_title = has_title or record.line == 1
                 index += 1
@@ -206,6 +211,12 @@ class RowBuilder:
             self._read_as += [*short.notes(source.name), *columns.missing_notes(source.name)]
         if part != "train" and rows and self._hidden[part] == rows:
             raise UserError(f"{source.name}: {HIDDEN_LABEL} in every {part} row{_name_another(part)}")
+
+    def _begin_file(self, part: str, file: str, index: int) -> None:
+        """Keep the index of the first example of each file of a folder. `file` is empty for other sources."""
+        files = self._files.setdefault(part, []) if file else []
+        if file and (not files or files[-1][1] != file):
+            files.append((index, file))
 
     def _check_names(self, source: Source, line: int, found: Sequence[tuple[int, int, RowTexts]]) -> None:
         """Check whether the first row that can be used looks like column names."""

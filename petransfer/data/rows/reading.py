@@ -45,15 +45,14 @@ def column_names(source: Source, required: Required, named: bool) -> list[str] |
 
 
 def read(source: Source, required: Required, named: bool, wanted: Sequence[str]) -> Iterator[Record]:
-    """Iterate over the rows of a file or dataset, in order.
+    """Iterate over the rows of a file or dataset, in order. A row of a folder has its place in its own file.
 
     Args:
         wanted: All columns that are used. Other columns of parquet and arrow files and of datasets are not read.
     """
     files = files_of(source)
     if files != [source]:
-        records = itertools.chain.from_iterable(read(file, required, named, wanted) for file in files)
-        return (replace(record, line=number) for number, record in enumerate(records, start=1))
+        return (replace(record, file=file.name) for file in files for record in read(file, required, named, wanted))
     match source.format:
         case "tsv" | "csv":
             dialect = delimited.detect(source, required, named)

@@ -25,12 +25,18 @@ class Record:
         values: Value of each column.
         problem: Why the row could not be read. None for a good row.
         left_out: Columns for which the row has no cell. Their value is the empty text.
+        file: Name of the row's file if the row was read from a folder. Otherwise empty.
     """
 
     line: int
     values: Mapping[str, Any]
     problem: BadRow | None = None
     left_out: tuple[str, ...] = ()
+    file: str = ""
+
+    def place(self, source: str) -> str:
+        """Return the row's file and line for messages, such as `data.csv:3`. `source`: name of the row's source."""
+        return f"{self.file or source}:{self.line}"
 
 
 # The columns that the data must have, each with the task option that sets it.

@@ -16,7 +16,8 @@ class ShortRows:
         """Count a row if it has fewer cells than the header. `name` is the name of its source."""
         if record.left_out:
             self._rows += 1
-            self._first = self._first or f"{name}:{record.line} has no cell for {', '.join(map(repr, record.left_out))}"
+            missing = ", ".join(map(repr, record.left_out))
+            self._first = self._first or f"{record.place(name)} has no cell for {missing}"
 
     def notes(self, name: str) -> list[str]:
         """Return the warning about the short rows of the source. Empty without such a row."""

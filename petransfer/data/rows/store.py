@@ -23,7 +23,7 @@ from petransfer.data.rows.tables import split_names
 from petransfer.data.task import PARTS, SplitData, row_name
 from petransfer.errors import UserError
 
-_LAYOUT = 17  # increase it when the format or the content of a store changes; older stores are then not used
+_LAYOUT = 18  # increase it when the format or the content of a store changes; older stores are then not used
 _SPLITS_OF_PART = {"dev": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
@@ -54,10 +54,15 @@ class Store:
 
         def name(part: str, index: int) -> str:
             line = stored[part].line_of(index)
-            source = self.sources.get(part, self.sources["train"])
-            return row_name(part, index) if line is None else f"{source.name}:{line}"
+            return row_name(part, index) if line is None else f"{self._file_of(part, index)}:{line}"
 
         return SplitData(train, dev, test, tuple(self.about["labels"]), name)
+
+    def _file_of(self, part: str, index: int) -> str:
+        """Return the name of the file with an example. For a dataset that is not read from files: its name."""
+        own = part if part in self.sources else "train"
+        files = [name for first, name in self.about["files"].get(own, []) if first <= index]
+        return files[-1] if files else self.sources[own].name
 
 
 def prepared(options: RowOptions) -> Store:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from shlex import quote
 from typing import Any
 
 from petransfer.data.bad_rows import BadRow
@@ -21,8 +22,10 @@ from petransfer.data.rows.folders import (
 from petransfer.data.rows.records import Record
 from petransfer.data.rows.source import Source
 from petransfer.errors import UserError, reason_of
+from petransfer.plurals import count
 
 _BATCH = 1000
+_SPLITS_SHOWN = 5
 
 
 def parquet_columns(source: Source) -> list[str]:
@@ -55,8 +58,8 @@ def read_arrow(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
     """Yield the rows of a file in Arrow's file format (feather) or stream format."""
     with _refused("arrow", source), _open_arrow(source) as reader:
         wanted = _tops(reader.schema.names, columns)
-        count = getattr(reader, "num_record_batches", None)
-        batches = reader if count is None else map(reader.get_batch, range(count))
+        number = getattr(reader, "num_record_batches", None)
+        batches = reader if number is None else map(reader.get_batch, range(number))
         rows = (row for batch in batches for row in _sliced(batch.select(wanted)))
         yield from _numbered(rows, _class_labels(reader.schema))
 
@@ -83,6 +86,24 @@ def split_names(source: Source) -> list[str]:
         return []
     files = folder_files(source)
     return list(open_dataset(source) if files is None else files)
+
+
+def unread_splits_note(sources: Mapping[str, Source]) -> list[str]:
+    """Return a note about the splits of the training data that are not read. Empty without such splits.
+
+    Args:
+        sources: Files or datasets, by part.
+    """
+    train = sources["train"]
+    read = {source.split for source in sources.values() if (source.name, source.path) == (train.name, train.path)}
+    others = [name for name in split_names(train) if name not in read]
+    if not others:
+        return []
+    shown = ", ".join(others[:_SPLITS_SHOWN]) + (", ..." if len(others) > _SPLITS_SHOWN else "")
+    return [
+        f"{train.name}: {count(len(others), 'split')} not read ({shown}); --dev or --test with the name of a split "
+        f"reads it, as in --test {quote(others[0])}"
+    ]
 
 
 def open_dataset(source: Source) -> dict[str, Any]:
