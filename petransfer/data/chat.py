@@ -100,6 +100,32 @@ def tools_note(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, chat: s
     return f"warning: {template} does not support tools; the tools of the chats are left out"
 
 
+def heading_note(targets: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return a warning if the chat template writes text between the prompt and an answer. None if it does not.
+
+    There is no warning either if all targets begin like this text, as thoughts do.
+
+    For example, the template of Qwen3 writes an empty thought before an answer without a thought, and the template of
+    gpt-oss names the channel of the answer. Neither is in the prompt, so petransfer neither trains nor generates it.
+    """
+    question, answer = {"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}
+    try:
+        prompt = by_template([question], [], tokenizer)
+        whole = by_template([question, answer], [], tokenizer, is_finished=True)
+    except BadRow:  # `encode_split` reports it
+        return None
+    heading, found, _ = whole.removeprefix(prompt).partition("ANSWER")
+    if not whole.startswith(prompt) or not found or not heading.strip():
+        return None
+    opening = heading.split()[0]
+    if all(target.startswith(opening) for target in targets):
+        return None
+    return (
+        f"warning: the chat template of {tokenizer.name_or_path} writes {heading!r} between the prompt and an answer; "
+        "petransfer leaves it out, in training and in predictions. Other programs may write it"
+    )
+
+
 def quoted_special_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
     """Return, for each prompt, the tokenizer's special tokens that its messages contain as text.
 

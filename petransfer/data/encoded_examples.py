@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from petransfer.data.answers import UntrainedCall, ignored_thought, text_answer_or_same, text_answers, without
 from petransfer.data.bad_rows import BadRow, BadRows
-from petransfer.data.chat import quoted_note, quoted_special_tokens, render_chat, tools_note
+from petransfer.data.chat import heading_note, quoted_note, quoted_special_tokens, render_chat, tools_note
 from petransfer.data.encoding import (
     CHANGED,
     LOST,
@@ -172,7 +172,7 @@ def encode_split(
     thoughts = sum((part.thoughts for part in found.values()), Counter[str]())
     notes += [f"warning: {note}" for note in thoughts_notes(thoughts)]
     notes += tag_notes(sum((part.tags for part in found.values()), Counter()), total)
-    notes += _tools_note(found[parts[0]].examples, tokenizer)
+    notes += _template_notes(found[parts[0]].examples, tokenizer)
     token_ids = found["train"].token_ids if "train" in found else set()
     return EncodedSplit(replace(data, **kept), encoded, token_ids, notes, bad)
 
@@ -240,12 +240,15 @@ def _lost_in_inputs(examples: Sequence[Example], prefix: str, tokenizer: PreTrai
             yield from {sign for sign in text if sign not in back and (sign in "\n\t\r" or not sign.isspace())}
 
 
-def _tools_note(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    if not examples[0].chat:
+def _template_notes(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    chat = examples[0].chat
+    if not chat:
         return []
-    first = (examples[at].input for at in range(min(len(examples), _CHUNK)))
-    note = tools_note(first, tokenizer, examples[0].chat)
-    return [note] if note else []
+    first = [examples[at] for at in range(min(len(examples), _CHUNK))]
+    notes = [tools_note((example.input for example in first), tokenizer, chat)]
+    if chat == "template":
+        notes.append(heading_note((example.target for example in first), tokenizer))
+    return [note for note in notes if note]
 
 
 def _lost_notes(part: str, found: EncodedPart) -> Iterable[str]:

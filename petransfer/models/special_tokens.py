@@ -49,6 +49,17 @@ def generation_ends(config: Any, generation: Any) -> list[int]:
     return list(dict.fromkeys(found))
 
 
+def declare_ends(model: Any, ends: Sequence[int]) -> None:
+    """Add end tokens to a model's generation configuration, in place, so that plain transformers stops at them too.
+
+    A chat ends with the token that the chat template writes after an answer. The base model may not declare this token.
+    """
+    declared = generation_ends(model.config, model.generation_config)
+    missing = [token for token in ends if token not in declared]
+    if missing:
+        model.generation_config.eos_token_id = [*declared, *missing]
+
+
 def _with_other_ends(layout: Layout, ends: Sequence[int]) -> Layout:
     return replace(layout, other_end_ids=tuple(token for token in ends if token != layout.eos_id))
 

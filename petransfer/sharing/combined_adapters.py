@@ -79,11 +79,12 @@ def put_together(
         bits: bits of the loaded base. Default: as in training.
 
     Raises:
-        UserError: the adapters have different bases, or an adapter does not fit its base.
+        UserError: the adapters have different bases, cannot share a base in memory, or do not fit their base.
     """
     if combination:
         _check(bundles, combination)
     refuse_different_bases(bundles, where.checkpoint is not None)
+    _refuse_separate_adapters(bundles)
     base = base_of(bundles[0], where.checkpoint, where.revision, bits)
     loaded = base.load(where.device)
     refuse_other_base(base, loaded, where)
@@ -149,6 +150,43 @@ def refuse_different_bases(bundles: Sequence[Bundle], base_is_given: bool = Fals
                 f"{first.label} and {bundle.label} were trained on bases with different configurations ({differing}); "
                 "they cannot share one"
             )
+
+
+def sharing_key(bundle: Bundle) -> tuple[object, ...]:
+    """Return a key of an adapter. Two adapters can share a base in memory only if their keys are equal."""
+    kind = bundle.config.get("peft_type")
+    if _has_biases(bundle):
+        return kind, id(bundle)
+    if kind == "VERA":
+        return kind, bundle.config.get("projection_prng_key"), bundle.config.get("save_projection")
+    return (kind,)
+
+
+def _has_biases(bundle: Bundle) -> bool:
+    """Return whether an adapter replaces biases of the base. peft would then use them for all other adapters too."""
+    return bool(bundle.config.get("bias", "none") != "none")
+
+
+def _refuse_separate_adapters(bundles: Sequence[Bundle]) -> None:
+    """Raise UserError if two adapters cannot share a base in memory."""
+    first = bundles[0]
+    other = next((one for one in bundles if sharing_key(one) != sharing_key(first)), None)
+    if other is None:
+        return
+    with_biases = next((one for one in bundles if _has_biases(one)), None)
+    if with_biases:
+        why = f"{with_biases.label} replaces biases of the base model, which every other adapter would then use too"
+        raise UserError(f"{why}; use {with_biases.label} alone")
+    kind, other_kind = (one.config.get("peft_type") for one in (first, other))
+    if kind == other_kind:
+        raise UserError(
+            f"{first.label} and {other.label} are VeRA adapters with different random matrices, which cannot share a "
+            "base model in memory; use each of the two alone"
+        )
+    raise UserError(
+        f"{first.label} is an adapter of the type {kind} and {other.label} of the type {other_kind}; only adapters of "
+        "one type can share a base model in memory; use each of the two alone"
+    )
 
 
 def _checkpoint_of(bundle: Bundle) -> CheckpointSpec:

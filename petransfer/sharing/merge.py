@@ -21,6 +21,7 @@ from petransfer.evaluation.exact_match import evaluate
 from petransfer.models.complete_weights import load_complete
 from petransfer.models.loading import DTYPES, Loaded
 from petransfer.models.saving import save_model
+from petransfer.models.special_tokens import declare_ends
 from petransfer.models.support import supported_class
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import Bits
@@ -133,6 +134,7 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
         rounded = _rounded(whole, DTYPES[new_bits])
         _set_tied_flag(rounded)
         held = _logits(rounded, loaded, count)
+        declare_ends(rounded, chat_layout(loaded.tokenizer, loaded.layout, bundle.chat()).end_ids)
         save_model(rounded, partial)
         loaded.tokenizer.save_pretrained(partial)
         if loaded.tokenizer is of_base:  # an adapter's own tokenizer is saved as it is

@@ -20,8 +20,8 @@ from petransfer.sharing.request_batches import Model, Prompts
 BODY, PROMPTS, TOKENS, STOPS = 2**20, 128, 4096, 16
 # The default number of generated tokens; enough for most tasks.
 DEFAULT_TOKENS = 512
-# Options of OpenAI's endpoints and of vLLM, each with its allowed values. Other values would ask for more than greedy
-# decoding of one text per prompt.
+# Options of OpenAI's endpoints and of vLLM, each with its allowed values. Other values would change the prompt or the
+# text, or would ask for more than greedy decoding of one text per prompt.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "n": (1, None), "best_of": (1, None), "echo": (False, None), "temperature": (0, None),
     "suffix": (None, ""), "logit_bias": (None, {}), "presence_penalty": (0, None),
@@ -32,7 +32,10 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (False, None), "stop_token_ids": (None, []), "bad_words": (None, []),
     "guided_json": (None,), "guided_regex": (None,), "guided_choice": (None, []), "guided_grammar": (None,),
     "structured_outputs": (None,), "chat_template": (None,), "chat_template_kwargs": (None, {}),
-    "continue_final_message": (False, None),
+    "continue_final_message": (False, None), "add_generation_prompt": (True, None), "documents": (None, []),
+    "truncate_prompt_tokens": (None,), "reasoning_effort": (None,), "verbosity": (None, "medium"),
+    "allowed_token_ids": (None, []), "logits_processors": (None, []), "skip_special_tokens": (True, None),
+    "include_stop_str_in_output": (False, None), "top_logprobs": (None, 0), "prompt_logprobs": (None,),
 }  # fmt: skip
 
 
@@ -78,7 +81,11 @@ async def read_request(request: Request, models: Mapping[str, Model], is_chat: b
     for name, allowed in only.items():
         if content.get(name) not in allowed:
             value = json.dumps(allowed[0])
-            raise BadRequest(f"{name} must be {value} or absent: texts are generated greedily, one for a prompt", name)
+            raise BadRequest(
+                f"{name} must be {value} or absent: this server supports no other value; it generates texts greedily, "
+                "one for each prompt",
+                name,
+            )
     if content.get("logprobs") not in ((None, False) if is_chat else (None,)):
         raise BadRequest("logprobs must be absent: this server does not return them", "logprobs")
     name = _model(content, models)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from petransfer.evaluation.run_metrics import measure_rows
 from petransfer.models.loading import Loaded
 from petransfer.sharing.base import Where, base_of
 from petransfer.sharing.bundle import Bundle
-from petransfer.sharing.combined_adapters import Combination, put_together
+from petransfer.sharing.combined_adapters import Combination, put_together, refuse_different_bases, sharing_key
 from petransfer.sharing.merge import merge
 from petransfer.sharing.sources import Source, opened_source
 from petransfer.sharing.task_data import (
@@ -108,7 +109,8 @@ def predictors(
 ) -> Iterator[Ready]:
     """Yield each source, ready to be scored. Use a predictor before you take the next one.
 
-    All adapters share one base, which is loaded once. Whole models are loaded one at a time.
+    All adapters have the same base. Neighbouring adapters share it in memory if they can. Whole models are loaded one
+    at a time.
 
     Args:
         sources: adapters, whole models and base checkpoints.
@@ -123,26 +125,42 @@ def predictors(
     other = next((source for source in sources if source.kind != "adapter"), None)
     if combination and other:
         raise UserError(f"--weights combines adapters, and {other.label} is a whole model; leave one of them out")
+    if with_base and not bundles:
+        raise UserError(f"--base: {sources[0].label} is a whole model and has no base; leave --base out")
+    if bundles:
+        refuse_different_bases(bundles, where.checkpoint is not None)
     if with_base:
-        if not bundles:
-            raise UserError(f"--base: {sources[0].label} is a whole model and has no base; leave --base out")
         yield _base(bundles[0], where)
-    first = next((source.bundle for source in sources if source.bundle and source.bundle.spec), None)
-    adapters: Iterator[tuple[str, str, Predictor]] | None = None
-    for source in sources:
-        if source.kind != "adapter":
-            own = (source.bundle,) if source.bundle else ()
-            yield Ready(source.label, source.bundle, whole_predictor(source, where, like=first), own)
-            continue
-        adapters = adapters or put_together(bundles, where, combination).each()
-        _, label, predictor = next(adapters)
-        bundle = source.adapter()
-        yield Ready(label, bundle, predictor, (bundle,))
-    for _, label, predictor in adapters or ():
-        yield Ready(label, None, predictor, tuple(bundles))
-    del adapters
+    if combination:
+        yield from _adapters(bundles, where, combination)
+    else:
+        yield from _one_after_the_other(sources, where)
     if with_base:
         yield from _merged(bundles, where)
+
+
+def _one_after_the_other(sources: Sequence[Source], where: Where) -> Iterator[Ready]:
+    """Yield each source. The base is loaded again for an adapter that cannot share it with the source before it."""
+    first = next((source.bundle for source in sources if source.bundle and source.bundle.spec), None)
+
+    def key_of(source: Source) -> tuple[object, ...]:
+        return sharing_key(source.adapter()) if source.kind == "adapter" else ()
+
+    for key, group in itertools.groupby(sources, key=key_of):
+        if key:
+            yield from _adapters([source.adapter() for source in group], where)
+            continue
+        for source in group:
+            own = (source.bundle,) if source.bundle else ()
+            yield Ready(source.label, source.bundle, whole_predictor(source, where, like=first), own)
+
+
+def _adapters(bundles: Sequence[Bundle], where: Where, combination: Combination | None = None) -> Iterator[Ready]:
+    """Yield adapters that share a base in memory, and then their combination."""
+    adapters = put_together(bundles, where, combination)
+    for name, label, predictor in adapters.each():
+        bundle = adapters.bundles.get(name)
+        yield Ready(label, bundle, predictor, (bundle,) if bundle else tuple(bundles))
 
 
 def _base(bundle: Bundle, where: Where) -> Ready:

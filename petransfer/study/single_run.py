@@ -25,6 +25,7 @@ from petransfer.models.base_record import base_record
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import check_bf16, check_optimizer, inventory, weight_count
 from petransfer.models.registry import is_embedded
+from petransfer.models.special_tokens import declare_ends
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.checkpointing_choice import with_room
@@ -197,7 +198,7 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
     # With the setting `dev_only`, the test set is not scored and no weights are saved.
     if "test" in evaluations:
         made_from = provenance(spec, loaded, data, evaluations, model)
-        saved = _save_weights(model, spec, folder, loaded.tokenizer, made_from)
+        saved = _save_weights(model, spec, folder, loaded, made_from)
         reloads = check_reloaded(
             model, saved, spec.method, prepared.parts["dev"], loaded.layout, prepared.autocast, base.load_anew
         )
@@ -270,15 +271,17 @@ def _quantisation_cost(spec: RunSpec, loaded: Loaded, dev: Sequence[Encoded], fo
 
 
 def _save_weights(
-    model: torch.nn.Module, spec: RunSpec, folder: RunFolder, tokenizer: Any, made_from: dict[str, Any]
+    model: torch.nn.Module, spec: RunSpec, folder: RunFolder, loaded: Loaded, made_from: dict[str, Any]
 ) -> Path:
     """Save the trained weights, the tokenizer of a whole model, and petransfer.json. Return the new folder."""
     is_whole = METHODS.lookup(spec.method.name).trains_all_weights
     target = folder.path / ("model" if is_whole else "adapter")
+    if is_whole:
+        declare_ends(model, loaded.layout.end_ids)
     # the folder gets its name only when it is complete
     with replacing(target) as partial:
         save_method(spec.method.name, model, partial, spec.checkpoint.name)
         if is_whole and not is_embedded(spec.checkpoint.name):  # a base can be gone when its model is used
-            tokenizer.save_pretrained(partial)
+            loaded.tokenizer.save_pretrained(partial)
         RunFolder(partial).write_json("petransfer.json", seal(partial, made_from))
     return target

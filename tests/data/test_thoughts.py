@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from petransfer.data import LinesTask
 from petransfer.data.chat import chat_layout, render_chat
 from petransfer.data.encoded_examples import encode_split
 from petransfer.data.encoding import encode_examples
@@ -48,3 +49,32 @@ def test_templates_without_an_opening_tag_do_not_change_answers() -> None:
     assert texts[0].endswith("assistant\n<think>\nhm\n</think>\n\nred<|im_end|>")
     opening = byte_level(CHATML.replace("assistant\n", "assistant\n<think>\n"))
     assert render_chat("Hi", "", opening, "template").endswith("<think>\n")  # the prompt for a new answer
+
+
+@pytest.mark.parametrize("heading", ["<think>\n\n</think>\n\n", "<|channel|>final<|message|>"])
+def test_text_that_the_template_writes_before_an_answer_is_reported(heading: str) -> None:
+    """Qwen3 and gpt-oss have such templates."""
+    content = "{{ message['content'] }}"
+    assert CHATML.count(content) == 1
+    own = f"{{% if message['role'] == 'assistant' %}}{{{{ {heading!r} }}}}{{% endif %}}"
+    tokenizer = byte_level(CHATML.replace(content, own + content))
+    tokenizer.name_or_path = "tiny"
+
+    def task_of(answer: str) -> LinesTask:
+        return lines(
+            [
+                {"messages": [{"role": "user", "content": f"Hi {n}"}, {"role": "assistant", "content": answer}]}
+                for n in range(3)
+            ],
+            dev=1,
+            test=1,
+        )
+
+    task, layout = task_of("red"), chat_layout(tokenizer, LAYOUT, "template")
+    (note,) = encode_split(task.load("held-out"), "", tokenizer, layout).notes
+    assert note.startswith(f"warning: the chat template of tiny writes {heading!r} between the prompt and an answer")
+    (encoded, *_) = encode_examples(every(task), "", tokenizer, layout)
+    assert tokenizer.decode(encoded.target_ids) == "red<|im_end|>"
+    with_thoughts = task_of("<think>\nhm\n</think>\n\nred")
+    notes = encode_split(with_thoughts.load("held-out"), "", tokenizer, layout).notes
+    assert len(notes) == (0 if "think" in heading else 1)

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 import petransfer
+from tests.chat_models import chat_llama
 from tests.sharing.conftest import ROWS, call, refused
 
 # The folder of llama.cpp, with convert_hf_to_gguf.py. Some tests are skipped without it.
@@ -124,6 +125,28 @@ def test_the_pipeline_of_transformers_generates_the_same_texts_as_predict(
     write = pipeline("text-generation", model=str(folder), device="cpu")
     found = [write(f"{text}\n", max_new_tokens=8, do_sample=False, return_full_text=False) for text in TEXTS]
     assert [one[0]["generated_text"] for one in found] == expected
+
+
+@pytest.mark.parametrize("method", ["{name: lora, bits: 32, embeddings: trained}", "{name: full, bits: 32}"])
+def test_chats_end_in_plain_transformers_where_they_end_in_predict(method: str, here: Path) -> None:
+    """The base declares another end token than the one that its chat template writes after an answer."""
+    chat_llama(Path("base"))
+    chats = [[{"role": "user", "content": f"Hi {n}"}, {"role": "assistant", "content": "Yes"}] for n in range(30)]
+    Path("chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    arguments = ("--cpu", "--steps", "100", "--lr", "0.03", "--set", f"methods=[{method}]", "--out", "study")
+    assert call("train", "base", "chats.jsonl", *arguments) == 0
+    (run,) = Path("study/runs").iterdir()
+    folder = run / "model"
+    if "lora" in method:
+        folder = Path("merged")
+        assert call("adapter", "merge", str(run), str(folder), "--cpu") == 0
+    ends = [json.loads((one / "generation_config.json").read_text())["eos_token_id"] for one in (Path("base"), folder)]
+    assert ends == [0, [0, 2]]
+    assert petransfer.Adapter.load(run, device="cpu").predict(["Hi 3"], 16) == ["Yes"]
+    assert petransfer.Adapter.load(folder, device="cpu").predict(["Hi 3"], 16) == ["Yes"]
+    write = pipeline("text-generation", model=str(folder), device="cpu")
+    ((found,),) = write([chats[3][:1]], max_new_tokens=16, do_sample=False, return_full_text=False)
+    assert found["generated_text"] == "Yes"
 
 
 def test_a_separate_output_head_contains_the_output_scale_of_t5(

@@ -158,6 +158,12 @@ def test_bad_chats_are_refused_in_one_line(chat_server: str) -> None:
         ({"messages": MESSAGES, "guided_choice": ["a", "b"]}, "guided_choice must be null or absent"),
         ({"messages": MESSAGES, "chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs must be"),
         ({"messages": MESSAGES, "stream": True, "n": 2}, "n must be 1 or absent"),
+        ({"messages": MESSAGES, "stop": ["a"], "include_stop_str_in_output": True}, "must be false or absent"),
+        ({"messages": MESSAGES, "truncate_prompt_tokens": 3}, "truncate_prompt_tokens must be null or absent"),
+        ({"messages": MESSAGES, "add_generation_prompt": False}, "add_generation_prompt must be true or absent"),
+        ({"messages": MESSAGES, "skip_special_tokens": False}, "skip_special_tokens must be true or absent"),
+        ({"messages": MESSAGES, "allowed_token_ids": [7]}, "allowed_token_ids must be null or absent"),
+        ({"messages": MESSAGES, "prompt_logprobs": 1}, "prompt_logprobs must be null or absent"),
         ({"messages": [{"role": "user", "content": "a" * 600}], "stream": True}, "the model has 512 positions"),
     ]
     for content, expected in cases:

@@ -156,6 +156,59 @@ def test_eval_scores_several_whole_models_side_by_side(
     assert "is a whole model; leave it out" in refused(capsys, "eval", runs[0], "--revision", "main")
 
 
+def refused_together(capsys: pytest.CaptureFixture[str], *sources: str) -> str:
+    """Return the errors of the commands that need both adapters on one base."""
+    first, second = sources
+    return "".join(
+        refused(capsys, *command, "--cpu")
+        for command in (
+            ("predict", first, "to walk", "--with", second),
+            ("serve", first, second, "--port", "0"),
+            ("eval", first, second, "--weights", "1,1"),
+        )
+    )
+
+
+def assert_scores_are_as_recorded(capsys: pytest.CaptureFixture[str], *sources: str) -> None:
+    """Check the scores of `eval` on the test rows of the first adapter. All adapters must have the same test rows."""
+    capsys.readouterr()
+    assert call("eval", *sources, "--cpu", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["label"] for row in rows] == list(sources)
+    for row in rows:
+        recorded = json.loads((Path(row["label"]) / "result.json").read_text())["test"]
+        assert row["exact_match"] == row["claimed"] == recorded["exact_match"]
+        assert row["log_prob_per_token"] == pytest.approx(recorded["log_prob_per_token"], abs=1e-5)
+
+
+def test_adapters_of_different_types_are_scored_side_by_side_but_cannot_share_a_base(
+    two: tuple[str, str], trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scales = str(trained("nano/english", "--method", "ln"))
+    assert_scores_are_as_recorded(capsys, two[0], scales, two[1])
+    errors = refused_together(capsys, two[0], scales)
+    assert errors.count(f"of the type LORA and {scales} of the type LN_TUNING") == 3
+
+
+def test_vera_adapters_of_two_seeds_are_scored_side_by_side_but_cannot_share_a_base(
+    trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = [str(trained("nano/english", "--method", "vera", "--steps", "3", "--seeds", seed)) for seed in "01"]
+    assert_scores_are_as_recorded(capsys, *sources)
+    assert refused_together(capsys, *sources).count("are VeRA adapters with different random matrices") == 3
+
+
+def test_the_biases_of_one_adapter_do_not_change_the_scores_of_another(
+    trained: Callable[..., Path], here: Path, tiny_gpt2: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The method `bias` trains the biases of the base itself, and peft does not keep them for each adapter."""
+    options = ("--steps", "3", "--lr", "0.3")
+    sources = [str(trained(str(tiny_gpt2), *options, "--method", method)) for method in ("lora", "bias")]
+    assert_scores_are_as_recorded(capsys, *sources)
+    assert_scores_are_as_recorded(capsys, *reversed(sources))
+    assert refused_together(capsys, *sources).count(f"; use {sources[1]} alone") == 3
+
+
 @pytest.mark.parametrize("kind", ["cat", "svd", "linear", "ties"])
 def test_a_combination_equals_the_combination_by_plain_peft(two: tuple[str, str], kind: str, here: Path) -> None:
     """Compare the update of one layer. For `cat`, it must also be the weighted sum of the adapters' updates."""
