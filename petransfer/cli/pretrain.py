@@ -68,7 +68,9 @@ def pretrain(
     ] = None,
     cuda_graphs: CudaGraphs = False,
     cpu: Cpu = False,
-    dry: Annotated[bool, typer.Option("--plan", help="Show what would be trained, and stop before training.")] = False,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Show what would be trained, and stop before training.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Pretrain a checkpoint for each arm (kind of pretraining, such as english) of a recipe, by span corruption.
@@ -97,7 +99,7 @@ def pretrain(
         else:
             print_table(tables.terminal_table(read(), content.name))
 
-    if dry:
+    if plan_only:
         folder.check(content.name)
         end()
         return

@@ -25,7 +25,7 @@ def test_a_descending_range_of_seeds_is_refused(text: str) -> None:
         ("run", "smoke", "--seeds", ""),
         ("run", "smoke", "--shard", ""),
         ("plan", "smoke", "--arms", "english,"),
-        ("sweep", "smoke", "--rates", ""),
+        ("sweep", "smoke", "--learning-rates", ""),
         ("sweep", "smoke", "--factors", ""),
         ("sweep", "smoke", "--shard", ""),
         ("pretrain", "--arms", ""),
