@@ -96,7 +96,7 @@ def fit(
     """
     if stack > 1 and measure:
         raise UserError(f"--stack {stack} cannot be combined with --measure; leave one of them out")
-    pair = two(lengths)
+    pair = parse_lengths(lengths)
     limit = parse_card(card) if card is not None else None if cpu else this_card()
 
     from petransfer.memory import fit as library
@@ -255,7 +255,7 @@ def _bar(found: Fit, width: int) -> Text | None:
     return bar.append_text(legend)
 
 
-def two(text: str) -> tuple[int, int]:
+def parse_lengths(text: str) -> tuple[int, int]:
     """Return the two whole numbers of a text such as `64,128`."""
     try:
         first, second = (int(part) for part in text.split(","))

@@ -100,7 +100,7 @@ class CrossValidation:
         overrides = [one for one in self.overrides if not _sets_the_length(one)]
         training = train_study(self.model, self.data, whole, overrides, self.folder, self.has_bf16)
         training.grid.folder.open(training.grid.recipe)
-        write_text(self.folder / "folds.json", json.dumps(as_json(scores), indent=1) + "\n")
+        write_text(self.folder / "folds.json", json.dumps(folds_as_json(scores), indent=1) + "\n")
         return training
 
 
@@ -187,7 +187,7 @@ def summary(scores: list[FoldScore]) -> str:
     )
 
 
-def as_json(scores: tuple[FoldScore, ...]) -> dict[str, Any]:
+def folds_as_json(scores: tuple[FoldScore, ...]) -> dict[str, Any]:
     """Return the content of `folds.json`. The mean and the standard deviation are in per cent."""
     values = [one.exact_match for one in scores]
     return {
