@@ -143,7 +143,7 @@ def _check(
     if stack > 1 and METHODS.lookup(method).not_stacked:
         raise UserError(f"{method} is not stacked, because {METHODS.lookup(method).not_stacked}")
     if stack > 1 and checkpointing:
-        raise UserError(f"--stack {stack} cannot be combined with --checkpointing; leave one of them out")
+        raise UserError(f"--stack {stack} cannot be combined with --gradient-checkpointing; leave one of them out")
 
 
 def _lengths(lengths: Any) -> tuple[int, int]:

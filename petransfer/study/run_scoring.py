@@ -105,7 +105,7 @@ def judged(
     except OutOfMemory as error:
         if needs_all_processes(model):
             raise RunError(
-                "out of memory in the evaluation; run the same command again with a smaller --micro-batch"
+                "out of memory in the evaluation; run the same command again with a smaller --micro-batch-size"
             ) from error
         raise
     return evaluations, measured

@@ -98,7 +98,8 @@ class Scheduling:
         size = self.stack_size
         if size > 1 and checkpointing:
             raise UserError(
-                f"--stack {self.stack} cannot be combined with --checkpointing: dropout would be drawn differently"
+                f"--stack {self.stack} cannot be combined with --gradient-checkpointing: "
+                "dropout would be drawn differently"
             )
         if size:
             return lambda cells: stacks_of(cells, size)

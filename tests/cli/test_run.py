@@ -262,7 +262,7 @@ def test_the_stack_option_is_checked_and_stacks_runs(
     for wrong, message in {
         "x": "--stack x: write a whole number of 1 or more, auto or off",
         "0": "--stack 0: write a whole number of 1 or more, auto or off",
-        "2 --checkpointing": "--stack 2 cannot be combined with --checkpointing",
+        "2 --checkpointing": "--stack 2 cannot be combined with --gradient-checkpointing",
         "2 --processes 2": "--stack 2 cannot be combined with --processes",
     }.items():
         assert call(monkeypatch, *words, "--stack", *wrong.split()) == 2

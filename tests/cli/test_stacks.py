@@ -65,7 +65,7 @@ def test_plan_shows_how_runs_would_be_stacked(
     ("options", "message"),
     [
         (["--stack", "abc"], "--stack abc: write a whole number of 1 or more, auto or off"),
-        (["--stack", "4", "--checkpointing"], "--stack 4 cannot be combined with --checkpointing"),
+        (["--stack", "4", "--checkpointing"], "--stack 4 cannot be combined with --gradient-checkpointing"),
     ],
 )
 def test_plan_refuses_an_invalid_stack_option_before_it_lists_the_runs(

@@ -375,7 +375,7 @@ def test_fit_prints_a_table_of_the_memory_and_advice(
         ),
         (
             ["nano/english", "--stack", "2", "--checkpointing"],
-            "--stack 2 cannot be combined with --checkpointing; leave one",
+            "--stack 2 cannot be combined with --gradient-checkpointing; leave one",
         ),
         (["nano/english", "--packing"], "nano/english is an encoder-decoder"),
         (["nano/english", "--stack", "2", "--packing"], "--stack 2 cannot be combined with --packing; leave one"),
