@@ -11,8 +11,8 @@ from petransfer.effects.kind import Thresholds
 from petransfer.effects.kinds.contrast import Effect, judge
 from petransfer.effects.kinds.scale import Scale
 from petransfer.effects.kinds.scale import judge as judge_scales
-from petransfer.effects.pairs import Contrast, Two, compared
-from petransfer.effects.reference import nearest_paper_family, paper_note, paper_score, published_contrast
+from petransfer.effects.pairs import Contrast, ContrastPair, compared
+from petransfer.effects.reference import nearest_paper_family, paper_contrast, paper_note, paper_score
 from petransfer.effects.runs import Runs
 from petransfer.effects.wording import p_value, unpaired
 from petransfer.errors import UserError, shortened
@@ -164,7 +164,7 @@ def _paper_cell(families: Sequence[str], arm: str, task: str, split: str) -> dic
 def _paper_effect(families: Sequence[str], effect: Contrast, task: str) -> dict[str, Effect]:
     paper_families = dict.fromkeys(map(nearest_paper_family, families))
     names = (effect.left_name, effect.right_name)
-    found = {family: published_contrast(family, *names, task, effect.split) for family in paper_families}
+    found = {family: paper_contrast(family, *names, task, effect.split) for family in paper_families}
     return {family: judge([contrast])[0] for family, contrast in found.items() if contrast}
 
 
@@ -225,11 +225,11 @@ def _ids(runs: Runs, arm: str, method: str, split: str) -> set[str]:
     return {cell.run_id for cell in runs.cells_of(arm, method, split) if runs.folder.run(cell.run_id).done}
 
 
-def _effects(first: Runs, second: Runs) -> tuple[list[Two], list[str], list[str]]:
+def _effects(first: Runs, second: Runs) -> tuple[list[ContrastPair], list[str], list[str]]:
     """Return the effects to compare, and two lists of effects that are not compared."""
     effects_a = {(effect.left, effect.right) for effect in requested_effects(first.recipe) if effect.kind == "arms"}
     effects_b = {(effect.left, effect.right) for effect in requested_effects(second.recipe) if effect.kind == "arms"}
-    found: list[Two] = []
+    found: list[ContrastPair] = []
     same, one_sided = [], []
     for split in first.splits:
         for left, right in sorted(effects_a | effects_b):
@@ -248,7 +248,7 @@ def _effects(first: Runs, second: Runs) -> tuple[list[Two], list[str], list[str]
                 elif any(shared):
                     one_sided.append(f"{place}: {right if shared[0] else left}")
                 else:
-                    found.append(Two(here, there, "B", "A"))
+                    found.append(ContrastPair(here, there, "B", "A"))
     return found, same, one_sided
 
 

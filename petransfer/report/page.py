@@ -10,7 +10,7 @@ from typing import Any
 from petransfer.data.rows.chat_rows import readable_input
 from petransfer.effects.criteria import Criterion, criterion_of
 from petransfer.effects.drawing import ONE_COLUMN, label_of
-from petransfer.effects.kind import Kind, kinds_in_order
+from petransfer.effects.kind import EffectKind, kinds_in_order
 from petransfer.effects.reference import CITATION
 from petransfer.effects.wording import signed
 from petransfer.recipe.effect_requests import short_label
@@ -160,7 +160,7 @@ def _forest(effects: dict[str, Any]) -> dict[str, Shown] | None:
     return {"wide": shown(wide, "forest", alt, caption), "narrow": shown(narrow, "forest1", alt, caption)}
 
 
-def _kind(kind: Kind, effects: dict[str, Any]) -> Section | None:
+def _kind(kind: EffectKind, effects: dict[str, Any]) -> Section | None:
     """Return the section of one kind of effect. None if there are no effects."""
     found, criterion = effects.get(kind.key, []), criterion_of(effects)
     # Contrasts have a table instead of a plot, and a sentence for each effect that cannot be estimated.
@@ -175,7 +175,7 @@ def _kind(kind: Kind, effects: dict[str, Any]) -> Section | None:
     )
 
 
-def _kind_figures(kind: Kind, found: Sequence[dict[str, Any]], criterion: Criterion) -> list[Shown]:
+def _kind_figures(kind: EffectKind, found: Sequence[dict[str, Any]], criterion: Criterion) -> list[Shown]:
     if kind.name == "contrast":
         return []  # the forest plot is at the top of the page
     figure = kind.plot(found, criterion, ONE_COLUMN + 1)

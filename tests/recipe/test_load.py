@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from petransfer.effects.study_effects import demand
+from petransfer.effects.study_effects import seed_demand
 from petransfer.errors import UserError
 from petransfer.recipe.effect_requests import requested_effects
 from petransfer.recipe.loading import (
@@ -345,7 +345,7 @@ def test_protein_is_compared_with_english_newemb_and_the_recipe_in_results_agree
     for arm in ("protein", "english-newemb"):
         assert len({(cell.method, cell.seed) for cell in cells if cell.arm == arm}) == 2 * 6
     assert any((one.left, one.right) == ("protein", "english-newemb") for one in requested_effects(recipe))
-    assert not demand(recipe, cells).line  # the seeds are enough for all effects
+    assert not seed_demand(recipe, cells).line  # the seeds are enough for all effects
     kept = expand(load_recipe(str(Path(__file__).parents[2] / "results" / "lora-transfer-nano" / "recipe.yaml")))
     assert {cell.run_id for cell in kept} == {cell.run_id for cell in cells}
 
