@@ -123,7 +123,7 @@ class Bundle:
 
 
 @contextlib.contextmanager
-def opened(source: str, run: str | None = None) -> Iterator[Bundle]:
+def open_bundle(source: str, run: str | None = None) -> Iterator[Bundle]:
     """Open the adapter in a folder, a zip file, or a hub repository `owner/name[@revision]`.
 
     Files from a zip or the hub are in a temporary folder, which is removed at the end of the `with` block.
@@ -137,17 +137,17 @@ def opened(source: str, run: str | None = None) -> Iterator[Bundle]:
     refuse_address(source, "the adapter")
     path = expanded(source)
     if path.is_dir():
-        yield of_folder(run_folder(path, run), source)
+        yield bundle_of_folder(run_folder(path, run), source)
         return
     with tempfile.TemporaryDirectory(prefix="petransfer-") as kept:
         folder = Path(kept)
         if path.is_file():
             _refuse_other_file(path)
             read_zip(path, folder)
-            yield of_folder(folder, path.name)
+            yield bundle_of_folder(folder, path.name)
         elif is_hub_id(source):
             commit = fetch(source, folder)
-            yield of_folder(folder, source, commit)
+            yield bundle_of_folder(folder, source, commit)
         else:
             raise nothing_found(source)
 
@@ -159,7 +159,7 @@ def is_hub_id(source: str) -> bool:
     return known and re.fullmatch(r"[\w./-]*", revision) is not None
 
 
-def of_folder(folder: Path, label: str | None = None, commit: str | None = None) -> Bundle:
+def bundle_of_folder(folder: Path, label: str | None = None, commit: str | None = None) -> Bundle:
     """Return the adapter in an adapter's folder or in a run's folder.
 
     Raises:
@@ -183,7 +183,7 @@ def of_folder(folder: Path, label: str | None = None, commit: str | None = None)
     return Bundle(label, files, config, tensors, provenance, spec, manifest, here, commit)
 
 
-def of_whole_model(folder: Path, label: str | None = None) -> Bundle:
+def bundle_of_whole_model(folder: Path, label: str | None = None) -> Bundle:
     """Return the files of a whole model as a bundle.
 
     Args:
@@ -199,7 +199,7 @@ def of_whole_model(folder: Path, label: str | None = None) -> Bundle:
     return Bundle(label or str(folder), files, {}, {}, provenance, spec_in(provenance), None, here)
 
 
-def checked(bundle: Bundle) -> Bundle:
+def checked_bundle(bundle: Bundle) -> Bundle:
     """Check an adapter's configuration, tensors and sha256, and return the bundle unchanged.
 
     Raises:

@@ -24,7 +24,7 @@ _PROXIES = ("https_proxy", "http_proxy", "all_proxy")
 
 
 @dataclass(frozen=True)
-class Pushed:
+class PushResult:
     """An uploaded adapter.
 
     url: address of the upload's commit.
@@ -39,7 +39,7 @@ class Pushed:
     notes: tuple[str, ...] = ()
 
 
-def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message: str) -> Pushed:
+def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message: str) -> PushResult:
     """Upload a bundle's files to a hub repository in one commit.
 
     Args:
@@ -75,7 +75,7 @@ def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message:
             warnings.simplefilter("always")
             done = api.create_commit(name, files, commit_message=message)
         warned = [reason_of(one.message) for one in caught if "README.md" in str(one.message)]
-        return Pushed(str(done.commit_url), str(done.oid), private, tuple(warned))
+        return PushResult(str(done.commit_url), str(done.oid), private, tuple(warned))
 
 
 def holds_adapter(source: str) -> bool:
@@ -198,6 +198,6 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def as_json(pushed: Pushed) -> dict[str, Any]:
+def as_json(pushed: PushResult) -> dict[str, Any]:
     """Return the fields of an upload that `--json` prints."""
     return {"url": pushed.url, "commit": pushed.commit, "private": pushed.private}
