@@ -322,7 +322,7 @@ def _plan_as_json(
                 "name": place.name,
                 "line": place.line(study.options_for(place.spec)),
                 "fits": place.fit and place.fit.fits,
-                "checkpointing": place.fit and place.fit.demand.checkpointing,
+                "checkpointing": place.fit and place.fit.step_spec.checkpointing,
                 "advice": as_options(place.fit.advice, study.options_for(place.spec)) if place.fit else [],
             }
             for place in places

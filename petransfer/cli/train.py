@@ -287,10 +287,10 @@ def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cp
     for line in filter(None, (training.note, *notes_of(grid))):
         logger.info(line)
     print_text(*describe(training, folds), *estimate_lines(grid.cells[0], rows, fit, cpu, runs))
-    demand = fit.demand
+    step_spec = fit.step_spec
     print_text(
-        f"\nmemory, predicted for estimated lengths of {count(demand.input_length, 'input token')} and "
-        f"{count(demand.target_length, 'target token')}, which can differ from the lengths above:"
+        f"\nmemory, predicted for estimated lengths of {count(step_spec.input_length, 'input token')} and "
+        f"{count(step_spec.target_length, 'target token')}, which can differ from the lengths above:"
     )
     show(checkpoint.name, fit, options=TRAIN_OPTIONS)
     print_text("\nsettings (change one with --set, such as --set train.batch_size=8):")

@@ -30,7 +30,7 @@ PACKED_TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredExample:
     """The outcome of one test example.
 
     Attributes:
@@ -63,7 +63,7 @@ def score(
     encoded: Sequence[Encoded],
     batch_size: int,
     compares_texts: bool = True,
-) -> list[Scored]:
+) -> list[ScoredExample]:
     """Score every example with one forward pass of at most `batch_size` examples.
 
     Args:
@@ -81,7 +81,7 @@ def score(
         if change_while_generated(loaded.model.config, len(row.input_ids), len(row.target_ids))
     }
 
-    def one(chosen: list[int]) -> list[Scored]:
+    def one(chosen: list[int]) -> list[ScoredExample]:
         parts = [examples[at] for at in chosen], [encoded[at] for at in chosen]
         rows = _score_batch(model, loaded, *parts, lean, compares_texts)
         return [replace(row, near_tie=True) if at in long else row for at, row in zip(chosen, rows, strict=True)]
@@ -98,7 +98,7 @@ def _score_batch(
     encoded: Sequence[Encoded],
     lean: CpuFastPath | None,
     compares_texts: bool,
-) -> list[Scored]:
+) -> list[ScoredExample]:
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in collate(encoded, loaded.layout).items()}
     valid_bt = batch["labels"] != IGNORED
@@ -123,7 +123,7 @@ def _score_batch(
             near = may_spell(generated, example.target, loaded)
         near = near or not stops.isdisjoint(encoded[at].target_ids[:-1])
         rows.append(
-            Scored(
+            ScoredExample(
                 index=example.index,
                 category=example.category,
                 correct=correct,

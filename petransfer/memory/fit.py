@@ -20,7 +20,7 @@ from petransfer.recipe.values import LARGEST_BATCH
 
 if TYPE_CHECKING:
     from petransfer.memory.planner import Fit
-    from petransfer.memory.step_memory import Demand
+    from petransfer.memory.step_memory import StepSpec
 
 DEFAULT_SIZES = {"rank": 16, "virtual_tokens": 20}
 # The largest number of runs in a stack, and of tokens in an input or a target.
@@ -98,19 +98,19 @@ def fit(
 
     import_transformers()
     from petransfer.memory.planner import plan
-    from petransfer.memory.step_memory import Demand
+    from petransfer.memory.step_memory import StepSpec
     from petransfer.models.quiet_libraries import silence_libraries
 
     silence_libraries()
-    demand = Demand(
+    step_spec = StepSpec(
         chosen, batch_size, *lengths, device, optimizer, gradient_checkpointing, members=stack, packing=packing,
         capability=(limit.capability if limit else None) or USUAL_CAPABILITY,
     )  # fmt: skip
-    config, own_head = _checked_configuration(spec, demand)
-    return plan(config, spec, demand, own_head, limit.bytes if limit else None)
+    config, own_head = _checked_configuration(spec, step_spec)
+    return plan(config, spec, step_spec, own_head, limit.bytes if limit else None)
 
 
-def _checked_configuration(spec: CheckpointSpec, demand: Demand) -> tuple[Any, bool]:
+def _checked_configuration(spec: CheckpointSpec, step_spec: StepSpec) -> tuple[Any, bool]:
     """Return the checkpoint's configuration, and whether its output head is untied."""
     from petransfer.memory.step_memory import virtual_tokens_of
     from petransfer.models.architecture import configuration
@@ -120,12 +120,12 @@ def _checked_configuration(spec: CheckpointSpec, demand: Demand) -> tuple[Any, b
     from petransfer.training.stacked import refuse_layer_drop
 
     config, own_head = configuration(spec)
-    refuse_virtual_tokens(config, spec.name, virtual_tokens_of(config, spec.name, demand.method, own_head))
+    refuse_virtual_tokens(config, spec.name, virtual_tokens_of(config, spec.name, step_spec.method, own_head))
     if spec.reinit != "all":
         refuse_missing_tensors(spec)
-    if demand.packing:
-        check_packable(spec.name, demand.method.name, config)
-    if demand.members > 1:
+    if step_spec.packing:
+        check_packable(spec.name, step_spec.method.name, config)
+    if step_spec.members > 1:
         refuse_layer_drop(config)
     return config, own_head
 

@@ -16,9 +16,9 @@ from petransfer.data.encoding import encodable, encode_examples
 from petransfer.errors import RunError, UserError, shortened
 from petransfer.evaluation.exact_match import Evaluation, evaluate
 from petransfer.evaluation.metric_checks import check_metrics, declared
-from petransfer.evaluation.one_pass import Scored
+from petransfer.evaluation.one_pass import ScoredExample
 from petransfer.evaluation.predictor import Predictor
-from petransfer.evaluation.run_metrics import measure_rows
+from petransfer.evaluation.run_metrics import compute_metrics_of_rows
 from petransfer.models.loading import Loaded
 from petransfer.sharing.base import LoadOptions, base_of
 from petransfer.sharing.bundle import Bundle
@@ -265,7 +265,7 @@ def _scores(
             same=_percent([one == other for one, other in zip(right, now, strict=True)]),
             generated=found.near_ties + found.audited,
             disagreements=found.disagreements,
-            metrics=measure_rows(model, loaded, metrics, targets, labels, encoded).scores,
+            metrics=compute_metrics_of_rows(model, loaded, metrics, targets, labels, encoded).scores,
         )
         seen = trained_on(trained, examples, load_options.data_dir)
         rows.append(scores if seen is None else _with_separate_scores(scores, seen, found.scored))
@@ -273,7 +273,7 @@ def _scores(
     return rows
 
 
-def _with_separate_scores(scores: Scores, seen: tuple[int, ...], scored: Sequence[Scored]) -> Scores:
+def _with_separate_scores(scores: Scores, seen: tuple[int, ...], scored: Sequence[ScoredExample]) -> Scores:
     """Return the scores with separate exact match for examples at the positions `seen` and all others."""
     known = set(seen)
     trained = [row.correct for at, row in enumerate(scored) if at in known]

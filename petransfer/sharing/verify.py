@@ -11,7 +11,7 @@ from petransfer.data import SplitData
 from petransfer.data.chat import chat_layout
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import Evaluation
-from petransfer.evaluation.one_pass import Scored
+from petransfer.evaluation.one_pass import ScoredExample
 from petransfer.models.hashes import tokenizer_sha256, weight_hashes
 from petransfer.models.loading import Loaded
 from petransfer.models.quantization import inventory
@@ -289,7 +289,7 @@ def _claimed(part: str, claim: dict[str, Any], found: Evaluation) -> Check:
     return Check("score", False, about)
 
 
-def _example_by_example(kept: Sequence[dict[str, Any]], scored: Sequence[Scored]) -> Check:
+def _example_by_example(kept: Sequence[dict[str, Any]], scored: Sequence[ScoredExample]) -> Check:
     if [row["index"] for row in kept] != [row.index for row in scored]:
         return Check("examples", False, f"{EXAMPLES} does not list the same examples as the test part of the data")
     pairs = list(zip(kept, scored, strict=True))

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from petransfer.data import SplitData
 from petransfer.data.encoded_examples import EncodedSplit, LazilyEncoded
 from petransfer.data.encoding import Encoded
-from petransfer.methods import computes_narrower, weights_bits
+from petransfer.methods import computes_in_bf16, weights_bits
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.encoded_data import encode_data
@@ -91,4 +91,4 @@ class Prepared:
     def autocast(self) -> bool:
         """Whether the training loop uses autocast to bf16."""
         # with FSDP, the model itself sets the dtype of the computation
-        return self.empty_copy is None and computes_narrower(self.spec.method)
+        return self.empty_copy is None and computes_in_bf16(self.spec.method)

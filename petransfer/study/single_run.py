@@ -19,7 +19,7 @@ from petransfer.data.encoding import Encoded
 from petransfer.data.rows.chat_rows import readable_input
 from petransfer.evaluation.exact_match import Evaluation, summary
 from petransfer.evaluation.metric_checks import declared
-from petransfer.methods import apply_method, computes_narrower, save_method, weights_bits
+from petransfer.methods import apply_method, computes_in_bf16, save_method, weights_bits
 from petransfer.methods.shared.trained_tokens import trained_tokens
 from petransfer.models.base_record import base_record
 from petransfer.models.loading import Loaded, load_checkpoint
@@ -145,7 +145,7 @@ def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel
     names = base.settings.log_with if base.process.leads else ()
     trackers = start_trackers(names, folder.path, spec, base.process.device, resumed.step if resumed else 0)
     if splits_tensors():
-        empty_copy = shard_model(applied, base.process.device, computes_narrower(spec.method))
+        empty_copy = shard_model(applied, base.process.device, computes_in_bf16(spec.method))
         return Prepared(spec, folder, loaded, parts, applied, trackers, empty_copy)
     return Prepared(spec, folder, loaded, parts, applied.to(base.process.device), trackers)
 

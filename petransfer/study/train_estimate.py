@@ -225,7 +225,9 @@ def _estimated_step(spec: RunSpec, tokens: Tokens, fit: Fit, cpu: bool) -> float
     # process the input and half of them the target; in a decoder-only model, all weights process both.
     tokens_seen = tokens.packed[1] if tokens.packed else spec.train.batch_size * (tokens.inputs + tokens.targets)
     tokens_seen /= 2 if configuration(spec.checkpoint)[0].is_encoder_decoder else 1
-    return (6 if full else 4) * parameters * tokens_seen / (REACHED * _product_rate(cpu or fit.demand.device == "cpu"))
+    return (
+        (6 if full else 4) * parameters * tokens_seen / (REACHED * _product_rate(cpu or fit.step_spec.device == "cpu"))
+    )
 
 
 def _product_rate(cpu: bool) -> float:
@@ -257,7 +259,7 @@ def estimate_lines(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool, runs: 
         runs: The number of training runs.
     """
     try:
-        tokens = tokens_of(cell.spec, fit.demand.device)
+        tokens = tokens_of(cell.spec, fit.step_spec.device)
     except UserError as problem:  # the training would fail for the same reason
         return [f"tokens and time: not known ({problem})"]
     lines = [tokens.line(rows["train"])]
@@ -269,7 +271,7 @@ def estimate_lines(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool, runs: 
 
 def as_json(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool, runs: int = 1) -> dict[str, Any]:
     """Return the tokens, the expected time of one training run in seconds, and the number of runs as JSON values."""
-    tokens = tokens_of(cell.spec, fit.demand.device)
+    tokens = tokens_of(cell.spec, fit.step_spec.device)
     found = time_of(cell, tokens, rows["dev"], fit, cpu)
     return {
         "tokens": vars(tokens),

@@ -18,7 +18,7 @@ from petransfer.data import Example, load_task
 from petransfer.data.encoding import Encoded, encode_examples
 from petransfer.errors import Interrupted
 from petransfer.evaluation.exact_match import evaluate
-from petransfer.methods import apply_method, computes_narrower, weights_bits
+from petransfer.methods import apply_method, computes_in_bf16, weights_bits
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import Bits, MethodSpec, TrainSpec
@@ -73,7 +73,7 @@ def make_loop(
         model, ShuffledExamples(examples, train.batch_size, seed, loaded.layout), train,
         Process(device), folder,
         identity="", seed=seed, execution=Execution(log_every=1, **changes.pop("execution", {})),
-        hooks=changes.pop("hooks", Hooks()), autocast=computes_narrower(spec),
+        hooks=changes.pop("hooks", Hooks()), autocast=computes_in_bf16(spec),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, BartConfig
 from petransfer.errors import Interrupted, UserError
 from petransfer.memory.measured import peak_of
 from petransfer.memory.planner import largest_stack, on_card
-from petransfer.memory.step_memory import Demand, simulate
+from petransfer.memory.step_memory import StepSpec, simulate
 from petransfer.methods import apply_method
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
@@ -351,10 +351,10 @@ def test_the_planner_predicts_the_memory_of_a_stack(
 ) -> None:
     monkeypatch.setattr("petransfer.memory.step_memory.joins", lambda device: joined)
     spec = checkpoint_spec(str(tiny_t5))
-    demand = Demand(replace(LORA, dropout=0.1), 4, 12, 20, "cpu", members=3)
-    foreseen = simulate(*_plain(tiny_t5), demand, False).peak
+    step_spec = StepSpec(replace(LORA, dropout=0.1), 4, 12, 20, "cpu", members=3)
+    foreseen = simulate(*_plain(tiny_t5), step_spec, False).peak
     loaded = load_checkpoint(spec, 32)
-    models = [apply_method(replace(loaded, model=share(loaded.model)), demand.method, at) for at in range(3)]
+    models = [apply_method(replace(loaded, model=share(loaded.model)), step_spec.method, at) for at in range(3)]
     stack = make_stack(loaded.model, models)
     parameters = [value for model in models for value in trained_tensors(model).values()]
     optimizer = torch.optim.AdamW(parameters, fused=True)
@@ -381,11 +381,11 @@ def test_the_planner_predicts_the_memory_of_a_stack(
 
 def test_stack_size_is_limited_by_the_memory_of_the_card(tiny_t5: Path) -> None:
     spec, (config, name) = checkpoint_spec(str(tiny_t5)), _plain(tiny_t5)
-    demand = Demand(LORA, 4, 12, 20)
-    card = on_card(simulate(config, name, replace(demand, members=3), False).peak)
-    found = [largest_stack(config, spec, demand, False, size, 5) for size in (card // 2, card, 2 * card)]
+    step_spec = StepSpec(LORA, 4, 12, 20)
+    card = on_card(simulate(config, name, replace(step_spec, members=3), False).peak)
+    found = [largest_stack(config, spec, step_spec, False, size, 5) for size in (card // 2, card, 2 * card)]
     assert found == [1, 3, 5]
-    assert largest_stack(config, spec, replace(demand, checkpointing=True), False, 2 * card, 5) == 1
+    assert largest_stack(config, spec, replace(step_spec, checkpointing=True), False, 2 * card, 5) == 1
 
 
 def _plain(folder: Path) -> tuple[Any, str]:

@@ -20,7 +20,7 @@ from petransfer.errors import Interrupted, UserError
 from petransfer.evaluation.exact_match import evaluate
 from petransfer.evaluation.generation import generate
 from petransfer.evaluation.label_scoring import _scores
-from petransfer.memory.step_memory import Demand, simulate
+from petransfer.memory.step_memory import StepSpec, simulate
 from petransfer.methods import apply_method, save_method
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import inventory
@@ -137,7 +137,9 @@ def test_fit_counts_the_trained_parameters_and_plain_peft_computes_the_same_logi
     loaded, model = made(base, SMALL[name])
     trained = trained_tensors(model)
     config = AutoConfig.from_pretrained(base)
-    foreseen = simulate(config, "tiny", Demand(SMALL[name], 2, 5, 5, "cpu"), loaded.model.config.model_type == "llama")
+    foreseen = simulate(
+        config, "tiny", StepSpec(SMALL[name], 2, 5, 5, "cpu"), loaded.model.config.model_type == "llama"
+    )
     assert foreseen.trained_parameters == sum(value.numel() for value in trained.values()) > 0
     frozen = {key: value.clone() for key, value in model.named_parameters() if key not in trained}
     before = {key: value.detach().clone() for key, value in trained.items()}

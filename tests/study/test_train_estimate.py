@@ -25,7 +25,7 @@ def test_a_step_is_estimated_from_the_number_of_weights(
     weights: dict[str, int], method: str, operations: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_estimate, "_product_rate", lambda cpu: 1e6)
-    fit: Any = SimpleNamespace(memory=SimpleNamespace(weights=weights), demand=SimpleNamespace(device="cpu"))
+    fit: Any = SimpleNamespace(memory=SimpleNamespace(weights=weights), step_spec=SimpleNamespace(device="cpu"))
     spec: Any = SimpleNamespace(
         method=SimpleNamespace(name=method),
         train=SimpleNamespace(batch_size=4),

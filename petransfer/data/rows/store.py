@@ -60,7 +60,7 @@ class Store:
         return SplitData(train, dev, test, tuple(self.about["labels"]), name)
 
 
-def prepared(options: RowOptions) -> Store:
+def open_store(options: RowOptions) -> Store:
     """Return the store of the user's rows, newly made or from the cache.
 
     Raises:
