@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petransfer.errors import RunError, UserError
-from petransfer.models.thread_turns import import_transformers, one_training
+from petransfer.models.thread_turns import import_transformers, training_lock
 from petransfer.plurals import count
 from petransfer.python_arguments import flag_of, list_of, names_of, naming_arguments, place_of
 from petransfer.study.run_study import check_processes, execute_study, prepare_study
@@ -119,7 +119,7 @@ class Study:
         return DataFrame(rows)
 
     @naming_arguments()
-    @one_training()
+    @training_lock()
     def run(
         self,
         *,
@@ -238,7 +238,7 @@ class Study:
         return write_report(self.grid).path
 
 
-@one_training()
+@training_lock()
 def train(
     model: str | Path,
     data: str | Path,

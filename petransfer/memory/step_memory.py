@@ -39,7 +39,7 @@ from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.losses import token_loss
 from petransfer.training.out_of_memory import enable_gradient_checkpointing
 from petransfer.training.packing import packed_size
-from petransfer.training.stacked import accumulate, joins, make_stack, share
+from petransfer.training.stacked import accumulate, make_stack, shared_copy, shares_passes
 from petransfer.training.state import trained_tensors
 
 Device = Literal["cuda", "cpu"]
@@ -224,7 +224,7 @@ def _count_gradients(tracker: Tracker, trained: Sequence[torch.nn.Parameter], ac
 
 def _with_method(loaded: Loaded, step_spec: StepSpec) -> list[torch.nn.Module]:
     """Return one model per member of the stack, with the method applied."""
-    bases = [loaded.model] if step_spec.members == 1 else [share(loaded.model) for _ in range(step_spec.members)]
+    bases = [loaded.model] if step_spec.members == 1 else [shared_copy(loaded.model) for _ in range(step_spec.members)]
     with torch.device("meta"):
         models = [apply_method(replace(loaded, model=base), step_spec.method, 0) for base in bases]
     for model in models:
@@ -258,7 +258,7 @@ def _run_pass(
     loaded: Loaded, models: Sequence[torch.nn.Module], phase: _Phase, batch: Tensors, device: torch.device
 ) -> None:
     """Run the forward and the backward pass of each model in `models`."""
-    if len(models) == 1 or not joins(device):
+    if len(models) == 1 or not shares_passes(device):
         for model in models:
             phase.backward = False
             loss = token_loss(model, batch)

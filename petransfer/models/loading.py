@@ -41,7 +41,7 @@ from petransfer.models.registry import checkpoint_spec
 from petransfer.models.special_tokens import layout_of
 from petransfer.models.support import supported_class
 from petransfer.models.text_part import text_config
-from petransfer.models.thread_turns import one_thread
+from petransfer.models.thread_turns import torch_state_lock
 from petransfer.python_arguments import device_of, names_of, place_of
 from petransfer.recipe.run_spec import Bits, CheckpointSpec, unused_keep_wide
 
@@ -118,7 +118,7 @@ def load(
     return loaded.model.eval(), loaded.tokenizer
 
 
-@one_thread()
+@torch_state_lock()
 def load_checkpoint(
     checkpoint: CheckpointSpec,
     bits: Bits = 16,
@@ -166,7 +166,7 @@ def load_checkpoint(
     return Loaded(model, tokenizer, layout, commit, tuple(dict.fromkeys((*new, *added))))
 
 
-@one_thread()
+@torch_state_lock()
 def load_on_disk(checkpoint: CheckpointSpec, folder: str, seed: int = 0) -> Loaded:
     """Load a checkpoint at 16 bits with its weights left on disk. Each layer reads its weights when it runs.
 

@@ -15,7 +15,7 @@ from petransfer.data.chat import quoted_note
 from petransfer.errors import UserError
 from petransfer.evaluation.cut_texts import CutTexts
 from petransfer.evaluation.predictor import Predictor
-from petransfer.models.thread_turns import one_thread
+from petransfer.models.thread_turns import torch_state_lock
 from petransfer.python_arguments import device_of, names_of, naming_arguments, place_of, text_pairs, texts_of
 from petransfer.recipe.run_spec import Bits
 from petransfer.sharing import hub
@@ -149,7 +149,7 @@ class Adapter:
         predictor = self.predictor.for_chats(by_default=True) if chat else self.predictor
         if predictor is None:
             raise UserError(f"the tokenizer of {self.label} has no chat template; leave chat=True out")
-        with one_thread():
+        with torch_state_lock():
             found = predictor.generations(given, max_new_tokens)
         cut = CutTexts(max_new_tokens)
         cut.add(found)
@@ -188,7 +188,7 @@ class Adapter:
         """
         asked = data if data is None else str(data) if isinstance(data, str | Path) else text_pairs(data)
         request = EvaluationRequest(asked, part, by_generation, metrics=names_of(metrics, "metrics"))
-        with one_thread():
+        with torch_state_lock():
             (scores,) = side_by_side([self._source], self._load_options, request)
         return scores
 

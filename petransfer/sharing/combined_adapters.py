@@ -12,7 +12,7 @@ from petransfer.evaluation.predictor import Predictor
 from petransfer.models.configuration_record import differing_fields
 from petransfer.models.hashes import tokenizer_sha256
 from petransfer.models.loading import Loaded
-from petransfer.models.thread_turns import one_thread
+from petransfer.models.thread_turns import torch_state_lock
 from petransfer.plurals import count
 from petransfer.recipe.run_spec import Bits, CheckpointSpec
 from petransfer.sharing.attach import COMBINATIONS, COMBINED, FIRST, attach, combine
@@ -68,7 +68,7 @@ class AttachedAdapters:
         return Predictor(self.model, loaded, bundle.prefix(), bundle.template(), bundle.chat())
 
 
-@one_thread()
+@torch_state_lock()
 def load_adapters(
     bundles: Sequence[Bundle],
     load_options: LoadOptions,

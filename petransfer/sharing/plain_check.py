@@ -23,7 +23,7 @@ from petransfer.models.complete_weights import return_default_outputs
 from petransfer.models.loading import DTYPES, Loaded
 from petransfer.models.quantization import keep_default_packing, left_unquantized, quantization_config
 from petransfer.models.registry import embedded_folder, is_embedded
-from petransfer.models.rotary_positions import forget_longer_rows
+from petransfer.models.rotary_positions import reset_dynamic_frequencies
 from petransfer.sharing.base import AdapterBase
 from petransfer.sharing.bundle import Bundle
 
@@ -108,6 +108,6 @@ def _plain_model(bundle: Bundle, base: AdapterBase, loaded: Loaded) -> Any:
             plain = auto.from_pretrained(place, revision=revision, device_map={"": device}, **options)
         keep_default_packing(plain)
     return_default_outputs(plain)
-    forget_longer_rows(plain)
+    reset_dynamic_frequencies(plain)
     folder: Path = bundle.weights.parent
     return PeftModel.from_pretrained(plain, str(folder)).eval()

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from petransfer.errors import Interrupted
 from petransfer.models.quiet_libraries import silence_libraries
-from petransfer.models.thread_turns import one_thread
+from petransfer.models.thread_turns import torch_state_lock
 from petransfer.study.folders import Named, RunFolder, StudyFolder
 from petransfer.study.stack_groups import parts
 from petransfer.study.worker_losses import LOST, may_be_tried, note_failure, note_lost_worker
@@ -234,7 +234,7 @@ def attempt_together(
 ) -> list[str]:
     """Claim and execute the runs of a stack. Return the ids of runs claimed by other processes."""
     held: list[str] = []
-    with one_thread(), contextlib.ExitStack() as claims:
+    with torch_state_lock(), contextlib.ExitStack() as claims:
         cells = [cell for cell in stack if _claimed(study.run(cell.run_id), claims, held)]
         if len(stack) > 1 and cells:
             attempt_stacks(cells, study, job, threads, stopped, tick)

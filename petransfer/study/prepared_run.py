@@ -19,7 +19,7 @@ from petransfer.study.encoded_data import encode_data
 from petransfer.study.folders import RunFolder
 from petransfer.study.settings import Settings
 from petransfer.training.distributed import Process
-from petransfer.training.stacked import share
+from petransfer.training.stacked import shared_copy
 from petransfer.training.trackers import RunTrackers
 
 
@@ -57,7 +57,7 @@ class Base:
                 device=device,
                 keep_wide=method.keep_wide,
             ).model
-        model: PreTrainedModel = share(self._anew[device])
+        model: PreTrainedModel = shared_copy(self._anew[device])
         return model
 
     def encoded_for(self, spec: RunSpec) -> EncodedSplit:

@@ -43,9 +43,9 @@ from petransfer.training.execution import Execution
 from petransfer.training.hooks import Hooks
 from petransfer.training.loop import Loop
 from petransfer.training.packing import check_packing, collate_packed
-from petransfer.training.quantization_cost import check, quantisation_cost
+from petransfer.training.quantization_cost import check_quantization_cost, quantisation_cost
 from petransfer.training.reload_check import check_reloaded
-from petransfer.training.state import Progress, peek_progress, trained_tensors
+from petransfer.training.state import Progress, newest_progress, trained_tensors
 from petransfer.training.tracker_names import check_trackers
 from petransfer.training.trackers import RunTrackers, SamplePrediction, start_trackers
 
@@ -141,7 +141,7 @@ def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel
         base.cost = _quantisation_cost(spec, loaded, parts["dev"], base.settings.force)
     loaded = replace(loaded, new_tokens=trained_tokens(spec.method, loaded.new_tokens, token_ids))
     applied = apply_method(loaded, spec.method, spec.seed)
-    resumed = peek_progress(folder.path / "state", spec.canonical_json())
+    resumed = newest_progress(folder.path / "state", spec.canonical_json())
     names = base.settings.log_with if base.process.leads else ()
     trackers = start_trackers(names, folder.path, spec, base.process.device, resumed.step if resumed else 0)
     if splits_tensors():
@@ -265,7 +265,7 @@ def _quantisation_cost(spec: RunSpec, loaded: Loaded, dev: Sequence[Encoded], fo
         return {}
     cost = quantisation_cost(spec.checkpoint, spec.seed, loaded, dev)
     if not force:
-        check(cost, spec.checkpoint.name)
+        check_quantization_cost(cost, spec.checkpoint.name)
     return {"quantisation": asdict(cost)}
 
 

@@ -12,7 +12,7 @@ from petransfer.study.prepared_run import Base, Prepared
 from petransfer.study.settings import Settings
 from petransfer.study.single_run import finish, keeping_threads, make_loop, open_base, prepare
 from petransfer.study.stack_groups import common_start
-from petransfer.training.stacked import StackedLoop, make_stack, refuse_layer_drop, share
+from petransfer.training.stacked import StackedLoop, make_stack, refuse_layer_drop, shared_copy
 from petransfer.training.state import keep_only
 
 
@@ -48,7 +48,7 @@ def run_stack(
     ready: list[Prepared] = []
     for spec, folder in zip(specs, folders, strict=True):
         try:
-            ready.append(prepare(spec, folder, base, share(base.loaded.model)))
+            ready.append(prepare(spec, folder, base, shared_copy(base.loaded.model)))
         except UserError as error:
             failed(folder, error)
     if not ready:

@@ -157,7 +157,7 @@ def test_a_failed_run_of_a_sweep_is_reported(
     recipe: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "petransfer.training.loop.learning_rate_factor", lambda spec, step: 1e30 if spec.learning_rate == 9 else 1.0
+        "petransfer.training.loop.schedule_factor", lambda spec, step: 1e30 if spec.learning_rate == 9 else 1.0
     )
     out = tmp_path / "out"
     words = ("sweep", "--recipe", str(recipe), "--out", str(out), "--cpu", "--workers", "1", "--arms", "english")

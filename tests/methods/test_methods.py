@@ -37,7 +37,7 @@ from petransfer.training.execution import Execution
 from petransfer.training.hooks import Hooks
 from petransfer.training.loop import Loop
 from petransfer.training.losses import token_loss
-from petransfer.training.optimizer import learning_rate_factor, make_optimizer
+from petransfer.training.optimizer import make_optimizer, schedule_factor
 from petransfer.training.state import trained_tensors
 from tests.tiny_models import keep
 
@@ -109,7 +109,7 @@ def train(
         loss = token_loss(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         for group in optimizer.param_groups:
-            group["lr"] = rate * learning_rate_factor(spec, step) * group["scale"]
+            group["lr"] = rate * schedule_factor(spec, step) * group["scale"]
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss))

@@ -29,7 +29,7 @@ from petransfer.training.hooks import Hooks
 from petransfer.training.loop import Loop
 from petransfer.training.losses import token_loss
 from petransfer.training.metrics_file import MetricsFile, read_metrics
-from petransfer.training.optimizer import learning_rate_factor, make_optimizer
+from petransfer.training.optimizer import make_optimizer, schedule_factor
 from petransfer.training.out_of_memory import is_out_of_memory
 from petransfer.training.self_checks import SelfChecks, _not_finite
 from petransfer.training.state import Progress, load_state, save_state, trained_tensors
@@ -39,14 +39,14 @@ SPEC = TrainSpec(steps=100, batch_size=8, learning_rate=1e-3, warmup=0.1)
 
 
 def test_the_learning_rate_rises_in_the_warm_up_and_falls_to_its_final_share() -> None:
-    factors = [learning_rate_factor(SPEC, step) for step in range(100)]
+    factors = [schedule_factor(SPEC, step) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[9] == factors[10] == 1.0
     assert factors[55] == pytest.approx(0.5)
     assert factors[99] == pytest.approx(1 / 90)
-    assert learning_rate_factor(replace(SPEC, final=0.05), 99) == pytest.approx(0.05 + 0.95 / 90)
-    assert learning_rate_factor(replace(SPEC, schedule="cosine"), 55) == pytest.approx(0.5)
-    assert learning_rate_factor(replace(SPEC, schedule="constant"), 99) == 1.0
+    assert schedule_factor(replace(SPEC, final=0.05), 99) == pytest.approx(0.05 + 0.95 / 90)
+    assert schedule_factor(replace(SPEC, schedule="cosine"), 55) == pytest.approx(0.5)
+    assert schedule_factor(replace(SPEC, schedule="constant"), 99) == 1.0
 
 
 @given(
@@ -58,7 +58,7 @@ def test_the_learning_rate_is_positive_and_not_above_its_peak(
 ) -> None:
     spec = TrainSpec(steps, 1, 1e-3, warmup, schedule, final)  # type: ignore[arg-type]
     for step in range(steps):
-        assert 0 < learning_rate_factor(spec, step) <= 1
+        assert 0 < schedule_factor(spec, step) <= 1
 
 
 def test_rms_scaling_sets_learning_rate_and_weight_decay_of_each_tensor() -> None:
