@@ -16,7 +16,7 @@ from petransfer.cli.evaluate import combination_of
 from petransfer.cli.input_files import is_existing_file, is_folder, refuse_other_files, without_rows
 from petransfer.cli.lazy_verbs import path_or_dash
 from petransfer.cli.terminal_text import for_output, print_text
-from petransfer.cli.text import arriving, input_lines, is_pipe, one_line
+from petransfer.cli.text import arriving_batches, input_lines, is_pipe, one_line
 from petransfer.errors import UserError
 from petransfer.json_lines import json_line
 from petransfer.plurals import count
@@ -114,7 +114,7 @@ def predict(
         read = input_lines(file) if file is not None else without_rows(input_lines(None), specs)
         lines = _with_places(text or read, name)
         # a pipe is read while the model is loaded
-        arrived = arriving(lines, BATCH) if not text and is_pipe(file) else None
+        arrived = arriving_batches(lines, BATCH) if not text and is_pipe(file) else None
         from petransfer.sharing.base import LoadOptions
 
         load_options = LoadOptions(checkpoint, revision, None, "cpu" if cpu else None, any_base)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import petransfer.cli.options as opt
-from petransfer.cli.run import Kind, check_and_launch, grid_from_options, run_grid
+from petransfer.cli.run import CommandHooks, check_and_launch, grid_from_options, run_grid
 from petransfer.cli.table_layout import print_table
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
@@ -90,8 +90,8 @@ def sweep(
     check_and_launch(study, scheduling, processes)
     execution = Execution(micro_batch, threads, save_every, study.log_every, checkpointing=checkpointing)
     settings = Settings(execution, cpu=cpu, force=force, dev_only=True)
-    kind = _kind(study, whole.recipe, [*whole.cells, *part.cells], part.folder)
-    run_grid(study, kind, settings, scheduling, as_json)
+    hooks = _hooks(study, whole.recipe, [*whole.cells, *part.cells], part.folder)
+    run_grid(study, hooks, settings, scheduling, as_json)
 
 
 def _factors(learning_rates: str | None, factors: str | None) -> list[float]:
@@ -110,7 +110,7 @@ def _numbers(option: str, text: str | None) -> list[float]:
     return found
 
 
-def _kind(study: StudyGrid, recipe: Recipe, own: list[Cell], folder: StudyFolder) -> Kind:
+def _hooks(study: StudyGrid, recipe: Recipe, own: list[Cell], folder: StudyFolder) -> CommandHooks:
     def end(as_json: bool) -> None:
         content = update_sweep(study.recipe, own, study.cells, folder)
         if as_json:
@@ -118,7 +118,7 @@ def _kind(study: StudyGrid, recipe: Recipe, own: list[Cell], folder: StudyFolder
             return
         _print_end(content, study.recipe.name)
 
-    return Kind(lambda: open_sweep(recipe, folder), end, shown.plain_line)
+    return CommandHooks(lambda: open_sweep(recipe, folder), end, shown.plain_line)
 
 
 def _print_end(content: dict[str, Any], title: str) -> None:

@@ -17,7 +17,7 @@ from petransfer.cli.options import Checkpointing, Cpu, Force, Json, LogWith, Sav
 from petransfer.cli.run import run_grid
 from petransfer.cli.terminal_text import print_text, width_of
 from petransfer.cli.train_folds import train_folds
-from petransfer.cli.train_output import describe, print_summaries, train_runs
+from petransfer.cli.train_output import describe, print_summaries, train_hooks
 from petransfer.memory.advice import TRAIN_OPTIONS
 from petransfer.memory.cards import this_card
 from petransfer.models.hub_access import refuse_unreachable
@@ -265,7 +265,7 @@ def train(
     if found:
         done = train_folds(found, settings, as_json, begin)
     else:
-        run_grid(grid, train_runs(grid, begin), settings, Scheduling(), as_json)
+        run_grid(grid, train_hooks(grid, begin), settings, Scheduling(), as_json)
         done = training
     if not as_json:
         print_summaries(done)

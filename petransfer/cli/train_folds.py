@@ -12,7 +12,7 @@ from dataclasses import replace
 from petransfer.api import write_results
 from petransfer.cli.run import run_grid
 from petransfer.cli.terminal_text import print_text
-from petransfer.cli.train_output import fold_runs, new_out
+from petransfer.cli.train_output import fold_hooks, new_out
 from petransfer.data.rows.builder import FIRST_ROW
 from petransfer.plurals import count
 from petransfer.study import run_study
@@ -75,8 +75,8 @@ def train_folds(
 
     def run(grid: StudyGrid) -> None:
         first = grid is found.folds[0].grid
-        kind = fold_runs(grid, f"fold {grid.folder.path.name}", begin if first else lambda: None)
-        run_grid(grid, kind, replace(settings, dev_only=True), Scheduling(), as_json)
+        hooks = fold_hooks(grid, f"fold {grid.folder.path.name}", begin if first else lambda: None)
+        run_grid(grid, hooks, replace(settings, dev_only=True), Scheduling(), as_json)
 
     first_fold = found.folds[0].grid
     with _notes_once(first_fold.folder.run(first_fold.cells[0].run_id).done):
@@ -87,7 +87,7 @@ def train_folds(
                 show(new_out(found.folder))
         last = found.last_training(scores)
         show(f"last run: training on all {count(last.rows['train'], 'row')}")
-        run_grid(last.grid, fold_runs(last.grid, "all rows"), settings, Scheduling(), as_json)
+        run_grid(last.grid, fold_hooks(last.grid, "all rows"), settings, Scheduling(), as_json)
     write_results(last.grid)
     if as_json:
         print(json.dumps({"folder": str(last.grid.folder.path), **folds_as_json(scores)}, indent=1))

@@ -24,7 +24,7 @@ from petransfer.models.special_tokens import layout_of
 from petransfer.models.text_part import vocabulary_size
 from petransfer.models.wrappers import base_model_of, evaluating
 from petransfer.plurals import count
-from petransfer.python_arguments import list_of, text_pairs, whole_of
+from petransfer.python_arguments import checked_integer, checked_list, text_pairs
 
 AUDITED = 32
 
@@ -91,10 +91,10 @@ def exact_match(
     """
     if isinstance(inputs, str) or isinstance(targets, str):
         raise UserError("exact_match needs lists of texts; write [text] for one text")
-    batch_size = whole_of(batch_size, "batch_size")
+    batch_size = checked_integer(batch_size, "batch_size")
     if not isinstance(model, torch.nn.Module):
         raise UserError(f"the model is a {type(model).__name__}; write exact_match(model, tokenizer, inputs, targets)")
-    inputs, targets = list_of(inputs, "inputs"), list_of(targets, "targets")
+    inputs, targets = checked_list(inputs, "inputs"), checked_list(targets, "targets")
     if len(inputs) != len(targets):
         given, wanted = count(len(inputs), "input"), count(len(targets), "target")
         raise UserError(f"exact_match got {given} and {wanted}; give one target for each input")

@@ -12,7 +12,15 @@ from petransfer.errors import UserError, unknown
 from petransfer.memory.cards import GB, LARGEST, SMALLEST, USUAL_CAPABILITY, Card, parse_card
 from petransfer.models.registry import checkpoint_spec
 from petransfer.models.thread_turns import import_transformers
-from petransfer.python_arguments import choice_of, flag_of, is_whole, name_of, place_of, shown_value, whole_of
+from petransfer.python_arguments import (
+    checked_bool,
+    checked_choice,
+    checked_integer,
+    checked_name,
+    checked_path,
+    is_whole,
+    shown_value,
+)
 from petransfer.recipe.method_part import MethodPart, method_of
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import CheckpointSpec, MethodSpec, Optimizer
@@ -83,14 +91,14 @@ def fit(
         >>> found.memory.trained_parameters
         180224
     """
-    spec = checkpoint_spec(place_of(checkpoint, "checkpoint"))
+    spec = checkpoint_spec(checked_path(checkpoint, "checkpoint"))
     sizes = {"rank": rank, "virtual_tokens": virtual_tokens, "match_parameters": match_parameters}
     chosen = _method(method, bits, sizes)
-    batch_size, stack = whole_of(batch_size, "batch_size"), whole_of(stack, "stack")
+    batch_size, stack = checked_integer(batch_size, "batch_size"), checked_integer(stack, "stack")
     lengths = _lengths(lengths)
-    gradient_checkpointing = flag_of(gradient_checkpointing, "gradient_checkpointing")
-    packing = flag_of(packing, "packing")
-    device = choice_of(device, "device", ("cuda", "cpu"))
+    gradient_checkpointing = checked_bool(gradient_checkpointing, "gradient_checkpointing")
+    packing = checked_bool(packing, "packing")
+    device = checked_choice(device, "device", ("cuda", "cpu"))
     _check(batch_size, lengths, optimizer, stack, method, gradient_checkpointing)
     if packing and stack > 1:
         raise UserError(f"--stack {stack} cannot be combined with --packing; leave one of them out")
@@ -133,7 +141,7 @@ def _checked_configuration(spec: CheckpointSpec, step_spec: StepSpec) -> tuple[A
 def _check(
     batch_size: int, lengths: tuple[int, int], optimizer: str, stack: int, method: str, checkpointing: bool
 ) -> None:
-    if name_of(optimizer, "optimizer") not in OPTIMIZERS:
+    if checked_name(optimizer, "optimizer") not in OPTIMIZERS:
         raise unknown("optimizer", optimizer, OPTIMIZERS)
     if batch_size > LARGEST_BATCH or stack > LARGEST_STACK or max(lengths) > LONGEST:
         raise UserError(
@@ -150,7 +158,7 @@ def _lengths(lengths: Any) -> tuple[int, int]:
     """Return the two numbers of `lengths`."""
     if isinstance(lengths, str | bytes) or not isinstance(lengths, Sequence) or len(lengths) != 2:
         raise UserError(f"lengths is {shown_value(lengths)}; give two whole numbers, such as (64, 128)")
-    return whole_of(lengths[0], "the first of lengths"), whole_of(lengths[1], "the second of lengths")
+    return checked_integer(lengths[0], "the first of lengths"), checked_integer(lengths[1], "the second of lengths")
 
 
 def _card(card: Any) -> Card | None:
@@ -171,8 +179,8 @@ def _method(name: str, bits: int, sizes: dict[str, int | None]) -> MethodSpec:
     """Return the `MethodSpec` of a method. Only the size that the method uses is set."""
     if not is_whole(bits) or bits not in (4, 8, 16, 32):
         raise UserError(f"--bits {bits!r:.40}: give 4, 8, 16 or 32")
-    known = METHODS.lookup(name_of(name, "method"))
-    sizes = {key: size if size is None else whole_of(size, key) for key, size in sizes.items()}
+    known = METHODS.lookup(checked_name(name, "method"))
+    sizes = {key: size if size is None else checked_integer(size, key) for key, size in sizes.items()}
     if bits in known.unsupported_bits:
         if known.trains_all_weights:
             raise UserError(f"full fine-tuning cannot train {bits}-bit weights; use --bits 16 or 32, or --method lora")

@@ -42,7 +42,7 @@ from petransfer.models.special_tokens import layout_of
 from petransfer.models.support import supported_class
 from petransfer.models.text_part import text_config
 from petransfer.models.thread_turns import torch_state_lock
-from petransfer.python_arguments import device_of, names_of, place_of
+from petransfer.python_arguments import checked_device, checked_names, checked_path
 from petransfer.recipe.run_spec import Bits, CheckpointSpec, unused_keep_wide
 
 DTYPES: dict[int, torch.dtype] = {32: torch.float32, 16: torch.bfloat16}
@@ -106,9 +106,9 @@ def load(
     """
     if bits not in (32, 16, 8, 4):
         raise UserError(f"bits={bits!r} is not supported; use 32, 16, 8 or 4")
-    name = place_of(checkpoint, "checkpoint")
-    place = device_of(device) or ("cuda" if torch.cuda.is_available() else "cpu")
-    wide = names_of(keep_wide, "keep_wide")
+    name = checked_path(checkpoint, "checkpoint")
+    place = checked_device(device) or ("cuda" if torch.cuda.is_available() else "cpu")
+    wide = checked_names(keep_wide, "keep_wide")
     if wide and bits in DTYPES:
         raise UserError(unused_keep_wide(bits))
     found = checkpoint_spec(name)

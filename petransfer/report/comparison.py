@@ -23,7 +23,7 @@ from petransfer.recipe.schema import Recipe
 from petransfer.report.run_groups import points
 from petransfer.report.tables import Table, markdown, markdown_text, table_of_text, write_page
 from petransfer.study.deleted_weights import run_command
-from petransfer.study.train_folder import unlike
+from petransfer.study.train_folder import differing_values
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def differences(first: Recipe, second: Recipe) -> list[str]:
         one["methods"], other["methods"] = ([method.label for method in recipe.methods] for recipe in (first, second))
     for content in (one, other):
         content["seeds"], content["arms"] = _value(content["seeds"]), _value(content["arms"])
-    return [f"{key}: {_difference(old, new)}" for key, old, new in unlike(one, other)]
+    return [f"{key}: {_difference(old, new)}" for key, old, new in differing_values(one, other)]
 
 
 def _damaged_note(runs: Runs) -> str:

@@ -16,7 +16,14 @@ from petransfer.errors import UserError
 from petransfer.evaluation.cut_texts import CutTexts
 from petransfer.evaluation.predictor import Predictor
 from petransfer.models.thread_turns import torch_state_lock
-from petransfer.python_arguments import device_of, names_of, naming_arguments, place_of, text_pairs, texts_of
+from petransfer.python_arguments import (
+    checked_device,
+    checked_names,
+    checked_path,
+    checked_texts,
+    naming_arguments,
+    text_pairs,
+)
 from petransfer.recipe.run_spec import Bits
 from petransfer.sharing import hub
 from petransfer.sharing.base import LoadOptions
@@ -86,12 +93,12 @@ class Adapter:
         Raises:
             UserError: there is no adapter at `place`, or a file is missing, damaged, or could run code.
         """
-        place_on = None if data_dir is None else expanded(place_of(data_dir, "data_dir"))
-        base = None if checkpoint is None else place_of(checkpoint, "checkpoint")
-        load_options = LoadOptions(base, revision, place_on, device_of(device), any_base)
+        place_on = None if data_dir is None else expanded(checked_path(data_dir, "data_dir"))
+        base = None if checkpoint is None else checked_path(checkpoint, "checkpoint")
+        load_options = LoadOptions(base, revision, place_on, checked_device(device), any_base)
         files = contextlib.ExitStack()
         try:
-            source = files.enter_context(opened_source(place_of(place, "place"), run))
+            source = files.enter_context(opened_source(checked_path(place, "place"), run))
             if source.kind == "adapter":
                 checked_bundle(source.adapter())
         except BaseException:
@@ -145,7 +152,7 @@ class Adapter:
             UserError: `texts` is one string, an input is too long for the model, the base cannot be loaded, or `chat`
                 is given and there is no chat template.
         """
-        given = texts_of(texts)
+        given = checked_texts(texts)
         predictor = self.predictor.for_chats(by_default=True) if chat else self.predictor
         if predictor is None:
             raise UserError(f"the tokenizer of {self.label} has no chat template; leave chat=True out")
@@ -187,7 +194,7 @@ class Adapter:
                 unknown or given with pairs.
         """
         asked = data if data is None else str(data) if isinstance(data, str | Path) else text_pairs(data)
-        request = EvaluationRequest(asked, part, by_generation, metrics=names_of(metrics, "metrics"))
+        request = EvaluationRequest(asked, part, by_generation, metrics=checked_names(metrics, "metrics"))
         with torch_state_lock():
             (scores,) = side_by_side([self._source], self._load_options, request)
         return scores
@@ -217,7 +224,7 @@ class Adapter:
             UserError: the hub cannot be reached or refuses the upload, `licence` or `language` is not valid, or a file
                 contains an access token or a path of this machine.
         """
-        card_options = checked_card_options(licence, names_of(language, "language"), names_of(tags, "tags"))
+        card_options = checked_card_options(licence, checked_names(language, "language"), checked_names(tags, "tags"))
         files = contents(self._source.adapter(), card_options)
         return hub.push(repo, files, public, message)
 

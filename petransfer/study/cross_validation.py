@@ -16,7 +16,7 @@ from petransfer.errors import RunError, UserError
 from petransfer.plurals import count
 from petransfer.recipe.loading import overridden_key
 from petransfer.study.folders import StudyFolder
-from petransfer.study.launched_processes import this_place
+from petransfer.study.launched_processes import launched_process
 from petransfer.study.study import StudyGrid
 from petransfer.study.train_folder import differences
 from petransfer.study.train_request import TrainRequest
@@ -141,7 +141,7 @@ def check_folds(request: TrainRequest) -> int:
             launcher started several processes.
     """
     folds = request.folds
-    if this_place().shared:
+    if launched_process().shared:
         raise UserError("--folds trains in one process; start the command without a launcher")
     if not isinstance(folds, int) or isinstance(folds, bool) or not 2 <= folds <= MOST_FOLDS:
         raise UserError(f"--folds {folds}: give a number from 2 to {MOST_FOLDS}, such as 5")

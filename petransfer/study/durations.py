@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def remaining(seconds: float | None, can_end_earlier: bool = False) -> str:
+def remaining_time(seconds: float | None, can_end_earlier: bool = False) -> str:
     """Return the remaining time as text, such as `20 s left`. None gives an empty text.
 
     >>> remaining(20.4), remaining(130), remaining(7200)
@@ -20,7 +20,7 @@ def remaining(seconds: float | None, can_end_earlier: bool = False) -> str:
     return f"{'at most ' if can_end_earlier else ''}{text} left"
 
 
-def rough(seconds: float) -> str:
+def rough_duration(seconds: float) -> str:
     """Return an estimated duration as text, in its largest unit.
 
     >>> rough(75), rough(276), rough(30_000), rough(900_000)

@@ -117,7 +117,7 @@ def resolve(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"task": part})
 
 
-def notes(recipe: Recipe) -> list[str]:
+def data_notes(recipe: Recipe) -> list[str]:
     """Return remarks on the user's own data, one sentence each. Empty for a benchmark."""
     task = task_of(recipe)
     if not isinstance(task, LinesTask):

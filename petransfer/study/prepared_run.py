@@ -24,7 +24,7 @@ from petransfer.training.trackers import RunTrackers
 
 
 @dataclass
-class Base:
+class LoadedBase:
     """The data and the loaded checkpoint that the runs of a stack share.
 
     Attributes:
@@ -70,7 +70,7 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """A run that is ready to be trained.
 
     Attributes:

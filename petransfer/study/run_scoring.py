@@ -16,7 +16,7 @@ from petransfer.evaluation.one_pass import score
 from petransfer.evaluation.run_metrics import MetricScores, compute_metrics
 from petransfer.models.loading import Loaded
 from petransfer.recipe.run_spec import TrainSpec
-from petransfer.study.prepared_run import Base, Prepared
+from petransfer.study.prepared_run import LoadedBase, PreparedRun
 from petransfer.training.distributed import needs_all_processes, with_root_gathered
 from petransfer.training.early_stopping import EXACT_MATCH, LOSS
 from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
@@ -68,8 +68,8 @@ def dev_curve(
     return measure
 
 
-def judged(
-    prepared: Prepared, base: Base, at_once: int, leads: bool
+def evaluate_trained(
+    prepared: PreparedRun, base: LoadedBase, at_once: int, leads: bool
 ) -> tuple[dict[str, Evaluation], dict[str, MetricScores]]:
     """Evaluate a trained model. Return exact match and the other metrics, by part (`dev`, `test`).
 

@@ -27,15 +27,21 @@ from petransfer.models.quantization import check_bf16, check_optimizer, inventor
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec
-from petransfer.study.checkpointing_choice import with_room
+from petransfer.study.checkpointing_choice import with_needed_checkpointing
 from petransfer.study.encoded_data import encoded_task, log_notes
 from petransfer.study.environment import environment
 from petransfer.study.examples_table import write_examples
 from petransfer.study.folders import RunFolder
 from petransfer.study.launched_processes import splits_tensors
-from petransfer.study.prepared_run import Base, Prepared
-from petransfer.study.provenance import provenance, seal
-from petransfer.study.run_scoring import CURVE_EXAMPLES, STOPPING_EXAMPLES, dev_curve, evaluation_steps, judged
+from petransfer.study.prepared_run import LoadedBase, PreparedRun
+from petransfer.study.provenance import provenance, with_file_hashes
+from petransfer.study.run_scoring import (
+    CURVE_EXAMPLES,
+    STOPPING_EXAMPLES,
+    dev_curve,
+    evaluate_trained,
+    evaluation_steps,
+)
 from petransfer.study.settings import Settings
 from petransfer.training.batches import ShuffledExamples
 from petransfer.training.distributed import Process, gather_model, shard_model, this_process
@@ -51,7 +57,7 @@ from petransfer.training.trackers import RunTrackers, SamplePrediction, start_tr
 
 
 @contextlib.contextmanager
-def keeping_threads() -> Iterator[None]:
+def restoring_thread_count() -> Iterator[None]:
     """Restore torch's number of CPU threads at the end. A resumed run sets the number that it began with."""
     before = torch.get_num_threads()
     try:
@@ -60,7 +66,7 @@ def keeping_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@keeping_threads()
+@restoring_thread_count()
 def run_one(
     spec: RunSpec,
     folder: RunFolder,
@@ -82,7 +88,7 @@ def run_one(
         UserError: The spec or the settings cannot be used.
     """
     base = open_base(spec, settings)
-    execution = with_room(spec, settings.execution, base.process.device)
+    execution = with_needed_checkpointing(spec, settings.execution, base.process.device)
     prepared = prepare(spec, folder, base)
     with contextlib.closing(prepared.trackers):
         loop = make_loop(prepared, base, execution, progress, should_stop)
@@ -93,7 +99,7 @@ def run_one(
         return finish(prepared, base, loop.progress, settings.execution.micro_batch)
 
 
-def open_base(spec: RunSpec, settings: Settings) -> Base:
+def open_base(spec: RunSpec, settings: Settings) -> LoadedBase:
     """Read and encode the data of a run, and load the checkpoint.
 
     Raises:
@@ -118,10 +124,10 @@ def open_base(spec: RunSpec, settings: Settings) -> Base:
     loaded = replace(loaded, layout=ends)
     if process.leads:
         log_notes(encoded)
-    return Base(settings, process, encoded.data, loaded, started, spec, encoded)
+    return LoadedBase(settings, process, encoded.data, loaded, started, spec, encoded)
 
 
-def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel | None = None) -> Prepared:
+def prepare(spec: RunSpec, folder: RunFolder, base: LoadedBase, model: PreTrainedModel | None = None) -> PreparedRun:
     """Prepare a run for training: write spec.json, check quantisation, and apply the method.
 
     Args:
@@ -146,13 +152,13 @@ def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel
     trackers = start_trackers(names, folder.path, spec, base.process.device, resumed.step if resumed else 0)
     if splits_tensors():
         empty_copy = shard_model(applied, base.process.device, computes_in_bf16(spec.method))
-        return Prepared(spec, folder, loaded, parts, applied, trackers, empty_copy)
-    return Prepared(spec, folder, loaded, parts, applied.to(base.process.device), trackers)
+        return PreparedRun(spec, folder, loaded, parts, applied, trackers, empty_copy)
+    return PreparedRun(spec, folder, loaded, parts, applied.to(base.process.device), trackers)
 
 
 def make_loop(
-    prepared: Prepared,
-    base: Base,
+    prepared: PreparedRun,
+    base: LoadedBase,
     execution: Execution,
     progress: Callable[[int, float, float], None],
     should_stop: Callable[[], bool],
@@ -178,7 +184,7 @@ def make_loop(
     )
 
 
-def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> dict[str, Any]:
+def finish(prepared: PreparedRun, base: LoadedBase, done: Progress, at_once: int = 0) -> dict[str, Any]:
     """Evaluate a trained run, save the results, and return the content of result.json.
 
     Only the leading process saves files. Other processes return an empty dictionary.
@@ -188,7 +194,7 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
     """
     spec, folder, loaded, model = prepared.spec, prepared.folder, prepared.loaded, prepared.model
     data, process, writes = base.data, base.process, base.process.leads
-    evaluations, measured = judged(prepared, base, at_once or done.micro_batch, writes)
+    evaluations, measured = evaluate_trained(prepared, base, at_once or done.micro_batch, writes)
     if prepared.empty_copy is not None:
         model = gather_model(model, prepared.empty_copy, writes)
     if not writes:
@@ -280,5 +286,5 @@ def _save_weights(
         save_method(spec.method.name, model, partial, spec.checkpoint.name)
         if is_whole and not is_embedded(spec.checkpoint.name):  # a base can be gone when its model is used
             tokenizer.save_pretrained(partial)
-        RunFolder(partial).write_json("petransfer.json", seal(partial, made_from))
+        RunFolder(partial).write_json("petransfer.json", with_file_hashes(partial, made_from))
     return target

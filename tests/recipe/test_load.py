@@ -19,7 +19,7 @@ from petransfer.recipe.effect_requests import requested_effects
 from petransfer.recipe.loading import (
     apply_override,
     find_recipe,
-    load_either,
+    load_any_recipe,
     load_pretraining,
     load_recipe,
     recipe_yaml,
@@ -322,7 +322,7 @@ def test_arbitrary_content_is_refused_in_one_line(content: object) -> None:
 
 @pytest.mark.parametrize("name", list(shipped_recipes()))
 def test_shipped_recipes_can_be_loaded_expanded_and_restored_from_yaml(name: str) -> None:
-    assert load_either(name).description
+    assert load_any_recipe(name).description
     if "kind: pretrain" in find_recipe(name).read_text():
         pretraining = load_pretraining(name)
         assert pretraining.name == name
