@@ -141,7 +141,7 @@ class _Bench:
         for loop in self.singles[:count]:
             for _ in range(self.setting.steps):
                 step = loop.progress.step
-                loop.note(step, *loop.take_step_within_memory(step), 0.0)
+                loop.record_step(step, *loop.take_step_within_memory(step), 0.0)
 
     def stack(self, count: int) -> Callable[[], None]:
         """Return a function that trains `count` runs as one stack for the setting's number of steps."""

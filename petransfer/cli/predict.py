@@ -174,7 +174,7 @@ def _generate(
         number += len(inputs)
         for at, (label, one) in enumerate(each()):
             found = one.generations(inputs, max_new_tokens, places=places)
-            quoted += [] if texts else filter(None, one.quoted(inputs))
+            quoted += [] if texts else filter(None, one.quoted_special_tokens(inputs))
             cut += [(label, CutTexts(max_new_tokens))] if at == len(cut) else []
             cut[at][1].add(found)
             texts.append((label, iter(found)))

@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 
 from petransfer.data.encoding import Layout, decode
-from petransfer.evaluation.batches import halving
+from petransfer.evaluation.batches import halve_until_it_fits
 from petransfer.evaluation.text_stream import OnText, TextStream
 from petransfer.models.lengths import VirtualTokens, positions
 from petransfer.models.loading import Loaded
@@ -243,7 +243,7 @@ def _with_less_memory(
         left = batch
         while left:
             chosen = left[:most]
-            rows = halving(function, chosen, halves)
+            rows = halve_until_it_fits(function, chosen, halves)
             if len(rows) < len(chosen):
                 most = len(rows)
             found |= zip(left, rows, strict=False)

@@ -96,7 +96,7 @@ class Predictor:
         rows = self.token_ids(texts, places)
         return generations(self.model, self.loaded, rows, [max_new_tokens] * len(rows), on_text=on_text)
 
-    def quoted(self, texts: Sequence[str]) -> list[list[str]]:
+    def quoted_special_tokens(self, texts: Sequence[str]) -> list[list[str]]:
         """Return the special tokens that the messages of each chat contain as text. Empty without a chat template."""
         return quoted_special_tokens(texts, self.loaded.tokenizer) if self.chat == "template" else []
 

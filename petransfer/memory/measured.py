@@ -77,9 +77,9 @@ class Trial:
         """Turn on gradient checkpointing."""
         enable_gradient_checkpointing(self.model)
 
-    def step(self, batch: Tensors, lean: CpuFastPath | None = None) -> None:
-        """Run one optimiser step. `lean`: the faster step on a CPU. None: the plain step."""
-        with lean.step() if lean else contextlib.nullcontext(token_loss) as loss:
+    def step(self, batch: Tensors, fast_path: CpuFastPath | None = None) -> None:
+        """Run one optimiser step. `fast_path`: the faster step on a CPU. None: the plain step."""
+        with fast_path.step() if fast_path else contextlib.nullcontext(token_loss) as loss:
             for _ in range(2 if self.step_spec.accumulates else 1):
                 torch.autograd.backward(loss(self.model, batch))
         self.optimizer.step()
@@ -111,11 +111,11 @@ def measure(checkpoint: CheckpointSpec, step_spec: StepSpec, with_loop: bool = F
     found = MeasuredMemory(trial.weights, fixed, peak_of(lambda: trial.step(batch), fixed, trial.device))
     if not with_loop or trial.device.type != "cpu" or computes_in_bf16(step_spec.method):
         return found
-    lean = CpuFastPath(model)
-    if not lean.usable:
+    fast_path = CpuFastPath(model)
+    if not fast_path.usable:
         return found
-    peak = peak_of(lambda: trial.step(batch, lean), fixed + lean.kept, trial.device)
-    return replace(found, loop=peak, kept=lean.kept)
+    peak = peak_of(lambda: trial.step(batch, fast_path), fixed + fast_path.kept, trial.device)
+    return replace(found, loop=peak, kept=fast_path.kept)
 
 
 def peak_of(step: Callable[[], None], fixed: int, device: torch.device) -> int:

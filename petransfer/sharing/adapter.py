@@ -160,7 +160,7 @@ class Adapter:
             found = predictor.generations(given, max_new_tokens)
         cut = CutTexts(max_new_tokens)
         cut.add(found)
-        quoted = list(filter(None, predictor.quoted(given)))
+        quoted = list(filter(None, predictor.quoted_special_tokens(given)))
         for note in (*quoted_note(len(quoted), len(given), chain(*quoted)), *cut.notes("max_new_tokens=")):
             logger.warning(note)
         return [one.text for one in found]

@@ -158,7 +158,7 @@ class RequestBatches:
             model.activate()
             prompts = [job.prompt for job in jobs]
             found = [*predictor.generations(prompts, request.max_tokens, _to_jobs(jobs) if listened else None)]
-            quoted = list(filter(None, predictor.quoted(prompts)))
+            quoted = list(filter(None, predictor.quoted_special_tokens(prompts)))
             for note in quoted_note(len(quoted), len(prompts), chain(*quoted)):
                 _log.warning(note)
             return [*found]

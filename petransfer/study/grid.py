@@ -145,7 +145,7 @@ def _data(recipe: Recipe, task: Task) -> TaskSpec:
     metrics: tuple[str, ...] = tuple(recipe.task.metrics)
     source: dict[str, str | int | float] = {}
     if isinstance(task, LinesTask):
-        options, source = task.identity(), task.place()
+        options, source = task.identity(), task.local_options()
         metrics = metrics or task.suggested_metrics()
     check_metrics(metrics, lambda: _targets(task))
     return TaskSpec(recipe.task.name, "", "", Options(options), metrics, Options(source))

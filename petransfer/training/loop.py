@@ -158,7 +158,7 @@ class Loop:
         while not self.finished:
             step = self.progress.step
             loss, norm = self.take_step_within_memory(step)
-            self.note(step, loss, norm, before + time.monotonic() - started)
+            self.record_step(step, loss, norm, before + time.monotonic() - started)
             if not self.processes.shared:
                 self._stop_requested, self._save_requested = self.hooks.should_stop(), self._save_is_due()
             if self._stop_requested or self._save_requested:
@@ -168,7 +168,7 @@ class Loop:
                 raise Interrupted
             yield_to_waiting_thread()
 
-    def note(self, step: int, loss: torch.Tensor, norm: torch.Tensor, seconds: float) -> None:
+    def record_step(self, step: int, loss: torch.Tensor, norm: torch.Tensor, seconds: float) -> None:
         """Record a finished step. Evaluate on dev and write a line of metrics when due.
 
         Args:

@@ -323,13 +323,13 @@ def test_on_a_gpu_an_update_does_not_wait_for_the_device(tiny_t5: Path, tmp_path
     loop = make_loop(tiny_t5, tmp_path, cpu=False)
     assert loop.progress.token_budget
     for step in range(4):
-        loop.note(step, *loop.take_step(step), 0.0)
+        loop.record_step(step, *loop.take_step(step), 0.0)
     batch, cuts = loop.feed.take(4, loop.progress.micro_batch, loop.progress.token_budget)
     assert all(tensor.is_pinned() for cut in cuts for tensor in cut.values())
     total = loop.accumulate(batch, cuts)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loop.note(4, *loop.update(4, total, batch.target_tokens), 0.0)
+        loop.record_step(4, *loop.update(4, total, batch.target_tokens), 0.0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert [step for step, *_ in loop._unread] == [4]

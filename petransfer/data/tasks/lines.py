@@ -53,7 +53,7 @@ class LinesTask(RowOptions):
                 return ""
             raise
 
-    def place(self) -> dict[str, Any]:
+    def local_options(self) -> dict[str, Any]:
         """Return the options that say where the rows are on this machine and how they are read."""
         from petransfer.data.rows.store import given_options
 

@@ -176,7 +176,7 @@ class StackedLoop:
         errors: list[Exception | None] = []
         for loop, batch, total, so_far in zip(self.loops, batches, totals, seconds, strict=True):
             try:
-                loop.note(step, *loop.update(step, total, batch.target_tokens), so_far)
+                loop.record_step(step, *loop.update(step, total, batch.target_tokens), so_far)
                 loop.read_losses()  # so that a member whose loss is not finite is removed before the next step
                 errors.append(None)
             except RunError as error:
