@@ -15,8 +15,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from petransfer.errors import UserError, shortened, unknown
 from petransfer.recipe.effect_requests import without_impossible_effects
 from petransfer.recipe.method_part import UNKNOWN_KEY, MethodPart
-from petransfer.recipe.paths_beside import with_paths_beside
 from petransfer.recipe.pretraining import CorpusPart, NoisePart, PretrainRecipe, PretrainTrainPart
+from petransfer.recipe.relative_paths import with_absolute_paths
 from petransfer.recipe.right_forms import correct_form, type_of_yaml
 from petransfer.recipe.schema import EffectPart, FamilyPart, Recipe, TaskPart, TrainPart
 from petransfer.recipe.yaml_text import DEEPEST, parse_yaml
@@ -180,7 +180,7 @@ def _read(
     for override in overrides:
         apply_override(content, override)
     content |= {key: value for key, value in (options or {}).items() if value is not None}
-    return path, with_paths_beside(content, path.parent)
+    return path, with_absolute_paths(content, path.parent)
 
 
 def validate(content: dict[str, Any], where: str) -> Recipe:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from petransfer.errors import UserError
-from petransfer.recipe.editor_signs import advice, refuse_typographic_characters
+from petransfer.recipe.typographic_characters import advice, refuse_typographic_characters
 
 # The parser in C is seven times as fast as the one in Python. Recipes with ten thousand seeds need this speed.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -18,8 +18,8 @@ from petransfer.methods.shared.compute_dtype import compute_as_in_training
 from petransfer.models.loading import Loaded
 from petransfer.recipe.run_spec import Bits
 from petransfer.sharing.bundle import Bundle, checked_bundle
-from petransfer.sharing.pattern_times import refuse_slow_patterns
 from petransfer.sharing.size_checks import brings_embeddings, check_sizes, resize_vocabulary
+from petransfer.sharing.slow_patterns import refuse_slow_patterns
 
 COMBINED = "combined"
 # The name of the first adapter on a base. It is not a bare number, because peft would take that for a layer's number.

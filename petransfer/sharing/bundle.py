@@ -32,7 +32,7 @@ from petransfer.sharing.bundle_files import (
     wrong_name,
 )
 from petransfer.sharing.bundle_zip import read_zip
-from petransfer.sharing.forms_of_others import other_form
+from petransfer.sharing.foreign_formats import foreign_format
 from petransfer.sharing.hub import fetch
 from petransfer.sharing.provenance_checks import check_recipe, check_result, spec_in, spec_of_run
 from petransfer.sharing.run_folders import has_model, run_folder
@@ -277,7 +277,7 @@ def _refuse_other_file(path: Path) -> None:
     if zipfile.is_zipfile(path):
         return
     beside = [CONFIG] if (path.parent / CONFIG).is_file() else []
-    if known := other_form([path.name, *beside]):
+    if known := foreign_format([path.name, *beside]):
         raise UserError(f"{path} is no adapter that peft reads: {known}")
     if path.suffix in {".safetensors", ".bin", ".json"} and any(
         (path.parent / name).is_file() for name in (CONFIG, "config.json")
@@ -303,7 +303,7 @@ def nothing_found(label: str) -> UserError:
     if inner:
         names = ", ".join(dict.fromkeys(inner[-5:]))
         return UserError(f"{label} holds no adapter or model; name a folder inside it that holds one: {names}")
-    known = other_form(path.name for path in folder.iterdir()) if folder.is_dir() else None
+    known = foreign_format(path.name for path in folder.iterdir()) if folder.is_dir() else None
     if known:
         return UserError(f"{label} holds no adapter that peft reads: {known}")
     return UserError(
@@ -318,7 +318,7 @@ def _refuse_incomplete(files: Mapping[str, Path], label: str) -> None:
     if WEIGHTS not in files:
         inner = files[CONFIG].parent
         names = [path.name for path in inner.iterdir()]
-        raise UserError(f"{label} is refused: {other_form(names) or without_weights(names, inner)}")
+        raise UserError(f"{label} is refused: {foreign_format(names) or without_weights(names, inner)}")
 
 
 def _regular(path: Path) -> Path:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from petransfer.errors import UserError, reason_of
 from petransfer.sharing.bundle_files import CONFIG, LIMITS, PROVENANCE, TOKENIZER_FILES, WEIGHTS, without_weights
-from petransfer.sharing.forms_of_others import other_form
+from petransfer.sharing.foreign_formats import foreign_format
 from petransfer.user_paths import is_hub_name
 
 # The time limit in seconds for a connection to the hub.
@@ -118,9 +118,9 @@ def fetch(source: str, target: Path) -> str:
 
 def _wanted(name: str, sizes: Mapping[str, int]) -> list[str]:
     if CONFIG not in sizes:
-        raise UserError(f"{name} holds no adapter that peft reads: {other_form(sizes) or f'it has no {CONFIG}'}")
+        raise UserError(f"{name} holds no adapter that peft reads: {foreign_format(sizes) or f'it has no {CONFIG}'}")
     if WEIGHTS not in sizes:
-        raise UserError(f"{name} is refused: {other_form(sizes) or without_weights(sizes, None)}")
+        raise UserError(f"{name} is refused: {foreign_format(sizes) or without_weights(sizes, None)}")
     wanted = [path for path in sizes if path in LIMITS]
     large = next((path for path in wanted if sizes[path] > LIMITS[path]), None)
     if large:
