@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from petransfer.evaluation.distributed import merge_evaluations
-from petransfer.evaluation.exact_match import Evaluation, Scored
+from petransfer.evaluation.exact_match import Evaluation, ScoredExample
 from petransfer.evaluation.semantic_match import SemanticMatches
 
 
-def _scored(index: int, correct: bool, means: bool | None = None) -> Scored:
-    return Scored(index, "c", correct, 1.0 if correct else -1.0, -1.0, 3, 3, semantic_correct=means)
+def _scored(index: int, correct: bool, means: bool | None = None) -> ScoredExample:
+    return ScoredExample(index, "c", correct, 1.0 if correct else -1.0, -1.0, 3, 3, semantic_correct=means)
 
 
 @pytest.mark.parametrize(("total", "count"), [(7, 3), (6, 2), (2, 3), (1, 4)])

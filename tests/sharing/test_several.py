@@ -132,7 +132,7 @@ def test_eval_by_generation_scores_a_run_on_its_task_and_reports_contradictions(
     assert "contradict" not in message.err
     real = exact_match.score
 
-    def lying(*arguments: Any) -> list[exact_match.Scored]:
+    def lying(*arguments: Any) -> list[exact_match.ScoredExample]:
         first, *rest = real(*arguments)
         return [replace(first, correct=not first.correct, near_tie=False), *rest]
 
