@@ -77,9 +77,9 @@ def _here(cell: Cell, cap: int) -> dict[str, Any]:
     from petransfer.models.registry import checkpoint_spec
     from petransfer.training.out_of_memory import is_out_of_memory
 
-    spec, demand = checkpoint_spec(cell.folder), cell.demand("cuda")
+    spec, step_spec = checkpoint_spec(cell.folder), cell.step_spec("cuda")
     config, own_head = configuration(spec)
-    foreseen = plan(config, spec, demand, own_head, cap)
+    foreseen = plan(config, spec, step_spec, own_head, cap)
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((cap - CONTEXT) / total)  # PyTorch does not count the CUDA context
     peaks: dict[int, int] = {}
@@ -87,7 +87,7 @@ def _here(cell: Cell, cap: int) -> dict[str, Any]:
 
     def trains(count: int) -> bool:
         try:
-            trial[:] = trial or [Trial(load_for(spec, foreseen.demand), foreseen.demand)]
+            trial[:] = trial or [Trial(load_for(spec, foreseen.step_spec), foreseen.step_spec)]
             torch.cuda.reset_peak_memory_stats()
             for _ in range(2):
                 trial[0].step(trial[0].batch(count))
@@ -105,9 +105,9 @@ def _here(cell: Cell, cap: int) -> dict[str, Any]:
     largest = most(trains, cell.batch)
     return {
         "cap": cap,
-        "checkpointing": foreseen.demand.checkpointing,
+        "checkpointing": foreseen.step_spec.checkpointing,
         "micro_batch": largest,
-        "foreseen": foreseen.demand.batch if foreseen.fits else 0,
+        "foreseen": foreseen.step_spec.batch if foreseen.fits else 0,
         "peak": peaks.get(largest),
         "device": torch.cuda.get_device_name(),
     }

@@ -190,11 +190,11 @@ def memory(
     from benchmarks.caps import row, sizes
     from benchmarks.memory import SIDES, Cell, loading, measure, theoretical
     from benchmarks.shapes import write_random
-    from petransfer.cli.fit import two
+    from petransfer.cli.fit import parse_lengths
     from petransfer.models.quiet_libraries import silence_libraries
 
     silence_libraries()
-    source, target = two(lengths)
+    source, target = parse_lengths(lengths)
     wanted, caps = _bits(bits), sizes(cap)
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=scratch) as folder:

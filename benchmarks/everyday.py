@@ -52,10 +52,10 @@ def default_learning_rate(model: str, method: str) -> float:
     """Return the learning rate that `petransfer train` chooses for a method on a model."""
     from petransfer.models.architecture import configuration
     from petransfer.models.registry import checkpoint_spec, is_embedded
-    from petransfer.study.quick_recipe import default_rate
+    from petransfer.study.quick_recipe import default_learning_rate
 
     spec = checkpoint_spec(model)
-    return default_rate(METHODS.lookup(method).name, configuration(spec)[0], is_embedded(spec.name))
+    return default_learning_rate(METHODS.lookup(method).name, configuration(spec)[0], is_embedded(spec.name))
 
 
 def train_once(model: str, data: Path, out: Path, **options: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from benchmarks.shapes import write_random
 from benchmarks.sides import hardware
 from petransfer.memory.measured import capability, measure
-from petransfer.memory.step_memory import Demand, simulate
+from petransfer.memory.step_memory import StepSpec, simulate
 from petransfer.models.architecture import configuration
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import Bits, MethodSpec
@@ -48,8 +48,8 @@ def rows(checkpoints: list[str], layers: int | None, say: Callable[[str], None])
             config, own_head = configuration(spec)
             for (kind, bits), sizes in itertools.product(METHODS, SIZES):
                 lora = {"rank": 16, "alpha": 32.0} if kind == "lora" else {}
-                demand = Demand(MethodSpec(kind, bits, **lora), *sizes, device, capability=capability())  # type: ignore[arg-type]
-                foreseen, taken = simulate(config, name, demand, own_head), measure(spec, demand)
+                step_spec = StepSpec(MethodSpec(kind, bits, **lora), *sizes, device, capability=capability())  # type: ignore[arg-type]
+                foreseen, taken = simulate(config, name, step_spec, own_head), measure(spec, step_spec)
                 row = {
                     "checkpoint": name, "layers": layers, "method": kind, "bits": bits, "batch": sizes[0],
                     "lengths": sizes[1:], "device": where, "foreseen": foreseen.peak, "measured": taken.peak,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from petransfer.memory.step_memory import Demand
+    from petransfer.memory.step_memory import StepSpec
 
 Side = Literal["petransfer", "usual"]
 SIDES: tuple[Side, ...] = ("petransfer", "usual")
@@ -44,14 +44,14 @@ class Cell:
     target_length: int
     checkpointing: bool
 
-    def demand(self, device: str) -> Demand:
-        """Return the step as a `Demand`, which is what the planner needs. device: `cpu` or `cuda`."""
-        from petransfer.memory.step_memory import Demand
+    def step_spec(self, device: str) -> StepSpec:
+        """Return the step as a `StepSpec`, which is what the planner needs. device: `cpu` or `cuda`."""
+        from petransfer.memory.step_memory import StepSpec
         from petransfer.recipe.run_spec import MethodSpec
 
         method = MethodSpec("lora", bits=self.bits, rank=16, alpha=32.0)  # type: ignore[arg-type]
         lengths = (self.input_length, self.target_length)
-        return Demand(method, self.batch, *lengths, device, checkpointing=self.checkpointing)  # type: ignore[arg-type]
+        return StepSpec(method, self.batch, *lengths, device, checkpointing=self.checkpointing)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _ours(cell: Cell, device: str) -> tuple[int, int]:
     from petransfer.memory.measured import measure as trained
     from petransfer.models.registry import checkpoint_spec
 
-    taken = trained(checkpoint_spec(cell.folder), cell.demand(device))
+    taken = trained(checkpoint_spec(cell.folder), cell.step_spec(device))
     return sum(taken.weights.values()), taken.peak
 
 

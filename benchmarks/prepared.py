@@ -13,7 +13,7 @@ from petransfer.data import SplitData, load_task
 from petransfer.data.encoded_examples import encode_part
 from petransfer.data.encoding import Encoded, Layout
 from petransfer.errors import unknown
-from petransfer.methods import apply_method, computes_narrower, weights_bits
+from petransfer.methods import apply_method, computes_in_bf16, weights_bits
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.loading import load_recipe
@@ -56,7 +56,7 @@ class Prepared:
         execution = Execution(threads=torch.get_num_threads())
         return Loop(
             model, source, spec.train, Process(self.device), folder, identity=spec.canonical_json(), seed=spec.seed,
-            execution=execution, hooks=Hooks(), autocast=computes_narrower(spec.method),
+            execution=execution, hooks=Hooks(), autocast=computes_in_bf16(spec.method),
         )  # fmt: skip
 
 

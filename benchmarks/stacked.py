@@ -29,7 +29,7 @@ from petransfer.training.distributed import Process
 from petransfer.training.execution import Execution
 from petransfer.training.hooks import Hooks
 from petransfer.training.loop import Loop
-from petransfer.training.stacked.layers import share
+from petransfer.training.stacked.layers import shared_copy
 from petransfer.training.stacked.stacked_loop import StackedLoop, make_stack
 
 # Kinds of operations in a step, each with words that occur in their names. The first match counts.
@@ -141,12 +141,12 @@ class _Bench:
         for loop in self.singles[:count]:
             for _ in range(self.setting.steps):
                 step = loop.progress.step
-                loop.note(step, *loop.take_step_within_memory(step), 0.0)
+                loop.record_step(step, *loop.take_step_within_memory(step), 0.0)
 
     def stack(self, count: int) -> Callable[[], None]:
         """Return a function that trains `count` runs as one stack for the setting's number of steps."""
         loops = [self._loop(seed) for seed in range(count)]
-        stack = make_stack(share(self.loaded.model), [loop.model for loop in loops])
+        stack = make_stack(shared_copy(self.loaded.model), [loop.model for loop in loops])
         names = [str(at) for at in range(count)]
         stacked = StackedLoop(stack, loops, names, self.loaded.layout, lambda: False, lambda name, error: None)
 
@@ -159,7 +159,7 @@ class _Bench:
         return run
 
     def _model(self, seed: int) -> Any:
-        loaded = replace(self.loaded, model=share(self.loaded.model))
+        loaded = replace(self.loaded, model=shared_copy(self.loaded.model))
         return apply_method(loaded, self.method, seed).to(self.device).train()
 
     def _source(self, seed: int) -> ShuffledExamples:

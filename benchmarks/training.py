@@ -24,7 +24,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from benchmarks.prepared import Prepared
 from benchmarks.sides import alternating, clock, hardware, linear_flops, matmul_rate, medians
 from petransfer.data.encoding import Encoded
-from petransfer.methods import computes_narrower
+from petransfer.methods import computes_in_bf16
 from petransfer.models.loading import Loaded
 from petransfer.recipe.run_spec import MethodSpec, TrainSpec
 from petransfer.training.batches import IGNORED, ShuffledExamples, collate
@@ -157,7 +157,7 @@ def trainer_turn(plain: Plain, folder: Path, steps: int, ordered: Order) -> Call
     settings = Seq2SeqTrainingArguments(
         output_dir=str(folder / "trainer"), per_device_train_batch_size=train.batch_size, max_steps=WARM + steps,
         learning_rate=train.learning_rate, lr_scheduler_type="constant", optim="adamw_torch_fused", use_cpu=on_cpu,
-        bf16=computes_narrower(plain.method), train_sampling_strategy="sequential", report_to="none",
+        bf16=computes_in_bf16(plain.method), train_sampling_strategy="sequential", report_to="none",
         save_strategy="no", logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=not on_cpu,
     )  # fmt: skip
     encoder_decoder = plain.loaded.layout.encoder_decoder

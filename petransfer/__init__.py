@@ -9,7 +9,7 @@ import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from petransfer.models.thread_turns import one_import
+from petransfer.models.thread_turns import import_lock
 
 __version__ = "0.1.0"
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'petransfer' has no attribute '{name}'")
-    with one_import():
+    with import_lock():
         value = getattr(importlib.import_module(_PUBLIC[name]), name)
         if inspect.isfunction(value):  # messages name options such as --out; make them name arguments
             from petransfer.python_arguments import naming_arguments

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petransfer.errors import RunError, UserError
-from petransfer.models.thread_turns import import_transformers, one_training
+from petransfer.models.thread_turns import import_transformers, training_lock
 from petransfer.plurals import count
-from petransfer.python_arguments import flag_of, list_of, names_of, naming_arguments, place_of
+from petransfer.python_arguments import checked_bool, checked_list, checked_names, checked_path, naming_arguments
 from petransfer.study.run_study import check_processes, execute_study, prepare_study
 from petransfer.study.scheduling import Scheduling
 from petransfer.study.settings import Settings
@@ -68,13 +68,13 @@ class Study:
         **overrides: Any,
     ) -> None:
         options = {
-            "seeds": None if seeds is None else list_of(seeds, "seeds"),
-            "arms": None if arms is None else list(names_of(arms, "arms")),
+            "seeds": None if seeds is None else checked_list(seeds, "seeds"),
+            "arms": None if arms is None else list(checked_names(arms, "arms")),
             "family": family,
             "data_dir": data_dir,
         }
-        place = None if out is None else expanded(place_of(out, "out"))
-        recipe = recipe if isinstance(recipe, Mapping) else place_of(recipe, "recipe")
+        place = None if out is None else expanded(checked_path(out, "out"))
+        recipe = recipe if isinstance(recipe, Mapping) else checked_path(recipe, "recipe")
         self.grid: StudyGrid = load_grid(recipe, list(as_overrides(overrides)), options, place, shard)
 
     @classmethod
@@ -119,7 +119,7 @@ class Study:
         return DataFrame(rows)
 
     @naming_arguments()
-    @one_training()
+    @training_lock()
     def run(
         self,
         *,
@@ -173,13 +173,13 @@ class Study:
         execution = Execution(
             micro_batch, threads, save_every, self.grid.log_every, False, gradient_checkpointing, cuda_graphs
         )
-        trackers = check_trackers(names_of(log_with, "log_with"))
+        trackers = check_trackers(checked_names(log_with, "log_with"))
         settings = Settings(
             execution, cpu=cpu, force=force, by_generation=by_generation, dev_only=dev_only, log_with=trackers
         )
         scheduling = Scheduling(workers, executor, address, str(stack)).without_stacks_if(cuda_graphs, "--cuda-graphs")
         check_processes(self.grid, scheduling, 1)
-        if flag_of(repair, "repair"):
+        if checked_bool(repair, "repair"):
             self.grid.repair()
         prepared = prepare_study(self.grid, settings, scheduling)
         self.grid.folder.open(self.grid.recipe)
@@ -238,7 +238,7 @@ class Study:
         return write_report(self.grid).path
 
 
-@one_training()
+@training_lock()
 def train(
     model: str | Path,
     data: str | Path,
@@ -295,12 +295,12 @@ def train(
     from petransfer.study.train_summary import summaries
 
     request = train_request(settings)
-    cpu, force = flag_of(cpu, "cpu"), flag_of(force, "force")
-    gradient_checkpointing = flag_of(gradient_checkpointing, "gradient_checkpointing")
-    place = None if out is None else expanded(place_of(out, "out"))
+    cpu, force = checked_bool(cpu, "cpu"), checked_bool(force, "force")
+    gradient_checkpointing = checked_bool(gradient_checkpointing, "gradient_checkpointing")
+    place = None if out is None else expanded(checked_path(out, "out"))
     if not isinstance(overrides, Mapping | None):
         raise UserError(f"overrides is {overrides!r:.40}; give a dict, such as {{'train': {{'warmup': 0.1}}}}")
-    named = place_of(model, "model"), place_of(data, "data")
+    named = checked_path(model, "model"), checked_path(data, "data")
     card = None if cpu else this_card()
     arguments = (*named, request, list(as_overrides(overrides or {})), place, card is not None and card.has_bf16)
     found = cross_validation(*arguments) if request.folds is not None else None

@@ -45,7 +45,7 @@ def _argument(found: re.Match[str]) -> str:
     return f"'{_ARGUMENTS.get(option, option.replace('-', '_'))}'" if option else found[0]
 
 
-def place_of(value: Any, what: str) -> str:
+def checked_path(value: Any, what: str) -> str:
     """Return a path or a name as text.
 
     Args:
@@ -79,7 +79,7 @@ def place_of(value: Any, what: str) -> str:
     raise UserError(f"{what} is {shown_value(value)}; give a path or a name as text")
 
 
-def device_of(value: Any) -> Any:
+def checked_device(value: Any) -> Any:
     """Return a device unchanged, if PyTorch can use it on this machine.
 
     Raises:
@@ -98,7 +98,7 @@ def device_of(value: Any) -> Any:
     return value
 
 
-def whole_of(value: Any, what: str, least: int = 1, most: int | None = None) -> int:
+def checked_integer(value: Any, what: str, least: int = 1, most: int | None = None) -> int:
     """Return a whole number as an int.
 
     Args:
@@ -118,7 +118,7 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def number_of(value: Any, what: str, least: float = 0.0) -> float:
+def checked_number(value: Any, what: str, least: float = 0.0) -> float:
     """Return a number as a float.
 
     Raises:
@@ -129,7 +129,7 @@ def number_of(value: Any, what: str, least: float = 0.0) -> float:
     raise UserError(f"{what} is {shown_value(value)}; give a number of at least {least:g}")
 
 
-def flag_of(value: Any, what: str) -> bool:
+def checked_bool(value: Any, what: str) -> bool:
     """Return True or False, which can be given as 1 or 0.
 
     Raises:
@@ -140,7 +140,7 @@ def flag_of(value: Any, what: str) -> bool:
     raise UserError(f"{what} is {shown_value(value)}; give True or False")
 
 
-def choice_of(value: Choice, what: str, choices: Sequence[str]) -> Choice:
+def checked_choice(value: Choice, what: str, choices: Sequence[str]) -> Choice:
     """Return a name unchanged.
 
     Raises:
@@ -151,7 +151,7 @@ def choice_of(value: Choice, what: str, choices: Sequence[str]) -> Choice:
     raise UserError(f"{what} is {shown_value(value)}; give {' or '.join(choices)}")
 
 
-def name_of(value: Any, what: str) -> str:
+def checked_name(value: Any, what: str) -> str:
     """Return a name unchanged.
 
     Raises:
@@ -181,7 +181,7 @@ def _why_unusable(device: Any) -> str:
     return ""
 
 
-def list_of(value: Any, what: str) -> list[Any]:
+def checked_list(value: Any, what: str) -> list[Any]:
     """Return several values as a list.
 
     Raises:
@@ -192,7 +192,7 @@ def list_of(value: Any, what: str) -> list[Any]:
     return list(value)
 
 
-def names_of(value: Any, what: str) -> tuple[str, ...]:
+def checked_names(value: Any, what: str) -> tuple[str, ...]:
     """Return one name or several names as a tuple.
 
     Raises:
@@ -204,7 +204,7 @@ def names_of(value: Any, what: str) -> tuple[str, ...]:
     return names
 
 
-def texts_of(values: Any) -> list[str]:
+def checked_texts(values: Any) -> list[str]:
     """Return inputs as a list of texts.
 
     Raises:

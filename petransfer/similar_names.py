@@ -69,7 +69,7 @@ def similar_name(given: str, known: Iterable[str]) -> str | None:
     word = _word(given)
     if word in by_word:
         return by_word[word]
-    if (ours := name_here(given)) != word:  # a setting of another program: do not search for similar names
+    if (ours := petransfer_name(given)) != word:  # a setting of another program: do not search for similar names
         return by_word.get(ours)
     near = difflib.get_close_matches(word, by_word, n=1, cutoff=_CUTOFF)
     if not near and len(word) > 1:
@@ -78,7 +78,7 @@ def similar_name(given: str, known: Iterable[str]) -> str | None:
     return by_word[near[0]] if near else None
 
 
-def name_here(given: str) -> str:
+def petransfer_name(given: str) -> str:
     """Return our name for a setting of another program, such as `targets` for `lora_target`.
 
     Other names are returned in lower case, with underscores.

@@ -96,7 +96,7 @@ def default_learning_rates() -> str:
     from types import SimpleNamespace
 
     from petransfer.recipe.methods import METHODS
-    from petransfer.study.quick_recipe import default_rate
+    from petransfer.study.quick_recipe import default_learning_rate
 
     kinds = {
         "T5 family": (SimpleNamespace(is_encoder_decoder=True, model_type="t5"), False),
@@ -104,7 +104,9 @@ def default_learning_rates() -> str:
         "decoder-only": (SimpleNamespace(is_encoder_decoder=False, model_type="llama"), False),
         "`nano/...`": (SimpleNamespace(is_encoder_decoder=True, model_type="t5"), True),
     }
-    rows = [[f"`{method}`", *(f"{default_rate(method, *kind):g}" for kind in kinds.values())] for method in METHODS]
+    rows = [
+        [f"`{method}`", *(f"{default_learning_rate(method, *kind):g}" for kind in kinds.values())] for method in METHODS
+    ]
     return _table(["method", *kinds], rows)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from petransfer.memory.step_memory import Demand, Memory, simulate
+from petransfer.memory.step_memory import Memory, StepSpec, simulate
 
 _KNOWN: dict[Any, Memory] = {}
 
@@ -16,8 +16,10 @@ def remember_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("petransfer.memory.planner.simulate", _remembered)
 
 
-def _remembered(config: Any, name: str, demand: Demand, own_head: bool, new_tokens: tuple[int, ...] = ()) -> Memory:
-    step = (config.to_json_string(), name, demand, own_head, new_tokens)
+def _remembered(
+    config: Any, name: str, step_spec: StepSpec, own_head: bool, new_tokens: tuple[int, ...] = ()
+) -> Memory:
+    step = (config.to_json_string(), name, step_spec, own_head, new_tokens)
     if step not in _KNOWN:
-        _KNOWN[step] = simulate(config, name, demand, own_head, new_tokens)
+        _KNOWN[step] = simulate(config, name, step_spec, own_head, new_tokens)
     return _KNOWN[step]

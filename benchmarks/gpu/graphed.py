@@ -14,7 +14,7 @@ from petransfer.recipe.run_spec import TrainSpec
 from petransfer.training.batches import Batch, Tensors
 from petransfer.training.graphs import WIDTH, GraphedStep
 from petransfer.training.losses import LossFunction, token_loss
-from petransfer.training.optimizer import learning_rate_factor, make_optimizer
+from petransfer.training.optimizer import make_optimizer, schedule_factor
 
 
 @dataclass(frozen=True)
@@ -66,5 +66,5 @@ class StaticStep(GraphedStep):
             cuts: The micro-batches of the batch, as `Batch.micro_batches` makes them.
         """
         total = self.accumulate(batch, cuts)
-        self.update(self.spec.learning_rate * learning_rate_factor(self.spec, step))
+        self.update(self.spec.learning_rate * schedule_factor(self.spec, step))
         return total / batch.target_tokens

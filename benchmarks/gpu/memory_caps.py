@@ -20,7 +20,7 @@ from benchmarks.gpu.stages import Task
 from benchmarks.sides import clock
 from petransfer.memory.measured import Trial, capability
 from petransfer.memory.planner import CONTEXT, Fit, plan
-from petransfer.memory.step_memory import Demand, simulate
+from petransfer.memory.step_memory import StepSpec, simulate
 from petransfer.models.quiet_libraries import silence_libraries
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import MethodSpec
@@ -54,9 +54,9 @@ class Cell:
     capability: tuple[int, int]
 
     @property
-    def demand(self) -> Demand:
+    def step_spec(self) -> StepSpec:
         """The training step to predict and to measure, as the planner needs it."""
-        return Demand(QLORA, self.batch, *LENGTHS, device=self.device, capability=self.capability)  # type: ignore[arg-type]
+        return StepSpec(QLORA, self.batch, *LENGTHS, device=self.device, capability=self.capability)  # type: ignore[arg-type]
 
 
 def run(records: Records, task: Task) -> None:
@@ -78,7 +78,7 @@ def run(records: Records, task: Task) -> None:
 def predict(cell: Cell) -> Fit:
     """Return the planner's prediction: the largest micro-batch that fits under the cell's cap."""
     config, own_head = shape_of(cell.name, cell.layers)
-    return plan(config, checkpoint_spec(cell.name), cell.demand, own_head, cell.cap)
+    return plan(config, checkpoint_spec(cell.name), cell.step_spec, own_head, cell.cap)
 
 
 class _planner:
@@ -133,25 +133,25 @@ def _measure_shape(
     """Make the model once, train it under each cap one after another, and write the records."""
     started = clock(device)
     loaded = random_model(name, QLORA, device, layers)
-    trial = Trial(loaded, replace(cells[0].demand, accumulates=True))
+    trial = Trial(loaded, replace(cells[0].step_spec, accumulates=True))
     weights = sum(trial.weights.values())
     records.add(what="model", checkpoint=name, bits=4, weights=weights, seconds=round(clock(device) - started, 1))
     checkpointing = False
     # Gradient checkpointing cannot be turned off again, so the cells that need none come first.
-    for cell in sorted(cells, key=lambda cell: plans[cell].result().demand.checkpointing):
+    for cell in sorted(cells, key=lambda cell: plans[cell].result().step_spec.checkpointing):
         fit = plans[cell].result()
-        if fit.demand.checkpointing and not checkpointing:
+        if fit.step_spec.checkpointing and not checkpointing:
             trial.checkpoint()
             checkpointing = True
-        demand = replace(fit.demand, checkpointing=checkpointing, accumulates=True)
-        records.add(what="cap", checkpoint=name, **_under_cap(cell, fit, demand, trial, device))
+        step_spec = replace(fit.step_spec, checkpointing=checkpointing, accumulates=True)
+        records.add(what="cap", checkpoint=name, **_under_cap(cell, fit, step_spec, trial, device))
     del trial, loaded
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def _under_cap(cell: Cell, fit: Fit, demand: Demand, trial: Trial, device: torch.device) -> dict[str, Any]:
+def _under_cap(cell: Cell, fit: Fit, step_spec: StepSpec, trial: Trial, device: torch.device) -> dict[str, Any]:
     """Measure the largest micro-batch that trains under a cap, its peak and its speed, and add the prediction."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -159,16 +159,16 @@ def _under_cap(cell: Cell, fit: Fit, demand: Demand, trial: Trial, device: torch
         torch.cuda.set_per_process_memory_fraction((cell.cap - CONTEXT) / total)
     steps: dict[int, dict[str, Any]] = {}
     trains = functools.partial(_trains, trial, device, steps)
-    foreseen = fit.demand.batch if fit.fits else 0
+    foreseen = fit.step_spec.batch if fit.fits else 0
     largest = largest_near(trains, max(1, foreseen), cell.batch)
     found = steps.get(largest, {})
     config, own_head = shape_of(cell.name, cell.layers)
-    predicted = simulate(config, cell.name, replace(demand, batch=max(1, largest)), own_head).peak
+    predicted = simulate(config, cell.name, replace(step_spec, batch=max(1, largest)), own_head).peak
     peak = found.get("peak")
     row = {
         "cap": cell.cap,
         "lengths": LENGTHS,
-        "checkpointing": demand.checkpointing,
+        "checkpointing": step_spec.checkpointing,
         "micro_batch_foreseen": foreseen,
         "micro_batch": largest,
         "predicted_peak": predicted,

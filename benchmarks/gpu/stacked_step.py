@@ -13,7 +13,7 @@ from benchmarks.gpu.graphed import Options
 from petransfer.recipe.run_spec import TrainSpec
 from petransfer.training.batches import IGNORED, Batch, Tensors
 from petransfer.training.graphs import Graphs, pad_widths
-from petransfer.training.optimizer import learning_rate_factor, make_optimizer
+from petransfer.training.optimizer import make_optimizer, schedule_factor
 from petransfer.training.stacked.layers import Stack
 from petransfer.training.state import trained_tensors
 
@@ -65,7 +65,7 @@ class StackedStep:
         for name, value in joined.items():
             held[name].copy_(value, non_blocking=True)
         run()
-        self._rate.fill_(self.spec.learning_rate * learning_rate_factor(self.spec, step))
+        self._rate.fill_(self.spec.learning_rate * schedule_factor(self.spec, step))
         self._update()
         return self.totals * self._weights
 

@@ -36,7 +36,7 @@ from petransfer.training.graphs import pad_widths
 from petransfer.training.hooks import Hooks
 from petransfer.training.loop import Loop
 from petransfer.training.losses import token_loss
-from petransfer.training.stacked.layers import share
+from petransfer.training.stacked.layers import shared_copy
 from petransfer.training.stacked.stacked_loop import StackedLoop, make_stack
 
 LORA = MethodSpec("lora", bits=16, rank=16, alpha=32.0)
@@ -68,7 +68,9 @@ class Workload:
 
     def model(self, seed: int = 0) -> torch.nn.Module:
         """Return a model with its own LoRA matrices on the shared base."""
-        return apply_method(replace(self.loaded, model=share(self.loaded.model)), LORA, seed).to(self.device).train()
+        return (
+            apply_method(replace(self.loaded, model=shared_copy(self.loaded.model)), LORA, seed).to(self.device).train()
+        )
 
     def source(self, seed: int = 0) -> ShuffledExamples:
         """Return the batches of a run."""
@@ -259,7 +261,7 @@ def _pinned(batch: Batch, device: torch.device, multiple: int) -> list[Tensors]:
 
 def _stacked(workload: Workload, folder: Path) -> Callable[[int, int], float]:
     loops = [workload.loop(folder / str(seed), seed) for seed in range(workload.members)]
-    stack = make_stack(share(workload.loaded.model), [loop.model for loop in loops])
+    stack = make_stack(shared_copy(workload.loaded.model), [loop.model for loop in loops])
     names = [str(at) for at in range(workload.members)]
     stacked = StackedLoop(stack, loops, names, workload.loaded.layout, lambda: False, lambda name, error: None)
 
@@ -274,7 +276,7 @@ def _stacked(workload: Workload, folder: Path) -> Callable[[int, int], float]:
 
 
 def _stacked_static(workload: Workload, folder: Path, options: Options) -> Callable[[int, int], float]:
-    stack = make_stack(share(workload.loaded.model), [workload.model(seed) for seed in range(workload.members)])
+    stack = make_stack(shared_copy(workload.loaded.model), [workload.model(seed) for seed in range(workload.members)])
     sources = [workload.source(seed) for seed in range(workload.members)]
     steps = StackedStep(stack, workload.train, workload.device, options)
 
@@ -321,7 +323,7 @@ def _trainers(workload: Workload, task: Task) -> Iterator[dict[str, Any]]:
         if task.seconds_left < 6:
             return
         with tempfile.TemporaryDirectory() as folder:
-            loaded = replace(workload.loaded, model=share(workload.loaded.model))
+            loaded = replace(workload.loaded, model=shared_copy(workload.loaded.model))
             train = replace(workload.train, steps=100)
             plain = Plain(workload.model(), loaded, workload.source(), LORA, train, workload.device)
             try:

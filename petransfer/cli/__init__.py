@@ -20,7 +20,7 @@ from petransfer.cli.terminal_text import print_text
 from petransfer.cli.usage_errors import usage_error
 from petransfer.cli.utf8 import lost_characters_note, start_again_in_utf8, utf8_arguments, write_any_text
 from petransfer.errors import RunError, UserError
-from petransfer.study.launched_processes import this_place
+from petransfer.study.launched_processes import launched_process
 
 # Errors about folders that are read-only, full or wrong. A one-line message explains them better than a traceback.
 _CANNOT_WRITE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
@@ -74,7 +74,7 @@ def main() -> None:
     # Options such as --debug can precede the verb. For a shared verb, no process may exit here, because the leading
     # process would wait for it forever.
     verb = next((argument for argument in sys.argv[1:] if argument not in _ANYWHERE), "")
-    if not this_place().leads and verb not in SHARED:
+    if not launched_process().leads and verb not in SHARED:
         sys.exit(0)
     call(app, sys.argv[1:])
 
@@ -128,7 +128,7 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
     """
     debug = "--debug" in arguments
     write_any_text()
-    leads = this_place().leads
+    leads = launched_process().leads
     show_log(verbose="--verbose" in arguments, quiet=not leads or "--quiet" in arguments)
     if not leads:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
@@ -165,6 +165,6 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
 
 def _end(code: int, message: str) -> NoReturn:
     """Exit with a code. If a launcher started several processes, only the leading one prints the message."""
-    if message and this_place().leads:
+    if message and launched_process().leads:
         print_text(message, file=sys.stderr)
     sys.exit(code)

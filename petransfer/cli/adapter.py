@@ -16,10 +16,10 @@ from petransfer.cli.lazy_verbs import path_or_dash
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError, unknown
 from petransfer.json_lines import with_finite_numbers
-from petransfer.sharing.bundle import Bundle, checked, opened, without_records
+from petransfer.sharing.bundle import Bundle, checked_bundle, open_bundle, without_records
 from petransfer.sharing.bundle_files import CARD
 from petransfer.sharing.bundle_zip import SUFFIX
-from petransfer.sharing.card_metadata import Wishes, checked_wishes, licence_note
+from petransfer.sharing.card_metadata import CardOptions, checked_card_options, licence_note
 from petransfer.visible_text import visible
 
 # Titles that `info` prints for the entries of its JSON output.
@@ -82,7 +82,7 @@ def info(source: Source, as_json: Json = False) -> None:
     """Describe an adapter from its files, without loading a model. Any peft adapter works."""
     from petransfer.sharing.info import describe
 
-    with opened(source) as bundle:
+    with open_bundle(source) as bundle:
         found = describe(bundle)
     if as_json:
         print(json.dumps(found, indent=1))
@@ -114,11 +114,11 @@ def card(
     from petransfer.sharing.card import card as make
     from petransfer.sharing.pack import without_card, write_card
 
-    wishes = _wishes(licence, language, tags)
-    with opened(source) as bundle:
-        checked(without_card(bundle))
-        text = make(bundle, wishes)
-        _print_licence_note(bundle, wishes)
+    card_options = _card_options(licence, language, tags)
+    with open_bundle(source) as bundle:
+        checked_bundle(without_card(bundle))
+        text = make(bundle, card_options)
+        _print_licence_note(bundle, card_options)
         target = out or bundle.weights.parent / CARD
         if str(out) == "-" or (out is None and not Path(source).is_dir()):
             print(text, end="")
@@ -143,11 +143,11 @@ def pack(
     """
     from petransfer.sharing.pack import pack as write
 
-    with opened(source) as bundle:
+    with open_bundle(source) as bundle:
         target = out or Path(_name(bundle) + SUFFIX)
-        wishes = _wishes(licence, language, tags)
-        sha256 = write(bundle, target, wishes)
-        _print_licence_note(bundle, wishes)
+        card_options = _card_options(licence, language, tags)
+        sha256 = write(bundle, target, card_options)
+        _print_licence_note(bundle, card_options)
     print(f"written: {target} ({target.stat().st_size:,} bytes)\nsha256: {sha256}")
 
 
@@ -167,10 +167,10 @@ def push(
     from petransfer.sharing.pack import contents
 
     hub.quiet()
-    wishes = _wishes(licence, language, tags)
-    with opened(source) as bundle:
-        done = hub.push(name, contents(bundle, wishes), public, message)
-        _print_licence_note(bundle, wishes)
+    card_options = _card_options(licence, language, tags)
+    with open_bundle(source) as bundle:
+        done = hub.push(name, contents(bundle, card_options), public, message)
+        _print_licence_note(bundle, card_options)
     for note in done.notes:
         print_text(visible(note, keep=""), file=sys.stderr)
     who = "private; to share it, make it public on the hub" if done.private else "public"
@@ -192,8 +192,8 @@ def pull(
     target = out or Path(source.split("@")[0].rstrip("/").split("/")[-1].removesuffix(SUFFIX))
     if target.exists():
         raise UserError(f"{target} exists; delete it or use another --out")
-    with opened(source) as bundle:
-        checked(bundle)
+    with open_bundle(source) as bundle:
+        checked_bundle(bundle)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with creating(target) as partial:
@@ -231,13 +231,15 @@ def verify(
     The scores are checked by evaluating the adapter again.
     """
     found = []
-    with opened(source) as bundle:  # report a wrong path before torch is loaded
+    with open_bundle(source) as bundle:  # report a wrong path before torch is loaded
         from petransfer.models.quiet_libraries import silence_libraries
-        from petransfer.sharing.base import Where
+        from petransfer.sharing.base import LoadOptions
         from petransfer.sharing.verify import verify as check
 
         silence_libraries()
-        for one in check(bundle, Where(checkpoint, revision, data_dir, _device(cpu)), _bits(bits), evaluate, plain):
+        for one in check(
+            bundle, LoadOptions(checkpoint, revision, data_dir, _device(cpu)), _bits(bits), evaluate, plain
+        ):
             found.append(one)
             if not as_json:
                 print(f"{'ok  ' if one.passed else 'FAIL'} {one.what:<10} {visible(one.line, keep='')}", flush=True)
@@ -278,14 +280,14 @@ def merge(
 
     The merged model has 16 bits, or 32 bits if the adapter was trained with 32.
     """
-    with opened(source) as bundle:  # report a wrong path before torch is loaded
+    with open_bundle(source) as bundle:  # report a wrong path before torch is loaded
         from petransfer.models.quiet_libraries import silence_libraries
-        from petransfer.sharing.base import Where
+        from petransfer.sharing.base import LoadOptions
         from petransfer.sharing.merge import merge as write
 
         silence_libraries()
-        where = Where(checkpoint, revision, None, _device(cpu), any_base)
-        done = write(bundle, out, where, _bits(bits), separate_head)
+        load_options = LoadOptions(checkpoint, revision, None, _device(cpu), any_base)
+        done = write(bundle, out, load_options, _bits(bits), separate_head)
     if as_json:
         print(json.dumps(with_finite_numbers(vars(done)), indent=1))
         return
@@ -315,7 +317,7 @@ def compare(
 
     with opened_source(merged) as source:
         from petransfer.models.quiet_libraries import silence_libraries
-        from petransfer.sharing.base import Where
+        from petransfer.sharing.base import LoadOptions
         from petransfer.sharing.gguf_comparison import compare_gguf
         from petransfer.sharing.task_data import test_data
         from petransfer.sharing.whole_models import whole_predictor
@@ -324,7 +326,7 @@ def compare(
         if source.kind == "adapter":
             raise UserError(f"{merged} is an adapter; merge it first with `petransfer adapter merge {merged} FOLDER`")
         examples = test_data(source.bundle, source.label, data, None, data_dir).examples
-        found = compare_gguf(whole_predictor(source, Where(device="cpu")), list(examples)[:rows], file)
+        found = compare_gguf(whole_predictor(source, LoadOptions(device="cpu")), list(examples)[:rows], file)
     if as_json:
         print(json.dumps(with_finite_numbers(vars(found)), indent=1))
         return
@@ -342,15 +344,15 @@ def _change(moved: float, agree: float) -> str:
     )
 
 
-def _print_licence_note(bundle: Bundle, wishes: Wishes) -> None:
-    note = licence_note(bundle, wishes)
+def _print_licence_note(bundle: Bundle, card_options: CardOptions) -> None:
+    note = licence_note(bundle, card_options)
     if note:
         print_text(note, file=sys.stderr)
 
 
-def _wishes(licence: str | None, language: str | None, tags: list[str] | None) -> Wishes:
+def _card_options(licence: str | None, language: str | None, tags: list[str] | None) -> CardOptions:
     languages = tuple(part.strip() for part in language.split(",")) if language else ()
-    return checked_wishes(licence, languages, tuple(tags or ()))
+    return checked_card_options(licence, languages, tuple(tags or ()))
 
 
 def _name(bundle: Bundle) -> str:

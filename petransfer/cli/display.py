@@ -15,7 +15,7 @@ from rich.text import Text
 
 from petransfer.cli.terminal_text import print_text
 from petransfer.plurals import count
-from petransfer.study.durations import remaining
+from petransfer.study.durations import remaining_time
 
 # If the output is not a terminal: seconds between two lines about the same running run.
 LINE_EVERY = 30.0
@@ -204,7 +204,7 @@ def progress_line(row: ShownRow, name: str, score: str, width: int, score_name: 
 
 def _left(row: ShownRow) -> str:
     train = getattr(row.cell, "spec", row.cell).train
-    return remaining(row.seconds_left, bool(getattr(train, "early_stopping", None)))
+    return remaining_time(row.seconds_left, bool(getattr(train, "early_stopping", None)))
 
 
 def _names(view: View, rows: Sequence[ShownRow]) -> dict[str, str]:

@@ -106,13 +106,13 @@ def evaluate(
     with contextlib.ExitStack() as stack:
         sources = [stack.enter_context(opened_source(one, None if at else run)) for at, one in enumerate(adapters)]
         from petransfer.models.quiet_libraries import silence_libraries
-        from petransfer.sharing.base import Where
-        from petransfer.sharing.scoring import Request, side_by_side
+        from petransfer.sharing.base import LoadOptions
+        from petransfer.sharing.scoring import EvaluationRequest, side_by_side
 
         silence_libraries()
-        where = Where(checkpoint, revision, data_dir, "cpu" if cpu else None, any_base)
-        request = Request(data, part, by_generation, base, split_names(metric))
-        rows = side_by_side(sources, where, request, combined)
+        load_options = LoadOptions(checkpoint, revision, data_dir, "cpu" if cpu else None, any_base)
+        request = EvaluationRequest(data, part, by_generation, base, split_names(metric))
+        rows = side_by_side(sources, load_options, request, combined)
     if as_json:
         print(json.dumps(with_finite_numbers([vars(row) for row in rows]), indent=1))
     else:

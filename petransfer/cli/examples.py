@@ -15,7 +15,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "sweep": (
         "petransfer sweep lora-scan --factors 0.5,1,2",
-        "petransfer sweep lora-scan --rates 1e-3,3e-3 --steps 1000",
+        "petransfer sweep lora-scan --learning-rates 1e-3,3e-3 --steps 1000",
     ),
     "plan": ("petransfer plan lora-scan", "petransfer plan lora-cogs-t5-base --card 12GB"),
     "status": ("petransfer status results/lora-scan",),

@@ -22,7 +22,7 @@ from petransfer.plurals import count
 from petransfer.recipe.methods import METHODS
 
 if TYPE_CHECKING:
-    from petransfer.memory.measured import Measured
+    from petransfer.memory.measured import MeasuredMemory
     from petransfer.memory.planner import Fit
 
 # The parts of a training step's memory, with their names in the table.
@@ -96,7 +96,7 @@ def fit(
     """
     if stack > 1 and measure:
         raise UserError(f"--stack {stack} cannot be combined with --measure; leave one of them out")
-    pair = two(lengths)
+    pair = parse_lengths(lengths)
     limit = parse_card(card) if card is not None else None if cpu else this_card()
 
     from petransfer.memory import fit as library
@@ -126,32 +126,32 @@ def fit(
         raise typer.Exit(1)
 
 
-def _measured(checkpoint: str, found: Fit) -> Measured:
+def _measured(checkpoint: str, found: Fit) -> MeasuredMemory:
     from petransfer.memory.measured import measure
     from petransfer.models.registry import checkpoint_spec
 
     print_text("training three steps", file=sys.stderr)
-    return measure(checkpoint_spec(checkpoint), found.demand, with_loop=True)
+    return measure(checkpoint_spec(checkpoint), found.step_spec, with_loop=True)
 
 
-def show(name: str, found: Fit, measured: Measured | None = None, options: OptionNames = FIT_OPTIONS) -> None:
+def show(name: str, found: Fit, measured: MeasuredMemory | None = None, options: OptionNames = FIT_OPTIONS) -> None:
     """Print the memory of a training run, part by part, and whether the run fits.
 
     Args:
         measured: The measured memory of three steps. None: no measurement.
         options: The option names for the advice.
     """
-    demand, memory = found.demand, found.memory
-    where = "a card" if demand.device == "cuda" else "the CPU"
-    stack = f", {demand.members} stacked" if demand.members > 1 else ""
+    step_spec, memory = found.step_spec, found.memory
+    where = "a card" if step_spec.device == "cuda" else "the CPU"
+    stack = f", {step_spec.members} stacked" if step_spec.members > 1 else ""
     packed = ""
-    if demand.packing:
-        rows, width = demand.packed
+    if step_spec.packing:
+        rows, width = step_spec.packed
         packed = f", packed into {count(rows, 'row')} of {count(width, 'token')}"
     print_text(
-        f"{name}, {method_title(demand.method)}, {demand.method.bits} bits per weight{stack}, on {where}: "
-        f"a micro-batch of {count(demand.batch, 'example')} with at most {demand.input_length} input tokens and "
-        f"{demand.target_length} target tokens{packed}"
+        f"{name}, {method_title(step_spec.method)}, {step_spec.method.bits} bits per weight{stack}, on {where}: "
+        f"a micro-batch of {count(step_spec.batch, 'example')} with at most {step_spec.input_length} input tokens and "
+        f"{step_spec.target_length} target tokens{packed}"
     )
     console = Console(width=None if sys.stdout.isatty() else 120)
     unit, text = ("MB", _megabytes) if memory.peak < GB else ("GB", _gigabytes)
@@ -163,7 +163,7 @@ def show(name: str, found: Fit, measured: Measured | None = None, options: Optio
     if measured:
         ratios = f"{memory.peak / measured.peak:.3f}, without activations {memory.fixed / measured.fixed:.3f}"
         print_text(f"prediction divided by measurement: {ratios}")
-    if demand.device == "cpu":
+    if step_spec.device == "cpu":
         print_text(_about_the_loop(name, memory.peak, measured, lambda size: f"{text(size)} {unit}"))
     for line in _verdict(found, options):
         print_text(line)
@@ -177,7 +177,7 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f}"
 
 
-def _table(found: Fit, measured: Measured | None, unit: str, text: Callable[[int], str]) -> Table:
+def _table(found: Fit, measured: MeasuredMemory | None, unit: str, text: Callable[[int], str]) -> Table:
     """Return a table of the parts of the memory, predicted and measured."""
     memory = found.memory
     table = Table(min_width=44)
@@ -198,12 +198,12 @@ def _table(found: Fit, measured: Measured | None, unit: str, text: Callable[[int
         fixed = "weights, trained parameters and optimiser state"
         row(fixed, memory.fixed, measured.fixed, style="dim")
     row("sum at the peak", memory.peak, measured.peak if measured else None, style="bold")
-    if found.demand.device == "cuda":
+    if found.step_spec.device == "cuda":
         row("with CUDA context and fragmentation", found.needed)
     return table
 
 
-def _about_the_loop(name: str, predicted: int, measured: Measured | None, text: Callable[[int], str]) -> str:
+def _about_the_loop(name: str, predicted: int, measured: MeasuredMemory | None, text: Callable[[int], str]) -> str:
     """Return a sentence that compares the prediction with petransfer's CPU training step."""
     # the prediction is for a training step of plain transformers and peft, which can need more memory
     if measured is None:
@@ -225,11 +225,11 @@ def _verdict(found: Fit, options: OptionNames) -> list[str]:
     if found.lacks_bf16:
         other = "" if found.advice else "; with 32 bits it does not fit with any settings"
         return [f"{found}{other}{suggestion(found.advice, options)}"]
-    size, at_once = gigabytes(found.card), found.demand.batch
-    size += " of main memory" if found.demand.device == "cpu" else ""
+    size, at_once = gigabytes(found.card), found.step_spec.batch
+    size += " of main memory" if found.step_spec.device == "cpu" else ""
     if found.fits:
         again = f" {TURNED_ON}" if found.turned_on else ""
-        each = f" of each of {found.demand.members} runs" if found.demand.members > 1 else ""
+        each = f" of each of {found.step_spec.members} runs" if found.step_spec.members > 1 else ""
         part = "" if at_once == found.batch else f"; gradient accumulation makes batches of {found.batch}"
         return [f"fits into {size}{again}, with {count(at_once, 'example')}{each} at once{part}"]
     if found.advice:
@@ -241,7 +241,7 @@ def _bar(found: Fit, width: int) -> Text | None:
     """Return a bar with each part's share of the memory. None if the run needs too small a share to be seen."""
     memory = found.memory
     sizes = {"weights": sum(memory.weights.values())} | {title: getattr(memory, part) for part, title in PARTS.items()}
-    whole = max(found.card or 0, found.needed if found.demand.device == "cuda" else memory.peak)
+    whole = max(found.card or 0, found.needed if found.step_spec.device == "cuda" else memory.peak)
     bar, legend = Text(), Text("\n")
     for (part, size), colour in zip(sizes.items(), COLOURS, strict=True):
         bar.append("█" * round(width * size / whole), style=colour)
@@ -255,7 +255,7 @@ def _bar(found: Fit, width: int) -> Text | None:
     return bar.append_text(legend)
 
 
-def two(text: str) -> tuple[int, int]:
+def parse_lengths(text: str) -> tuple[int, int]:
     """Return the two whole numbers of a text such as `64,128`."""
     try:
         first, second = (int(part) for part in text.split(","))

@@ -16,7 +16,7 @@ from petransfer.cli.evaluate import combination_of
 from petransfer.cli.input_files import is_existing_file, is_folder, refuse_other_files, without_rows
 from petransfer.cli.lazy_verbs import path_or_dash
 from petransfer.cli.terminal_text import for_output, print_text
-from petransfer.cli.text import arriving, input_lines, is_pipe, one_line
+from petransfer.cli.text import arriving_batches, input_lines, is_pipe, one_line
 from petransfer.errors import UserError
 from petransfer.json_lines import json_line
 from petransfer.plurals import count
@@ -25,8 +25,8 @@ from petransfer.recipe.values import MOST_NEW_TOKENS
 if TYPE_CHECKING:
     from petransfer.evaluation.generation import Generation
     from petransfer.evaluation.predictor import Predictor
-    from petransfer.sharing.base import Where
-    from petransfer.sharing.sources import Source
+    from petransfer.sharing.base import LoadOptions
+    from petransfer.sharing.sources import ModelSource
 
 BATCH = 256
 # The place of an input, such as `line 2 of inputs.txt`, and the input.
@@ -114,11 +114,11 @@ def predict(
         read = input_lines(file) if file is not None else without_rows(input_lines(None), specs)
         lines = _with_places(text or read, name)
         # a pipe is read while the model is loaded
-        arrived = arriving(lines, BATCH) if not text and is_pipe(file) else None
-        from petransfer.sharing.base import Where
+        arrived = arriving_batches(lines, BATCH) if not text and is_pipe(file) else None
+        from petransfer.sharing.base import LoadOptions
 
-        where = Where(checkpoint, revision, None, "cpu" if cpu else None, any_base)
-        each = _predictors(sources, where, combined, chat)
+        load_options = LoadOptions(checkpoint, revision, None, "cpu" if cpu else None, any_base)
+        each = _predictors(sources, load_options, combined, chat)
         if chat:
             each = _for_chats(each)
         if file is not None and file.is_file():  # report all unusable lines before the first text is printed
@@ -174,7 +174,7 @@ def _generate(
         number += len(inputs)
         for at, (label, one) in enumerate(each()):
             found = one.generations(inputs, max_new_tokens, places=places)
-            quoted += [] if texts else filter(None, one.quoted(inputs))
+            quoted += [] if texts else filter(None, one.quoted_special_tokens(inputs))
             cut += [(label, CutTexts(max_new_tokens))] if at == len(cut) else []
             cut[at][1].add(found)
             texts.append((label, iter(found)))
@@ -195,7 +195,7 @@ def _generate(
         print_text("\\n in a text stands for a line break", file=sys.stderr)
 
 
-def _opened(stack: contextlib.ExitStack, places: list[str], run: str | None) -> list[Source]:
+def _opened(stack: contextlib.ExitStack, places: list[str], run: str | None) -> list[ModelSource]:
     """Open the sources before torch is imported."""
     from petransfer.sharing.sources import opened_source
 
@@ -203,26 +203,26 @@ def _opened(stack: contextlib.ExitStack, places: list[str], run: str | None) -> 
     return [stack.enter_context(opened_source(place, None if at else run)) for at, place in enumerate(places)]
 
 
-def _predictors(sources: list[Source], where: Where, combination: Any, chat: bool) -> _Each:
+def _predictors(sources: list[ModelSource], load_options: LoadOptions, combination: Any, chat: bool) -> _Each:
     """Return a function that yields the label and the predictor of each source."""
     from petransfer.models.quiet_libraries import silence_libraries
-    from petransfer.sharing.combined_adapters import put_together
+    from petransfer.sharing.combined_adapters import load_adapters
     from petransfer.sharing.whole_models import whole_predictor
 
     silence_libraries()
     if all(source.kind == "adapter" for source in sources):
-        together = put_together([source.adapter() for source in sources], where, combination)
+        together = load_adapters([source.adapter() for source in sources], load_options, combination)
         # the adapters share one base model, so each predictor must be used before the next one is requested
         _name_chat_templates(sources, chat)
         return lambda: ((label, predictor) for _, label, predictor in together.each())
     if combination or any(source.kind == "adapter" for source in sources):
         other = next(source for source in sources if source.kind != "adapter")
         raise UserError(f"{other.label} is a whole model, but --with and --weights need adapters; `eval` accepts both")
-    ready = [(source.label, whole_predictor(source, where)) for source in sources]
+    ready = [(source.label, whole_predictor(source, load_options)) for source in sources]
     return lambda: iter(ready)
 
 
-def _name_chat_templates(sources: list[Source], chat: bool) -> None:
+def _name_chat_templates(sources: list[ModelSource], chat: bool) -> None:
     """Print a note about `--chat` if an adapter's folder has a chat template and `--chat` was not given."""
     from petransfer.sharing.own_tokenizer import has_own_chat_template
 

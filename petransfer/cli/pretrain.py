@@ -23,7 +23,7 @@ from petransfer.pretraining import run_table as tables
 from petransfer.pretraining.grid import check_settings, expand_pretraining
 from petransfer.recipe.loading import load_pretraining
 from petransfer.study.folders import StudyFolder
-from petransfer.study.launched_processes import this_place
+from petransfer.study.launched_processes import launched_process
 from petransfer.training.execution import MOST_THREADS, Execution, refuse_missing_gpu
 from petransfer.user_paths import expanded
 
@@ -68,7 +68,9 @@ def pretrain(
     ] = None,
     cuda_graphs: CudaGraphs = False,
     cpu: Cpu = False,
-    dry: Annotated[bool, typer.Option("--plan", help="Show what would be trained, and stop before training.")] = False,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Show what would be trained, and stop before training.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Pretrain a checkpoint for each arm (kind of pretraining, such as english) of a recipe, by span corruption.
@@ -81,7 +83,7 @@ def pretrain(
         "seeds": None if seeds is None else parse_seeds(seeds),
         "corpora_dir": corpora,
     }
-    if this_place().shared:
+    if launched_process().shared:
         raise UserError("pretrain does not share a run among processes; start it without a launcher and use --workers")
     content = load_pretraining(recipe, sets or [], options)
     cells = expand_pretraining(content)
@@ -97,7 +99,7 @@ def pretrain(
         else:
             print_table(tables.terminal_table(read(), content.name))
 
-    if dry:
+    if plan_only:
         folder.check(content.name)
         end()
         return

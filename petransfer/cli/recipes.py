@@ -11,7 +11,7 @@ import typer
 from petransfer.atomic_files import write_text
 from petransfer.cli.terminal_text import for_output, print_text
 from petransfer.errors import UserError
-from petransfer.recipe.loading import find_recipe, load_either, shipped_recipes
+from petransfer.recipe.loading import find_recipe, load_any_recipe, shipped_recipes
 from petransfer.recipe.pretraining import PretrainRecipe
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ def ls() -> None:
     names = shipped_recipes()
     width = max(map(len, names))
     for name in names:
-        print(f"{name:<{width}}  {load_either(name).description}")
+        print(f"{name:<{width}}  {load_any_recipe(name).description}")
 
 
 @app.command("show")
@@ -42,7 +42,7 @@ def cp(name: Name, target: Annotated[Path, typer.Argument(help="File to create."
     if target.exists():
         raise UserError(f"{target} exists; name another file")
     text = _text(find_recipe(name))
-    verb = "pretrain" if isinstance(load_either(name), PretrainRecipe) else "run"  # refuses an invalid recipe
+    verb = "pretrain" if isinstance(load_any_recipe(name), PretrainRecipe) else "run"  # refuses an invalid recipe
     try:
         write_text(target, text)
     except OSError as error:

@@ -18,14 +18,14 @@ from petransfer.cli.display import Display, View, report_outcome, study_label, s
 from petransfer.cli.launcher import launch
 from petransfer.cli.table_layout import print_meanings, print_table
 from petransfer.cli.terminal_text import print_text
-from petransfer.effects.study_effects import demand
+from petransfer.effects.study_effects import seed_demand
 from petransfer.memory.advice import as_options
 from petransfer.memory.cards import parse_card, this_card
 from petransfer.memory.study_memory import PredictedRun, predict_memory, refuse_unusable_targets
 from petransfer.plurals import count
 from petransfer.pretraining import run_table as pretraining
 from petransfer.pretraining.grid import expand_pretraining
-from petransfer.recipe.loading import load_either
+from petransfer.recipe.loading import load_any_recipe
 from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.recipe.stacking import reasons_not_stacked
 from petransfer.report import run_table as tables
@@ -33,7 +33,7 @@ from petransfer.report import sweep
 from petransfer.study.durations import duration
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
-from petransfer.study.launched_processes import this_place
+from petransfer.study.launched_processes import launched_process
 from petransfer.study.run_study import check_processes, execute_study, prepare_study, stack_sizes
 from petransfer.study.scheduling import Scheduling, describe_stacks
 from petransfer.study.settings import Settings
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Kind:
+class CommandHooks:
     """The functions and texts that differ between `run`, `sweep` and `train`.
 
     Attributes:
@@ -131,27 +131,27 @@ def run(
     scheduling = Scheduling(workers, executor, address, stack).without_stacks_if(cuda_graphs, "--cuda-graphs")
     trackers = check_trackers(log_with or [])
     check_and_launch(grid, scheduling, processes)
-    for run_id in grid.repair() if repair and this_place().leads else ():
+    for run_id in grid.repair() if repair and launched_process().leads else ():
         logger.info(f"{run_id} was damaged and is run again")
     execution = Execution(
         micro_batch, threads, save_every, grid.log_every, checkpointing=checkpointing, cuda_graphs=cuda_graphs
     )
     settings = Settings(execution, cpu=cpu, force=force, by_generation=by_generation, log_with=trackers)
-    run_grid(grid, own_runs(grid), settings, scheduling, as_json)
+    run_grid(grid, study_hooks(grid), settings, scheduling, as_json)
 
 
 def check_and_launch(grid: StudyGrid, scheduling: Scheduling, processes: int) -> None:
     """Check the options. Launch several processes if requested, and exit with their code."""
-    place = this_place()
+    place = launched_process()
     check_processes(grid, scheduling, max(processes, place.count))
     if processes > 1 and not place.shared:
         raise typer.Exit(launch(processes))
 
 
-def own_runs(grid: StudyGrid) -> Kind:
-    """Return the `Kind` of a study."""
+def study_hooks(grid: StudyGrid) -> CommandHooks:
+    """Return the hooks of a study."""
     anew = bool(grid.waiting)
-    return Kind(lambda: grid.folder.open(grid.recipe), lambda as_json: _print_end(grid, as_json, anew))
+    return CommandHooks(lambda: grid.folder.open(grid.recipe), lambda as_json: _print_end(grid, as_json, anew))
 
 
 def _log_interrupted(grid: StudyGrid) -> None:
@@ -165,23 +165,23 @@ def _log_interrupted(grid: StudyGrid) -> None:
         logger.info(f"starting {again} again from the first step, because no saved step can be used")
 
 
-def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Scheduling, as_json: bool) -> None:
+def run_grid(grid: StudyGrid, hooks: CommandHooks, settings: Settings, scheduling: Scheduling, as_json: bool) -> None:
     """Execute the unfinished runs of a grid and print the results.
 
     Raises:
         typer.Exit: A run is not finished or is damaged (code above 0), or this process does not lead (code 0).
     """
     prepared = prepare_study(grid, settings, scheduling)
-    place = this_place()
+    place = launched_process()
     if not place.leads:
         execute_study(prepared)
         raise typer.Exit
-    for line in (grid.dropped_line, demand(grid.recipe, grid.cells).line if grid.waiting else ""):
+    for line in (grid.dropped_line, seed_demand(grid.recipe, grid.cells).line if grid.waiting else ""):
         if line:
             logger.info(line)
-    kind.begin()
+    hooks.begin()
     _log_interrupted(grid)
-    kind.open_folder()
+    hooks.open_folder()
     started = time.monotonic()
     for damage in grid.damaged.values():
         logger.warning(f"damaged: {damage}; run it again with `{grid.repair_command}`")
@@ -193,30 +193,30 @@ def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Schedu
             f"{count(done_before, 'finished run')} will not be scored again; to score one by generation, use {again}"
         )
     if not place.shared and not grid.waiting:
-        kind.print_end(as_json)
+        hooks.print_end(as_json)
         _exit_if_damaged(grid)
         finished = "the run" if done_before == 1 else f"all {done_before:,} runs"
-        _log_line(kind.finished if kind.finished is not None else f"{finished} finished before; nothing to do")
+        _log_line(hooks.finished if hooks.finished is not None else f"{finished} finished before; nothing to do")
         return
     view = View(
         grid.recipe.name,
         lambda: tables.rows_of(grid.selected, grid.folder),
-        kind.line,
+        hooks.line,
         study_label,
         study_score,
-        kind.score_name,
-        kind.name,
+        hooks.score_name,
+        hooks.name,
     )
     with Display(view, quiet=as_json) as tick:
         outcome = execute_study(prepared, tick)
-    kind.print_end(as_json)
+    hooks.print_end(as_json)
     code = report_outcome(outcome, len(grid.selected))
     if code:
         raise typer.Exit(code)
     _exit_if_damaged(grid)
     took = duration(time.monotonic() - started)
     usual = f"{count(len(grid.selected), 'run')} done in {took}; see {grid.folder.path}"
-    _log_line(kind.done(took) if kind.done else usual)
+    _log_line(hooks.done(took) if hooks.done else usual)
 
 
 def _log_line(text: str) -> None:
@@ -293,7 +293,7 @@ def plan(
         print_text(line)
     done = sum(row.status == "done" for row in rows)
     left = sum(row.cell.spec.train.steps for row in rows if row.status != "done")
-    for line in (study.dropped_line, demand(study.recipe, study.cells).line):
+    for line in (study.dropped_line, seed_demand(study.recipe, study.cells).line):
         if line:
             print_text(line)
     runs = f"{len(rows)} of {count(len(study.cells), 'run')}" if shard else count(len(rows), "run")
@@ -322,7 +322,7 @@ def _plan_as_json(
                 "name": place.name,
                 "line": place.line(study.options_for(place.spec)),
                 "fits": place.fit and place.fit.fits,
-                "checkpointing": place.fit and place.fit.demand.checkpointing,
+                "checkpointing": place.fit and place.fit.step_spec.checkpointing,
                 "advice": as_options(place.fit.advice, study.options_for(place.spec)) if place.fit else [],
             }
             for place in places
@@ -344,7 +344,7 @@ def status(
     as_json: opt.Json = False,
 ) -> None:
     """Show the progress of the runs of a study or of a pretraining."""
-    recipe, folder = load_either(str(recipe_file(study))), StudyFolder(study)
+    recipe, folder = load_any_recipe(str(recipe_file(study))), StudyFolder(study)
     swept: list[sweep.Group] = []
     if isinstance(recipe, PretrainRecipe):
         pretrained = pretraining.rows_of(expand_pretraining(recipe), folder)
@@ -353,7 +353,7 @@ def status(
     else:
         grid = grid_of(recipe, study)
         rows, swept = tables.rows_of(grid.cells, folder), sweep.groups_of(grid.cells, folder)
-        lines = [tables.counts([row.status for row in rows]), sweep.standing(folder), *failure_lines(rows)]
+        lines = [tables.counts([row.status for row in rows]), sweep.progress_line(folder), *failure_lines(rows)]
         lines += [f"to repeat only the damaged runs: `{grid.repair_command}`"] if grid.damaged else []
         lines.append(grid.weights_note)
         shown, table = tables.as_json(rows), tables.terminal_table(rows, _title(study, recipe.name), tables.ROWS)

@@ -18,9 +18,9 @@ from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
 
 if TYPE_CHECKING:
-    from petransfer.sharing.base import Where
-    from petransfer.sharing.request_batches import Model
-    from petransfer.sharing.sources import Source
+    from petransfer.sharing.base import LoadOptions
+    from petransfer.sharing.request_batches import ServedModel
+    from petransfer.sharing.sources import ModelSource
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
@@ -68,13 +68,13 @@ def serve(
 
         sources = [stack.enter_context(opened_source(one, None if at else run)) for at, one in enumerate(adapters)]
         from petransfer.models.quiet_libraries import silence_libraries
-        from petransfer.sharing.base import Where
+        from petransfer.sharing.base import LoadOptions
         from petransfer.sharing.request_batches import RequestBatches
         from petransfer.sharing.server import application, listen, server
 
         silence_libraries()
         opened = stack.enter_context(contextlib.closing(listen(host, port)))
-        models = models_of(sources, Where(checkpoint, revision, None, "cpu" if cpu else None, any_base))
+        models = models_of(sources, LoadOptions(checkpoint, revision, None, "cpu" if cpu else None, any_base))
         hosts = _LOOPBACK if host in ("127.0.0.1", "::1", "localhost") else ("*",)
         place = f"http://{host}:{opened.getsockname()[1]}"
         names = f"the model {next(iter(models))}" if len(models) == 1 else f"the models {', '.join(models)}"
@@ -90,28 +90,28 @@ def serve(
             print_text("the server has stopped", file=sys.stderr)
 
 
-def models_of(sources: list[Source], where: Where) -> dict[str, Model]:
+def models_of(sources: list[ModelSource], load_options: LoadOptions) -> dict[str, ServedModel]:
     """Load the models to serve, and return the models by name. All adapters share one base model."""
-    from petransfer.sharing.combined_adapters import put_together
-    from petransfer.sharing.request_batches import Model
+    from petransfer.sharing.combined_adapters import load_adapters
+    from petransfer.sharing.request_batches import ServedModel
     from petransfer.sharing.whole_models import whole_predictor
 
     names = _names([source.label for source in sources])
     bundles = [source.adapter() for source in sources if source.kind == "adapter"]
-    together = put_together(bundles, where) if bundles else None
+    together = load_adapters(bundles, load_options) if bundles else None
     adapters = iter(together.labels if together else ())
-    found: dict[str, Model] = {}
+    found: dict[str, ServedModel] = {}
     for name, source in zip(names, sources, strict=True):
         if source.kind != "adapter" or together is None:
-            predictor = whole_predictor(source, where)
-            found[name] = Model(predictor, chat=predictor.for_chats(by_default=source.kind == "checkpoint"))
+            predictor = whole_predictor(source, load_options)
+            found[name] = ServedModel(predictor, chat=predictor.for_chats(by_default=source.kind == "checkpoint"))
             continue
         adapter = next(adapters)
         predictor = together.predictor(adapter)
         activate = functools.partial(together.model.set_adapter, adapter)
         # for an adapter of another program, it is unknown whether it was trained on chats
         by_default = source.adapter().spec is None
-        found[name] = Model(predictor, activate, predictor.for_chats(by_default))
+        found[name] = ServedModel(predictor, activate, predictor.for_chats(by_default))
     return found
 
 

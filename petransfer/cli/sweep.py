@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import petransfer.cli.options as opt
-from petransfer.cli.run import Kind, check_and_launch, grid_from_options, run_grid
+from petransfer.cli.run import CommandHooks, check_and_launch, grid_from_options, run_grid
 from petransfer.cli.table_layout import print_table
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
@@ -29,12 +29,19 @@ from petransfer.training.execution import Execution
 def sweep(
     recipe: opt.RecipeArgument = None,
     recipe_option: opt.RecipeName = None,
-    rates: Annotated[
-        str | None, typer.Option(help="Learning rates to try for all arms and methods, such as 1e-3,2e-3,4e-3.")
+    learning_rates: Annotated[
+        str | None,
+        typer.Option(
+            "--learning-rates",
+            "--rates",
+            help="Learning rates to try for all arms and methods, such as 1e-3,2e-3,4e-3.",
+        ),
     ] = None,
     factors: Annotated[
         str | None,
-        typer.Option(help="Try these multiples of the recipe's learning rates, instead of --rates. Default: 0.5,1,2."),
+        typer.Option(
+            help="Try these multiples of the recipe's learning rates, instead of --learning-rates. Default: 0.5,1,2."
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=0, help="Optimiser steps of each run. 0: as in the recipe.")] = 0,
     seeds: opt.Seeds = "0",
@@ -55,7 +62,9 @@ def sweep(
     checkpointing: opt.Checkpointing = False,
     cpu: opt.Cpu = False,
     force: opt.Force = False,
-    dry: Annotated[bool, typer.Option("--plan", help="Show what would be trained, and stop before training.")] = False,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Show what would be trained, and stop before training.")
+    ] = False,
     as_json: opt.Json = False,
 ) -> None:
     """Find the best learning rate for each arm (kind of pretraining) and method of a recipe.
@@ -67,11 +76,13 @@ def sweep(
         opt.recipe_name(recipe, recipe_option), sets, family, None, None, out, data_dir
     )  # all runs that `run` would execute
     part = grid_from_options(opt.recipe_name(recipe, recipe_option), sets, family, seeds, arms, out, data_dir)
-    cells = sweep_cells(part.cells, _numbers("--rates", rates), _factors(rates, factors), steps)
+    cells = sweep_cells(
+        part.cells, _numbers("--learning-rates", learning_rates), _factors(learning_rates, factors), steps
+    )
     mine = cells if shard is None else parse_shard(shard).of(cells)
     plain = part.recipe.model_copy(update={"effects": []})  # a sweep computes no effects
     study = StudyGrid(plain, cells, sweep_folder(part.folder), mine)
-    if dry:
+    if plan_only:
         part.folder.check(part.recipe.name)
         _plan(study, as_json)
         return
@@ -79,13 +90,13 @@ def sweep(
     check_and_launch(study, scheduling, processes)
     execution = Execution(micro_batch, threads, save_every, study.log_every, checkpointing=checkpointing)
     settings = Settings(execution, cpu=cpu, force=force, dev_only=True)
-    kind = _kind(study, whole.recipe, [*whole.cells, *part.cells], part.folder)
-    run_grid(study, kind, settings, scheduling, as_json)
+    hooks = _hooks(study, whole.recipe, [*whole.cells, *part.cells], part.folder)
+    run_grid(study, hooks, settings, scheduling, as_json)
 
 
-def _factors(rates: str | None, factors: str | None) -> list[float]:
-    if rates is not None and factors is not None:
-        raise UserError("--rates and --factors both set the learning rates; give only one of them")
+def _factors(learning_rates: str | None, factors: str | None) -> list[float]:
+    if learning_rates is not None and factors is not None:
+        raise UserError("--learning-rates and --factors both set the learning rates; give only one of them")
     return _numbers("--factors", "0.5,1,2" if factors is None else factors)
 
 
@@ -99,7 +110,7 @@ def _numbers(option: str, text: str | None) -> list[float]:
     return found
 
 
-def _kind(study: StudyGrid, recipe: Recipe, own: list[Cell], folder: StudyFolder) -> Kind:
+def _hooks(study: StudyGrid, recipe: Recipe, own: list[Cell], folder: StudyFolder) -> CommandHooks:
     def end(as_json: bool) -> None:
         content = update_sweep(study.recipe, own, study.cells, folder)
         if as_json:
@@ -107,7 +118,7 @@ def _kind(study: StudyGrid, recipe: Recipe, own: list[Cell], folder: StudyFolder
             return
         _print_end(content, study.recipe.name)
 
-    return Kind(lambda: open_sweep(recipe, folder), end, shown.plain_line)
+    return CommandHooks(lambda: open_sweep(recipe, folder), end, shown.plain_line)
 
 
 def _print_end(content: dict[str, Any], title: str) -> None:

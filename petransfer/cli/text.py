@@ -65,7 +65,7 @@ def is_pipe(file: Path | None) -> bool:
         return False
 
 
-def arriving(items: Iterable[_Item], most: int) -> Iterator[list[_Item]]:
+def arriving_batches(items: Iterable[_Item], most: int) -> Iterator[list[_Item]]:
     """Read items in a thread, and yield the items that have arrived, in batches of at most `most` items.
 
     The thread starts at once. A batch does not wait for more items, so that a program that writes one line gets its

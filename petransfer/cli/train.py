@@ -17,7 +17,7 @@ from petransfer.cli.options import Checkpointing, Cpu, Force, Json, LogWith, Sav
 from petransfer.cli.run import run_grid
 from petransfer.cli.terminal_text import print_text, width_of
 from petransfer.cli.train_folds import train_folds
-from petransfer.cli.train_output import describe, print_summaries, train_runs
+from petransfer.cli.train_output import describe, print_summaries, train_hooks
 from petransfer.memory.advice import TRAIN_OPTIONS
 from petransfer.memory.cards import this_card
 from petransfer.models.hub_access import refuse_unreachable
@@ -265,7 +265,7 @@ def train(
     if found:
         done = train_folds(found, settings, as_json, begin)
     else:
-        run_grid(grid, train_runs(grid, begin), settings, Scheduling(), as_json)
+        run_grid(grid, train_hooks(grid, begin), settings, Scheduling(), as_json)
         done = training
     if not as_json:
         print_summaries(done)
@@ -287,10 +287,10 @@ def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cp
     for line in filter(None, (training.note, *notes_of(grid))):
         logger.info(line)
     print_text(*describe(training, folds), *estimate_lines(grid.cells[0], rows, fit, cpu, runs))
-    demand = fit.demand
+    step_spec = fit.step_spec
     print_text(
-        f"\nmemory, predicted for estimated lengths of {count(demand.input_length, 'input token')} and "
-        f"{count(demand.target_length, 'target token')}, which can differ from the lengths above:"
+        f"\nmemory, predicted for estimated lengths of {count(step_spec.input_length, 'input token')} and "
+        f"{count(step_spec.target_length, 'target token')}, which can differ from the lengths above:"
     )
     show(checkpoint.name, fit, options=TRAIN_OPTIONS)
     print_text("\nsettings (change one with --set, such as --set train.batch_size=8):")

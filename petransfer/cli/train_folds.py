@@ -12,11 +12,11 @@ from dataclasses import replace
 from petransfer.api import write_results
 from petransfer.cli.run import run_grid
 from petransfer.cli.terminal_text import print_text
-from petransfer.cli.train_output import fold_runs, new_out
+from petransfer.cli.train_output import fold_hooks, new_out
 from petransfer.data.rows.builder import FIRST_ROW
 from petransfer.plurals import count
 from petransfer.study import run_study
-from petransfer.study.cross_validation import CrossValidation, FoldScore, as_json
+from petransfer.study.cross_validation import CrossValidation, FoldScore, folds_as_json
 from petransfer.study.scheduling import Scheduling
 from petransfer.study.settings import Settings
 from petransfer.study.study import StudyGrid
@@ -63,20 +63,20 @@ def _advice(found: CrossValidation, scores: Sequence[FoldScore]) -> str:
 
 
 def train_folds(
-    found: CrossValidation, settings: Settings, machine: bool, begin: Callable[[], None] = lambda: None
+    found: CrossValidation, settings: Settings, as_json: bool, begin: Callable[[], None] = lambda: None
 ) -> TrainStudy:
     """Train and score each fold. Then train on all rows and return that run.
 
     Args:
-        machine: Whether JSON is printed instead of text.
+        as_json: Whether JSON is printed instead of text.
         begin: Prints a description of the training. Called once, after the checks of the first fold.
     """
-    show: Callable[[str], None] = logger.debug if machine else print_text
+    show: Callable[[str], None] = logger.debug if as_json else print_text
 
     def run(grid: StudyGrid) -> None:
         first = grid is found.folds[0].grid
-        kind = fold_runs(grid, f"fold {grid.folder.path.name}", begin if first else lambda: None)
-        run_grid(grid, kind, replace(settings, dev_only=True), Scheduling(), machine)
+        hooks = fold_hooks(grid, f"fold {grid.folder.path.name}", begin if first else lambda: None)
+        run_grid(grid, hooks, replace(settings, dev_only=True), Scheduling(), as_json)
 
     first_fold = found.folds[0].grid
     with _notes_once(first_fold.folder.run(first_fold.cells[0].run_id).done):
@@ -87,8 +87,8 @@ def train_folds(
                 show(new_out(found.folder))
         last = found.last_training(scores)
         show(f"last run: training on all {count(last.rows['train'], 'row')}")
-        run_grid(last.grid, fold_runs(last.grid, "all rows"), settings, Scheduling(), machine)
+        run_grid(last.grid, fold_hooks(last.grid, "all rows"), settings, Scheduling(), as_json)
     write_results(last.grid)
-    if machine:
-        print(json.dumps({"folder": str(last.grid.folder.path), **as_json(scores)}, indent=1))
+    if as_json:
+        print(json.dumps({"folder": str(last.grid.folder.path), **folds_as_json(scores)}, indent=1))
     return last

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from petransfer.api import write_results
-from petransfer.cli.run import Kind
+from petransfer.cli.run import CommandHooks
 from petransfer.cli.table_layout import print_table
 from petransfer.cli.terminal_text import print_text
 from petransfer.data.rows.chat_rows import readable_input
@@ -22,7 +22,7 @@ from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec, TrainSpec
 from petransfer.report import run_table
 from petransfer.study.cross_validation import CrossValidation
-from petransfer.study.durations import remaining
+from petransfer.study.durations import remaining_time
 from petransfer.study.study import StudyGrid
 from petransfer.study.train_study import TrainStudy, small_data_note, trained_tokens_of
 from petransfer.study.train_summary import LEARNT, TrainSummary, summaries
@@ -113,8 +113,8 @@ def _length(train: TrainSpec, rows: int, scored: str) -> str:
     return f"stop: when {score} in {patience} ({every}){minutes}, or after {steps} ({epochs})"
 
 
-def train_runs(grid: StudyGrid, begin: Callable[[], None] = lambda: None) -> Kind:
-    """Return the `Kind` of the runs of `train`. At the end, it writes the study's files and prints JSON if requested.
+def train_hooks(grid: StudyGrid, begin: Callable[[], None] = lambda: None) -> CommandHooks:
+    """Return the hooks of `train`. At the end, they write the study's files and print JSON if requested.
 
     Args:
         begin: Prints a description of the training.
@@ -126,7 +126,7 @@ def train_runs(grid: StudyGrid, begin: Callable[[], None] = lambda: None) -> Kin
             rows = run_table.as_json(run_table.rows_of(grid.cells, grid.folder))
             print(json.dumps({"study": grid.recipe.name, "runs": rows, "effects": effects["effects"]}, indent=1))
 
-    return Kind(
+    return CommandHooks(
         lambda: grid.folder.open(grid.recipe),
         end,
         lambda row: progress_text(row, f"seed {row.cell.seed}: " if len(grid.cells) > 1 else ""),
@@ -136,14 +136,14 @@ def train_runs(grid: StudyGrid, begin: Callable[[], None] = lambda: None) -> Kin
     )
 
 
-def fold_runs(grid: StudyGrid, name: str, begin: Callable[[], None] = lambda: None) -> Kind:
-    """Return the `Kind` of a run that is a part of a cross-validation. It prints nothing at the end.
+def fold_hooks(grid: StudyGrid, name: str, begin: Callable[[], None] = lambda: None) -> CommandHooks:
+    """Return the hooks of a run that is a part of a cross-validation. Nothing is printed at the end.
 
     Args:
         name: Name of the run in the lines of progress, such as `fold 2`.
         begin: Prints a description of the training.
     """
-    return Kind(
+    return CommandHooks(
         lambda: grid.folder.open(grid.recipe),
         lambda as_json: None,
         lambda row: progress_text(row, f"{name}: ", "the fold"),
@@ -168,7 +168,7 @@ def progress_text(row: run_table.Row, head: str, scored: str = "dev") -> str:
         return f"{head}{row.status}"
     dev = "" if row.dev_so_far is None else f", exact match on {scored} {row.dev_so_far:.0f} %"
     stops_early = bool(row.cell.spec.train.early_stopping)
-    left = f", {remaining(row.seconds_left, stops_early)}" if row.seconds_left else ""
+    left = f", {remaining_time(row.seconds_left, stops_early)}" if row.seconds_left else ""
     return f"{head}step {row.step:,} of {row.cell.spec.train.steps:,}, loss {row.loss:.3f}{dev}{left}"
 
 

@@ -27,7 +27,7 @@ Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
-class Source:
+class PublishedFile:
     """One file of a public repository at one commit.
 
     Args:
@@ -71,7 +71,7 @@ def cache_advice() -> str:
     return f"use another folder: PETRANSFER_CACHE={shlex.quote(folder)} {shlex.join([*program, *sys.argv[1:]])}"
 
 
-def find(data_dir: Path, names: Iterable[str]) -> Path | None:
+def find_file(data_dir: Path, names: Iterable[str]) -> Path | None:
     """Return the first existing file of `names` below `data_dir`, plain or as `.xz`. None if no file exists.
 
     Raises:
@@ -86,7 +86,7 @@ def find(data_dir: Path, names: Iterable[str]) -> Path | None:
     return None
 
 
-def locate(source: Source, data_dir: Path | None, names: Iterable[str]) -> Path:
+def find_or_download(source: PublishedFile, data_dir: Path | None, names: Iterable[str]) -> Path:
     """Return the path of a benchmark's file in `data_dir` or in the cache.
 
     A file that is in neither folder is downloaded into the cache.
@@ -97,7 +97,7 @@ def locate(source: Source, data_dir: Path | None, names: Iterable[str]) -> Path:
     Raises:
         UserError: `data_dir` is not a folder, the download failed, or the downloaded file is not the published one.
     """
-    found = find(data_dir, names) if data_dir else None
+    found = find_file(data_dir, names) if data_dir else None
     if found:
         return found
     # only a download is checked here; `read_rows` checks the sha256 of every file while it reads
@@ -150,7 +150,7 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
         raise UserError(f"{path} cannot be read ({reason_of(error)})") from None
 
 
-def _download(source: Source, target: Path, data_dir: Path | None) -> None:
+def _download(source: PublishedFile, target: Path, data_dir: Path | None) -> None:
     # `tempfile` is not used: only the owner can read its files, but several users can share a cache
     part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
     try:
@@ -173,7 +173,7 @@ def _download(source: Source, target: Path, data_dir: Path | None) -> None:
         ) from None
 
 
-def _receive(source: Source, file: IO[bytes]) -> str:
+def _receive(source: PublishedFile, file: IO[bytes]) -> str:
     """Download `source` into `file`, and return the sha256."""
     # imported here, because importing petransfer.data must stay fast
     from rich.console import Console
@@ -197,7 +197,7 @@ def _receive(source: Source, file: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _by_hand(source: Source, data_dir: Path | None) -> str:
+def _by_hand(source: PublishedFile, data_dir: Path | None) -> str:
     if data_dir:
         return f"save it as {data_dir / source.place} and try again"
     return f"save it as DIR/{source.place} and pass --data-dir DIR"

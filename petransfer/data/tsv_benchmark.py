@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from petransfer.data.benchmark_files import Source, locate, read_rows
+from petransfer.data.benchmark_files import PublishedFile, find_or_download, read_rows
 from petransfer.data.task import Example, SplitData
 from petransfer.errors import unknown
 
@@ -45,7 +45,7 @@ class TabularTask:
     data_dir: Path | None = None
     name = ""
     splits = SPLITS
-    sources: ClassVar[Mapping[str, Source]]
+    sources: ClassVar[Mapping[str, PublishedFile]]
     folders: ClassVar[tuple[str, ...]]
     # stored here, because a study must be planned without the files
     training_rows: ClassVar[int]
@@ -67,10 +67,10 @@ class TabularTask:
     def read(self, part: str) -> tuple[Example, ...]:
         """Return the examples of one part: `train`, `dev`, `test` or `gen`."""
         source = self.sources[part]
-        rows = read_rows(self.locate(source), parse_row, source.sha256)
+        rows = read_rows(self.find_or_download(source), parse_row, source.sha256)
         return tuple(Example(index, *row) for index, row in enumerate(rows))
 
-    def locate(self, source: Source) -> Path:
+    def find_or_download(self, source: PublishedFile) -> Path:
         """Return the path of a file in `data_dir` or in the cache. A missing file is downloaded."""
         name = Path(source.place).name
-        return locate(source, self.data_dir, [f"{folder}{name}" for folder in (*self.folders, "")])
+        return find_or_download(source, self.data_dir, [f"{folder}{name}" for folder in (*self.folders, "")])

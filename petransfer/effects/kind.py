@@ -40,7 +40,7 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
-class Family:
+class HolmResult:
     """An effect's p value after testing several effects together.
 
     Attributes:
@@ -60,7 +60,7 @@ class Missing:
 
 
 @dataclass(frozen=True)
-class Kind:
+class EffectKind:
     """A kind of effect: its data, its test, its sentence and its plot.
 
     Attributes:
@@ -72,7 +72,7 @@ class Kind:
         collect: function of (requested effect, split, runs). Yields the data of each effect, or `Missing`.
         p_value: function of (data, thresholds). Returns the p value before adjustment. None means not tested. The
             field is None if no effect of this kind is tested.
-        judge: function of (data, `Family`, thresholds). Returns the effect with its verdict, as a dataclass.
+        judge: function of (data, `HolmResult`, thresholds). Returns the effect with its verdict, as a dataclass.
         sentence: function of (entry of effects.json, criterion). Returns the effect and its verdict as text.
         details: function of (entry of effects.json, criterion). Returns more numbers as text, or ''.
         plot: function of (entries of effects.json, criterion, width in inches). Returns a figure, or None.
@@ -86,16 +86,16 @@ class Kind:
     order: int
     collect: Callable[[RequestedEffect, str, Runs], Iterator[Any]]
     p_value: Callable[[Any, Thresholds], float | None] | None
-    judge: Callable[[Any, Family, Thresholds], Any]
+    judge: Callable[[Any, HolmResult, Thresholds], Any]
     sentence: Callable[[dict[str, Any], Criterion], str]
     details: Callable[[dict[str, Any], Criterion], str]
     plot: Callable[..., Figure | None]
     about: str = ""
 
 
-KINDS = Registry("kind of effect", Kind, "petransfer.effects.kinds", "petransfer.effects")
+KINDS = Registry("kind of effect", EffectKind, "petransfer.effects.kinds", "petransfer.effects")
 
 
-def kinds_in_order() -> list[Kind]:
+def kinds_in_order() -> list[EffectKind]:
     """Return all kinds of effects, sorted by `order`. Kinds of other packages are included."""
     return sorted(KINDS.values(), key=lambda kind: (kind.order, kind.name))

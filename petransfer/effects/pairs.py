@@ -1,4 +1,4 @@
-"""The data from which effects are estimated: two groups of runs (`Contrast`), or two contrasts (`Two`)."""
+"""The data from which effects are estimated: two groups of runs (`Contrast`), or two contrasts (`ContrastPair`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from petransfer.effects.intervals import Interval, Scores, paired_interval, sum_interval
 from petransfer.effects.kind import Missing
-from petransfer.effects.runs import Runs, Scored, runs_of
+from petransfer.effects.runs import ArmScores, Runs, runs_of
 from petransfer.errors import UserError
 from petransfer.recipe.effect_requests import RequestedEffect
 from petransfer.recipe.metrics import EXACT_MATCH
@@ -32,7 +32,7 @@ class Contrast:
         left_out: number of runs that are not used, because the other group lacks their seed.
         dev: mean scores of left and right on dev, 0 to 1. NaN if unknown.
         left_key, right_key: identifiers of the runs. '' means no identifier.
-        rows: identifier of the test examples; see `Scored`. '' means no identifier.
+        rows: identifier of the test examples; see `ArmScores`. '' means no identifier.
     """
 
     name: str
@@ -85,7 +85,7 @@ def in_points(interval: Interval | None) -> Interval | None:
 
 
 @dataclass(frozen=True)
-class Two:
+class ContrastPair:
     """The difference between two arms, measured twice: in two families, methods or studies.
 
     `here_name` and `there_name` are the family, method or study of `here` and of `there`.
@@ -142,9 +142,9 @@ class Side:
     dev: tuple[float, float] | None
 
 
-def sides_of(two: Two) -> tuple[Side, Side]:
+def sides_of(pair: ContrastPair) -> tuple[Side, Side]:
     """Return the two compared effects, `here` and `there`."""
-    return _side(two.here_name, two.here), _side(two.there_name, two.there)
+    return _side(pair.here_name, pair.here), _side(pair.there_name, pair.there)
 
 
 def _side(name: str, contrast: Contrast) -> Side:
@@ -159,7 +159,7 @@ def dev_of(contrast: Contrast) -> tuple[float, float] | None:
     return None if math.isnan(left) or math.isnan(right) else (100 * left, 100 * right)
 
 
-def compared(name: str, split: str, left: Scored, right: Scored, **names: Any) -> Contrast:
+def compared(name: str, split: str, left: ArmScores, right: ArmScores, **names: Any) -> Contrast:
     """Make a contrast of two groups of runs.
 
     Args:
@@ -197,7 +197,7 @@ def compared(name: str, split: str, left: Scored, right: Scored, **names: Any) -
     )
 
 
-def _rows(group: Scored, rows: Sequence[int]) -> Scored:
+def _rows(group: ArmScores, rows: Sequence[int]) -> ArmScores:
     at = list(rows)
     return replace(
         group,

@@ -27,7 +27,7 @@ from petransfer.user_paths import expanded
 
 
 @dataclass(frozen=True)
-class Scored:
+class ArmScores:
     """The scores of the finished runs of one arm and method on one split, one run per seed.
 
     Attributes:
@@ -70,7 +70,7 @@ class Runs:
     cells: Sequence[Cell]
     folder: StudyFolder
     metric: str = EXACT_MATCH
-    _kept: dict[tuple[str, ...], Scored | None] = field(default_factory=dict)
+    _kept: dict[tuple[str, ...], ArmScores | None] = field(default_factory=dict)
 
     @property
     def splits(self) -> list[str]:
@@ -88,7 +88,7 @@ class Runs:
         found = self.methods(arm, split)
         return method if method in found or len(found) != 1 else found[0]
 
-    def scored(self, arm: str, method: str, split: str, categories: str = "") -> Scored | None:
+    def scored(self, arm: str, method: str, split: str, categories: str = "") -> ArmScores | None:
         """Return the test scores of the finished runs of an arm, method and split.
 
         The result is None if no finished run was scored on the test set, or if no test example belongs to `categories`.
@@ -135,7 +135,7 @@ def runs_of(study: str, next_to: Path, metric: str = EXACT_MATCH) -> Runs | None
     return None
 
 
-def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str, categories: Sequence[str] = ()) -> Scored | None:
+def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str, categories: Sequence[str] = ()) -> ArmScores | None:
     """Read the scores of runs. None if no test example belongs to `categories`.
 
     Args:
@@ -151,7 +151,7 @@ def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str, categories: S
             raise UserError(f"the runs of {cells[0].arm} on {cells[0].split} were not tested on the same examples")
     by_example = CRITERIA[metric].by_example
     scores = [run["correct"] for run in runs] if by_example else [[_share(folder, cell, metric)] for cell in cells]
-    return Scored(
+    return ArmScores(
         tuple(cell.seed for cell in cells),
         tuple(cell.run_id for cell in cells),
         np.array(scores, dtype=np.float64),

@@ -9,7 +9,7 @@ from petransfer.plurals import count
 
 LEVEL = 0.05
 # If there are at most this many permutations, the test uses all of them. Otherwise it draws this many at random.
-MOST_DEALS = 20_000
+MOST_PERMUTATIONS = 20_000
 # Searches for a sufficient number of seeds stop at this number.
 MOST_SEEDS = 1000
 
@@ -18,9 +18,9 @@ def smallest_p(seeds_left: int, seeds_right: int, *, paired: bool = False) -> fl
     """Return the smallest two-sided p value of the permutation test. 1 if a group has a single seed."""
     if min(seeds_left, seeds_right) < 2:
         return 1.0
-    deals = 2 ** min(seeds_left, seeds_right) if paired else math.comb(seeds_left + seeds_right, seeds_left)
+    permutations = 2 ** min(seeds_left, seeds_right) if paired else math.comb(seeds_left + seeds_right, seeds_left)
     # A random sample of permutations has one more permutation: the observed one.
-    return 2 / (deals if deals <= MOST_DEALS else MOST_DEALS + 1)
+    return 2 / (permutations if permutations <= MOST_PERMUTATIONS else MOST_PERMUTATIONS + 1)
 
 
 def fewest_seeds(tests: int, *, paired: bool = False) -> int:
@@ -28,7 +28,7 @@ def fewest_seeds(tests: int, *, paired: bool = False) -> int:
 
     Returns `MOST_SEEDS` if no number of seeds is enough.
     """
-    # The test draws at most `MOST_DEALS` permutations, so p cannot be smaller than about 2 / `MOST_DEALS`. For very
+    # The test draws at most `MOST_PERMUTATIONS` permutations, so p is at least about 2 / `MOST_PERMUTATIONS`. For very
     # many effects, no number of seeds is therefore enough.
     enough = (seeds for seeds in range(2, MOST_SEEDS) if smallest_p(seeds, seeds, paired=paired) * tests < LEVEL)
     return next(enough, MOST_SEEDS)
@@ -49,7 +49,7 @@ def fewest_for_verdict(*, paired: bool = False) -> int:
 
 
 @dataclass(frozen=True)
-class Demand:
+class SeedDemand:
     """The numbers of effects and seeds of a study, to check whether the seeds are enough.
 
     Attributes:

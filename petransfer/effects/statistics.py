@@ -15,7 +15,7 @@ from statsmodels.stats.power import TTestIndPower, TTestPower
 from statsmodels.stats.weightstats import ttost_ind, ttost_paired
 
 from petransfer.effects.intervals import Interval, Scores, Weights, degrees_of_freedom, log_odds_of
-from petransfer.effects.seed_counts import LEVEL, MOST_DEALS, MOST_SEEDS, fewest_for_verdict, fewest_seeds
+from petransfer.effects.seed_counts import LEVEL, MOST_PERMUTATIONS, MOST_SEEDS, fewest_for_verdict, fewest_seeds
 
 
 def permutation_p(left: Scores, right: Scores, *, paired: bool = False) -> float:
@@ -50,7 +50,7 @@ def _permutation_p(left: tuple[float, ...], right: tuple[float, ...], paired: bo
             _mean_difference,
             permutation_type=kind,
             vectorized=True,
-            n_resamples=MOST_DEALS,
+            n_resamples=MOST_PERMUTATIONS,
             random_state=0,
         )
     return float(found.pvalue)
@@ -175,7 +175,7 @@ def log_odds(left: Scores, right: Scores, examples: int, *, paired: bool = False
 
 
 @dataclass(frozen=True)
-class PairOfRuns:
+class McNemarResult:
     """The result of McNemar's exact test on two runs, left and right.
 
     `only_left`, `only_right`: numbers of examples that only one of the runs answers correctly.
@@ -186,12 +186,12 @@ class PairOfRuns:
     p: float
 
 
-def pair_of_runs(left: Scores, right: Scores) -> PairOfRuns:
+def mcnemar_test(left: Scores, right: Scores) -> McNemarResult:
     """Compare two runs by McNemar's exact test. `left`, `right`: (examples,) exact match, 0 or 1."""
     only_left, only_right = int(((left == 1) & (right == 0)).sum()), int(((left == 0) & (right == 1)).sum())
     same = len(left) - only_left - only_right
     found = mcnemar([[same, only_left], [only_right, 0]], exact=True)
-    return PairOfRuns(only_left, only_right, min(1.0, float(found.pvalue)))
+    return McNemarResult(only_left, only_right, min(1.0, float(found.pvalue)))
 
 
 def welch_p(seeds: Mapping[str, Scores], weights: Weights, against: float = 0.0) -> float | None:

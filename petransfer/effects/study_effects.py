@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from petransfer.atomic_files import write_text
 from petransfer.effects.criteria import CRITERIA
-from petransfer.effects.seed_counts import Demand
+from petransfer.effects.seed_counts import SeedDemand
 from petransfer.recipe.effect_requests import requested_effects
 from petransfer.recipe.metrics import EXACT_MATCH
 from petransfer.recipe.schema import Recipe
@@ -20,7 +20,7 @@ from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
 
 if TYPE_CHECKING:
-    from petransfer.effects.kind import Family, Kind, Thresholds
+    from petransfer.effects.kind import EffectKind, HolmResult, Thresholds
     from petransfer.effects.kinds.contrast import Effect
 
 # Increase this when verdicts or sentences for the same runs change, so that an older effects.json is not reused.
@@ -28,7 +28,7 @@ JUDGED_VERSION = 12
 
 
 @dataclass(frozen=True)
-class Item:
+class EffectData:
     """The data from which one effect is estimated.
 
     Attributes:
@@ -36,7 +36,7 @@ class Item:
         categories: name of the categories whose test examples alone count. '': all test examples.
     """
 
-    kind: Kind
+    kind: EffectKind
     data: Any
     family: str = ""
     categories: str = ""
@@ -48,7 +48,7 @@ class Item:
 
 
 @dataclass
-class Collected:
+class CollectedEffects:
     """The data of a recipe's effects.
 
     Attributes:
@@ -57,7 +57,7 @@ class Collected:
         waiting: number of effects that cannot be estimated yet, by group of effects that are tested together.
     """
 
-    items: list[Item] = field(default_factory=list)
+    items: list[EffectData] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     waiting: Counter[str] = field(default_factory=Counter)
 
@@ -105,7 +105,7 @@ def _digest(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, done: lis
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
-def demand(recipe: Recipe, cells: Sequence[Cell]) -> Demand:
+def seed_demand(recipe: Recipe, cells: Sequence[Cell]) -> SeedDemand:
     """Count the effects that a study tests together. More effects need more seeds (Holm)."""
     unpaired: Counter[str] = Counter()
     paired: Counter[str] = Counter()
@@ -119,20 +119,20 @@ def demand(recipe: Recipe, cells: Sequence[Cell]) -> Demand:
             elif effect.kind in ("arms", "scale"):
                 unpaired[effect.family] += sum(arm == effect.left for arm, _ in trained)
     found = [
-        Demand(unpaired[family] + paired[family], len(recipe.seeds), unpaired[family], paired[family])
+        SeedDemand(unpaired[family] + paired[family], len(recipe.seeds), unpaired[family], paired[family])
         for family in dict.fromkeys(effect.family for effect in effects)
     ]
     # With several groups of tested effects, the group that needs the most seeds counts.
-    return max(found, key=lambda one: one.needed, default=Demand(0, len(recipe.seeds), 0, 0))
+    return max(found, key=lambda one: one.needed, default=SeedDemand(0, len(recipe.seeds), 0, 0))
 
 
-def collect(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> Collected:
+def collect(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> CollectedEffects:
     """Collect the data of the recipe's effects on every split."""
     from petransfer.effects.kind import KINDS, Missing, kinds_in_order
     from petransfer.effects.runs import Runs
 
     kinds = {request: kind for kind in kinds_in_order() for request in kind.requests}
-    runs, found = Runs(recipe, cells, study, recipe.judged_by), Collected()
+    runs, found = Runs(recipe, cells, study, recipe.judged_by), CollectedEffects()
     for split in runs.splits:
         for effect in requested_effects(recipe):
             kind = kinds.get(effect.kind) or KINDS.lookup(effect.kind)
@@ -141,7 +141,7 @@ def collect(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> Collec
                     found.missing.append(data.why)
                     found.waiting[effect.family] += kind.p_value is not None
                 else:
-                    found.items.append(Item(kind, data, effect.family, effect.categories))
+                    found.items.append(EffectData(kind, data, effect.family, effect.categories))
     found.items.sort(key=lambda item: (item.kind.order, item.kind.name))
     return found
 
@@ -177,20 +177,20 @@ def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[s
     }
 
 
-def _families(collected: Collected, limits: Thresholds) -> list[Family]:
+def _families(collected: CollectedEffects, limits: Thresholds) -> list[HolmResult]:
     """Adjust the p values of each group of effects (Holm). Declared effects without runs count as tested, too."""
-    from petransfer.effects.kind import Family
+    from petransfer.effects.kind import HolmResult
     from petransfer.effects.statistics import holm
 
     items = collected.items
     p_values = [item.kind.p_value(item.data, limits) if item.kind.p_value else None for item in items]
-    found: dict[int, Family] = {}
+    found: dict[int, HolmResult] = {}
     for name in dict.fromkeys(item.family for item in items):
         members = [at for at, item in enumerate(items) if item.family == name]
         waiting = collected.waiting[name]
         tests = sum(p_values[at] is not None for at in members) + waiting
         adjusted = holm([p_values[at] for at in members], waiting)
-        found |= {at: Family(p, tests) for at, p in zip(members, adjusted, strict=True)}
+        found |= {at: HolmResult(p, tests) for at, p in zip(members, adjusted, strict=True)}
     return [found[at] for at in range(len(items))]
 
 
@@ -257,7 +257,7 @@ def _add_paper(effects: list[dict[str, Any]], recipe: Recipe, limits: Thresholds
     from petransfer.data.task_registry import categories_in
     from petransfer.effects.kinds.contrast import judge
     from petransfer.effects.pairs import Contrast
-    from petransfer.effects.reference import nearest_paper_family, published_contrast
+    from petransfer.effects.reference import nearest_paper_family, paper_contrast
 
     # The paper has exact match only. The p values of its contrasts are adjusted together (Holm).
     family = nearest_paper_family(recipe.family_name)
@@ -266,7 +266,7 @@ def _add_paper(effects: list[dict[str, Any]], recipe: Recipe, limits: Thresholds
         if not effect["arm"] and recipe.judged_by == EXACT_MATCH:
             names = (effect["left_name"], effect["right_name"])
             categories = categories_in(recipe.task.name, effect.get("categories", ""))
-            contrast = published_contrast(family, *names, recipe.task.name, effect["split"], categories)
+            contrast = paper_contrast(family, *names, recipe.task.name, effect["split"], categories)
             if contrast is not None:
                 found[effect["name"], effect["split"]] = contrast
     judged = dict(zip(found, judge(list(found.values()), limits), strict=True))

@@ -20,7 +20,7 @@ LOGITS = 1 << 26
 T = TypeVar("T")
 
 
-def halving(function: Callable[[list[int]], Sequence[T]], chosen: list[int], halves: bool) -> Sequence[T]:
+def halve_until_it_fits(function: Callable[[list[int]], Sequence[T]], chosen: list[int], halves: bool) -> Sequence[T]:
     """Call a function on a batch of indices. Each time memory runs out, call it again on the first half of the batch.
 
     Args:
@@ -76,7 +76,7 @@ def in_batches(
         chosen = order[start : start + count]
         if shared_length is not None and longest > shared_length:
             chosen = [at for at in chosen if lengths[at] == longest]
-        rows = halving(function, chosen, halves)
+        rows = halve_until_it_fits(function, chosen, halves)
         if len(rows) < len(chosen):
             batch_size = len(rows)
             chosen = chosen[:batch_size]

@@ -11,13 +11,13 @@ from torch import distributed
 from petransfer.data.encoding import Encoded
 from petransfer.data.task import Example
 from petransfer.evaluation.exact_match import AUDITED, Evaluation, evaluate
-from petransfer.evaluation.one_pass import Scored
+from petransfer.evaluation.one_pass import ScoredExample
 from petransfer.evaluation.semantic_match import SemanticMatches
 from petransfer.models.loading import Loaded
 from petransfer.training.distributed import needs_all_processes
 
 
-def evaluate_together(
+def evaluate_distributed(
     model: torch.nn.Module, loaded: Loaded, examples: Sequence[Example], encoded: Sequence[Encoded], **options: Any
 ) -> Evaluation:
     """Return the result of `evaluate` on all examples, in every process. `options` go to `evaluate`."""
@@ -35,10 +35,10 @@ def evaluate_together(
         own = evaluate(model, loaded, *parts_of, audited=audited, seed=index, **options)
     parts: list[Evaluation | None] = [None] * count
     distributed.all_gather_object(parts, own)
-    return put_together([part for part in parts if part is not None])
+    return merge_evaluations([part for part in parts if part is not None])
 
 
-def put_together(parts: Sequence[Evaluation]) -> Evaluation:
+def merge_evaluations(parts: Sequence[Evaluation]) -> Evaluation:
     """Combine the evaluations of n processes, where process i evaluated examples i, i + n, i + 2n, ...
 
     Args:
@@ -56,7 +56,7 @@ def put_together(parts: Sequence[Evaluation]) -> Evaluation:
     )
 
 
-def _joined_matches(scored: Sequence[Scored], parts: Sequence[SemanticMatches]) -> SemanticMatches | None:
+def _joined_matches(scored: Sequence[ScoredExample], parts: Sequence[SemanticMatches]) -> SemanticMatches | None:
     if not parts:
         return None
     same = tuple(bool(row.semantic_correct) for row in scored if not row.correct)

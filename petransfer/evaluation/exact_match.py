@@ -16,7 +16,7 @@ from petransfer.data.logical_forms import Semantics
 from petransfer.data.task import Example
 from petransfer.errors import UserError
 from petransfer.evaluation.generation import Generation, generations, virtual_tokens
-from petransfer.evaluation.one_pass import Scored, score
+from petransfer.evaluation.one_pass import ScoredExample, score
 from petransfer.evaluation.semantic_match import SemanticMatches, compare_meanings
 from petransfer.models.lengths import length_check
 from petransfer.models.loading import Loaded
@@ -24,7 +24,7 @@ from petransfer.models.special_tokens import layout_of
 from petransfer.models.text_part import vocabulary_size
 from petransfer.models.wrappers import base_model_of, evaluating
 from petransfer.plurals import count
-from petransfer.python_arguments import list_of, text_pairs, whole_of
+from petransfer.python_arguments import checked_integer, checked_list, text_pairs
 
 AUDITED = 32
 
@@ -42,7 +42,7 @@ class Evaluation:
         by_generation: whether generated texts decided all outcomes.
     """
 
-    scored: tuple[Scored, ...]
+    scored: tuple[ScoredExample, ...]
     near_ties: int
     audited: int
     disagreements: int
@@ -91,10 +91,10 @@ def exact_match(
     """
     if isinstance(inputs, str) or isinstance(targets, str):
         raise UserError("exact_match needs lists of texts; write [text] for one text")
-    batch_size = whole_of(batch_size, "batch_size")
+    batch_size = checked_integer(batch_size, "batch_size")
     if not isinstance(model, torch.nn.Module):
         raise UserError(f"the model is a {type(model).__name__}; write exact_match(model, tokenizer, inputs, targets)")
-    inputs, targets = list_of(inputs, "inputs"), list_of(targets, "targets")
+    inputs, targets = checked_list(inputs, "inputs"), checked_list(targets, "targets")
     if len(inputs) != len(targets):
         given, wanted = count(len(inputs), "input"), count(len(targets), "target")
         raise UserError(f"exact_match got {given} and {wanted}; give one target for each input")
@@ -159,7 +159,7 @@ def evaluate(
     return Evaluation(tuple(scored), len(ties), len(sample), disagreements, semantic, by_generation)
 
 
-def _to_generate(scored: Sequence[Scored], audited: int, seed: int) -> tuple[list[int], list[int]]:
+def _to_generate(scored: Sequence[ScoredExample], audited: int, seed: int) -> tuple[list[int], list[int]]:
     ties = [at for at, row in enumerate(scored) if row.near_tie]
     others = [at for at, row in enumerate(scored) if not row.near_tie]
     drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:audited].tolist()
@@ -170,13 +170,13 @@ def _means_the_same(target: str, generated: Generation, semantics: Semantics) ->
     return generated.ended and semantics.same(target, generated.text)
 
 
-def _as_generated(row: Scored, target: str, generated: Generation, semantics: Semantics | None) -> Scored:
+def _as_generated(row: ScoredExample, target: str, generated: Generation, semantics: Semantics | None) -> ScoredExample:
     correct = generated.text == target
     semantic = correct or _means_the_same(target, generated, semantics) if semantics else None
     return replace(row, correct=correct, semantic_correct=semantic)
 
 
-def _disagree(row: Scored, target: str, generated: Generation, semantics: Semantics | None) -> bool:
+def _disagree(row: ScoredExample, target: str, generated: Generation, semantics: Semantics | None) -> bool:
     if row.correct != (generated.text == target):
         return True
     return semantics is not None and row.semantic_correct != _means_the_same(target, generated, semantics)
@@ -187,7 +187,7 @@ def _judge_meaning(
     loaded: Loaded,
     examples: Sequence[Example],
     encoded: Sequence[Encoded],
-    scored: list[Scored],
+    scored: list[ScoredExample],
     semantics: Semantics,
     batch_size: int,
 ) -> SemanticMatches:
@@ -206,7 +206,7 @@ def summary(evaluation: Evaluation) -> dict[str, object]:
 
     Exact match, semantic exact match and token accuracy are in per cent. The log-probability per token is in nats.
     """
-    groups: dict[str, list[Scored]] = {}
+    groups: dict[str, list[ScoredExample]] = {}
     for row in evaluation.scored:
         groups.setdefault(row.category, []).append(row)
     tokens = sum(row.tokens for row in evaluation.scored)
@@ -224,7 +224,7 @@ def summary(evaluation: Evaluation) -> dict[str, object]:
     }
 
 
-def _percentages(rows: Sequence[Scored]) -> dict[str, float]:
+def _percentages(rows: Sequence[ScoredExample]) -> dict[str, float]:
     """Return exact match and semantic exact match in per cent, and the number of examples."""
     found = {"exact_match": 100 * sum(row.correct for row in rows) / len(rows)}
     if all(row.semantic_correct is not None for row in rows):

@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 
 from petransfer.data.encoding import Layout, decode
-from petransfer.evaluation.batches import halving
+from petransfer.evaluation.batches import halve_until_it_fits
 from petransfer.evaluation.text_stream import OnText, TextStream
 from petransfer.models.lengths import VirtualTokens, positions
 from petransfer.models.loading import Loaded
@@ -86,7 +86,7 @@ def generations(
     batch_size = 1 if loaded.model.config.model_type in _ALONE else batch_size
     device = next(model.parameters()).device
     lengths = [len(row) for row in inputs]
-    left_after = {tokens: room(model, loaded, tokens) for tokens in set(lengths)}
+    left_after = {tokens: tokens_left(model, loaded, tokens) for tokens in set(lengths)}
     rooms = [left_after[tokens] for tokens in lengths]
     limits = [most if left is None else max(1, min(most, left)) for most, left in zip(limits, rooms, strict=True)]
 
@@ -162,7 +162,7 @@ def without_generation_defaults(model: torch.nn.Module) -> Iterator[None]:
         owner.generation_config = own
 
 
-def room(model: torch.nn.Module, loaded: Loaded, input_tokens: int) -> int | None:
+def tokens_left(model: torch.nn.Module, loaded: Loaded, input_tokens: int) -> int | None:
     """Return the number of tokens that can be generated after an input. None means no limit.
 
     The number is 0 or less for an input that is too long.
@@ -241,7 +241,7 @@ def _with_less_memory(
         left = batch
         while left:
             chosen = left[:most]
-            rows = halving(function, chosen, halves)
+            rows = halve_until_it_fits(function, chosen, halves)
             if len(rows) < len(chosen):
                 most = len(rows)
             found |= zip(left, rows, strict=False)

@@ -30,7 +30,7 @@ PACKED_TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredExample:
     """The outcome of one test example.
 
     Attributes:
@@ -63,7 +63,7 @@ def score(
     encoded: Sequence[Encoded],
     batch_size: int,
     compares_texts: bool = True,
-) -> list[Scored]:
+) -> list[ScoredExample]:
     """Score every example with one forward pass of at most `batch_size` examples.
 
     Args:
@@ -72,7 +72,7 @@ def score(
             that are nearly equal are near-ties.
     """
     found = CpuFastPath(model, scoring=True)
-    lean = found if found.usable and found.skips_padding else None
+    fast_path = found if found.usable and found.skips_padding else None
 
     shared = longest_shared_length(loaded.model.config)
     long = {
@@ -81,13 +81,13 @@ def score(
         if change_while_generated(loaded.model.config, len(row.input_ids), len(row.target_ids))
     }
 
-    def one(chosen: list[int]) -> list[Scored]:
+    def one(chosen: list[int]) -> list[ScoredExample]:
         parts = [examples[at] for at in chosen], [encoded[at] for at in chosen]
-        rows = _score_batch(model, loaded, *parts, lean, compares_texts)
+        rows = _score_batch(model, loaded, *parts, fast_path, compares_texts)
         return [replace(row, near_tie=True) if at in long else row for at, row in zip(chosen, rows, strict=True)]
 
-    with lean.step() if lean else contextlib.nullcontext():
-        tokens = PACKED_TOKENS if lean else None
+    with fast_path.step() if fast_path else contextlib.nullcontext():
+        tokens = PACKED_TOKENS if fast_path else None
         return in_batches(encoded, batch_size, one, not needs_all_processes(model), tokens, shared)
 
 
@@ -96,13 +96,13 @@ def _score_batch(
     loaded: Loaded,
     examples: Sequence[Example],
     encoded: Sequence[Encoded],
-    lean: CpuFastPath | None,
+    fast_path: CpuFastPath | None,
     compares_texts: bool,
-) -> list[Scored]:
+) -> list[ScoredExample]:
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in collate(encoded, loaded.layout).items()}
     valid_bt = batch["labels"] != IGNORED
-    figures = _packed_figures(lean, batch) if lean else _padded_figures(model, batch)
+    figures = _packed_figures(fast_path, batch) if fast_path else _padded_figures(model, batch)
     # copy from the GPU once per batch, not once per number
     valid_bt, wanted_bt, log_prob_bt, rival_bt, rival_id_bt, noise_b = (value.cpu() for value in (valid_bt, *figures))
     lead_bt = wanted_bt - rival_bt
@@ -123,7 +123,7 @@ def _score_batch(
             near = may_spell(generated, example.target, loaded)
         near = near or not stops.isdisjoint(encoded[at].target_ids[:-1])
         rows.append(
-            Scored(
+            ScoredExample(
                 index=example.index,
                 category=example.category,
                 correct=correct,
@@ -179,10 +179,10 @@ def _chunked_figures(model: torch.nn.Module, head: Head, batch: Tensors) -> tupl
     return wanted_bt, log_prob_bt.masked_fill(~valid_bt, 0.0), rival_bt, rival_id_bt, noise_b
 
 
-def _packed_figures(lean: CpuFastPath, batch: Tensors) -> tuple[torch.Tensor, ...]:
+def _packed_figures(fast_path: CpuFastPath, batch: Tensors) -> tuple[torch.Tensor, ...]:
     """Return the numbers of `_padded_figures`, computed on a CPU without padding."""
     shape = batch["labels"].shape
-    found = lean.score_labels(batch)
+    found = fast_path.score_labels(batch)
 
     def spread(values_n: torch.Tensor) -> torch.Tensor:
         return values_n.new_zeros(shape.numel()).index_copy_(0, found.at, values_n).view(shape)

@@ -14,7 +14,7 @@ from petransfer.data.encoding import encode_inputs, input_text, refuse_without_t
 from petransfer.data.task import Example
 from petransfer.data.templates import render_text
 from petransfer.errors import UserError
-from petransfer.evaluation.generation import Generation, generations, room, virtual_tokens
+from petransfer.evaluation.generation import Generation, generations, tokens_left, virtual_tokens
 from petransfer.evaluation.text_stream import OnText
 from petransfer.models.lengths import positions
 from petransfer.models.loading import Loaded
@@ -96,7 +96,7 @@ class Predictor:
         rows = self.token_ids(texts, places)
         return generations(self.model, self.loaded, rows, [max_new_tokens] * len(rows), on_text=on_text)
 
-    def quoted(self, texts: Sequence[str]) -> list[list[str]]:
+    def quoted_special_tokens(self, texts: Sequence[str]) -> list[list[str]]:
         """Return the special tokens that the messages of each chat contain as text. Empty without a chat template."""
         return quoted_special_tokens(texts, self.loaded.tokenizer) if self.chat == "template" else []
 
@@ -156,7 +156,7 @@ class Predictor:
 
     def _why_too_long(self, tokens: int) -> str:
         """Return why an input of this many tokens is too long. '' if it is not."""
-        left = room(self.model, self.loaded, tokens)
+        left = tokens_left(self.model, self.loaded, tokens)
         if left is None:  # the model has no limit of positions
             return self._why_too_large(tokens)
         if left > 0:

@@ -24,7 +24,7 @@ SLACK = 1.5
 
 
 @dataclass(frozen=True)
-class Measured:
+class MetricScores:
     """The scores of metrics on some examples.
 
     Attributes:
@@ -36,27 +36,27 @@ class Measured:
     answers: list[str] | None = None
 
 
-def measure(
+def compute_metrics(
     model: torch.nn.Module,
     loaded: Loaded,
     task: TaskSpec,
     data: SplitData,
     part: str,
     encoded: Sequence[Encoded],
-) -> Measured:
+) -> MetricScores:
     """Compute the metrics of `task`, except exact match, on the part `dev` or `test`."""
     targets = [example.target for example in getattr(data, part)]
-    return measure_rows(model, loaded, task.metrics, targets, data.labels, encoded)
+    return compute_metrics_of_rows(model, loaded, task.metrics, targets, data.labels, encoded)
 
 
-def measure_rows(
+def compute_metrics_of_rows(
     model: torch.nn.Module,
     loaded: Loaded,
     names: Sequence[str],
     targets: Sequence[str],
     labels: Sequence[str],
     encoded: Sequence[Encoded],
-) -> Measured:
+) -> MetricScores:
     """Compute metrics on some examples.
 
     Args:
@@ -78,7 +78,7 @@ def measure_rows(
         limit = int(SLACK * max(len(row.target_ids) for row in encoded)) + 8
         answers = generate(model, loaded, [row.input_ids for row in encoded], limit)
         scores |= _scored([metric for metric in metrics if not metric.of_labels], answers, targets)
-    return Measured(scores, answers)
+    return MetricScores(scores, answers)
 
 
 def _scored(metrics: Sequence[Metric], predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:

@@ -39,7 +39,7 @@ Advice = tuple[Change, ...]
 OptionNames = Mapping[str, str]
 
 FIT_OPTIONS: OptionNames = {
-    "checkpointing": "--checkpointing",
+    "checkpointing": "--gradient-checkpointing",
     "stack": "--stack {}",
     "optimizer": "--optimizer {}",
     "method": "--method {}",

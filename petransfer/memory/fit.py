@@ -12,7 +12,15 @@ from petransfer.errors import UserError, unknown
 from petransfer.memory.cards import GB, LARGEST, SMALLEST, USUAL_CAPABILITY, Card, parse_card
 from petransfer.models.registry import checkpoint_spec
 from petransfer.models.thread_turns import import_transformers
-from petransfer.python_arguments import choice_of, flag_of, is_whole, name_of, place_of, shown_value, whole_of
+from petransfer.python_arguments import (
+    checked_bool,
+    checked_choice,
+    checked_integer,
+    checked_name,
+    checked_path,
+    is_whole,
+    shown_value,
+)
 from petransfer.recipe.method_part import MethodPart, method_of
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import CheckpointSpec, MethodSpec, Optimizer
@@ -20,7 +28,7 @@ from petransfer.recipe.values import LARGEST_BATCH
 
 if TYPE_CHECKING:
     from petransfer.memory.planner import Fit
-    from petransfer.memory.step_memory import Demand
+    from petransfer.memory.step_memory import StepSpec
 
 DEFAULT_SIZES = {"rank": 16, "virtual_tokens": 20}
 # The largest number of runs in a stack, and of tokens in an input or a target.
@@ -83,14 +91,14 @@ def fit(
         >>> found.memory.trained_parameters
         180224
     """
-    spec = checkpoint_spec(place_of(checkpoint, "checkpoint"))
+    spec = checkpoint_spec(checked_path(checkpoint, "checkpoint"))
     sizes = {"rank": rank, "virtual_tokens": virtual_tokens, "match_parameters": match_parameters}
     chosen = _method(method, bits, sizes)
-    batch_size, stack = whole_of(batch_size, "batch_size"), whole_of(stack, "stack")
+    batch_size, stack = checked_integer(batch_size, "batch_size"), checked_integer(stack, "stack")
     lengths = _lengths(lengths)
-    gradient_checkpointing = flag_of(gradient_checkpointing, "gradient_checkpointing")
-    packing = flag_of(packing, "packing")
-    device = choice_of(device, "device", ("cuda", "cpu"))
+    gradient_checkpointing = checked_bool(gradient_checkpointing, "gradient_checkpointing")
+    packing = checked_bool(packing, "packing")
+    device = checked_choice(device, "device", ("cuda", "cpu"))
     _check(batch_size, lengths, optimizer, stack, method, gradient_checkpointing)
     if packing and stack > 1:
         raise UserError(f"--stack {stack} cannot be combined with --packing; leave one of them out")
@@ -98,19 +106,19 @@ def fit(
 
     import_transformers()
     from petransfer.memory.planner import plan
-    from petransfer.memory.step_memory import Demand
+    from petransfer.memory.step_memory import StepSpec
     from petransfer.models.quiet_libraries import silence_libraries
 
     silence_libraries()
-    demand = Demand(
+    step_spec = StepSpec(
         chosen, batch_size, *lengths, device, optimizer, gradient_checkpointing, members=stack, packing=packing,
         capability=(limit.capability if limit else None) or USUAL_CAPABILITY,
     )  # fmt: skip
-    config, own_head = _checked_configuration(spec, demand)
-    return plan(config, spec, demand, own_head, limit.bytes if limit else None)
+    config, own_head = _checked_configuration(spec, step_spec)
+    return plan(config, spec, step_spec, own_head, limit.bytes if limit else None)
 
 
-def _checked_configuration(spec: CheckpointSpec, demand: Demand) -> tuple[Any, bool]:
+def _checked_configuration(spec: CheckpointSpec, step_spec: StepSpec) -> tuple[Any, bool]:
     """Return the checkpoint's configuration, and whether its output head is untied."""
     from petransfer.memory.step_memory import virtual_tokens_of
     from petransfer.models.architecture import configuration
@@ -120,12 +128,12 @@ def _checked_configuration(spec: CheckpointSpec, demand: Demand) -> tuple[Any, b
     from petransfer.training.stacked import refuse_layer_drop
 
     config, own_head = configuration(spec)
-    refuse_virtual_tokens(config, spec.name, virtual_tokens_of(config, spec.name, demand.method, own_head))
+    refuse_virtual_tokens(config, spec.name, virtual_tokens_of(config, spec.name, step_spec.method, own_head))
     if spec.reinit != "all":
         refuse_missing_tensors(spec)
-    if demand.packing:
-        check_packable(spec.name, demand.method.name, config)
-    if demand.members > 1:
+    if step_spec.packing:
+        check_packable(spec.name, step_spec.method.name, config)
+    if step_spec.members > 1:
         refuse_layer_drop(config)
     return config, own_head
 
@@ -133,7 +141,7 @@ def _checked_configuration(spec: CheckpointSpec, demand: Demand) -> tuple[Any, b
 def _check(
     batch_size: int, lengths: tuple[int, int], optimizer: str, stack: int, method: str, checkpointing: bool
 ) -> None:
-    if name_of(optimizer, "optimizer") not in OPTIMIZERS:
+    if checked_name(optimizer, "optimizer") not in OPTIMIZERS:
         raise unknown("optimizer", optimizer, OPTIMIZERS)
     if batch_size > LARGEST_BATCH or stack > LARGEST_STACK or max(lengths) > LONGEST:
         raise UserError(
@@ -143,14 +151,14 @@ def _check(
     if stack > 1 and METHODS.lookup(method).not_stacked:
         raise UserError(f"{method} is not stacked, because {METHODS.lookup(method).not_stacked}")
     if stack > 1 and checkpointing:
-        raise UserError(f"--stack {stack} cannot be combined with --checkpointing; leave one of them out")
+        raise UserError(f"--stack {stack} cannot be combined with --gradient-checkpointing; leave one of them out")
 
 
 def _lengths(lengths: Any) -> tuple[int, int]:
     """Return the two numbers of `lengths`."""
     if isinstance(lengths, str | bytes) or not isinstance(lengths, Sequence) or len(lengths) != 2:
         raise UserError(f"lengths is {shown_value(lengths)}; give two whole numbers, such as (64, 128)")
-    return whole_of(lengths[0], "the first of lengths"), whole_of(lengths[1], "the second of lengths")
+    return checked_integer(lengths[0], "the first of lengths"), checked_integer(lengths[1], "the second of lengths")
 
 
 def _card(card: Any) -> Card | None:
@@ -171,8 +179,8 @@ def _method(name: str, bits: int, sizes: dict[str, int | None]) -> MethodSpec:
     """Return the `MethodSpec` of a method. Only the size that the method uses is set."""
     if not is_whole(bits) or bits not in (4, 8, 16, 32):
         raise UserError(f"--bits {bits!r:.40}: give 4, 8, 16 or 32")
-    known = METHODS.lookup(name_of(name, "method"))
-    sizes = {key: size if size is None else whole_of(size, key) for key, size in sizes.items()}
+    known = METHODS.lookup(checked_name(name, "method"))
+    sizes = {key: size if size is None else checked_integer(size, key) for key, size in sizes.items()}
     if bits in known.unsupported_bits:
         if known.trains_all_weights:
             raise UserError(f"full fine-tuning cannot train {bits}-bit weights; use --bits 16 or 32, or --method lora")

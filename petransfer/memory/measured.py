@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from petransfer.memory.step_memory import Demand, meta_batch
-from petransfer.methods import apply_method, computes_narrower, weights_bits
+from petransfer.memory.step_memory import StepSpec, meta_batch
+from petransfer.methods import apply_method, computes_in_bf16, weights_bits
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import check_bf16, check_optimizer, inventory
 from petransfer.recipe.run_spec import CheckpointSpec, TrainSpec
@@ -25,7 +25,7 @@ STEPS = 3
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredMemory:
     """Measured bytes of a training step.
 
     Attributes:
@@ -47,25 +47,27 @@ class Trial:
     """A loaded model with a method and an optimiser, for training steps on placeholder tokens.
 
     Args:
-        loaded: The model, on the device and with the bits of `demand`.
-        demand: The method, the batch and the optimiser.
+        loaded: The model, on the device and with the bits of `step_spec`.
+        step_spec: The method, the batch and the optimiser.
     """
 
-    def __init__(self, loaded: Loaded, demand: Demand) -> None:
-        check_optimizer(demand.optimizer)
-        self.demand, self.device = demand, torch.device(demand.device)
+    def __init__(self, loaded: Loaded, step_spec: StepSpec) -> None:
+        check_optimizer(step_spec.optimizer)
+        self.step_spec, self.device = step_spec, torch.device(step_spec.device)
         self.weights, self.layout = inventory(loaded.model).bytes, loaded.layout
-        self.model = _apply(loaded, demand)
-        self.optimizer = make_optimizer(self.model, TrainSpec(STEPS, demand.batch, 1e-5, optimizer=demand.optimizer))
+        self.model = _apply(loaded, step_spec)
+        self.optimizer = make_optimizer(
+            self.model, TrainSpec(STEPS, step_spec.batch, 1e-5, optimizer=step_spec.optimizer)
+        )
 
     def batch(self, count: int) -> Tensors:
         """Return a batch of `count` examples with the longest input and target."""
-        made = meta_batch(replace(self.demand, batch=count), self.layout)
+        made = meta_batch(replace(self.step_spec, batch=count), self.layout)
         # every token has the id 1, because the memory does not depend on the ids
         batch = {name: torch.full(it.shape, 1, dtype=torch.long, device=self.device) for name, it in made.items()}
-        if self.demand.packing:
+        if self.step_spec.packing:
             rows, width = batch["position_ids"].shape
-            length = self.demand.input_length + self.demand.target_length - 1
+            length = self.step_spec.input_length + self.step_spec.target_length - 1
             batch["position_ids"] = (torch.arange(width, device=self.device) % length).repeat(rows, 1)
         else:
             batch["attention_mask"][0, -1] = 0  # one padding token, because real batches have padding too
@@ -75,45 +77,45 @@ class Trial:
         """Turn on gradient checkpointing."""
         enable_gradient_checkpointing(self.model)
 
-    def step(self, batch: Tensors, lean: CpuFastPath | None = None) -> None:
-        """Run one optimiser step. `lean`: the faster step on a CPU. None: the plain step."""
-        with lean.step() if lean else contextlib.nullcontext(token_loss) as loss:
-            for _ in range(2 if self.demand.accumulates else 1):
+    def step(self, batch: Tensors, fast_path: CpuFastPath | None = None) -> None:
+        """Run one optimiser step. `fast_path`: the faster step on a CPU. None: the plain step."""
+        with fast_path.step() if fast_path else contextlib.nullcontext(token_loss) as loss:
+            for _ in range(2 if self.step_spec.accumulates else 1):
                 torch.autograd.backward(loss(self.model, batch))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def load_for(checkpoint: CheckpointSpec, demand: Demand) -> Loaded:
-    """Load a checkpoint on the device and with the bits of `demand`."""
-    method = demand.method
-    device = torch.device(demand.device)
+def load_for(checkpoint: CheckpointSpec, step_spec: StepSpec) -> Loaded:
+    """Load a checkpoint on the device and with the bits of `step_spec`."""
+    method = step_spec.method
+    device = torch.device(step_spec.device)
     check_bf16(method.bits, device)
     return load_checkpoint(checkpoint, weights_bits(method), device=device, keep_wide=method.keep_wide)
 
 
-def measure(checkpoint: CheckpointSpec, demand: Demand, with_loop: bool = False) -> Measured:
+def measure(checkpoint: CheckpointSpec, step_spec: StepSpec, with_loop: bool = False) -> MeasuredMemory:
     """Run three training steps on placeholder tokens, and measure the memory of the last one.
 
     Args:
         with_loop: Also measure the faster step of the training loop on a CPU.
     """
-    trial = Trial(load_for(checkpoint, demand), demand)
-    batch, model = trial.batch(demand.batch), trial.model
+    trial = Trial(load_for(checkpoint, step_spec), step_spec)
+    batch, model = trial.batch(step_spec.batch), trial.model
     for _ in range(STEPS - 1):
         trial.step(batch)
     states = sum(_bytes(value) for state in trial.optimizer.state.values() for value in state.values())
     trained = sum(_bytes(value) for value in model.parameters() if value.requires_grad)
-    added = trained if demand.method.name != "full" else 0
+    added = trained if step_spec.method.name != "full" else 0
     fixed = sum(trial.weights.values()) + added + states
-    found = Measured(trial.weights, fixed, peak_of(lambda: trial.step(batch), fixed, trial.device))
-    if not with_loop or trial.device.type != "cpu" or computes_narrower(demand.method):
+    found = MeasuredMemory(trial.weights, fixed, peak_of(lambda: trial.step(batch), fixed, trial.device))
+    if not with_loop or trial.device.type != "cpu" or computes_in_bf16(step_spec.method):
         return found
-    lean = CpuFastPath(model)
-    if not lean.usable:
+    fast_path = CpuFastPath(model)
+    if not fast_path.usable:
         return found
-    peak = peak_of(lambda: trial.step(batch, lean), fixed + lean.kept, trial.device)
-    return replace(found, loop=peak, kept=lean.kept)
+    peak = peak_of(lambda: trial.step(batch, fast_path), fixed + fast_path.kept, trial.device)
+    return replace(found, loop=peak, kept=fast_path.kept)
 
 
 def peak_of(step: Callable[[], None], fixed: int, device: torch.device) -> int:
@@ -121,12 +123,12 @@ def peak_of(step: Callable[[], None], fixed: int, device: torch.device) -> int:
     return _peak_on_card(step) if device.type == "cuda" else fixed + _peak_on_cpu(step)
 
 
-def _apply(loaded: Loaded, demand: Demand) -> torch.nn.Module:
-    model = apply_method(loaded, demand.method, 0)
-    if demand.checkpointing:
+def _apply(loaded: Loaded, step_spec: StepSpec) -> torch.nn.Module:
+    model = apply_method(loaded, step_spec.method, 0)
+    if step_spec.checkpointing:
         enable_gradient_checkpointing(model)
-    if computes_narrower(demand.method):
-        autocast_forward(model, torch.device(demand.device))
+    if computes_in_bf16(step_spec.method):
+        autocast_forward(model, torch.device(step_spec.device))
     return model.train()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from petransfer.errors import UserError
 from petransfer.memory.advice import FIT_OPTIONS, Advice, Change, Unpredictable, as_options
 from petransfer.memory.cards import gigabytes
-from petransfer.memory.step_memory import Demand, Memory, simulate
+from petransfer.memory.step_memory import Memory, StepSpec, simulate
 from petransfer.plurals import count
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import CheckpointSpec, Optimizer
@@ -37,7 +37,7 @@ class Fit:
 
     Attributes:
         batch: Examples in an optimiser step.
-        demand: The training step with the largest micro-batch that fits. If no micro-batch fits: with one example.
+        step_spec: The training step with the largest micro-batch that fits. If no micro-batch fits: with one example.
         memory: Bytes of this step, part by part.
         card: Memory of the device in bytes. None: no device was given.
         fits: Whether at least a micro-batch of one example fits.
@@ -46,7 +46,7 @@ class Fit:
     """
 
     batch: int
-    demand: Demand
+    step_spec: StepSpec
     memory: Memory
     card: int | None
     fits: bool
@@ -56,17 +56,17 @@ class Fit:
     @property
     def needed(self) -> int:
         """Memory of the device that the training needs, in bytes."""
-        return on_device(self.memory.peak, self.demand)
+        return on_device(self.memory.peak, self.step_spec)
 
     @property
     def micro_batch(self) -> int:
         """Examples in a forward and backward pass."""
-        return self.demand.batch
+        return self.step_spec.batch
 
     @property
     def lacks_bf16(self) -> bool:
         """Whether the training computes in bf16 and the card does not support it. Only 32 bits work on such a card."""
-        return self.demand.lacks_bf16
+        return self.step_spec.lacks_bf16
 
     @property
     def suggestions(self) -> list[str]:
@@ -80,10 +80,10 @@ class Fit:
             "card": self.card,
             "fits": self.fits,
             "lacks_bf16": self.lacks_bf16,
-            "micro_batch": self.demand.batch,
-            "stack": self.demand.members,
-            "checkpointing": self.demand.checkpointing,
-            "packing": self.demand.packing,
+            "micro_batch": self.step_spec.batch,
+            "stack": self.step_spec.members,
+            "checkpointing": self.step_spec.checkpointing,
+            "packing": self.step_spec.packing,
             "advice": self.suggestions,
         }
 
@@ -107,15 +107,15 @@ def on_card(peak: int) -> int:
     return int(peak / (1 - FRAGMENTS)) + CONTEXT
 
 
-def on_device(peak: int, demand: Demand) -> int:
-    """Return the bytes that a process needs on the device of `demand` for tensors of `peak` bytes."""
-    return on_card(peak) if demand.device == "cuda" else peak + CPU_PROCESS
+def on_device(peak: int, step_spec: StepSpec) -> int:
+    """Return the bytes that a process needs on the device of `step_spec` for tensors of `peak` bytes."""
+    return on_card(peak) if step_spec.device == "cuda" else peak + CPU_PROCESS
 
 
 def plan(
     config: Any,
     checkpoint: CheckpointSpec,
-    demand: Demand,
+    step_spec: StepSpec,
     own_head: bool,
     card: int | None,
     new_tokens: tuple[int, ...] = (),
@@ -124,7 +124,7 @@ def plan(
 
     Args:
         config: Configuration of the checkpoint.
-        demand: The training, with the batch of an optimiser step. No larger micro-batch is tried.
+        step_spec: The training, with the batch of an optimiser step. No larger micro-batch is tried.
         own_head: Whether the output head is untied.
         card: Memory of the device in bytes. None: no limit.
         new_tokens: Tokens whose embeddings are trained with `embeddings: new` or `embeddings: used`.
@@ -132,11 +132,11 @@ def plan(
     Raises:
         UserError: The architecture cannot be trained with these settings.
     """
-    found = _plan_by_memory(config, checkpoint, demand, own_head, card, new_tokens)
-    if not demand.lacks_bf16:
+    found = _plan_by_memory(config, checkpoint, step_spec, own_head, card, new_tokens)
+    if not step_spec.lacks_bf16:
         return found
     to_32 = Change("bits", 32)
-    at_32 = _plan_by_memory(config, checkpoint, _changed(demand, (to_32,)), own_head, card, new_tokens)
+    at_32 = _plan_by_memory(config, checkpoint, _changed(step_spec, (to_32,)), own_head, card, new_tokens)
     more: tuple[Advice, ...] = ((),) if at_32.fits else at_32.advice
     return replace(found, fits=False, turned_on=False, advice=tuple((to_32, *advice) for advice in more))
 
@@ -144,7 +144,7 @@ def plan(
 def _plan_by_memory(
     config: Any,
     checkpoint: CheckpointSpec,
-    demand: Demand,
+    step_spec: StepSpec,
     own_head: bool,
     card: int | None,
     new_tokens: tuple[int, ...],
@@ -152,53 +152,55 @@ def _plan_by_memory(
     """Plan a training by its memory alone: `plan` without the check for bf16."""
 
     @functools.cache
-    def of(changed: Demand) -> Memory:
+    def of(changed: StepSpec) -> Memory:
         return simulate(config, checkpoint.name, changed, own_head, new_tokens)
 
-    whole = demand.batch
-    most = max(1, MOST_TOKENS // ((demand.input_length + demand.target_length) * demand.members))
+    whole = step_spec.batch
+    most = max(1, MOST_TOKENS // ((step_spec.input_length + step_spec.target_length) * step_spec.members))
     if whole > most:  # a simulated step takes longer the more tokens it has
-        demand = replace(demand, batch=most, accumulates=True)
-    memory = of(demand)
-    if card is None or on_device(memory.peak, demand) <= card:
-        return Fit(whole, demand, memory, card, True)
-    largest = _largest(of, demand, memory, card)
-    tried, turned_on = demand, False
-    if not largest and (again := _with_checkpointing(of, demand)) is not None:
+        step_spec = replace(step_spec, batch=most, accumulates=True)
+    memory = of(step_spec)
+    if card is None or on_device(memory.peak, step_spec) <= card:
+        return Fit(whole, step_spec, memory, card, True)
+    largest = _largest(of, step_spec, memory, card)
+    tried, turned_on = step_spec, False
+    if not largest and (again := _with_checkpointing(of, step_spec)) is not None:
         tried, memory = again
-        largest = demand.batch if on_device(memory.peak, demand) <= card else _largest(of, tried, memory, card)
+        largest = step_spec.batch if on_device(memory.peak, step_spec) <= card else _largest(of, tried, memory, card)
         turned_on = largest > 0
     taken = replace(tried, batch=max(1, largest), accumulates=largest < whole and whole > 1)
     advice = () if largest else tuple(_advice(lambda changed: _fits(of, changed, card), taken))
     if not largest:
-        taken = replace(taken, checkpointing=demand.checkpointing)
+        taken = replace(taken, checkpointing=step_spec.checkpointing)
     return Fit(whole, taken, of(taken), card, largest > 0, turned_on, advice)
 
 
-def _fits(of: Callable[[Demand], Memory], demand: Demand, card: int) -> bool:
+def _fits(of: Callable[[StepSpec], Memory], step_spec: StepSpec, card: int) -> bool:
     """Return whether a training step fits the device, with gradient checkpointing if needed."""
     try:
-        if on_device(of(demand).peak, demand) <= card:
+        if on_device(of(step_spec).peak, step_spec) <= card:
             return True
-        again = _with_checkpointing(of, demand)
+        again = _with_checkpointing(of, step_spec)
     except UserError:  # not trainable with these settings
         return False
     return again is not None and on_card(again[1].peak) <= card
 
 
-def needs_checkpointing(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_head: bool, card: int) -> bool:
+def needs_checkpointing(
+    config: Any, checkpoint: CheckpointSpec, step_spec: StepSpec, own_head: bool, card: int
+) -> bool:
     """Return whether one example fits the card only with gradient checkpointing.
 
     False if training cannot use gradient checkpointing.
 
     Args:
-        demand: The training, with the batch of an optimiser step.
+        step_spec: The training, with the batch of an optimiser step.
     """
 
-    def of(changed: Demand) -> Memory:
+    def of(changed: StepSpec) -> Memory:
         return simulate(config, checkpoint.name, changed, own_head)
 
-    one = replace(demand, batch=1, accumulates=demand.batch > 1)
+    one = replace(step_spec, batch=1, accumulates=step_spec.batch > 1)
     # whether one example fits with gradient checkpointing is not checked
     try:
         return on_card(of(one).peak) > card and _with_checkpointing(of, one) is not None
@@ -206,27 +208,29 @@ def needs_checkpointing(config: Any, checkpoint: CheckpointSpec, demand: Demand,
         return False
 
 
-def _with_checkpointing(of: Callable[[Demand], Memory], demand: Demand) -> tuple[Demand, Memory] | None:
+def _with_checkpointing(of: Callable[[StepSpec], Memory], step_spec: StepSpec) -> tuple[StepSpec, Memory] | None:
     """Return a training step with gradient checkpointing, and its memory. None if not possible."""
-    if demand.checkpointing or demand.device == "cpu" or demand.members > 1:
+    if step_spec.checkpointing or step_spec.device == "cpu" or step_spec.members > 1:
         return None
-    again = replace(demand, checkpointing=True)
+    again = replace(step_spec, checkpointing=True)
     try:
         return again, of(again)
     except UserError:  # prefix tuning and some architectures do not support it
         return None
 
 
-def largest_stack(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_head: bool, card: int, most: int) -> int:
+def largest_stack(
+    config: Any, checkpoint: CheckpointSpec, step_spec: StepSpec, own_head: bool, card: int, most: int
+) -> int:
     """Return the largest number of runs that fit a card as one stack. At least 1, at most `most`.
 
-    Each run has its whole batch. `demand` is one run of the stack.
+    Each run has its whole batch. `step_spec` is one run of the stack.
     """
 
     def peak(members: int) -> int:
-        return simulate(config, checkpoint.name, replace(demand, members=members), own_head).peak
+        return simulate(config, checkpoint.name, replace(step_spec, members=members), own_head).peak
 
-    if most < 2 or demand.checkpointing or on_card(two := peak(2)) > card:
+    if most < 2 or step_spec.checkpointing or on_card(two := peak(2)) > card:
         return 1
     slope = max(1, two - peak(1))
     count = min(most, 2 + int(((card - CONTEXT) * (1 - FRAGMENTS) - two) / slope))
@@ -237,21 +241,21 @@ def largest_stack(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_h
     return count
 
 
-def _largest(of: Callable[[Demand], Memory], demand: Demand, memory: Memory, card: int) -> int:
+def _largest(of: Callable[[StepSpec], Memory], step_spec: StepSpec, memory: Memory, card: int) -> int:
     """Return the largest micro-batch, smaller than the whole batch, that fits. 0: none fits."""
-    if demand.batch == 1:
+    if step_spec.batch == 1:
         return 0
-    part = replace(demand, accumulates=True)
+    part = replace(step_spec, accumulates=True)
 
     def needed(count: int) -> int:
-        return on_device(of(replace(part, batch=count)).peak, demand)
+        return on_device(of(replace(part, batch=count)).peak, step_spec)
 
     one = needed(1)
     if one > card:
         return 0
     # memory is almost linear in the micro-batch, so the search starts from a linear interpolation
-    slope = (on_device(memory.peak, demand) - one) / (demand.batch - 1)
-    guess, too_many = demand.batch, demand.batch
+    slope = (on_device(memory.peak, step_spec) - one) / (step_spec.batch - 1)
+    guess, too_many = step_spec.batch, step_spec.batch
     while guess > 1:
         guess = max(1, min(guess - 1, 1 + int((card - one) / slope)))
         found = needed(guess)
@@ -263,55 +267,55 @@ def _largest(of: Callable[[Demand], Memory], demand: Demand, memory: Memory, car
     return guess
 
 
-def _advice(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
+def _advice(fits: Callable[[StepSpec], bool], step_spec: StepSpec) -> list[Advice]:
     """Return changes of the settings with which one example fits."""
-    changes = _changes(fits, demand)
-    found = [advice for advice in changes if fits(_changed(demand, advice))]
+    changes = _changes(fits, step_spec)
+    found = [advice for advice in changes if fits(_changed(step_spec, advice))]
     if found:
         enough = [advice for advice in found if not any(set(other) < set(advice) for other in found)]
         return [advice for advice in enough if advice != PAGED or EIGHT_BIT not in enough]
     # No single change is enough, so all changes are tried together. The last change of each key needs the least memory.
     last = {change.key: change for advice in changes for change in advice}
     together = tuple(last.values())
-    return [together] if together and fits(_changed(demand, together)) else []
+    return [together] if together and fits(_changed(step_spec, together)) else []
 
 
 EIGHT_BIT: Advice = (Change("optimizer", "adamw-8bit"),)
 PAGED: Advice = (Change("optimizer", "paged-adamw-8bit"),)
 
 
-def _changes(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
+def _changes(fits: Callable[[StepSpec], bool], step_spec: StepSpec) -> list[Advice]:
     """Return the changes that could reduce the memory, sorted by their cost for the user."""
     found: list[Advice] = []
-    fewer = demand.members // 2
+    fewer = step_spec.members // 2
     if fewer:
-        while fewer > 1 and not fits(replace(demand, members=fewer)):
+        while fewer > 1 and not fits(replace(step_spec, members=fewer)):
             fewer //= 2
         found.append((Change("stack", fewer),))
-    elif not demand.checkpointing and demand.device == "cpu":  # on a card, `plan` has already tried this
+    elif not step_spec.checkpointing and step_spec.device == "cpu":  # on a card, `plan` has already tried this
         found.append((Change("checkpointing"),))
     optimizers: tuple[Optimizer, ...] = ("adamw", "adamw-8bit", "paged-adamw-8bit")
-    found += [(Change("optimizer", name),) for name in optimizers[optimizers.index(demand.optimizer) + 1 :]]
-    method = demand.method
+    found += [(Change("optimizer", name),) for name in optimizers[optimizers.index(step_spec.optimizer) + 1 :]]
+    method = step_spec.method
     whole = METHODS.lookup(method.name).trains_all_weights
     if whole:
         found.append((Change("method", "lora"),))
-    for bits in (16, 8, 4) if demand.has_bf16 else ():
+    for bits in (16, 8, 4) if step_spec.has_bf16 else ():
         if bits < method.bits and (whole or bits not in METHODS.lookup(method.name).unsupported_bits):
             found.append((*((Change("method", "lora"),) if whole else ()), Change("bits", bits)))
     return found
 
 
-def _changed(demand: Demand, advice: Advice) -> Demand:
+def _changed(step_spec: StepSpec, advice: Advice) -> StepSpec:
     for change in advice:
         if change.key == "checkpointing":
-            demand = replace(demand, checkpointing=True)
+            step_spec = replace(step_spec, checkpointing=True)
         elif change.key == "stack":
-            demand = replace(demand, members=change.value)  # type: ignore[arg-type]
+            step_spec = replace(step_spec, members=change.value)  # type: ignore[arg-type]
         elif change.key == "optimizer":
-            demand = replace(demand, optimizer=change.value)  # type: ignore[arg-type]
+            step_spec = replace(step_spec, optimizer=change.value)  # type: ignore[arg-type]
         elif change.key == "bits":
-            demand = replace(demand, method=replace(demand.method, bits=change.value))  # type: ignore[arg-type]
+            step_spec = replace(step_spec, method=replace(step_spec.method, bits=change.value))  # type: ignore[arg-type]
         else:
-            demand = replace(demand, method=replace(demand.method, name="lora", rank=16, alpha=32.0))
-    return demand
+            step_spec = replace(step_spec, method=replace(step_spec.method, name="lora", rank=16, alpha=32.0))
+    return step_spec

@@ -22,7 +22,7 @@ from petransfer.memory.cards import BF16_CAPABILITY, USUAL_CAPABILITY
 from petransfer.memory.device_kernels import CardKernels, CpuKernels, multiply_8bit_as_on_cpu
 from petransfer.memory.meta_autocast import MetaAutocast
 from petransfer.memory.tensor_tracker import Tracker
-from petransfer.methods import apply_method, computes_narrower, virtual_tokens, weights_bits
+from petransfer.methods import apply_method, computes_in_bf16, virtual_tokens, weights_bits
 from petransfer.methods.shared.attach import refuse_untrained
 from petransfer.models.checkpoint_files import wrong_configuration
 from petransfer.models.control_arms import randomly_initialized
@@ -39,7 +39,7 @@ from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.losses import token_loss
 from petransfer.training.out_of_memory import enable_gradient_checkpointing
 from petransfer.training.packing import packed_size
-from petransfer.training.stacked import accumulate, joins, make_stack, share
+from petransfer.training.stacked import accumulate, make_stack, shared_copy, shares_passes
 from petransfer.training.state import trained_tensors
 
 Device = Literal["cuda", "cpu"]
@@ -52,7 +52,7 @@ CUBLAS_BYTES, CUBLAS_BYTES_HOPPER = 8_519_680, 32 * 2**20
 
 
 @dataclass(frozen=True)
-class Demand:
+class StepSpec:
     """The training step whose memory is to be predicted.
 
     Attributes:
@@ -141,7 +141,7 @@ class Memory:
         return self.fixed + self.gradients + self.activations + self.logits + self.workspace
 
 
-def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens: tuple[int, ...] = ()) -> Memory:
+def simulate(config: Any, name: str, step_spec: StepSpec, own_head: bool, new_tokens: tuple[int, ...] = ()) -> Memory:
     """Predict the memory of a training step.
 
     Args:
@@ -153,7 +153,7 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens:
         Unpredictable: An operation of the architecture needs the values of tensors.
     """
     try:
-        return _simulate(config, name, demand, own_head, new_tokens)
+        return _simulate(config, name, step_spec, own_head, new_tokens)
     except UserError:
         raise
     except Exception as error:  # such as an operation that reads the values of tensors
@@ -163,31 +163,31 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens:
         ) from error
 
 
-def _simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens: tuple[int, ...]) -> Memory:
-    loaded = meta_model(config, name, demand.method, own_head, new_tokens)
+def _simulate(config: Any, name: str, step_spec: StepSpec, own_head: bool, new_tokens: tuple[int, ...]) -> Memory:
+    loaded = meta_model(config, name, step_spec.method, own_head, new_tokens)
     layers = text_linear_layers(loaded.model)
-    if demand.device == "cpu" and weights_bits(demand.method) == 8:
+    if step_spec.device == "cpu" and weights_bits(step_spec.method) == 8:
         multiply_8bit_as_on_cpu(loaded.model)
     weights = inventory(loaded.model).bytes
     base = {id(value) for value in loaded.model.parameters()}
-    models = _with_method(loaded, demand)
+    models = _with_method(loaded, step_spec)
     trained = [value for model in models for value in trained_tensors(model).values()]
     phase = _Phase(_vocabulary(models[0]))
-    tracker = Tracker(demand.device, phase.tag)
+    tracker = Tracker(step_spec.device, phase.tag)
     held = {id(tensor): tensor for model in models for tensor in (*model.parameters(), *model.buffers())}
     for tensor in held.values():
         tracker.count(tensor, "weights" if id(tensor) in base or not tensor.requires_grad else "trained")
-    moments = _held_moments(trained, demand)
+    moments = _held_moments(trained, step_spec)
     for moment in moments:
         tracker.count(moment, "optimizer")
-    reached = _count_gradients(tracker, trained, demand.accumulates)
-    tracker.add("workspace", demand.workspaces)
-    with tracker, _kernels(demand):
-        _run_pass(loaded, models, phase, meta_batch(demand, loaded.layout), torch.device(demand.device))
-    if demand.members == 1:
+    reached = _count_gradients(tracker, trained, step_spec.accumulates)
+    tracker.add("workspace", step_spec.workspaces)
+    with tracker, _kernels(step_spec):
+        _run_pass(loaded, models, phase, meta_batch(step_spec, loaded.layout), torch.device(step_spec.device))
+    if step_spec.members == 1:
         lost = [name for name, value in trained_tensors(models[0]).items() if id(value) not in reached]
-        refuse_untrained(config.model_type, layers, demand.method, lost)
-    tracker.add("workspace", _update_workspace(trained, demand))
+        refuse_untrained(config.model_type, layers, step_spec.method, lost)
+    tracker.add("workspace", _update_workspace(trained, step_spec))
     at = tracker.peak
     return Memory(
         weights=weights,
@@ -222,35 +222,35 @@ def _count_gradients(tracker: Tracker, trained: Sequence[torch.nn.Parameter], ac
     return reached
 
 
-def _with_method(loaded: Loaded, demand: Demand) -> list[torch.nn.Module]:
+def _with_method(loaded: Loaded, step_spec: StepSpec) -> list[torch.nn.Module]:
     """Return one model per member of the stack, with the method applied."""
-    bases = [loaded.model] if demand.members == 1 else [share(loaded.model) for _ in range(demand.members)]
+    bases = [loaded.model] if step_spec.members == 1 else [shared_copy(loaded.model) for _ in range(step_spec.members)]
     with torch.device("meta"):
-        models = [apply_method(replace(loaded, model=base), demand.method, 0) for base in bases]
+        models = [apply_method(replace(loaded, model=base), step_spec.method, 0) for base in bases]
     for model in models:
-        if demand.checkpointing:
-            enable_gradient_checkpointing(model, **_recomputed_on(demand))
-        if computes_narrower(demand.method):
-            autocast_forward(model, torch.device(demand.device), MetaAutocast(demand.device))
+        if step_spec.checkpointing:
+            enable_gradient_checkpointing(model, **_recomputed_on(step_spec))
+        if computes_in_bf16(step_spec.method):
+            autocast_forward(model, torch.device(step_spec.device), MetaAutocast(step_spec.device))
         model.train()
     return models
 
 
-def _kernels(demand: Demand) -> CardKernels | CpuKernels:
-    return CardKernels(demand.capability) if demand.device == "cuda" else CpuKernels()
+def _kernels(step_spec: StepSpec) -> CardKernels | CpuKernels:
+    return CardKernels(step_spec.capability) if step_spec.device == "cuda" else CpuKernels()
 
 
-def _recomputed_on(demand: Demand) -> dict[str, Any]:
+def _recomputed_on(step_spec: StepSpec) -> dict[str, Any]:
     """Return the option of `torch.utils.checkpoint` that activates the device's kernels during recomputation."""
-    return {"context_fn": lambda: (contextlib.nullcontext(), _recomputation(demand))}
+    return {"context_fn": lambda: (contextlib.nullcontext(), _recomputation(step_spec))}
 
 
 @contextlib.contextmanager
-def _recomputation(demand: Demand) -> Iterator[None]:
+def _recomputation(step_spec: StepSpec) -> Iterator[None]:
     # the backward pass suspends each `TorchFunctionMode` of the forward pass
-    with _kernels(demand), contextlib.ExitStack() as stack:
-        if computes_narrower(demand.method):
-            stack.enter_context(MetaAutocast(demand.device))
+    with _kernels(step_spec), contextlib.ExitStack() as stack:
+        if computes_in_bf16(step_spec.method):
+            stack.enter_context(MetaAutocast(step_spec.device))
         yield
 
 
@@ -258,7 +258,7 @@ def _run_pass(
     loaded: Loaded, models: Sequence[torch.nn.Module], phase: _Phase, batch: Tensors, device: torch.device
 ) -> None:
     """Run the forward and the backward pass of each model in `models`."""
-    if len(models) == 1 or not joins(device):
+    if len(models) == 1 or not shares_passes(device):
         for model in models:
             phase.backward = False
             loss = token_loss(model, batch)
@@ -347,10 +347,10 @@ def _quantize(model: PreTrainedModel, bits: Bits, keep_wide: Sequence[str]) -> N
                 module.state.threshold = 0.0
 
 
-def _held_moments(trained: Sequence[torch.Tensor], demand: Demand) -> list[torch.Tensor]:
+def _held_moments(trained: Sequence[torch.Tensor], step_spec: StepSpec) -> list[torch.Tensor]:
     """Return the tensors of the optimiser's state that are on the device at one time."""
-    found = [_moments(value, demand.optimizer) for value in trained]
-    if demand.optimizer == "paged-adamw-8bit" and demand.device == "cuda":
+    found = [_moments(value, step_spec.optimizer) for value in trained]
+    if step_spec.optimizer == "paged-adamw-8bit" and step_spec.device == "cuda":
         # bitsandbytes' paged optimiser keeps moments of 100,000 numbers or more in the host's memory; the card holds
         # only the moments of the tensor that is being updated
         paged = [at for at, value in enumerate(trained) if value.numel() >= 100_000]
@@ -369,33 +369,33 @@ def _moments(value: torch.Tensor, optimizer: Optimizer) -> list[torch.Tensor]:
     return codes + scales
 
 
-def _update_workspace(trained: Sequence[torch.Tensor], demand: Demand) -> int:
+def _update_workspace(trained: Sequence[torch.Tensor], step_spec: StepSpec) -> int:
     """Return the bytes that the optimiser needs while it updates its largest tensor."""
-    if demand.optimizer == "adamw" or demand.device == "cuda":
+    if step_spec.optimizer == "adamw" or step_spec.device == "cuda":
         return 0
     # Plain AdamW is fused, and 8-bit AdamW on a GPU is one kernel: the two need no extra bytes. On a CPU, bitsandbytes
     # makes fp32 copies of the two moments, the gradient, the weight and the update (measured).
     return 5 * 4 * max(value.numel() for value in trained)
 
 
-def meta_batch(demand: Demand, layout: Layout) -> Tensors:
+def meta_batch(step_spec: StepSpec, layout: Layout) -> Tensors:
     """Return a micro-batch of the longest examples on the meta device, as `collate` or `collate_packed` makes it."""
     if layout.encoder_decoder:
-        source = torch.ones(demand.batch, demand.input_length, dtype=torch.long, device="meta")
-        target = torch.ones(demand.batch, demand.target_length, dtype=torch.long, device="meta")
+        source = torch.ones(step_spec.batch, step_spec.input_length, dtype=torch.long, device="meta")
+        target = torch.ones(step_spec.batch, step_spec.target_length, dtype=torch.long, device="meta")
         return {
             "input_ids": source,
             "attention_mask": torch.ones_like(source),
             "decoder_input_ids": target,
             "labels": torch.full_like(target, IGNORED),
         }
-    length = demand.input_length + demand.target_length - 1
-    if demand.packing:
-        rows, width = demand.packed
+    length = step_spec.input_length + step_spec.target_length - 1
+    if step_spec.packing:
+        rows, width = step_spec.packed
         ids = torch.ones(rows, width, dtype=torch.long, device="meta")
         positions = (torch.arange(width, device="meta") % length).repeat(rows, 1)
         return {"input_ids": ids, "position_ids": positions, "labels": torch.full_like(ids, IGNORED)}
-    joined = torch.ones(demand.batch, length, dtype=torch.long, device="meta")
+    joined = torch.ones(step_spec.batch, length, dtype=torch.long, device="meta")
     return {"input_ids": joined, "attention_mask": torch.ones_like(joined), "labels": torch.full_like(joined, IGNORED)}
 
 

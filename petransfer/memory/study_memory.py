@@ -21,7 +21,7 @@ from petransfer.recipe.stacking import MOST_STACKED, stack_key
 
 if TYPE_CHECKING:
     from petransfer.memory.planner import Fit
-    from petransfer.memory.step_memory import Demand
+    from petransfer.memory.step_memory import StepSpec
 
 # Characters per token in the targets of SCAN and COGS. In prose a T5 token has about 4 characters, so the number of
 # tokens of a prose text is overestimated.
@@ -61,14 +61,14 @@ class PredictedRun:
         if self.fit is None:
             return f"{self.name}: {self.problem}"
         size = gigabytes(self.fit.needed)
-        at_once = self.fit.demand.batch
+        at_once = self.fit.step_spec.batch
         part = "" if at_once == self.fit.batch else f", {count(at_once, 'example')} at once"
         if self.fit.fits:
             again = f", {TURNED_ON}" if self.fit.turned_on else ""
             return f"{self.name}: {size} of {gigabytes(self.fit.card or 0)}{part}{again}"
         if self.fit.lacks_bf16:
             return f"{self.name}: {self.fit}{suggestion(self.fit.advice, options)}"
-        what = "this machine's" if self.fit.demand.device == "cpu" else "the card's"
+        what = "this machine's" if self.fit.step_spec.device == "cpu" else "the card's"
         limit = gigabytes(self.fit.card or 0)
         return (
             f"{self.name}: {size} with one example, does not fit {what} {limit}{suggestion(self.fit.advice, options)}"
@@ -161,9 +161,9 @@ def _predicted(
     name += f", {members} stacked" if members > 1 else ""
     try:
         config, own_head = _architecture(spec)
-        demand = demand_of(spec, checkpointing, device, config)
-        demand = replace(demand, members=members, capability=capability or USUAL_CAPABILITY)
-        return PredictedRun(name, spec, plan(config, spec.checkpoint, demand, own_head, limit))
+        step_spec = step_spec_of(spec, checkpointing, device, config)
+        step_spec = replace(step_spec, members=members, capability=capability or USUAL_CAPABILITY)
+        return PredictedRun(name, spec, plan(config, spec.checkpoint, step_spec, own_head, limit))
     except UserError as error:
         return PredictedRun(name, spec, None, str(error), not isinstance(error, Unpredictable))
 
@@ -225,8 +225,8 @@ def needs_checkpointing(spec: RunSpec, card: int) -> bool:
         return False
     try:
         config, own_head = _architecture(spec)
-        demand = demand_of(spec, False, config=config)
-        return planner.needs_checkpointing(config, spec.checkpoint, demand, own_head, card)
+        step_spec = step_spec_of(spec, False, config=config)
+        return planner.needs_checkpointing(config, spec.checkpoint, step_spec, own_head, card)
     except UserError:
         return False
 
@@ -252,11 +252,11 @@ def host_memory(spec: RunSpec, checkpointing: bool = False) -> int:
         return 0
     try:
         config, own_head = _architecture(spec)
-        demand = demand_of(spec, checkpointing, "cpu", config)
+        step_spec = step_spec_of(spec, checkpointing, "cpu", config)
         # the longest examples, in a micro-batch of a model that skips padding
-        fitting = max(1, PACKED_TOKENS // (demand.input_length + demand.target_length))
-        size = min(demand.batch, PACKED_EXAMPLES, fitting)
-        cut = replace(demand, batch=size, accumulates=demand.batch > size)
+        fitting = max(1, PACKED_TOKENS // (step_spec.input_length + step_spec.target_length))
+        size = min(step_spec.batch, PACKED_EXAMPLES, fitting)
+        cut = replace(step_spec, batch=size, accumulates=step_spec.batch > size)
         memory = plan(config, spec.checkpoint, cut, own_head, None).memory
     except UserError:
         return 0
@@ -288,7 +288,7 @@ def _room(spec: RunSpec, card: int, most: int) -> int:
     try:
         config, own_head = _architecture(spec)
         refuse_layer_drop(config)
-        return largest_stack(config, spec.checkpoint, demand_of(spec, False, config=config), own_head, card, most)
+        return largest_stack(config, spec.checkpoint, step_spec_of(spec, False, config=config), own_head, card, most)
     except UserError:
         return 1
 
@@ -349,15 +349,15 @@ def trained_tokens_of_run(spec: RunSpec, config: Any, data_dir: Path | None = No
     return trained_tokens(spec.method, new, found)
 
 
-def demand_of(
+def step_spec_of(
     spec: RunSpec, checkpointing: bool, device: Literal["cuda", "cpu"] = "cuda", config: Any = None
-) -> Demand:
+) -> StepSpec:
     """Return the training step of a run that needs the most memory: a batch of the longest examples.
 
     Args:
         config: The checkpoint's configuration. Its vocabulary size shows whether tokens are bytes. None: they are not.
     """
-    from petransfer.memory.step_memory import Demand
+    from petransfer.memory.step_memory import StepSpec
     from petransfer.models.lengths import positions
     from petransfer.models.text_part import text_config
 
@@ -369,6 +369,6 @@ def demand_of(
     most = int(spec.task.source.get("max_length", 0)) or (positions(config) if config is not None else 0)
     source, target = (min(length, most or length) for length in (source, target))
     train = spec.train
-    return Demand(
+    return StepSpec(
         spec.method, train.batch_size, source, target, device, train.optimizer, checkpointing, packing=train.packing
     )

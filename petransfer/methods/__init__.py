@@ -60,6 +60,6 @@ def weights_bits(method: MethodSpec) -> Bits:
     return 32 if METHODS.lookup(method.name).trains_all_weights else method.bits
 
 
-def computes_narrower(method: MethodSpec) -> bool:
+def computes_in_bf16(method: MethodSpec) -> bool:
     """Return whether the forward pass computes in bf16 with fp32 weights, as in full fine-tuning with `bits: 16`."""
     return METHODS.lookup(method.name).trains_all_weights and method.bits == 16

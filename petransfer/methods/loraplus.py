@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with LoRA. The attribute `rate_factor` of each matrix B scales its learning rate."""
+    """Return the model with LoRA. The attribute `learning_rate_scale` of each matrix B scales its learning rate."""
     model = lora.apply(loaded, method, seed)
     for name, value in model.named_parameters():
         if ".lora_B." in name or ".lora_embedding_B." in name:
-            value.rate_factor = method.rate_ratio  # type: ignore[attr-defined]
+            value.learning_rate_scale = method.rate_ratio  # type: ignore[attr-defined]
     return model
 
 

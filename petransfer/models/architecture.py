@@ -41,12 +41,12 @@ def _configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
             fields["vocab_size"] = registry().architectures[other.architecture]["vocab_size"]
         own_head = fields.get("tie_word_embeddings") is False
         return AutoConfig.for_model(fields.pop("model_type"), **fields), own_head
-    place, asked = location(checkpoint), revision(checkpoint)
+    place, hub_revision = location(checkpoint), revision(checkpoint)
     if not is_embedded(checkpoint.name) and not Path(place).exists():
         refuse_unreachable([checkpoint])
     try:
         config = read_configuration(checkpoint)
-        content, _ = PreTrainedConfig.get_config_dict(place, revision=asked)
+        content, _ = PreTrainedConfig.get_config_dict(place, revision=hub_revision)
     except (OSError, ValueError) as error:
         raise UserError(
             f"no configuration for {place} ({reason_of(error, 160)}); name a folder or a checkpoint of the registry"

@@ -55,8 +55,12 @@ def revision(checkpoint: CheckpointSpec) -> str | None:
 
 def hub_commit(checkpoint: CheckpointSpec) -> str | None:
     """Return the current commit of a checkpoint's revision. None for a checkpoint that is not on the hub."""
-    asked = revision(checkpoint)
-    return extract_commit_hash(cached_file(checkpoint.name, CONFIG_NAME, revision=asked), None) if asked else None
+    hub_revision = revision(checkpoint)
+    return (
+        extract_commit_hash(cached_file(checkpoint.name, CONFIG_NAME, revision=hub_revision), None)
+        if hub_revision
+        else None
+    )
 
 
 def read_configuration(checkpoint: CheckpointSpec) -> Any:
@@ -66,11 +70,11 @@ def read_configuration(checkpoint: CheckpointSpec) -> Any:
         UserError: config.json has a wrong value, is not JSON, or needs code that comes with the checkpoint.
         OSError: There is no config.json, or the hub cannot be reached.
     """
-    place, asked = location(checkpoint), revision(checkpoint)
+    place, hub_revision = location(checkpoint), revision(checkpoint)
     try:
-        config = AutoConfig.from_pretrained(place, revision=asked, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(place, revision=hub_revision, trust_remote_code=False)
     except Exception as error:  # each architecture reads its values with its own code, which can raise any error
-        if not _has_configuration(place, asked):
+        if not _has_configuration(place, hub_revision):
             raise
         if "trust_remote_code" in str(error):
             raise UserError(
@@ -129,10 +133,10 @@ def _missing_package(place: str, error: ImportError) -> UserError:
     return UserError(f"{place} needs a package that is not installed: {shortened(reason_of(error), 200)}")
 
 
-def _has_configuration(place: str, asked: str | None) -> bool:
+def _has_configuration(place: str, hub_revision: str | None) -> bool:
     if Path(place).is_dir():
         return Path(place, str(CONFIG_NAME)).is_file()
-    found: object = try_to_load_from_cache(place, CONFIG_NAME, revision=asked)
+    found: object = try_to_load_from_cache(place, CONFIG_NAME, revision=hub_revision)
     return isinstance(found, str)
 
 
@@ -154,24 +158,24 @@ def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
     Raises:
         UserError: The tokenizer is missing or damaged, or needs a package that is not installed.
     """
-    place, asked = _tokenizer_location(checkpoint)
+    place, hub_revision = _tokenizer_location(checkpoint)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            place, revision=asked, trust_remote_code=False
+            place, revision=hub_revision, trust_remote_code=False
         )
     except ImportError as error:
         raise _missing_package(f"the tokenizer of {place}", error) from error
     except OSError:
         raise
     except Exception as error:  # the tokenizers library raises Exception itself for a damaged file
-        if not has_one_of(place, asked, VOCABULARIES):
-            raise _no_tokenizer(place, asked) from error
-        raise _damaged_tokenizer(place, asked, error) from error
+        if not has_one_of(place, hub_revision, VOCABULARIES):
+            raise _no_tokenizer(place, hub_revision) from error
+        raise _damaged_tokenizer(place, hub_revision, error) from error
     if getattr(tokenizer, "separate_vocabs", False):
         raise separate_vocabularies(place)
     own = type(tokenizer).vocab_files_names.values()
-    if own and not has_one_of(place, asked, (*own, *VOCABULARIES)):
-        raise _no_tokenizer(place, asked)  # transformers has made an empty one
+    if own and not has_one_of(place, hub_revision, (*own, *VOCABULARIES)):
+        raise _no_tokenizer(place, hub_revision)  # transformers has made an empty one
     add_tokens(tokenizer, checkpoint.added_tokens)
     name = place
     if place == str(NANO / "tokenizer"):  # messages name the shipped checkpoint, not a folder of the package
@@ -179,24 +183,24 @@ def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
     return with_languages(tokenizer, name, checkpoint.source_language, checkpoint.target_language)
 
 
-def _no_tokenizer(place: str, asked: str | None) -> UserError:
+def _no_tokenizer(place: str, hub_revision: str | None) -> UserError:
     if Path(place).is_dir():
         return UserError(
             f"{place} holds no tokenizer; copy tokenizer.json and tokenizer_config.json of the checkpoint into it, or "
             "save its tokenizer there with save_pretrained"
         )
-    revision = asked or "main"
+    revision = hub_revision or "main"
     if not use_cache_if_unreachable():
         return incomplete_copy(place, revision, missing_file(place, revision) or VOCABULARIES[0])
     return UserError(f"{place} has no tokenizer on the hub; use a checkpoint that has one")
 
 
-def _damaged_tokenizer(place: str, asked: str | None, error: Exception) -> UserError:
+def _damaged_tokenizer(place: str, hub_revision: str | None, error: Exception) -> UserError:
     reason = _wrong_file(place, _TOKENIZER_TEXT_FILES) or reason_of(error, 200)
     problem = f"the tokenizer of {place} cannot be loaded ({reason})"
     if Path(place).is_dir():
         return UserError(f"{problem}; save it again with the tokenizer's save_pretrained")
-    revision = asked or "main"
+    revision = hub_revision or "main"
     if (missing := missing_file(place, revision)) and not use_cache_if_unreachable():
         return incomplete_copy(place, revision, missing)
     return UserError(f"{problem}; download it again with `hf download {place} --force-download`, or use another one")
@@ -223,9 +227,9 @@ def _wrong_file(place: str, names: Sequence[str]) -> str | None:
 
 def tokenizer_file(checkpoint: CheckpointSpec, name: str) -> Path | None:
     """Return the path of a file of a checkpoint's tokenizer. None if there is no such file."""
-    place, asked = _tokenizer_location(checkpoint)
+    place, hub_revision = _tokenizer_location(checkpoint)
     found = cached_file(
-        place, name, revision=asked, _raise_exceptions_for_missing_entries=False,
+        place, name, revision=hub_revision, _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )  # fmt: skip
     return Path(found) if found else None
@@ -304,9 +308,9 @@ def _not_found(checkpoint: CheckpointSpec, error: Exception) -> UserError:
             return UserError(f"there is no folder {checkpoint.source}; put the checkpoint back, or correct its name")
         first = _wrong_file(checkpoint.source, ("adapter_config.json", "model.safetensors.index.json")) or first
         return UserError(f"{checkpoint.source} cannot be loaded ({first}); name a folder that save_pretrained wrote")
-    asked = revision(checkpoint) or "main"
-    if (missing := missing_file(checkpoint.name, asked, checkpoint)) and not use_cache_if_unreachable():
-        return incomplete_copy(checkpoint.name, asked, missing)
+    hub_revision = revision(checkpoint) or "main"
+    if (missing := missing_file(checkpoint.name, hub_revision, checkpoint)) and not use_cache_if_unreachable():
+        return incomplete_copy(checkpoint.name, hub_revision, missing)
     hint = (
         "without a network, download it elsewhere and name its folder, or use nano/english, which ships with petransfer"
     )

@@ -30,9 +30,9 @@ from petransfer.models.checkpoint_files import (
 from petransfer.models.hashes import is_on_hub, weight_files
 from petransfer.models.quiet_libraries import without_warnings
 from petransfer.models.registry import is_embedded
-from petransfer.models.rotary_positions import forget_longer_rows
+from petransfer.models.rotary_positions import reset_dynamic_frequencies
 from petransfer.models.support import supported_class
-from petransfer.models.thread_turns import one_thread
+from petransfer.models.thread_turns import torch_state_lock
 from petransfer.plurals import count
 from petransfer.recipe.run_spec import CheckpointSpec
 from petransfer.unreadable_files import refuse_unreadable
@@ -145,7 +145,7 @@ def _is_cut_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04" and not zipfile.is_zipfile(file)
 
 
-@one_thread()
+@torch_state_lock()
 def load_complete(auto: Any, place: str, **options: Any) -> PreTrainedModel:
     """Load a model with `auto.from_pretrained`.
 
@@ -165,7 +165,7 @@ def load_complete(auto: Any, place: str, **options: Any) -> PreTrainedModel:
             f"{count(len(unused) - 1, 'other tensor')} are not used"
         )
     return_default_outputs(model)
-    forget_longer_rows(model)
+    reset_dynamic_frequencies(model)
     loaded: PreTrainedModel = model
     return loaded
 

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from petransfer.models.file_backed import FileBackedTensors, copy_parameter
-from petransfer.models.rotary_positions import forget_longer_rows
+from petransfer.models.rotary_positions import reset_dynamic_frequencies
 from petransfer.models.saving import save_model
 from petransfer.recipe.run_spec import Reinit
 
@@ -25,7 +25,7 @@ def randomly_initialized(auto: Any, config: Any, own_head: bool) -> PreTrainedMo
         own_head: Whether the output head is untied from the embeddings.
     """
     model: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
-    forget_longer_rows(model)
+    reset_dynamic_frequencies(model)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     # transformers ties the head of every new T5; the untied head of T5 v1.1 and mT5 gets T5's initial deviation
     if own_head and head is not None and head.weight is embeddings.weight:

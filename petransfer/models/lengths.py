@@ -15,7 +15,7 @@ from petransfer.models.text_part import text_config
 # These architectures have relative positions without a limit, whatever their configurations contain.
 RELATIVE = frozenset({"t5", "mt5", "umt5", "longt5", "bloom"})
 # The number of positions that are reserved, so that a generated text can be a little longer than the longest target.
-ROOM = 8
+RESERVED_POSITIONS = 8
 
 
 def positions(config: Any, of_encoder: bool = False) -> int | None:
@@ -64,9 +64,9 @@ def length_check(
         if most and max(source, target) > most:
             what, size = ("input", source) if source > most else ("target", target)
             return BadRow(f"the {what} has more tokens than --max-length {most:,}", f"{size:,} tokens")
-        sides = [("input has", source, 0, virtual.input), ("target has", target, ROOM, virtual.target)]
+        sides = [("input has", source, 0, virtual.input), ("target has", target, RESERVED_POSITIONS, virtual.target)]
         if together:
-            sides = [("input and target have", source + target, ROOM, virtual.input + virtual.target)]
+            sides = [("input and target have", source + target, RESERVED_POSITIONS, virtual.input + virtual.target)]
         for (what, taken, kept, before), limit in zip(sides, limits[-len(sides) :], strict=True):
             if limit and taken + kept + before > limit:
                 detail = f"{taken:,} of {limit:,}{_kept(kept, before)}"
@@ -78,9 +78,12 @@ def length_check(
 
 def refuse_virtual_tokens(config: Any, name: str, virtual: VirtualTokens) -> None:
     """Raise UserError if virtual tokens leave no position for the shortest example."""
-    sides = [(virtual.input, positions(config, of_encoder=True), 1), (virtual.target, positions(config), 1 + ROOM)]
+    sides = [
+        (virtual.input, positions(config, of_encoder=True), 1),
+        (virtual.target, positions(config), 1 + RESERVED_POSITIONS),
+    ]
     if not config.is_encoder_decoder:
-        sides = [(virtual.input + virtual.target, positions(config), 2 + ROOM)]
+        sides = [(virtual.input + virtual.target, positions(config), 2 + RESERVED_POSITIONS)]
     for taken, limit, needed in sides:
         if taken and limit and taken + needed > limit:
             raise UserError(

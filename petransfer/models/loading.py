@@ -41,8 +41,8 @@ from petransfer.models.registry import checkpoint_spec
 from petransfer.models.special_tokens import layout_of
 from petransfer.models.support import supported_class
 from petransfer.models.text_part import text_config
-from petransfer.models.thread_turns import one_thread
-from petransfer.python_arguments import device_of, names_of, place_of
+from petransfer.models.thread_turns import torch_state_lock
+from petransfer.python_arguments import checked_device, checked_names, checked_path
 from petransfer.recipe.run_spec import Bits, CheckpointSpec, unused_keep_wide
 
 DTYPES: dict[int, torch.dtype] = {32: torch.float32, 16: torch.bfloat16}
@@ -106,9 +106,9 @@ def load(
     """
     if bits not in (32, 16, 8, 4):
         raise UserError(f"bits={bits!r} is not supported; use 32, 16, 8 or 4")
-    name = place_of(checkpoint, "checkpoint")
-    place = device_of(device) or ("cuda" if torch.cuda.is_available() else "cpu")
-    wide = names_of(keep_wide, "keep_wide")
+    name = checked_path(checkpoint, "checkpoint")
+    place = checked_device(device) or ("cuda" if torch.cuda.is_available() else "cpu")
+    wide = checked_names(keep_wide, "keep_wide")
     if wide and bits in DTYPES:
         raise UserError(unused_keep_wide(bits))
     found = checkpoint_spec(name)
@@ -118,7 +118,7 @@ def load(
     return loaded.model.eval(), loaded.tokenizer
 
 
-@one_thread()
+@torch_state_lock()
 def load_checkpoint(
     checkpoint: CheckpointSpec,
     bits: Bits = 16,
@@ -166,13 +166,13 @@ def load_checkpoint(
     return Loaded(model, tokenizer, layout, commit, tuple(dict.fromkeys((*new, *added))))
 
 
-@one_thread()
+@torch_state_lock()
 def load_on_disk(checkpoint: CheckpointSpec, folder: str, seed: int = 0) -> Loaded:
     """Load a checkpoint at 16 bits with its weights left on disk. Each layer reads its weights when it runs.
 
     Random weights are written to `folder`. They are equal to the weights of `load_checkpoint`.
     """
-    place, asked = location(checkpoint), revision(checkpoint)
+    place, hub_revision = location(checkpoint), revision(checkpoint)
     with one_line_errors(checkpoint):
         config = read_configuration(checkpoint)
         tokenizer = load_tokenizer(checkpoint)
@@ -181,8 +181,8 @@ def load_on_disk(checkpoint: CheckpointSpec, folder: str, seed: int = 0) -> Load
             if checkpoint.tokenizer:
                 _set_vocabulary(config, len(tokenizer))
             _write_random(folder, auto, config, checkpoint, seed)
-            place, asked = folder, None
-        model = _on_disk(auto, place, asked, folder)
+            place, hub_revision = folder, None
+        model = _on_disk(auto, place, hub_revision, folder)
     return Loaded(model, tokenizer, layout_of(config, tokenizer, generation_config(checkpoint)), None, ())
 
 
@@ -208,7 +208,7 @@ def _model(
     keep_wide: Sequence[str],
 ) -> PreTrainedModel:
     """Load a model: on the CPU at 16 and 32 bits, on `device` at 8 and 4 bits."""
-    auto, place, asked = supported_class(config, checkpoint.name), location(checkpoint), revision(checkpoint)
+    auto, place, hub_revision = supported_class(config, checkpoint.name), location(checkpoint), revision(checkpoint)
     if bits in DTYPES:
         return _unquantized(auto, config, checkpoint, DTYPES[bits], seed)
     assert device is not None  # bitsandbytes quantises on the device that computes
@@ -217,8 +217,8 @@ def _model(
     with tempfile.TemporaryDirectory() as folder:
         if checkpoint.reinit != "none":  # write random weights to a folder, to quantise them like pretrained weights
             _write_random(folder, auto, config, checkpoint, seed)
-            place, asked = folder, None
-        model = _quantized(auto, place, asked, bits, device, keep_wide)
+            place, hub_revision = folder, None
+        model = _quantized(auto, place, hub_revision, bits, device, keep_wide)
     refuse_poorly_quantized(model, checkpoint.name, bits, keep_wide)
     return model
 
@@ -250,15 +250,15 @@ def _has_own_head(checkpoint: CheckpointSpec) -> bool:
 
 
 def _quantized(
-    auto: Any, place: str, asked: str | None, bits: Bits, device: torch.device, keep_wide: Sequence[str]
+    auto: Any, place: str, hub_revision: str | None, bits: Bits, device: torch.device, keep_wide: Sequence[str]
 ) -> PreTrainedModel:
     """Load a model and quantise it tensor by tensor, to save memory."""
-    config = AutoConfig.from_pretrained(place, revision=asked)
+    config = AutoConfig.from_pretrained(place, revision=hub_revision)
     with left_unquantized(auto._model_mapping[type(config)], keep_wide):
         model = load_complete(
             auto,
             place,
-            revision=asked,
+            revision=hub_revision,
             quantization_config=quantization_config(bits),
             dtype=torch.bfloat16,
             device_map={"": str(device)},
@@ -271,9 +271,9 @@ def _quantized(
     return model
 
 
-def _on_disk(auto: Any, place: str, asked: str | None, folder: str) -> PreTrainedModel:
+def _on_disk(auto: Any, place: str, hub_revision: str | None, folder: str) -> PreTrainedModel:
     options = {"dtype": torch.bfloat16, "device_map": {"": "disk"}, "offload_folder": folder}
-    return load_complete(auto, place, revision=asked, **options)
+    return load_complete(auto, place, revision=hub_revision, **options)
 
 
 def _set_vocabulary(config: Any, size: int) -> None:

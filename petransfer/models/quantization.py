@@ -38,7 +38,7 @@ HEAD_AT_8 = "not quantised by transformers; quantising it would raise the loss b
 
 
 @dataclass(frozen=True)
-class Wide:
+class UnquantizedTensor:
     """An unquantised tensor of a quantised model.
 
     Args:
@@ -66,7 +66,7 @@ class Inventory:
 
     bytes: dict[str, int]
     parameters: int
-    wide: tuple[Wide, ...]
+    wide: tuple[UnquantizedTensor, ...]
 
     @property
     def total(self) -> int:
@@ -191,7 +191,7 @@ def weight_count(value: torch.Tensor) -> int:
 def inventory(model: torch.nn.Module, keep_wide: Sequence[str] = ()) -> Inventory:
     """Count the bytes of a model's weights, including the scales of quantisation and excluding adapters."""
     found: Counter[str] = Counter()
-    wide: list[Wide] = []
+    wide: list[UnquantizedTensor] = []
     parameters = 0
     seen: set[int] = set()
     scales_of = _scales(model)
@@ -211,7 +211,7 @@ def inventory(model: torch.nn.Module, keep_wide: Sequence[str] = ()) -> Inventor
         elif scales_of:
             plain = _without_adapters(name)
             asked = plain.endswith(tuple(f"{ending}.weight" for ending in keep_wide))
-            wide.append(Wide(plain, size, dtype, "keep_wide" if asked else _reason(plain, value, head)))
+            wide.append(UnquantizedTensor(plain, size, dtype, "keep_wide" if asked else _reason(plain, value, head)))
     return Inventory(dict(found), parameters, tuple(wide))
 
 

@@ -258,7 +258,7 @@ def own_family(part: FamilyPart, seed: int = 0) -> Family:
     return Family(part.name, base, part.prefix, specs, prefixes)
 
 
-def place_of(arm: str | ArmPart) -> str:
+def arm_checkpoint(arm: str | ArmPart) -> str:
     """Return the hub id or folder of a family's arm, exactly as in the recipe."""
     return arm if isinstance(arm, str) else arm.checkpoint
 

@@ -65,7 +65,7 @@ def _by_layer(config: Any) -> list[dict[str, Any]]:
     return [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
 
 
-def forget_longer_rows(model: Any) -> None:
+def reset_dynamic_frequencies(model: Any) -> None:
     """Make rotary embeddings of the kind `dynamic` depend on the rows of each forward pass alone.
 
     After a long row, transformers changes the frequencies and would also use them for the following batches.

@@ -54,7 +54,7 @@ if hasattr(os, "register_at_fork"):  # a new process must not wait for the threa
 
 
 @contextlib.contextmanager
-def one_import() -> Iterator[None]:
+def import_lock() -> Iterator[None]:
     """Import in one thread at a time.
 
     While one thread imports transformers for the first time, `from transformers import AutoConfig` in another thread
@@ -66,12 +66,12 @@ def one_import() -> Iterator[None]:
 
 def import_transformers() -> None:
     """Import transformers in one thread at a time, before functions that import modules which need it."""
-    with one_import():
+    with import_lock():
         importlib.import_module("transformers")
 
 
 @contextlib.contextmanager
-def one_training() -> Iterator[None]:
+def training_lock() -> Iterator[None]:
     """Wait until no other thread of this process trains, and exclude other trainings during the `with` block."""
     turns = _turns
     if not turns.training.acquire(blocking=False):
@@ -84,7 +84,7 @@ def one_training() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
+def torch_state_lock() -> Iterator[None]:
     """Use PyTorch's common state in one thread at a time: to load a model, to train, or to generate."""
     turns = _turns
     if turns.owner == threading.get_ident():
@@ -97,8 +97,8 @@ def one_thread() -> Iterator[None]:
         turns.leave()
 
 
-def give_way() -> None:
-    """Let a waiting thread go first. Called after each training step, inside `one_thread`."""
+def yield_to_waiting_thread() -> None:
+    """Let a waiting thread go first. Called after each training step, inside `torch_state_lock`."""
     turns = _turns
     if turns.entrance.locked() and turns.owner == threading.get_ident():
         turns.leave()

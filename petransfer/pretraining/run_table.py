@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from petransfer.pretraining.grid import PretrainCell
-from petransfer.study.durations import remaining
+from petransfer.study.durations import remaining_time
 from petransfer.study.folders import Status, StudyFolder
 from petransfer.training.metrics_file import read_metrics
 
@@ -110,7 +110,7 @@ def _state(row: Row) -> str:
     if row.status != "running" or row.tokens_per_second is None or row.seconds_left is None:
         return row.status
     steps = f"{row.step}/{row.cell.train.steps}"
-    return f"running {steps}, {row.tokens_per_second:,.0f} tokens/s, {remaining(row.seconds_left)}"
+    return f"running {steps}, {row.tokens_per_second:,.0f} tokens/s, {remaining_time(row.seconds_left)}"
 
 
 def _figure(value: float | None) -> str:

@@ -15,12 +15,12 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from petransfer.errors import UserError, shortened, unknown
 from petransfer.recipe.effect_requests import without_impossible_effects
 from petransfer.recipe.method_part import UNKNOWN_KEY, MethodPart
-from petransfer.recipe.paths_beside import with_paths_beside
 from petransfer.recipe.pretraining import CorpusPart, NoisePart, PretrainRecipe, PretrainTrainPart
-from petransfer.recipe.right_forms import right_form, type_of_yaml
+from petransfer.recipe.relative_paths import with_absolute_paths
+from petransfer.recipe.right_forms import correct_form, type_of_yaml
 from petransfer.recipe.schema import EffectPart, FamilyPart, Recipe, TaskPart, TrainPart
 from petransfer.recipe.yaml_text import DEEPEST, parse_yaml
-from petransfer.similar_names import name_here, similar_name
+from petransfer.similar_names import petransfer_name, similar_name
 from petransfer.unreadable_files import refuse_unreadable
 from petransfer.user_paths import expanded
 
@@ -148,7 +148,7 @@ def _validate_pretraining(content: dict[str, Any], where: str) -> PretrainRecipe
         raise InvalidRecipe(where, _mistake(error, content, PretrainRecipe)) from None
 
 
-def load_either(name: str) -> Recipe | PretrainRecipe:
+def load_any_recipe(name: str) -> Recipe | PretrainRecipe:
     """Return the recipe of a study or of a pretraining, given by its name or its file."""
     path, content = _read(name)
     kind = _validate_pretraining if content.get("kind") == "pretrain" else validate
@@ -180,7 +180,7 @@ def _read(
     for override in overrides:
         apply_override(content, override)
     content |= {key: value for key, value in (options or {}).items() if value is not None}
-    return path, with_paths_beside(content, path.parent)
+    return path, with_absolute_paths(content, path.parent)
 
 
 def validate(content: dict[str, Any], where: str) -> Recipe:
@@ -322,7 +322,7 @@ def _mistake(error: ValidationError, content: dict[str, Any], model: type[BaseMo
     if first["loc"][-1:] == ("[key]",):
         outer = [str(part) for part in first["loc"][:-2] if str(part) in place]
         return Mistake(".".join(outer), "a key must be a text", given, shown)
-    what = right_form(place, first) or first["msg"].removeprefix("Value error, ").replace(
+    what = correct_form(place, first) or first["msg"].removeprefix("Value error, ").replace(
         "Input should", "the value should"
     )
     return Mistake(".".join(place), what, given, shown)
@@ -360,7 +360,7 @@ def inner_key(key: str) -> str:
 
     The key can be a name of another program, such as `lora_alpha`.
     """
-    key = name_here(key)
+    key = petransfer_name(key)
     parts: dict[str, type[BaseModel]] = {"train": TrainPart, "task": TaskPart, "methods.0": MethodPart}
     return next((f"{name}.{key}" for name, part in parts.items() if key in part.model_fields), "")
 

@@ -36,7 +36,7 @@ _THOUSANDS = re.compile(r"[+-]?\d{1,3}([, '_]\d{3})+(\.\d+)?")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
-def right_form(place: Sequence[str], mistake: Mapping[str, Any]) -> str:
+def correct_form(place: Sequence[str], mistake: Mapping[str, Any]) -> str:
     """Return the correct form of the value at `place`, with an example. Empty if pydantic's own message is sufficient.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from petransfer.errors import UserError
-from petransfer.recipe.editor_signs import advice, refuse_editor_signs
+from petransfer.recipe.typographic_characters import advice, refuse_typographic_characters
 
 # The parser in C is seven times as fast as the one in Python. Recipes with ten thousand seeds need this speed.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -38,7 +38,7 @@ def parse_yaml(text: str, by_hand: bool = False) -> Any:
         raise UserError(f"has {len(text):,} characters; at most {MOST_CHARACTERS:,} are allowed")
     try:
         if by_hand:
-            refuse_editor_signs(yaml.parse(text, LOADER), text, DEEPEST)
+            refuse_typographic_characters(yaml.parse(text, LOADER), text, DEEPEST)
         _check_structure(text)
         return yaml.load(text, LOADER)
     except yaml.YAMLError as error:

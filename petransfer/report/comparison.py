@@ -11,8 +11,8 @@ from petransfer.effects.kind import Thresholds
 from petransfer.effects.kinds.contrast import Effect, judge
 from petransfer.effects.kinds.scale import Scale
 from petransfer.effects.kinds.scale import judge as judge_scales
-from petransfer.effects.pairs import Contrast, Two, compared
-from petransfer.effects.reference import nearest_paper_family, paper_note, paper_score, published_contrast
+from petransfer.effects.pairs import Contrast, ContrastPair, compared
+from petransfer.effects.reference import nearest_paper_family, paper_contrast, paper_note, paper_score
 from petransfer.effects.runs import Runs
 from petransfer.effects.wording import p_value, unpaired
 from petransfer.errors import UserError, shortened
@@ -23,11 +23,11 @@ from petransfer.recipe.schema import Recipe
 from petransfer.report.run_groups import points
 from petransfer.report.tables import Table, markdown, markdown_text, table_of_text, write_page
 from petransfer.study.deleted_weights import run_command
-from petransfer.study.train_folder import unlike
+from petransfer.study.train_folder import differing_values
 
 
 @dataclass(frozen=True)
-class Comparison:
+class StudyComparison:
     """The comparison of two studies, A and B. P values are adjusted (Holm) within `cells` and within `effects`.
 
     Attributes:
@@ -69,7 +69,7 @@ def metric_of(first: Recipe, second: Recipe) -> str:
     return first.judged_by if first.judged_by == second.judged_by else EXACT_MATCH
 
 
-def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
+def compare(first: Runs, second: Runs, names: tuple[str, str]) -> StudyComparison:
     """Return the differences in scores and effects between two studies, B minus A.
 
     Scores are compared for each arm, method and split. An arm with one method in each study is compared even if the two
@@ -100,7 +100,7 @@ def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
     judged = judge(cells, limits), judge_scales(effects, limits)
     same += same_effects
     by = first.metric, _by_note(first, second), _data_note(first, second), differences(first.recipe, second.recipe)
-    return Comparison(names, families, margin, *by, *judged, same, one_sided, paper_cells, paper_effects, note)
+    return StudyComparison(names, families, margin, *by, *judged, same, one_sided, paper_cells, paper_effects, note)
 
 
 # The parts of a recipe that change scores.
@@ -114,7 +114,7 @@ def differences(first: Recipe, second: Recipe) -> list[str]:
         one["methods"], other["methods"] = ([method.label for method in recipe.methods] for recipe in (first, second))
     for content in (one, other):
         content["seeds"], content["arms"] = _value(content["seeds"]), _value(content["arms"])
-    return [f"{key}: {_difference(old, new)}" for key, old, new in unlike(one, other)]
+    return [f"{key}: {_difference(old, new)}" for key, old, new in differing_values(one, other)]
 
 
 def _damaged_note(runs: Runs) -> str:
@@ -164,7 +164,7 @@ def _paper_cell(families: Sequence[str], arm: str, task: str, split: str) -> dic
 def _paper_effect(families: Sequence[str], effect: Contrast, task: str) -> dict[str, Effect]:
     paper_families = dict.fromkeys(map(nearest_paper_family, families))
     names = (effect.left_name, effect.right_name)
-    found = {family: published_contrast(family, *names, task, effect.split) for family in paper_families}
+    found = {family: paper_contrast(family, *names, task, effect.split) for family in paper_families}
     return {family: judge([contrast])[0] for family, contrast in found.items() if contrast}
 
 
@@ -225,11 +225,11 @@ def _ids(runs: Runs, arm: str, method: str, split: str) -> set[str]:
     return {cell.run_id for cell in runs.cells_of(arm, method, split) if runs.folder.run(cell.run_id).done}
 
 
-def _effects(first: Runs, second: Runs) -> tuple[list[Two], list[str], list[str]]:
+def _effects(first: Runs, second: Runs) -> tuple[list[ContrastPair], list[str], list[str]]:
     """Return the effects to compare, and two lists of effects that are not compared."""
     effects_a = {(effect.left, effect.right) for effect in requested_effects(first.recipe) if effect.kind == "arms"}
     effects_b = {(effect.left, effect.right) for effect in requested_effects(second.recipe) if effect.kind == "arms"}
-    found: list[Two] = []
+    found: list[ContrastPair] = []
     same, one_sided = [], []
     for split in first.splits:
         for left, right in sorted(effects_a | effects_b):
@@ -248,7 +248,7 @@ def _effects(first: Runs, second: Runs) -> tuple[list[Two], list[str], list[str]
                 elif any(shared):
                     one_sided.append(f"{place}: {right if shared[0] else left}")
                 else:
-                    found.append(Two(here, there, "B", "A"))
+                    found.append(ContrastPair(here, there, "B", "A"))
     return found, same, one_sided
 
 
@@ -263,14 +263,14 @@ def _contrast(runs: Runs, left: str, right: str, method: str, split: str) -> Con
 _EFFECT_COLUMNS = ("split", "effect", "method", "points in A", "points in B", "B minus A", "p (Holm)", "verdict")
 
 
-def cell_columns(found: Comparison) -> tuple[str, ...]:
+def cell_columns(found: StudyComparison) -> tuple[str, ...]:
     criterion = CRITERIA[found.judged_by]
     sides = [f"test {criterion.short}{criterion.unit} in {study}" for study in "AB"]
     columns = ("split", "arm", "method", *sides, "B minus A", "p (Holm)", "verdict")
     return (*columns, "paper: EM %") if any(found.paper_cells) else columns
 
 
-def effect_columns(found: Comparison) -> tuple[str, ...]:
+def effect_columns(found: StudyComparison) -> tuple[str, ...]:
     return (*_EFFECT_COLUMNS, "paper: points") if any(found.paper_effects) else _EFFECT_COLUMNS
 
 
@@ -280,7 +280,7 @@ def _paper_figures(figures: dict[str, str]) -> str:
     return ", ".join(f"{family}: {figure}" for family, figure in figures.items())
 
 
-def cell_lines(found: Comparison) -> list[tuple[str, ...]]:
+def cell_lines(found: StudyComparison) -> list[tuple[str, ...]]:
     """Return one table row for each arm, method and split: scores in A and B, and B minus A."""
     of_paper = [{name: f"{em:.1f}" for name, em in paper.items()} for paper in found.paper_cells]
     return [
@@ -299,7 +299,7 @@ def cell_lines(found: Comparison) -> list[tuple[str, ...]]:
     ]
 
 
-def effect_lines(found: Comparison) -> list[tuple[str, ...]]:
+def effect_lines(found: StudyComparison) -> list[tuple[str, ...]]:
     """Return one table row for each effect: the effect in A and B, and B minus A."""
     of_paper = [{name: points(asdict(one)) for name, one in paper.items()} for paper in found.paper_effects]
     return [
@@ -330,7 +330,7 @@ def _seeds(number: int, paired: bool) -> str:
     return count(number, "pair" if paired else "seed")
 
 
-def head(found: Comparison) -> list[str]:
+def head(found: StudyComparison) -> list[str]:
     """Return the lines above the tables: the two studies, the metric and notes."""
     lines = [f"{letter}: {name}" for letter, name in zip("AB", found.names, strict=True)]
     lines.append("A and B differ in these settings:" if found.differences else "A and B have equal settings")
@@ -350,11 +350,11 @@ def head(found: Comparison) -> list[str]:
     return [*lines, found.paper_note] if found.paper_note else lines
 
 
-def as_json(found: Comparison) -> dict[str, Any]:
+def as_json(found: StudyComparison) -> dict[str, Any]:
     return asdict(found)
 
 
-def as_html(found: Comparison) -> str:
+def as_html(found: StudyComparison) -> str:
     """Return the comparison as a self-contained HTML page."""
     title = f"{found.names[0]} and {found.names[1]}"
     tables = [table.condensed() for table in _tables(found)]
@@ -363,12 +363,12 @@ def as_html(found: Comparison) -> str:
     )
 
 
-def as_markdown(found: Comparison) -> str:
+def as_markdown(found: StudyComparison) -> str:
     lines = "\n".join(f"- {markdown_text(line)}" for line in head(found))
     return "\n\n".join([lines, *map(markdown, _tables(found))]) + "\n"
 
 
-def _tables(found: Comparison) -> list[Table]:
+def _tables(found: StudyComparison) -> list[Table]:
     cells = table_of_text(
         cell_columns(found), cell_lines(found), names=3, label="Scores", heading="Scores that both studies have"
     )

@@ -21,14 +21,14 @@ MOST_PAIRS = 1_000_000
 
 
 @dataclass(frozen=True)
-class Shown:
+class EmbeddedPlot:
     """A plot on an HTML page: inline SVG and its caption."""
 
     svg: Markup
     caption: str = ""
 
 
-def shown(figure: Figure, name: str, alt: str, caption: str = "") -> Shown:
+def embed_plot(figure: Figure, name: str, alt: str, caption: str = "") -> EmbeddedPlot:
     """Convert a matplotlib figure to SVG inside an HTML page.
 
     Args:
@@ -36,11 +36,11 @@ def shown(figure: Figure, name: str, alt: str, caption: str = "") -> Shown:
         alt: alternative text for screen readers.
         caption: text below the plot, or ''.
     """
-    return Shown(Markup(inline_svg(figure, name, alt)), caption)
+    return EmbeddedPlot(Markup(inline_svg(figure, name, alt)), caption)
 
 
 @dataclass(frozen=True)
-class Answer:
+class MarkedAnswer:
     """A test example with its generated text.
 
     `label`: a remark, such as the category, or ''. `marked`: the generated text as HTML with marked errors.

@@ -10,7 +10,7 @@ from typing import Any
 from petransfer.data.rows.chat_rows import readable_input
 from petransfer.effects.criteria import Criterion, criterion_of
 from petransfer.effects.drawing import ONE_COLUMN, label_of
-from petransfer.effects.kind import Kind, kinds_in_order
+from petransfer.effects.kind import EffectKind, kinds_in_order
 from petransfer.effects.reference import CITATION
 from petransfer.effects.wording import signed
 from petransfer.recipe.effect_requests import short_label
@@ -20,7 +20,7 @@ from petransfer.report import page_data as gather
 from petransfer.report import plots, sweep
 from petransfer.report.headline import headline
 from petransfer.report.heat_map import Heat
-from petransfer.report.html_parts import Answer, Shown, marked, shown
+from petransfer.report.html_parts import EmbeddedPlot, MarkedAnswer, embed_plot, marked
 from petransfer.report.parameter_plot import parameters_and_effect
 from petransfer.report.run_groups import (
     Group,
@@ -36,7 +36,7 @@ from petransfer.study.grid import Cell
 
 
 @dataclass(frozen=True)
-class Findings:
+class ReportData:
     """The inputs of a report. `effects`: the content of effects.json."""
 
     recipe: Recipe
@@ -61,7 +61,7 @@ class Section:
     title: str
     text: str = ""
     effects: Sequence[tuple[str, str, str]] = ()
-    figures: Sequence[Shown] = ()
+    figures: Sequence[EmbeddedPlot] = ()
     tables: Sequence[Table] = ()
     heats: Sequence[Any] = ()
     notes: Sequence[str] = ()
@@ -74,10 +74,10 @@ class AnswersOf:
     """The wrong answers of one run. `name`: split, arm, method and seed."""
 
     name: str
-    rows: list[Answer] = field(default_factory=list)
+    rows: list[MarkedAnswer] = field(default_factory=list)
 
 
-def page(findings: Findings) -> str:
+def page(findings: ReportData) -> str:
     """Return the HTML page of a study. Sections without data are left out."""
     effects, recipe = findings.effects, findings.recipe
     any_done = any(group.done for group in findings.groups)
@@ -97,7 +97,7 @@ def page(findings: Findings) -> str:
     )
 
 
-def repetition(findings: Findings) -> dict[str, Any]:
+def repetition(findings: ReportData) -> dict[str, Any]:
     """Return the data for repeating a study: commands, checkpoints, machines, recipe and run ids."""
     folder = folder_name(findings.study)
     columns = ("arm", "checkpoint", "revision or sha256")
@@ -128,12 +128,12 @@ def status_of(groups: Sequence[Group]) -> str:
     return f"{text} {note}" if note else text
 
 
-def _sweep_alone(findings: Findings) -> list[Section]:
+def _sweep_alone(findings: ReportData) -> list[Section]:
     section = _learning_rates(findings, unfolded=True)
     return [section] if section else []
 
 
-def _sections(findings: Findings) -> Iterator[Section | None]:
+def _sections(findings: ReportData) -> Iterator[Section | None]:
     for kind in kinds_in_order():
         yield _kind(kind, findings.effects)
     yield _results(findings)
@@ -145,7 +145,7 @@ def _sections(findings: Findings) -> Iterator[Section | None]:
     yield _errors(findings)
 
 
-def _forest(effects: dict[str, Any]) -> dict[str, Shown] | None:
+def _forest(effects: dict[str, Any]) -> dict[str, EmbeddedPlot] | None:
     from petransfer.effects.kinds.contrast import plot
 
     found, criterion = effects["effects"], criterion_of(effects)
@@ -157,10 +157,10 @@ def _forest(effects: dict[str, Any]) -> dict[str, Shown] | None:
     )
     over = "seeds and examples" if criterion.by_example else "seeds alone"
     caption = f"Differences in test {criterion.word} with 95 % intervals over {over}."
-    return {"wide": shown(wide, "forest", alt, caption), "narrow": shown(narrow, "forest1", alt, caption)}
+    return {"wide": embed_plot(wide, "forest", alt, caption), "narrow": embed_plot(narrow, "forest1", alt, caption)}
 
 
-def _kind(kind: Kind, effects: dict[str, Any]) -> Section | None:
+def _kind(kind: EffectKind, effects: dict[str, Any]) -> Section | None:
     """Return the section of one kind of effect. None if there are no effects."""
     found, criterion = effects.get(kind.key, []), criterion_of(effects)
     # Contrasts have a table instead of a plot, and a sentence for each effect that cannot be estimated.
@@ -175,21 +175,21 @@ def _kind(kind: Kind, effects: dict[str, Any]) -> Section | None:
     )
 
 
-def _kind_figures(kind: Kind, found: Sequence[dict[str, Any]], criterion: Criterion) -> list[Shown]:
+def _kind_figures(kind: EffectKind, found: Sequence[dict[str, Any]], criterion: Criterion) -> list[EmbeddedPlot]:
     if kind.name == "contrast":
         return []  # the forest plot is at the top of the page
     figure = kind.plot(found, criterion, ONE_COLUMN + 1)
     alt = " ".join(kind.sentence(one, criterion) for one in found)
-    return [shown(figure, kind.name, alt)] if figure else []
+    return [embed_plot(figure, kind.name, alt)] if figure else []
 
 
-def _results(findings: Findings) -> Section:
+def _results(findings: ReportData) -> Section:
     groups = findings.groups
     drawn = []
     for at, split in enumerate(dict.fromkeys(group.split for group in groups)):
         figure = plots.by_arm(groups, ONE_COLUMN + 0.6, split)
         if figure:
-            drawn.append(shown(figure, f"arms{at}", _alt([one for one in groups if one.split == split]), split))
+            drawn.append(embed_plot(figure, f"arms{at}", _alt([one for one in groups if one.split == split]), split))
     note = paper_note(groups, findings.recipe.family_name)
     swept = sweep.groups_of(findings.cells, findings.study)
     notes = [note[:1].upper() + note[1:], "" if swept else sweep.unswept_note(findings.cells, swept)]
@@ -221,7 +221,7 @@ def _metrics(groups: Sequence[Group]) -> Section | None:
     return Section("Other metrics", text, tables=tables) if tables else None
 
 
-def _categories(findings: Findings) -> Section | None:
+def _categories(findings: ReportData) -> Section | None:
     heats = gather.heats(findings.groups, findings.study)
     if not heats:
         return None
@@ -241,7 +241,7 @@ def _heat(heat: Heat) -> dict[str, Any]:
     return {"split": heat.split, "columns": heat.columns, "lines": lines}
 
 
-def _curves(findings: Findings) -> Section | None:
+def _curves(findings: ReportData) -> Section | None:
     drawn = []
     for at, (place, members) in enumerate(plots.panels_of(findings.groups).items()):
         figure = plots.learning_curves(findings.groups, findings.study, place)
@@ -249,17 +249,17 @@ def _curves(findings: Findings) -> Section | None:
             split, method = place
             names = ", ".join(dict.fromkeys(group.arm for group in members))
             alt = f"Dev exact match over optimiser steps on {split}, {method}, for {names}"
-            drawn.append(shown(figure, f"curves{at}", alt, f"{split}, {method}"))
+            drawn.append(embed_plot(figure, f"curves{at}", alt, f"{split}, {method}"))
     text = "Exact match on dev during training. A thin line is a seed, a thick line the mean of the seeds."
     return Section("Learning curves", text, figures=drawn) if drawn else None
 
 
-def _learning_rates(findings: Findings, unfolded: bool = False) -> Section | None:
+def _learning_rates(findings: ReportData, unfolded: bool = False) -> Section | None:
     groups = sweep.groups_of(findings.cells, findings.study)
     if not groups:
         return None
     drawn = [
-        shown(sweep.plot(groups, method), f"rates{at}", sweep.alt(method, members), sweep.caption(method, members))
+        embed_plot(sweep.plot(groups, method), f"rates{at}", sweep.alt(method, members), sweep.caption(method, members))
         for at, (method, members) in enumerate(sweep.by_method(groups).items())
     ]
     text = (
@@ -271,7 +271,7 @@ def _learning_rates(findings: Findings, unfolded: bool = False) -> Section | Non
     return Section("Learning rates", text, figures=drawn, tables=[table], notes=notes, open=unfolded)
 
 
-def _parameters(findings: Findings) -> Section | None:
+def _parameters(findings: ReportData) -> Section | None:
     points = gather.trained(findings.effects["effects"], findings.groups)
     if not points:
         return None
@@ -281,17 +281,19 @@ def _parameters(findings: Findings) -> Section | None:
     )
     caption = "Parameters that the pretrained arm trains, and the effect with its 95 % interval."
     figure = parameters_and_effect(points, criterion_of(findings.effects).word, ONE_COLUMN + 1.3)
-    return Section("Trained parameters and effect", figures=[shown(figure, "trained", alt, caption)])
+    return Section("Trained parameters and effect", figures=[embed_plot(figure, "trained", alt, caption)])
 
 
-def _errors(findings: Findings) -> Section | None:
+def _errors(findings: ReportData) -> Section | None:
     by_group: dict[str, AnswersOf] = {}
-    for error in gather.errors(findings.groups, findings.study):
+    for error in gather.wrong_answers(findings.groups, findings.study):
         group = error.group
         name = f"{group.split}, {group.arm}, {group.method}, seed {error.seed}"
         label = f"category {error.category}" if error.category not in ("", "all") else ""
         answers = by_group.setdefault(name, AnswersOf(name)).rows
-        answers.append(Answer(label, readable_input(error.input), error.target, marked(error.target, error.generated)))
+        answers.append(
+            MarkedAnswer(label, readable_input(error.input), error.target, marked(error.target, error.generated))
+        )
     text = (
         "The first wrong answers among test examples that were drawn at random. Words that differ from the expected "
         "answer are marked."

@@ -12,7 +12,7 @@ from petransfer.effects.reference import paper_score
 from petransfer.plurals import count
 from petransfer.recipe.effect_requests import short_label
 from petransfer.report.heat_map import Heat
-from petransfer.report.parameter_plot import Trained
+from petransfer.report.parameter_plot import EffectPoint
 from petransfer.report.run_groups import Group
 from petransfer.study.folders import StudyFolder
 
@@ -57,7 +57,7 @@ def _categories(group: Group, study: StudyFolder) -> dict[str, float]:
     return found
 
 
-def trained(effects: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list[Trained]:
+def trained(effects: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list[EffectPoint]:
     """Return effects under methods with different numbers of trained parameters."""
     # The number of trained parameters is taken from the left arm's runs.
     counts = {(group.split, group.arm, group.method): group.done[0].trained for group in groups if group.done}
@@ -65,7 +65,7 @@ def trained(effects: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list[
     for effect in effects:
         parameters = counts.get((effect["split"], effect["left_name"], effect["method"]))
         if parameters and not effect["arm"]:
-            found.append(Trained(effect["name"], effect["split"], effect["method"], parameters, effect))
+            found.append(EffectPoint(effect["name"], effect["split"], effect["method"], parameters, effect))
     several = Counter(
         (one.name, one.split) for one in {(one.name, one.split, one.parameters): one for one in found}.values()
     )
@@ -74,7 +74,7 @@ def trained(effects: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list[
 
 
 @dataclass(frozen=True)
-class Error:
+class WrongAnswer:
     """A wrong answer of a run: the input, the target and the generated text."""
 
     group: Group
@@ -85,12 +85,12 @@ class Error:
     generated: str
 
 
-def errors(groups: Sequence[Group], study: StudyFolder) -> list[Error]:
+def wrong_answers(groups: Sequence[Group], study: StudyFolder) -> list[WrongAnswer]:
     """Return up to three wrong answers of each arm, method and split."""
     return [error for group in groups for error in _errors(group, study)]
 
 
-def _errors(group: Group, study: StudyFolder) -> Iterator[Error]:
+def _errors(group: Group, study: StudyFolder) -> Iterator[WrongAnswer]:
     import pyarrow.parquet
 
     from petransfer.effects.runs import examples_of
@@ -106,7 +106,7 @@ def _errors(group: Group, study: StudyFolder) -> Iterator[Error]:
         rows = pyarrow.parquet.read_table(path, columns=columns).to_pylist()
     wrong = [row for row in rows if row["prediction"] is not None and not row["correct"]]
     for row in wrong[:MOST_ERRORS]:
-        yield Error(group, cell.seed, row["category"], row["input"], row["target"], row["prediction"])
+        yield WrongAnswer(group, cell.seed, row["category"], row["input"], row["target"], row["prediction"])
 
 
 def environments(groups: Sequence[Group], study: StudyFolder) -> list[str]:

@@ -19,7 +19,7 @@ _ROW = 0.26
 
 
 @dataclass(frozen=True)
-class Trained:
+class EffectPoint:
     """An effect under one method. `parameters`: number of trained parameters. `effect`: entry of effects.json."""
 
     name: str
@@ -29,7 +29,7 @@ class Trained:
     effect: dict[str, Any]
 
 
-def parameters_and_effect(points: Sequence[Trained], word: str, width: float = TWO_COLUMNS) -> Figure:
+def parameters_and_effect(points: Sequence[EffectPoint], word: str, width: float = TWO_COLUMNS) -> Figure:
     """Draw a row for each method: the number of trained parameters, and the effects under the method.
 
     `word`: name of the metric. `width`: figure width in inches.

@@ -12,7 +12,7 @@ import rich.table
 
 from petransfer.effects import reference
 from petransfer.effects.criteria import criterion_of
-from petransfer.effects.reference import Published, paper_score
+from petransfer.effects.reference import PaperScores, paper_score
 from petransfer.effects.wording import bounds, p_value, plain, signed
 from petransfer.plurals import count
 from petransfer.recipe.metrics import HEADINGS
@@ -34,7 +34,7 @@ class Group:
     method: str
     split: str
     runs: tuple[Row, ...]
-    paper: Published | None = None
+    paper: PaperScores | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:

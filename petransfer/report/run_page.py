@@ -19,8 +19,8 @@ from petransfer.memory.study_memory import method_title
 from petransfer.plurals import count
 from petransfer.recipe.metrics import HEADINGS
 from petransfer.report import plots
-from petransfer.report.html_parts import Answer, marked, shown
-from petransfer.report.page import Findings, folder_name, repetition, status_of
+from petransfer.report.html_parts import MarkedAnswer, embed_plot, marked
+from petransfer.report.page import ReportData, folder_name, repetition, status_of
 from petransfer.report.run_table import LOSS, Row
 from petransfer.report.tables import Table, table_of_text, write_page
 from petransfer.study.durations import duration
@@ -31,13 +31,13 @@ MOST_SAMPLES = 8
 MOST_LABELS = 50
 
 
-def is_single_run(findings: Findings) -> bool:
+def is_single_run(findings: ReportData) -> bool:
     """Return whether the study is one finished run without effects."""
     rows = [row for group in findings.groups for row in group.runs]
     return len(rows) == 1 and rows[0].status == "done" and not findings.recipe.effects
 
 
-def run_page(findings: Findings) -> str:
+def run_page(findings: ReportData) -> str:
     """Return the HTML page of a study with one finished run."""
     (row,) = (row for group in findings.groups for row in group.runs)
     run = findings.study.run(row.cell.run_id)
@@ -58,7 +58,7 @@ def run_page(findings: Findings) -> str:
         figures=figures_of(row, result),
         notes=[*filter(None, [folds_note(row, findings.study)]), *_notes(row, result)],
         curves=[
-            shown(figure, f"curve{at}", f"{label} over optimiser steps")
+            embed_plot(figure, f"curve{at}", f"{label} over optimiser steps")
             for at, (label, figure) in enumerate(plots.run_curves(findings.study, row.cell.run_id))
         ],
         samples=samples,
@@ -159,7 +159,7 @@ def _categories(result: dict[str, Any]) -> Table | None:
     return table_of_text(columns, lines, names=1, label="By category", heading="By category")
 
 
-def _texts(findings: Findings, row: Row) -> list[dict[str, Any]]:
+def _texts(findings: ReportData, row: Row) -> list[dict[str, Any]]:
     import pyarrow.parquet
 
     if not findings.study.run(row.cell.run_id).scored:
@@ -173,14 +173,14 @@ def _texts(findings: Findings, row: Row) -> list[dict[str, Any]]:
     return [one for one in rows if one["prediction"] is not None and one["target"] is not None]
 
 
-def _samples(texts: list[dict[str, Any]]) -> list[Answer]:
+def _samples(texts: list[dict[str, Any]]) -> list[MarkedAnswer]:
     """Return at most eight answers. Wrong answers come first."""
     # If there are at least two correct answers, two correct answers are shown.
     wrong, right = ([one for one in texts if one["correct"] is which] for which in (False, True))
     few = [*wrong[: MOST_SAMPLES - 2], *right[:2]] if len(right) >= 2 else [*wrong, *right][:MOST_SAMPLES]
     few = few or texts[:MOST_SAMPLES]
     return [
-        Answer(
+        MarkedAnswer(
             "right" if one["correct"] else "wrong",
             readable_input(one["input"] or ""),
             one["target"],
@@ -205,7 +205,7 @@ class Confusion:
     rows: list[dict[str, Any]]
 
 
-def _confusion(findings: Findings, row: Row, texts: list[dict[str, Any]]) -> Confusion | None:
+def _confusion(findings: ReportData, row: Row, texts: list[dict[str, Any]]) -> Confusion | None:
     """Return the confusion matrix of labels. None if the targets are not labels, or too many."""
     found = _label_pairs(findings, row)
     are_labels = bool(found)
@@ -228,7 +228,7 @@ def _confusion(findings: Findings, row: Row, texts: list[dict[str, Any]]) -> Con
     return Confusion(text, columns, rows)
 
 
-def _label_pairs(findings: Findings, row: Row) -> list[tuple[str, str]]:
+def _label_pairs(findings: ReportData, row: Row) -> list[tuple[str, str]]:
     """Return the target and the predicted label of every test example.
 
     Empty without a metric of labels, without a test score, and for files of older versions, which do not have every

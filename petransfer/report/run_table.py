@@ -16,7 +16,7 @@ from petransfer.effects.reference import paper_score
 from petransfer.plurals import count
 from petransfer.recipe.metrics import HEADINGS
 from petransfer.report.tables import csv_text
-from petransfer.study.durations import remaining
+from petransfer.study.durations import remaining_time
 from petransfer.study.folders import Status, StudyFolder
 from petransfer.study.grid import Cell
 from petransfer.training.metrics_file import read_metrics
@@ -215,7 +215,7 @@ def state_of(row: Row) -> str:
     state = f"{row.status} at step {row.step:,} of {train.steps:,}, loss {row.loss:.3f}{dev}"
     if row.status != "running":
         return state
-    left = f", {remaining(row.seconds_left, bool(train.early_stopping))}" if row.seconds_left else ""
+    left = f", {remaining_time(row.seconds_left, bool(train.early_stopping))}" if row.seconds_left else ""
     return f"{state}, {row.examples_per_second:.0f} examples/s{left}"
 
 

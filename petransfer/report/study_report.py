@@ -67,7 +67,7 @@ def write_report(grid: StudyGrid) -> StudyReport:
         run_table.write_csv(rows, folder.path / "table.csv", family)
         write_text(folder.path / "table.md", run_groups.markdown(groups, effects, family, unswept_note))
         write_text(folder.path / "table.tex", run_groups.latex(groups, effects))
-    findings = page.Findings(recipe, cells, folder, groups, effects)
+    findings = page.ReportData(recipe, cells, folder, groups, effects)
     plot_files.save_all(groups, effects, cells, folder)
     path = folder.path / "report.html"
     single = rows[0] if run_page.is_single_run(findings) else None

@@ -57,7 +57,7 @@ def _places(cells: Sequence[Cell]) -> dict[tuple[str, str], None]:
     return dict.fromkeys((cell.arm, cell.method) for cell in cells)
 
 
-def standing(study: StudyFolder) -> str:
+def progress_line(study: StudyFolder) -> str:
     """Return the progress of a sweep in one line. '' if there is no sweep."""
     folder = sweep_folder(study)
     found = [folder.run(name).status() for name in sorted(folder.names())]

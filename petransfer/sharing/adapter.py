@@ -15,18 +15,25 @@ from petransfer.data.chat import quoted_note
 from petransfer.errors import UserError
 from petransfer.evaluation.cut_texts import CutTexts
 from petransfer.evaluation.predictor import Predictor
-from petransfer.models.thread_turns import one_thread
-from petransfer.python_arguments import device_of, names_of, naming_arguments, place_of, text_pairs, texts_of
+from petransfer.models.thread_turns import torch_state_lock
+from petransfer.python_arguments import (
+    checked_device,
+    checked_names,
+    checked_path,
+    checked_texts,
+    naming_arguments,
+    text_pairs,
+)
 from petransfer.recipe.run_spec import Bits
 from petransfer.sharing import hub
-from petransfer.sharing.base import Where
-from petransfer.sharing.bundle import checked
-from petransfer.sharing.card_metadata import checked_wishes
-from petransfer.sharing.combined_adapters import put_together
+from petransfer.sharing.base import LoadOptions
+from petransfer.sharing.bundle import checked_bundle
+from petransfer.sharing.card_metadata import checked_card_options
+from petransfer.sharing.combined_adapters import load_adapters
 from petransfer.sharing.merge import Merged, merge
 from petransfer.sharing.pack import contents
-from petransfer.sharing.scoring import Request, Scores, side_by_side
-from petransfer.sharing.sources import Source, opened_source
+from petransfer.sharing.scoring import EvaluationRequest, Scores, side_by_side
+from petransfer.sharing.sources import ModelSource, opened_source
 from petransfer.sharing.task_data import Pairs
 from petransfer.sharing.verify import Check, verify
 from petransfer.sharing.whole_models import whole_predictor
@@ -55,8 +62,8 @@ class Adapter:
         0.0
     """
 
-    def __init__(self, source: Source, where: Where) -> None:
-        self._source, self._where = source, where
+    def __init__(self, source: ModelSource, load_options: LoadOptions) -> None:
+        self._source, self._load_options = source, load_options
 
     @classmethod
     @naming_arguments()
@@ -86,18 +93,18 @@ class Adapter:
         Raises:
             UserError: there is no adapter at `place`, or a file is missing, damaged, or could run code.
         """
-        place_on = None if data_dir is None else expanded(place_of(data_dir, "data_dir"))
-        base = None if checkpoint is None else place_of(checkpoint, "checkpoint")
-        where = Where(base, revision, place_on, device_of(device), any_base)
+        place_on = None if data_dir is None else expanded(checked_path(data_dir, "data_dir"))
+        base = None if checkpoint is None else checked_path(checkpoint, "checkpoint")
+        load_options = LoadOptions(base, revision, place_on, checked_device(device), any_base)
         files = contextlib.ExitStack()
         try:
-            source = files.enter_context(opened_source(place_of(place, "place"), run))
+            source = files.enter_context(opened_source(checked_path(place, "place"), run))
             if source.kind == "adapter":
-                checked(source.adapter())
+                checked_bundle(source.adapter())
         except BaseException:
             files.close()
             raise
-        adapter = cls(source, where)
+        adapter = cls(source, load_options)
         weakref.finalize(adapter, files.close)  # removes the temporary folder of files from a zip or the hub
         return adapter
 
@@ -122,8 +129,8 @@ class Adapter:
             UserError: the base cannot be found, does not fit into memory, or differs from the base used in training.
         """
         if self._source.kind != "adapter":
-            return whole_predictor(self._source, self._where)
-        ((_, _, predictor),) = put_together([self._source.adapter()], self._where).each()
+            return whole_predictor(self._source, self._load_options)
+        ((_, _, predictor),) = load_adapters([self._source.adapter()], self._load_options).each()
         return predictor
 
     @naming_arguments()
@@ -145,15 +152,15 @@ class Adapter:
             UserError: `texts` is one string, an input is too long for the model, the base cannot be loaded, or `chat`
                 is given and there is no chat template.
         """
-        given = texts_of(texts)
+        given = checked_texts(texts)
         predictor = self.predictor.for_chats(by_default=True) if chat else self.predictor
         if predictor is None:
             raise UserError(f"the tokenizer of {self.label} has no chat template; leave chat=True out")
-        with one_thread():
+        with torch_state_lock():
             found = predictor.generations(given, max_new_tokens)
         cut = CutTexts(max_new_tokens)
         cut.add(found)
-        quoted = list(filter(None, predictor.quoted(given)))
+        quoted = list(filter(None, predictor.quoted_special_tokens(given)))
         for note in (*quoted_note(len(quoted), len(given), chain(*quoted)), *cut.notes("max_new_tokens=")):
             logger.warning(note)
         return [one.text for one in found]
@@ -187,9 +194,9 @@ class Adapter:
                 unknown or given with pairs.
         """
         asked = data if data is None else str(data) if isinstance(data, str | Path) else text_pairs(data)
-        request = Request(asked, part, by_generation, metrics=names_of(metrics, "metrics"))
-        with one_thread():
-            (scores,) = side_by_side([self._source], self._where, request)
+        request = EvaluationRequest(asked, part, by_generation, metrics=checked_names(metrics, "metrics"))
+        with torch_state_lock():
+            (scores,) = side_by_side([self._source], self._load_options, request)
         return scores
 
     @naming_arguments()
@@ -202,7 +209,7 @@ class Adapter:
         language: Sequence[str] = (),
         tags: Sequence[str] = (),
         message: str = "Add an adapter by petransfer",
-    ) -> hub.Pushed:
+    ) -> hub.PushResult:
         """Upload the adapter with its card, provenance and results to the Hugging Face Hub, in one commit.
 
         Args:
@@ -217,8 +224,8 @@ class Adapter:
             UserError: the hub cannot be reached or refuses the upload, `licence` or `language` is not valid, or a file
                 contains an access token or a path of this machine.
         """
-        wishes = checked_wishes(licence, names_of(language, "language"), names_of(tags, "tags"))
-        files = contents(self._source.adapter(), wishes)
+        card_options = checked_card_options(licence, checked_names(language, "language"), checked_names(tags, "tags"))
+        files = contents(self._source.adapter(), card_options)
         return hub.push(repo, files, public, message)
 
     @naming_arguments()
@@ -237,7 +244,7 @@ class Adapter:
             UserError: the folder exists, or the method cannot be merged.
             RunError: merging or saving changed the logits too much. Nothing is saved.
         """
-        return merge(self._source.adapter(), expanded(folder), self._where, bits, separate_head)
+        return merge(self._source.adapter(), expanded(folder), self._load_options, bits, separate_head)
 
     @naming_arguments()
     def verify(self, *, evaluate: bool = True, plain: bool = False, bits: Bits | None = None) -> list[Check]:
@@ -254,4 +261,4 @@ class Adapter:
         Raises:
             UserError: petransfer did not make the adapter, or its base or data are not available.
         """
-        return list(verify(self._source.adapter(), self._where, bits, evaluate, plain))
+        return list(verify(self._source.adapter(), self._load_options, bits, evaluate, plain))

@@ -17,9 +17,9 @@ from petransfer.errors import UserError, reason_of
 from petransfer.methods.shared.compute_dtype import compute_as_in_training
 from petransfer.models.loading import Loaded
 from petransfer.recipe.run_spec import Bits
-from petransfer.sharing.bundle import Bundle, checked
-from petransfer.sharing.pattern_times import refuse_slow_patterns
+from petransfer.sharing.bundle import Bundle, checked_bundle
 from petransfer.sharing.size_checks import brings_embeddings, check_sizes, resize_vocabulary
+from petransfer.sharing.slow_patterns import refuse_slow_patterns
 
 COMBINED = "combined"
 # The name of the first adapter on a base. It is not a bare number, because peft would take that for a layer's number.
@@ -42,7 +42,7 @@ def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
         UserError: an adapter's files fail a check, or its tensors do not fit the base.
     """
     model: Any = loaded.model
-    for bundle in map(checked, bundles):
+    for bundle in map(checked_bundle, bundles):
         refuse_slow_patterns(bundle, model)
     if len(bundles) == 1:
         resize_vocabulary(bundles[0], model)

@@ -35,7 +35,7 @@ TENSORS = "its tensors have other values"
 
 
 @dataclass(frozen=True)
-class Where:
+class LoadOptions:
     """Where to find an adapter's base and data, and the device for the base.
 
     checkpoint: hub id or folder of the base model. Default: the base named in the adapter's files.
@@ -53,7 +53,7 @@ class Where:
 
 
 @dataclass(frozen=True)
-class Base:
+class AdapterBase:
     """The base model of an adapter, and how to load it.
 
     bits: bits of the loaded weights.
@@ -102,7 +102,7 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def base_of(bundle: Bundle, checkpoint: str | None, revision: str | None, bits: Bits | None = None) -> Base:
+def base_of(bundle: Bundle, checkpoint: str | None, revision: str | None, bits: Bits | None = None) -> AdapterBase:
     """Return the base of an adapter, at the commit used in training.
 
     Args:
@@ -126,7 +126,7 @@ def base_of(bundle: Bundle, checkpoint: str | None, revision: str | None, bits: 
         found = replace(found, weights=str(stated))
     own: Bits = weights_bits(spec.method) if spec else (16 if torch.cuda.is_available() else 32)
     wide = spec.method.keep_wide if spec else ()
-    return Base(
+    return AdapterBase(
         found,
         bits or own,
         spec.seed if spec else 0,
@@ -189,21 +189,25 @@ def as_trained_from(base: CheckpointSpec, made: CheckpointSpec) -> CheckpointSpe
     return replace(base, **{name: getattr(made, name) for name in kept})
 
 
-def refuse_other_base(base: Base, loaded: Loaded, where: Where) -> None:
+def refuse_other_base(base: AdapterBase, loaded: Loaded, load_options: LoadOptions) -> None:
     """Raise UserError if the base differs from the one used in training.
 
     Equal hub commits mean equal bases. Otherwise the sha256 of the weights and the fields of config.json are compared.
-    `where.revision` or `where.any_base` accepts a different base. A different tokenizer with the same token ids only
-    logs a warning.
+    `load_options.revision` or `load_options.any_base` accepts a different base. A different tokenizer with the same
+    token ids only logs a warning.
     """
     # With another base, an adapter generates empty or meaningless texts without any error.
     name = base.checkpoint.name
-    if where.revision is None and base.commit and loaded.commit and loaded.commit != base.commit:
+    if load_options.revision is None and base.commit and loaded.commit and loaded.commit != base.commit:
         raise UserError(
             f"{name} is at commit {loaded.commit[:12]}, and the adapter was trained at {base.commit[:12]}; "
             f"use --revision {loaded.commit[:12]} to accept it"
         )
-    if not (base.commit and loaded.commit == base.commit) and not where.any_base and where.revision is None:
+    if (
+        not (base.commit and loaded.commit == base.commit)
+        and not load_options.any_base
+        and load_options.revision is None
+    ):
         if other := differing_weights(base, loaded):
             hint = "" if TENSORS in other else ", if its tensors have the same values"
             raise UserError(
@@ -214,11 +218,11 @@ def refuse_other_base(base: Base, loaded: Loaded, where: Where) -> None:
                 f"config.json of {name} changed since the adapter was trained: {changed}; restore it, or use "
                 "--any-base to accept it as it is"
             )
-    refuse_other_token_ids(base.trained_on, loaded, name, where)
+    refuse_other_token_ids(base.trained_on, loaded, name, load_options)
 
 
-def refuse_other_token_ids(recorded: Mapping[str, Any], loaded: Loaded, name: str, where: Where) -> None:
-    """Raise UserError if texts have other token ids than in training, unless `where` accepts another base.
+def refuse_other_token_ids(recorded: Mapping[str, Any], loaded: Loaded, name: str, load_options: LoadOptions) -> None:
+    """Raise UserError if texts have other token ids than in training, unless `load_options` accepts another base.
 
     Other differences of the tokenizer, such as added tokens, and another chat template only log a warning.
 
@@ -226,7 +230,7 @@ def refuse_other_token_ids(recorded: Mapping[str, Any], loaded: Loaded, name: st
         difference of the tokenizer only logs a warning.
     """
     parts, known = other_tokenizer_parts(recorded, loaded), recorded.get("token_ids")
-    accepted = where.any_base or where.revision is not None
+    accepted = load_options.any_base or load_options.revision is not None
     if "tokenizer" in parts and known and not accepted and has_other_token_ids(loaded.tokenizer, known):
         raise UserError(
             f"the tokenizer of {name} changed since the adapter was trained: texts now have other token ids; restore "
@@ -244,7 +248,7 @@ def other_tokenizer_parts(recorded: Mapping[str, Any], loaded: Loaded) -> list[s
     return [part for part, names in parts.items() if names & changed]
 
 
-def changed_configuration(base: Base, loaded: Loaded) -> str | None:
+def changed_configuration(base: AdapterBase, loaded: Loaded) -> str | None:
     """Return a text about the fields of config.json that changed since training. None if nothing changed."""
     recorded = base.trained_on.get("configuration")
     if not recorded:
@@ -253,7 +257,7 @@ def changed_configuration(base: Base, loaded: Loaded) -> str | None:
     return differing_fields(recorded, now, "{name} was {first} and is {second}")
 
 
-def differing_weights(base: Base, loaded: Loaded) -> str | None:
+def differing_weights(base: AdapterBase, loaded: Loaded) -> str | None:
     """Return a text about the first weight file that changed since training. None if no tensor changed.
 
     The tensors are compared if the files differ, because the same tensors can be saved in other files.

@@ -32,7 +32,7 @@ from petransfer.sharing.bundle_files import (
     wrong_name,
 )
 from petransfer.sharing.bundle_zip import read_zip
-from petransfer.sharing.forms_of_others import other_form
+from petransfer.sharing.foreign_formats import foreign_format
 from petransfer.sharing.hub import fetch
 from petransfer.sharing.provenance_checks import check_recipe, check_result, spec_in, spec_of_run
 from petransfer.sharing.run_folders import has_model, run_folder
@@ -123,7 +123,7 @@ class Bundle:
 
 
 @contextlib.contextmanager
-def opened(source: str, run: str | None = None) -> Iterator[Bundle]:
+def open_bundle(source: str, run: str | None = None) -> Iterator[Bundle]:
     """Open the adapter in a folder, a zip file, or a hub repository `owner/name[@revision]`.
 
     Files from a zip or the hub are in a temporary folder, which is removed at the end of the `with` block.
@@ -137,17 +137,17 @@ def opened(source: str, run: str | None = None) -> Iterator[Bundle]:
     refuse_address(source, "the adapter")
     path = expanded(source)
     if path.is_dir():
-        yield of_folder(run_folder(path, run), source)
+        yield bundle_of_folder(run_folder(path, run), source)
         return
     with tempfile.TemporaryDirectory(prefix="petransfer-") as kept:
         folder = Path(kept)
         if path.is_file():
             _refuse_other_file(path)
             read_zip(path, folder)
-            yield of_folder(folder, path.name)
+            yield bundle_of_folder(folder, path.name)
         elif is_hub_id(source):
             commit = fetch(source, folder)
-            yield of_folder(folder, source, commit)
+            yield bundle_of_folder(folder, source, commit)
         else:
             raise nothing_found(source)
 
@@ -159,7 +159,7 @@ def is_hub_id(source: str) -> bool:
     return known and re.fullmatch(r"[\w./-]*", revision) is not None
 
 
-def of_folder(folder: Path, label: str | None = None, commit: str | None = None) -> Bundle:
+def bundle_of_folder(folder: Path, label: str | None = None, commit: str | None = None) -> Bundle:
     """Return the adapter in an adapter's folder or in a run's folder.
 
     Raises:
@@ -183,7 +183,7 @@ def of_folder(folder: Path, label: str | None = None, commit: str | None = None)
     return Bundle(label, files, config, tensors, provenance, spec, manifest, here, commit)
 
 
-def of_whole_model(folder: Path, label: str | None = None) -> Bundle:
+def bundle_of_whole_model(folder: Path, label: str | None = None) -> Bundle:
     """Return the files of a whole model as a bundle.
 
     Args:
@@ -199,7 +199,7 @@ def of_whole_model(folder: Path, label: str | None = None) -> Bundle:
     return Bundle(label or str(folder), files, {}, {}, provenance, spec_in(provenance), None, here)
 
 
-def checked(bundle: Bundle) -> Bundle:
+def checked_bundle(bundle: Bundle) -> Bundle:
     """Check an adapter's configuration, tensors and sha256, and return the bundle unchanged.
 
     Raises:
@@ -277,7 +277,7 @@ def _refuse_other_file(path: Path) -> None:
     if zipfile.is_zipfile(path):
         return
     beside = [CONFIG] if (path.parent / CONFIG).is_file() else []
-    if known := other_form([path.name, *beside]):
+    if known := foreign_format([path.name, *beside]):
         raise UserError(f"{path} is no adapter that peft reads: {known}")
     if path.suffix in {".safetensors", ".bin", ".json"} and any(
         (path.parent / name).is_file() for name in (CONFIG, "config.json")
@@ -303,7 +303,7 @@ def nothing_found(label: str) -> UserError:
     if inner:
         names = ", ".join(dict.fromkeys(inner[-5:]))
         return UserError(f"{label} holds no adapter or model; name a folder inside it that holds one: {names}")
-    known = other_form(path.name for path in folder.iterdir()) if folder.is_dir() else None
+    known = foreign_format(path.name for path in folder.iterdir()) if folder.is_dir() else None
     if known:
         return UserError(f"{label} holds no adapter that peft reads: {known}")
     return UserError(
@@ -318,7 +318,7 @@ def _refuse_incomplete(files: Mapping[str, Path], label: str) -> None:
     if WEIGHTS not in files:
         inner = files[CONFIG].parent
         names = [path.name for path in inner.iterdir()]
-        raise UserError(f"{label} is refused: {other_form(names) or without_weights(names, inner)}")
+        raise UserError(f"{label} is refused: {foreign_format(names) or without_weights(names, inner)}")
 
 
 def _regular(path: Path) -> Path:

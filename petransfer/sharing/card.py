@@ -19,7 +19,7 @@ from petransfer.recipe.run_spec import RunSpec
 from petransfer.report.tables import markdown_text, without_emphasis
 from petransfer.sharing.bundle import Bundle, without_records
 from petransfer.sharing.bundle_files import RESULT, WEIGHTS
-from petransfer.sharing.card_metadata import Licences, Wishes, metadata, recipe_of, trained_on_all
+from petransfer.sharing.card_metadata import CardOptions, Licences, metadata, recipe_of, trained_on_all
 from petransfer.sharing.provenance_checks import check_result, spec_of_run
 from petransfer.sharing.safe_reading import read_json
 from petransfer.sharing.usage_code import base_in_words, usage
@@ -37,11 +37,11 @@ _REINIT = {
 }
 
 
-def card(bundle: Bundle, wishes: Wishes = Wishes()) -> str:
+def card(bundle: Bundle, card_options: CardOptions = CardOptions()) -> str:
     """Return the text of an adapter's card, README.md.
 
     Raises:
-        UserError: petransfer did not make the adapter, or the hub would refuse a value in `wishes`.
+        UserError: petransfer did not make the adapter, or the hub would refuse a value in `card_options`.
     """
     from huggingface_hub import ModelCard
 
@@ -49,7 +49,7 @@ def card(bundle: Bundle, wishes: Wishes = Wishes()) -> str:
     if spec is None or bundle.provenance is None or result is None:
         raise without_records(bundle.label, "make a card from")
     study = _study(bundle)
-    data, licences = metadata(bundle, spec, result, title(spec), wishes)
+    data, licences = metadata(bundle, spec, result, title(spec), card_options)
     categories = result["test"].get("categories", {})
     template = (resources.files("petransfer.sharing") / "card_template.md").read_text(encoding="utf-8")
     made = ModelCard.from_template(

@@ -16,7 +16,7 @@ from petransfer.models.registry import is_embedded, registered_arm
 from petransfer.recipe.run_spec import CheckpointSpec, RunSpec
 from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.bundle_files import RECIPE
-from petransfer.sharing.licences import NAMES, derived
+from petransfer.sharing.licences import NAMES, derived_licence
 from petransfer.sharing.safe_reading import card_data, read_text, read_yaml
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ SPLITS = {"dev": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
-class Wishes:
+class CardOptions:
     """Metadata of a card that the user can set.
 
     licence: the adapter's licence. Default: derived from the licences of the base and the data.
@@ -41,8 +41,8 @@ class Wishes:
     tags: tuple[str, ...] = ()
 
 
-def checked_wishes(licence: str | None, language: tuple[str, ...], tags: tuple[str, ...]) -> Wishes:
-    """Return the wishes of a user.
+def checked_card_options(licence: str | None, language: tuple[str, ...], tags: tuple[str, ...]) -> CardOptions:
+    """Return a user's options for the card.
 
     Raises:
         UserError: a language is no language code, or the licence is no identifier.
@@ -52,7 +52,7 @@ def checked_wishes(licence: str | None, language: tuple[str, ...], tags: tuple[s
             raise UserError(f"--language: '{code:.20}' is no language code; give codes such as en,de,pt-BR")
     if licence is not None and not _LICENCE.fullmatch(licence):
         raise UserError(f"--licence: '{licence:.20}' is no licence's identifier; give one such as mit or cc-by-4.0")
-    return Wishes(licence, language, tags)
+    return CardOptions(licence, language, tags)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Licences:
 
 
 def metadata(
-    bundle: Bundle, spec: RunSpec, result: Mapping[str, Any], title: str, wishes: Wishes
+    bundle: Bundle, spec: RunSpec, result: Mapping[str, Any], title: str, card_options: CardOptions
 ) -> tuple[ModelCardData, Licences]:
     """Return the metadata of an adapter's card, and the licences of base, data and adapter.
 
@@ -74,7 +74,7 @@ def metadata(
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    licences = licences_of(bundle, spec, wishes)
+    licences = licences_of(bundle, spec, card_options)
     info = task_info(spec.task.name)
     hub = is_hub_name(spec.checkpoint)
     results = [
@@ -99,9 +99,9 @@ def metadata(
             license=licences.adapter or "other",
             license_name=None if licences.adapter else "see-limits",
             datasets=_datasets(bundle, spec) or None,
-            language=list(wishes.language) or (list(info.languages) if info and info.languages else None),
+            language=list(card_options.language) or (list(info.languages) if info and info.languages else None),
             pipeline_tag="text-generation",
-            tags=["petransfer", spec.method.name, spec.task.name, *wishes.tags],
+            tags=["petransfer", spec.method.name, spec.task.name, *card_options.tags],
             model_name=title,
             eval_results=results,
         )
@@ -144,11 +144,11 @@ def recipe_of(bundle: Bundle) -> dict[str, Any]:
     return read_yaml(read_text(bundle.files[RECIPE]), RECIPE) if RECIPE in bundle.files else {}
 
 
-def licences_of(bundle: Bundle, spec: RunSpec, wishes: Wishes) -> Licences:
+def licences_of(bundle: Bundle, spec: RunSpec, card_options: CardOptions) -> Licences:
     """Return the licences of the base, the data and the adapter.
 
-    `wishes.licence` overrides the adapter's licence. Otherwise it is derived from base and data. It is unknown for an
-    adapter trained on the user's own files, because only the user knows the licence of these files.
+    `card_options.licence` overrides the adapter's licence. Otherwise it is derived from base and data. It is unknown
+    for an adapter trained on the user's own files, because only the user knows the licence of these files.
     """
     entry = registered_arm(spec.checkpoint.name)
     base = NAMES.get(entry.licence, entry.licence) if entry else _licence_on_hub(spec, bundle)
@@ -156,10 +156,10 @@ def licences_of(bundle: Bundle, spec: RunSpec, wishes: Wishes) -> Licences:
         base = "cc0-1.0"  # all weights are random, so the adapter contains nothing that the checkpoint learnt
     info = task_info(spec.task.name)
     data = info.licence if info else None
-    return Licences(base, data, wishes.licence or derived(base, data))
+    return Licences(base, data, card_options.licence or derived_licence(base, data))
 
 
-def licence_note(bundle: Bundle, wishes: Wishes) -> str:
+def licence_note(bundle: Bundle, card_options: CardOptions) -> str:
     """Return advice if the adapter's licence is unknown. Empty if it is known, or if there is no card to write.
 
     A card without a known licence has the licence `other`, and names the licences of the base and the data if they are
@@ -167,7 +167,7 @@ def licence_note(bundle: Bundle, wishes: Wishes) -> str:
     """
     if bundle.spec is None:
         return ""
-    found = licences_of(bundle, bundle.spec, wishes)
+    found = licences_of(bundle, bundle.spec, card_options)
     if found.adapter:
         return ""
     reason = "the licences of its base and its data do not determine it"

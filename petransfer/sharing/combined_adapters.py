@@ -12,11 +12,11 @@ from petransfer.evaluation.predictor import Predictor
 from petransfer.models.configuration_record import differing_fields
 from petransfer.models.hashes import tokenizer_sha256
 from petransfer.models.loading import Loaded
-from petransfer.models.thread_turns import one_thread
+from petransfer.models.thread_turns import torch_state_lock
 from petransfer.plurals import count
 from petransfer.recipe.run_spec import Bits, CheckpointSpec
 from petransfer.sharing.attach import COMBINATIONS, COMBINED, FIRST, attach, combine
-from petransfer.sharing.base import Base, Where, base_of, refuse_other_base
+from petransfer.sharing.base import AdapterBase, LoadOptions, base_of, refuse_other_base
 from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.own_tokenizer import with_own_tokenizer
 
@@ -34,7 +34,7 @@ class Combination:
 
 
 @dataclass(frozen=True)
-class Adapters:
+class AttachedAdapters:
     """Adapters attached to their base.
 
     model: the peft model.
@@ -47,7 +47,7 @@ class Adapters:
 
     model: Any
     loaded: Loaded
-    base: Base
+    base: AdapterBase
     bundles: Mapping[str, Bundle]
     labels: Mapping[str, str]
     with_tokenizers: Mapping[str, Loaded]
@@ -68,10 +68,13 @@ class Adapters:
         return Predictor(self.model, loaded, bundle.prefix(), bundle.template(), bundle.chat())
 
 
-@one_thread()
-def put_together(
-    bundles: Sequence[Bundle], where: Where, combination: Combination | None = None, bits: Bits | None = None
-) -> Adapters:
+@torch_state_lock()
+def load_adapters(
+    bundles: Sequence[Bundle],
+    load_options: LoadOptions,
+    combination: Combination | None = None,
+    bits: Bits | None = None,
+) -> AttachedAdapters:
     """Load the base once and attach all adapters to it.
 
     Args:
@@ -83,11 +86,11 @@ def put_together(
     """
     if combination:
         _check(bundles, combination)
-    refuse_different_bases(bundles, where.checkpoint is not None)
+    refuse_different_bases(bundles, load_options.checkpoint is not None)
     _refuse_separate_adapters(bundles)
-    base = base_of(bundles[0], where.checkpoint, where.revision, bits)
-    loaded = base.load(where.device)
-    refuse_other_base(base, loaded, where)
+    base = base_of(bundles[0], load_options.checkpoint, load_options.revision, bits)
+    loaded = base.load(load_options.device)
+    refuse_other_base(base, loaded, load_options)
     model = attach(loaded, bundles, base.bits)
     named = dict(zip(model.peft_config, bundles, strict=True))
     with_tokenizers = {name: with_own_tokenizer(loaded, bundle, base) for name, bundle in named.items()}
@@ -99,7 +102,7 @@ def put_together(
             f"{weight:g} x {label}" for weight, label in zip(combination.weights, labels.values(), strict=True)
         )
         labels[COMBINED] = f"{combination.kind}: {terms}"
-    return Adapters(model, loaded, base, named, labels, with_tokenizers)
+    return AttachedAdapters(model, loaded, base, named, labels, with_tokenizers)
 
 
 def _check(bundles: Sequence[Bundle], combination: Combination) -> None:

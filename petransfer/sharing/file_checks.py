@@ -79,7 +79,7 @@ def check(config: Mapping[str, Any], tensors: Tensors, method: str | None) -> No
 
     Args:
         method: name of the method with which petransfer trained the adapter. None for an adapter of another program,
-            which may have patterns that `pattern_times` checks when the base is known, and may name layers that the
+            which may have patterns that `slow_patterns` checks when the base is known, and may name layers that the
             base does not have.
     """
     is_own = method is not None

@@ -18,7 +18,7 @@ from petransfer.sharing.usable_rows import encoded_rows, for_examples
 
 
 @dataclass(frozen=True)
-class Comparison:
+class GgufComparison:
     """The differences between a model and its GGUF file.
 
     rows: number of compared rows.
@@ -34,7 +34,7 @@ class Comparison:
     agree: float
 
 
-def compare_gguf(predictor: Predictor, examples: Sequence[Example], file: Path) -> Comparison:
+def compare_gguf(predictor: Predictor, examples: Sequence[Example], file: Path) -> GgufComparison:
     """Compare the losses, tokens and predictions of a model and its GGUF file.
 
     Raises:
@@ -55,7 +55,7 @@ def compare_gguf(predictor: Predictor, examples: Sequence[Example], file: Path) 
             gguf_losses.append(torch.nn.functional.cross_entropy(theirs_tv, target_t, reduction="none"))
             agree.append(ours_tv.argmax(1) == theirs_tv.argmax(1))
             same.append(other.tokenize(*_input_of(predictor, example)) == list(one.input_ids))
-    return Comparison(
+    return GgufComparison(
         rows=len(encoded),
         loss=float(torch.cat(losses).mean()),
         gguf_loss=float(torch.cat(gguf_losses).mean()),

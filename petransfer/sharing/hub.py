@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from petransfer.errors import UserError, reason_of
 from petransfer.sharing.bundle_files import CONFIG, LIMITS, PROVENANCE, TOKENIZER_FILES, WEIGHTS, without_weights
-from petransfer.sharing.forms_of_others import other_form
+from petransfer.sharing.foreign_formats import foreign_format
 from petransfer.user_paths import is_hub_name
 
 # The time limit in seconds for a connection to the hub.
@@ -24,7 +24,7 @@ _PROXIES = ("https_proxy", "http_proxy", "all_proxy")
 
 
 @dataclass(frozen=True)
-class Pushed:
+class PushResult:
     """An uploaded adapter.
 
     url: address of the upload's commit.
@@ -39,7 +39,7 @@ class Pushed:
     notes: tuple[str, ...] = ()
 
 
-def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message: str) -> Pushed:
+def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message: str) -> PushResult:
     """Upload a bundle's files to a hub repository in one commit.
 
     Args:
@@ -75,7 +75,7 @@ def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message:
             warnings.simplefilter("always")
             done = api.create_commit(name, files, commit_message=message)
         warned = [reason_of(one.message) for one in caught if "README.md" in str(one.message)]
-        return Pushed(str(done.commit_url), str(done.oid), private, tuple(warned))
+        return PushResult(str(done.commit_url), str(done.oid), private, tuple(warned))
 
 
 def holds_adapter(source: str) -> bool:
@@ -118,9 +118,9 @@ def fetch(source: str, target: Path) -> str:
 
 def _wanted(name: str, sizes: Mapping[str, int]) -> list[str]:
     if CONFIG not in sizes:
-        raise UserError(f"{name} holds no adapter that peft reads: {other_form(sizes) or f'it has no {CONFIG}'}")
+        raise UserError(f"{name} holds no adapter that peft reads: {foreign_format(sizes) or f'it has no {CONFIG}'}")
     if WEIGHTS not in sizes:
-        raise UserError(f"{name} is refused: {other_form(sizes) or without_weights(sizes, None)}")
+        raise UserError(f"{name} is refused: {foreign_format(sizes) or without_weights(sizes, None)}")
     wanted = [path for path in sizes if path in LIMITS]
     large = next((path for path in wanted if sizes[path] > LIMITS[path]), None)
     if large:
@@ -198,6 +198,6 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def as_json(pushed: Pushed) -> dict[str, Any]:
+def as_json(pushed: PushResult) -> dict[str, Any]:
     """Return the fields of an upload that `--json` prints."""
     return {"url": pushed.url, "commit": pushed.commit, "private": pushed.private}

@@ -15,12 +15,12 @@ SAME = frozenset({"cc-by-sa-4.0", "gpl-3.0", "cc-by-nc-sa-4.0"})
 NAMES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "BigCode OpenRAIL-M v1": "bigcode-openrail-m"}
 
 
-def derived(base: str | None, data: str | None) -> str | None:
+def derived_licence(base: str | None, data: str | None) -> str | None:
     """Return the licence of an adapter, given the licences of its base and data. None if unknown.
 
-    >>> derived("apache-2.0", "mit")
+    >>> derived_licence("apache-2.0", "mit")
     'apache-2.0'
-    >>> derived("apache-2.0", "cc-by-nc-4.0")
+    >>> derived_licence("apache-2.0", "cc-by-nc-4.0")
     'cc-by-nc-4.0'
     """
     if base is None or data is None:

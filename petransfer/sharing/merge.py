@@ -26,10 +26,10 @@ from petransfer.models.support import supported_class
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import Bits
 from petransfer.sharing.attach import attach
-from petransfer.sharing.base import Where, base_of, refuse_other_base
+from petransfer.sharing.base import LoadOptions, base_of, refuse_other_base
 from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.bundle_files import PROVENANCE
-from petransfer.sharing.combined_adapters import put_together
+from petransfer.sharing.combined_adapters import load_adapters
 from petransfer.sharing.export_files import copy_sentencepiece_files, separate_output_head
 from petransfer.sharing.own_tokenizer import with_own_tokenizer
 from petransfer.sharing.size_checks import resize_vocabulary
@@ -82,7 +82,9 @@ class _Change:
     agree: float
 
 
-def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, separate_head: bool = False) -> Merged:
+def merge(
+    bundle: Bundle, target: Path, load_options: LoadOptions, bits: Bits | None = None, separate_head: bool = False
+) -> Merged:
     """Write the merged model and its tokenizer to `target`, and measure the change of the logits.
 
     Args:
@@ -107,15 +109,15 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
         )
     if os.path.lexists(target):  # a link to nothing too
         raise UserError(f"{target} exists; delete it or use another folder")
-    base = base_of(bundle, where.checkpoint, where.revision, 32)
-    loaded = base.load(where.device)
-    refuse_other_base(base, loaded, where)
+    base = base_of(bundle, load_options.checkpoint, load_options.revision, 32)
+    loaded = base.load(load_options.device)
+    refuse_other_base(base, loaded, load_options)
     resize_vocabulary(bundle, loaded.model)
     count = int(loaded.model.get_input_embeddings().num_embeddings)
     model = attach(loaded, [bundle], 32)
     of_base, loaded = loaded.tokenizer, with_own_tokenizer(loaded, bundle, base)
     before = _logits(model, loaded, count)
-    at_trained_bits = _logits_at_trained_bits(bundle, where, trained, count) if trained < 16 else None
+    at_trained_bits = _logits_at_trained_bits(bundle, load_options, trained, count) if trained < 16 else None
     _untie_adapted_head(loaded.model)
     try:
         with warnings.catch_warnings():
@@ -141,7 +143,7 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
             copy_sentencepiece_files(base.checkpoint, partial)
         saved = _read(partial, target, loaded, new_bits)
         _refuse_changed(_change(held, _logits(saved, loaded, count)), "writing and reading it")
-        merged = _measured(bundle, saved, loaded, new_bits, count, before, at_trained_bits, where)
+        merged = _measured(bundle, saved, loaded, new_bits, count, before, at_trained_bits, load_options)
         _write_provenance(partial, bundle, merged)
     return merged
 
@@ -155,8 +157,8 @@ def _refuse_inputs(bundle: Bundle) -> None:
             raise UserError(f"{bundle.label} cannot be merged, as {method.title} never can: {method.not_merged}")
 
 
-def _logits_at_trained_bits(bundle: Bundle, where: Where, bits: Bits, count: int) -> torch.Tensor:
-    adapters = put_together([bundle], where, bits=bits)
+def _logits_at_trained_bits(bundle: Bundle, load_options: LoadOptions, bits: Bits, count: int) -> torch.Tensor:
+    adapters = load_adapters([bundle], load_options, bits=bits)
     return _logits(adapters.model, adapters.loaded, count)
 
 
@@ -257,7 +259,7 @@ def _measured(
     count: int,
     before: torch.Tensor,
     at_trained_bits: torch.Tensor | None,
-    where: Where,
+    load_options: LoadOptions,
 ) -> Merged:
     after = _logits(saved, loaded, count)
     change = _change(before, after)
@@ -269,7 +271,7 @@ def _measured(
         trained_bits=bundle.spec.method.bits if bundle.spec else None,
         moved_from_trained=from_trained.moved if from_trained else None,
         agree_with_trained=from_trained.agree if from_trained else None,
-        dev=_dev_exact_match(bundle, saved, loaded, where),
+        dev=_dev_exact_match(bundle, saved, loaded, load_options),
         dev_claimed=float(claim["exact_match"]) if claim else None,
     )
 
@@ -291,13 +293,13 @@ def _refuse_changed(change: _Change, step: str) -> None:
         )
 
 
-def _dev_exact_match(bundle: Bundle, model: torch.nn.Module, loaded: Loaded, where: Where) -> float | None:
+def _dev_exact_match(bundle: Bundle, model: torch.nn.Module, loaded: Loaded, load_options: LoadOptions) -> float | None:
     """Return exact match on at most DEV_EXAMPLES dev examples, in %. None without the data."""
     if bundle.spec is None:
         return None
     loaded = replace(loaded, layout=chat_layout(loaded.tokenizer, loaded.layout, bundle.chat()))
     try:
-        examples = usable_rows(data_of(bundle, where.data_dir).dev, bundle, model, loaded)[:DEV_EXAMPLES]
+        examples = usable_rows(data_of(bundle, load_options.data_dir).dev, bundle, model, loaded)[:DEV_EXAMPLES]
     except UserError:
         return None
     if not examples:

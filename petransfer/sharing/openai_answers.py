@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from petransfer.evaluation.generation import Generation
-from petransfer.sharing.openai_requests import Asked
+from petransfer.sharing.openai_requests import ParsedRequest
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Answer:
     created: Unix time in seconds.
     """
 
-    asked: Asked
+    parsed: ParsedRequest
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -31,16 +31,16 @@ class Answer:
     def first_part(self) -> dict[str, Any] | None:
         """Return the first part of a streamed chat answer. None for a completion."""
         delta = {"role": "assistant", "content": ""}
-        return self._frame("chat.completion.chunk", [_part(0, delta=delta)]) if self.asked.is_chat else None
+        return self._frame("chat.completion.chunk", [_part(0, delta=delta)]) if self.parsed.is_chat else None
 
     def part(self, at: int, text: str) -> dict[str, Any]:
         """Return the next part of the text for prompt number `at` (from 0)."""
-        content = {"delta": {"content": text}} if self.asked.is_chat else {"text": text}
+        content = {"delta": {"content": text}} if self.parsed.is_chat else {"text": text}
         return self._frame("chat.completion.chunk", [_part(at, **content)])
 
     def last_part(self, at: int, found: Generation) -> dict[str, Any]:
         """Return the last part of the text for prompt number `at` (from 0), with the reason for its end."""
-        content: dict[str, Any] = {"delta": {}} if self.asked.is_chat else {"text": ""}
+        content: dict[str, Any] = {"delta": {}} if self.parsed.is_chat else {"text": ""}
         return self._frame("chat.completion.chunk", [_part(at, **content) | {"finish_reason": _reason(found)}])
 
     def usage_part(self, found: Sequence[Generation]) -> dict[str, Any]:
@@ -49,16 +49,16 @@ class Answer:
 
     def _choice(self, at: int, found: Generation) -> dict[str, Any]:
         text = found.text
-        content = {"message": {"role": "assistant", "content": text}} if self.asked.is_chat else {"text": text}
+        content = {"message": {"role": "assistant", "content": text}} if self.parsed.is_chat else {"text": text}
         return _part(at, **content) | {"finish_reason": _reason(found)}
 
     def _frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        is_chat = self.asked.is_chat
+        is_chat = self.parsed.is_chat
         return {
             "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{self.id}",
             "object": kind if is_chat else "text_completion",
             "created": self.created,
-            "model": self.asked.prompts.model,
+            "model": self.parsed.prompts.model,
             "choices": choices,
         }
 

@@ -13,7 +13,7 @@ from petransfer.data.bad_rows import BadRow
 from petransfer.data.chat import tools_note
 from petransfer.data.rows.chat_notes import read_tools
 from petransfer.data.rows.chat_rows import Message, chat_prompt, read_messages
-from petransfer.sharing.request_batches import Model, Prompts
+from petransfer.sharing.request_batches import Prompts, ServedModel
 
 # The largest size of a request in bytes, number of prompts in a request, number of generated tokens per prompt, and
 # number of stop texts.
@@ -52,7 +52,7 @@ class BadRequest(Exception):
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedRequest:
     """A valid request.
 
     is_chat: whether the answer has the format of a chat.
@@ -66,7 +66,7 @@ class Asked:
     include_usage: bool = False
 
 
-async def read_request(request: Request, models: Mapping[str, Model], is_chat: bool) -> Asked:
+async def read_request(request: Request, models: Mapping[str, ServedModel], is_chat: bool) -> ParsedRequest:
     """Read and check a request to the endpoint for chats (`is_chat`) or for completions.
 
     Raises:
@@ -95,7 +95,7 @@ async def read_request(request: Request, models: Mapping[str, Model], is_chat: b
     if not isinstance(stream, bool) or not isinstance(options, dict):
         raise BadRequest("stream must be true or false, and stream_options an object", "stream")
     prompts = Prompts(name, texts, _max_tokens(content), by_template, _stop(content))
-    return Asked(prompts, is_chat, stream, options.get("include_usage") is True)
+    return ParsedRequest(prompts, is_chat, stream, options.get("include_usage") is True)
 
 
 async def _content(request: Request) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _stop(content: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _model(content: Mapping[str, Any], models: Mapping[str, Model]) -> str:
+def _model(content: Mapping[str, Any], models: Mapping[str, ServedModel]) -> str:
     name = content.get("model")
     if name is None and len(models) == 1:
         return next(iter(models))
@@ -145,7 +145,7 @@ def _prompts(content: Mapping[str, Any]) -> list[str]:
     return prompts
 
 
-def _messages(content: Mapping[str, Any], model: Model) -> tuple[list[str], bool]:
+def _messages(content: Mapping[str, Any], model: ServedModel) -> tuple[list[str], bool]:
     """Return the prompt of a chat request, and whether the prompt is a JSON list of messages."""
     value = content.get("messages")
     if isinstance(value, str):

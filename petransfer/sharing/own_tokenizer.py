@@ -19,7 +19,7 @@ from petransfer.models.hashes import tokenizer_sha256
 from petransfer.models.hub_cache import VOCABULARIES
 from petransfer.models.loading import Loaded
 from petransfer.models.special_tokens import layout_of
-from petransfer.sharing.base import Base
+from petransfer.sharing.base import AdapterBase
 from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.bundle_files import TOKENIZER_FILES
 from petransfer.sharing.safe_reading import read_json
@@ -27,7 +27,7 @@ from petransfer.sharing.safe_reading import read_json
 _log = logging.getLogger(__name__)
 
 
-def with_own_tokenizer(loaded: Loaded, bundle: Bundle, base: Base) -> Loaded:
+def with_own_tokenizer(loaded: Loaded, bundle: Bundle, base: AdapterBase) -> Loaded:
     """Return the base with the tokenizer in an adapter's folder. Without such a tokenizer, `loaded` is returned.
 
     Adapters that petransfer trained have no tokenizer of their own: petransfer.json says which one they need.

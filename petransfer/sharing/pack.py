@@ -17,7 +17,7 @@ from petransfer.atomic_files import write_text
 from petransfer.errors import UserError
 from petransfer.models.registry import file_sha256
 from petransfer.sharing import bundle_zip as archive
-from petransfer.sharing.bundle import Bundle, checked, without_records
+from petransfer.sharing.bundle import Bundle, checked_bundle, without_records
 from petransfer.sharing.bundle_files import (
     CARD,
     CONFIG,
@@ -30,7 +30,7 @@ from petransfer.sharing.bundle_files import (
     with_unix_line_ends,
 )
 from petransfer.sharing.card import card
-from petransfer.sharing.card_metadata import Wishes
+from petransfer.sharing.card_metadata import CardOptions
 from petransfer.sharing.examples_file import without_texts
 from petransfer.sharing.safe_reading import read_text, read_yaml
 from petransfer.user_paths import without_folder
@@ -47,7 +47,7 @@ _TEXTS = frozenset(
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 
 
-def contents(bundle: Bundle, wishes: Wishes) -> dict[str, Path | bytes]:
+def contents(bundle: Bundle, card_options: CardOptions) -> dict[str, Path | bytes]:
     """Return the path or the bytes of each file to share, by name.
 
     The card and the manifest (sha256 of each file) are written anew. Paths in the recipe and texts in examples.parquet
@@ -57,7 +57,7 @@ def contents(bundle: Bundle, wishes: Wishes) -> dict[str, Path | bytes]:
         UserError: the run is not finished, a file was changed, or a file contains an access token or a path of this
             machine.
     """
-    checked(bundle)
+    checked_bundle(bundle)
     if bundle.provenance is None or "claims" not in bundle.provenance:
         raise without_records(bundle.label, "pack or push")
     if RESULT not in bundle.files:
@@ -67,10 +67,10 @@ def contents(bundle: Bundle, wishes: Wishes) -> dict[str, Path | bytes]:
     found: dict[str, Path | bytes] = {WEIGHTS: bundle.weights}
     found |= {name: with_unix_line_ends(bundle.files[name]) for name in (CONFIG, PROVENANCE, RESULT)}
     if RECIPE in bundle.files:
-        found[RECIPE] = placeless(read_text(bundle.files[RECIPE]))
+        found[RECIPE] = without_paths(read_text(bundle.files[RECIPE]))
     if EXAMPLES in bundle.files:
         found[EXAMPLES] = without_texts(bundle.files[EXAMPLES])
-    found[CARD] = card(bundle, wishes).encode()
+    found[CARD] = card(bundle, card_options).encode()
     for name, content in found.items():
         if name not in (WEIGHTS, EXAMPLES):
             refuse_private(name, content.decode() if isinstance(content, bytes) else read_text(content))
@@ -94,7 +94,7 @@ def write_card(bundle: Bundle, text: str, target: Path) -> None:
         write_text(bundle.files[MANIFEST], _manifest(hashes))
 
 
-def pack(bundle: Bundle, target: Path, wishes: Wishes) -> str:
+def pack(bundle: Bundle, target: Path, card_options: CardOptions) -> str:
     """Write the bundle's zip file and return its sha256.
 
     Raises:
@@ -105,13 +105,13 @@ def pack(bundle: Bundle, target: Path, wishes: Wishes) -> str:
     if target.exists():
         raise UserError(f"{target} exists; delete it or use another --out")
     try:
-        archive.write_zip(target, contents(bundle, wishes))
+        archive.write_zip(target, contents(bundle, card_options))
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror}); use another --out") from None
     return _sha256(target)
 
 
-def placeless(recipe: str) -> bytes:
+def without_paths(recipe: str) -> bytes:
     """Return a recipe as YAML with each path replaced by its last part: `/home/me/t5` becomes `t5`."""
     content = read_yaml(recipe, RECIPE)
     content.pop("data_dir", None)

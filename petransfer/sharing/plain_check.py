@@ -23,8 +23,8 @@ from petransfer.models.complete_weights import return_default_outputs
 from petransfer.models.loading import DTYPES, Loaded
 from petransfer.models.quantization import keep_default_packing, left_unquantized, quantization_config
 from petransfer.models.registry import embedded_folder, is_embedded
-from petransfer.models.rotary_positions import forget_longer_rows
-from petransfer.sharing.base import Base
+from petransfer.models.rotary_positions import reset_dynamic_frequencies
+from petransfer.sharing.base import AdapterBase
 from petransfer.sharing.bundle import Bundle
 
 # The number of texts that are compared, and the largest number of tokens of each.
@@ -46,7 +46,7 @@ class TextComparison:
 
 
 def differing_texts(
-    bundle: Bundle, base: Base, ours: Any, loaded: Loaded, examples: Sequence[Example]
+    bundle: Bundle, base: AdapterBase, ours: Any, loaded: Loaded, examples: Sequence[Example]
 ) -> TextComparison:
     """Compare petransfer's texts with those of plain transformers and peft, for the first TEXTS inputs.
 
@@ -92,7 +92,7 @@ def part_at_near_tie(
     return scored.near_tie
 
 
-def _plain_model(bundle: Bundle, base: Base, loaded: Loaded) -> Any:
+def _plain_model(bundle: Bundle, base: AdapterBase, loaded: Loaded) -> Any:
     name = base.checkpoint.name
     place = str(embedded_folder(name)) if is_embedded(name) else base.checkpoint.source or name
     revision = None if base.checkpoint.source or is_embedded(name) else loaded.commit
@@ -108,6 +108,6 @@ def _plain_model(bundle: Bundle, base: Base, loaded: Loaded) -> Any:
             plain = auto.from_pretrained(place, revision=revision, device_map={"": device}, **options)
         keep_default_packing(plain)
     return_default_outputs(plain)
-    forget_longer_rows(plain)
+    reset_dynamic_frequencies(plain)
     folder: Path = bundle.weights.parent
     return PeftModel.from_pretrained(plain, str(folder)).eval()

@@ -28,7 +28,7 @@ class Busy(Exception):
 
 
 @dataclass(frozen=True)
-class Model:
+class ServedModel:
     """A served adapter or model.
 
     predictor: generates from plain texts.
@@ -80,7 +80,7 @@ class RequestBatches:
         waiting: largest number of waiting prompts.
     """
 
-    def __init__(self, models: Mapping[str, Model], batch: int = BATCH, waiting: int = WAITING) -> None:
+    def __init__(self, models: Mapping[str, ServedModel], batch: int = BATCH, waiting: int = WAITING) -> None:
         self.models, self.batch, self.waiting = models, batch, waiting
         self._jobs: deque[_Job] = deque()
         self._arrived = asyncio.Event()
@@ -158,7 +158,7 @@ class RequestBatches:
             model.activate()
             prompts = [job.prompt for job in jobs]
             found = [*predictor.generations(prompts, request.max_tokens, _to_jobs(jobs) if listened else None)]
-            quoted = list(filter(None, predictor.quoted(prompts)))
+            quoted = list(filter(None, predictor.quoted_special_tokens(prompts)))
             for note in quoted_note(len(quoted), len(prompts), chain(*quoted)):
                 _log.warning(note)
             return [*found]

@@ -17,15 +17,15 @@ from petransfer.data.encoding import encodable, encode_examples
 from petransfer.errors import RunError, UserError, shortened
 from petransfer.evaluation.exact_match import Evaluation, evaluate
 from petransfer.evaluation.metric_checks import check_metrics, declared
-from petransfer.evaluation.one_pass import Scored
+from petransfer.evaluation.one_pass import ScoredExample
 from petransfer.evaluation.predictor import Predictor
-from petransfer.evaluation.run_metrics import measure_rows
+from petransfer.evaluation.run_metrics import compute_metrics_of_rows
 from petransfer.models.loading import Loaded
-from petransfer.sharing.base import Where, base_of
+from petransfer.sharing.base import LoadOptions, base_of
 from petransfer.sharing.bundle import Bundle
-from petransfer.sharing.combined_adapters import Combination, put_together, refuse_different_bases, sharing_key
+from petransfer.sharing.combined_adapters import Combination, load_adapters, refuse_different_bases, sharing_key
 from petransfer.sharing.merge import merge
-from petransfer.sharing.sources import Source, opened_source
+from petransfer.sharing.sources import ModelSource, opened_source
 from petransfer.sharing.task_data import (
     Pairs,
     TestData,
@@ -41,7 +41,7 @@ from petransfer.sharing.whole_models import whole_predictor
 logger = logging.getLogger(__name__)
 
 
-class Ready(NamedTuple):
+class ModelToScore(NamedTuple):
     """A model to score.
 
     bundle: the adapter or fully fine-tuned model. None for a base checkpoint, a combination or a merged adapter.
@@ -88,7 +88,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Request:
+class EvaluationRequest:
     """The data, the metrics and the kind of an evaluation.
 
     data, part: see `petransfer.sharing.task_data.test_data`.
@@ -105,8 +105,11 @@ class Request:
 
 
 def predictors(
-    sources: Sequence[Source], where: Where, combination: Combination | None = None, with_base: bool = False
-) -> Iterator[Ready]:
+    sources: Sequence[ModelSource],
+    load_options: LoadOptions,
+    combination: Combination | None = None,
+    with_base: bool = False,
+) -> Iterator[ModelToScore]:
     """Yield each source, ready to be scored. Use a predictor before you take the next one.
 
     All adapters have the same base. Neighbouring adapters share it in memory if they can. Whole models are loaded one
@@ -114,7 +117,7 @@ def predictors(
 
     Args:
         sources: adapters, whole models and base checkpoints.
-        where: where to find bases and data.
+        load_options: where to find bases and data.
         combination: also yield this combination of all adapters.
         with_base: first yield the base, and last yield each adapter merged into its base.
 
@@ -128,63 +131,68 @@ def predictors(
     if with_base and not bundles:
         raise UserError(f"--base: {sources[0].label} is a whole model and has no base; leave --base out")
     if bundles:
-        refuse_different_bases(bundles, where.checkpoint is not None)
+        refuse_different_bases(bundles, load_options.checkpoint is not None)
     if with_base:
-        yield _base(bundles[0], where)
+        yield _base(bundles[0], load_options)
     if combination:
-        yield from _adapters(bundles, where, combination)
+        yield from _adapters(bundles, load_options, combination)
     else:
-        yield from _one_after_the_other(sources, where)
+        yield from _one_after_the_other(sources, load_options)
     if with_base:
-        yield from _merged(bundles, where)
+        yield from _merged(bundles, load_options)
 
 
-def _one_after_the_other(sources: Sequence[Source], where: Where) -> Iterator[Ready]:
+def _one_after_the_other(sources: Sequence[ModelSource], load_options: LoadOptions) -> Iterator[ModelToScore]:
     """Yield each source. The base is loaded again for an adapter that cannot share it with the source before it."""
     first = next((source.bundle for source in sources if source.bundle and source.bundle.spec), None)
 
-    def key_of(source: Source) -> tuple[object, ...]:
+    def key_of(source: ModelSource) -> tuple[object, ...]:
         return sharing_key(source.adapter()) if source.kind == "adapter" else ()
 
     for key, group in itertools.groupby(sources, key=key_of):
         if key:
-            yield from _adapters([source.adapter() for source in group], where)
+            yield from _adapters([source.adapter() for source in group], load_options)
             continue
         for source in group:
             own = (source.bundle,) if source.bundle else ()
-            yield Ready(source.label, source.bundle, whole_predictor(source, where, like=first), own)
+            yield ModelToScore(source.label, source.bundle, whole_predictor(source, load_options, like=first), own)
 
 
-def _adapters(bundles: Sequence[Bundle], where: Where, combination: Combination | None = None) -> Iterator[Ready]:
+def _adapters(
+    bundles: Sequence[Bundle], load_options: LoadOptions, combination: Combination | None = None
+) -> Iterator[ModelToScore]:
     """Yield adapters that share a base in memory, and then their combination."""
-    adapters = put_together(bundles, where, combination)
+    adapters = load_adapters(bundles, load_options, combination)
     for name, label, predictor in adapters.each():
         bundle = adapters.bundles.get(name)
-        yield Ready(label, bundle, predictor, (bundle,) if bundle else tuple(bundles))
+        yield ModelToScore(label, bundle, predictor, (bundle,) if bundle else tuple(bundles))
 
 
-def _base(bundle: Bundle, where: Where) -> Ready:
-    base = base_of(bundle, where.checkpoint, where.revision)
-    loaded = base.load(where.device)
+def _base(bundle: Bundle, load_options: LoadOptions) -> ModelToScore:
+    base = base_of(bundle, load_options.checkpoint, load_options.revision)
+    loaded = base.load(load_options.device)
     predictor = Predictor(loaded.model.eval(), loaded, bundle.prefix(), bundle.template(), bundle.chat())
-    return Ready(f"base: {base.checkpoint.name}", None, predictor)
+    return ModelToScore(f"base: {base.checkpoint.name}", None, predictor)
 
 
-def _merged(bundles: Sequence[Bundle], where: Where) -> Iterator[Ready]:
+def _merged(bundles: Sequence[Bundle], load_options: LoadOptions) -> Iterator[ModelToScore]:
     for bundle in bundles:
         with tempfile.TemporaryDirectory(prefix="petransfer-") as folder:
             target = Path(folder) / "merged"
             try:
-                merge(bundle, target, where)
+                merge(bundle, target, load_options)
             except (UserError, RunError):  # prompts and prefixes cannot be merged into weights
                 continue
             with opened_source(str(target)) as source:
-                predictor = whole_predictor(source, replace(where, checkpoint=None, revision=None))
-            yield Ready(f"merged: {bundle.label}", None, predictor, (bundle,))
+                predictor = whole_predictor(source, replace(load_options, checkpoint=None, revision=None))
+            yield ModelToScore(f"merged: {bundle.label}", None, predictor, (bundle,))
 
 
 def side_by_side(
-    sources: Sequence[Source], where: Where, request: Request, combination: Combination | None = None
+    sources: Sequence[ModelSource],
+    load_options: LoadOptions,
+    request: EvaluationRequest,
+    combination: Combination | None = None,
 ) -> list[Scores]:
     """Score all sources on the same examples. Default: the examples of the first adapter's own task.
 
@@ -192,17 +200,17 @@ def side_by_side(
         UserError: the data or a source is not available.
     """
     first = next((source for source in sources if source.bundle), sources[0])
-    data = test_data(first.bundle, first.label, request.data, request.part, where.data_dir)
+    data = test_data(first.bundle, first.label, request.data, request.part, load_options.data_dir)
     targets = data.labels or tuple(sorted({example.target for example in data.examples}))
     if not data.own and first.bundle:
-        warn_of_untrained_labels(first.bundle, targets, data.name, where.data_dir)
-    data = replace(data, labels=data.labels or _all_labels(sources, targets, where.data_dir))
+        warn_of_untrained_labels(first.bundle, targets, data.name, load_options.data_dir)
+    data = replace(data, labels=data.labels or _all_labels(sources, targets, load_options.data_dir))
     metrics = _metrics(first.bundle, request.metrics, data)
-    ready = predictors(sources, where, combination, request.with_base)
-    return _scores(ready, first.bundle, where, request, data, metrics)
+    ready = predictors(sources, load_options, combination, request.with_base)
+    return _scores(ready, first.bundle, load_options, request, data, metrics)
 
 
-def _all_labels(sources: Sequence[Source], targets: Sequence[str], data_dir: Path | None) -> tuple[str, ...]:
+def _all_labels(sources: Sequence[ModelSource], targets: Sequence[str], data_dir: Path | None) -> tuple[str, ...]:
     """Return the targets of the data and the labels of each source's training.
 
     With fewer labels than in training, choosing the right label would be easier.
@@ -238,10 +246,10 @@ def _check_metrics(names: Sequence[str], data: TestData) -> None:
 
 
 def _scores(
-    ready: Iterable[Ready],
+    ready: Iterable[ModelToScore],
     first: Bundle | None,
-    where: Where,
-    request: Request,
+    load_options: LoadOptions,
+    request: EvaluationRequest,
     data: TestData,
     metrics: Sequence[str],
 ) -> list[Scores]:
@@ -273,19 +281,19 @@ def _scores(
             examples=len(now),
             exact_match=_percent(now),
             log_prob_per_token=sum(row.log_prob for row in found.scored) / sum(row.tokens for row in found.scored),
-            claimed=_claim(bundle, first, request.part or "test", data, where.data_dir) if data.own else None,
+            claimed=_claim(bundle, first, request.part or "test", data, load_options.data_dir) if data.own else None,
             same=_percent([one == other for one, other in zip(right, now, strict=True)]),
             generated=found.near_ties + found.audited,
             disagreements=found.disagreements,
-            metrics=measure_rows(model, loaded, metrics, targets, labels, encoded).scores,
+            metrics=compute_metrics_of_rows(model, loaded, metrics, targets, labels, encoded).scores,
         )
-        seen = trained_on(trained, examples, where.data_dir)
+        seen = trained_on(trained, examples, load_options.data_dir)
         rows.append(scores if seen is None else _with_separate_scores(scores, seen, found.scored))
         del plain, predictor, model, loaded  # free this model's memory before the next whole model is loaded
     return rows
 
 
-def _with_separate_scores(scores: Scores, seen: tuple[int, ...], scored: Sequence[Scored]) -> Scores:
+def _with_separate_scores(scores: Scores, seen: tuple[int, ...], scored: Sequence[ScoredExample]) -> Scores:
     """Return the scores with separate exact match for examples at the positions `seen` and all others."""
     known = set(seen)
     trained = [row.correct for at, row in enumerate(scored) if at in known]

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from petransfer.errors import RunError, UserError
 from petransfer.json_lines import json_line
 from petransfer.sharing.openai_answers import Answer, error_content
-from petransfer.sharing.openai_requests import Asked, BadRequest, no_model, read_request
+from petransfer.sharing.openai_requests import BadRequest, ParsedRequest, no_model, read_request
 from petransfer.sharing.request_batches import Busy, RequestBatches
 from petransfer.sharing.text_parts import generated_parts
 
@@ -78,22 +78,22 @@ def _described(name: str) -> dict[str, Any]:
 
 async def _answer(request: Request, batches: RequestBatches, is_chat: bool) -> Response:
     try:
-        asked = await read_request(request, batches.models, is_chat)
-        if not asked.stream:
-            return JSONResponse(Answer(asked).whole(await batches.generate(asked.prompts)))
-        lines = _event_lines(batches, asked)
+        parsed = await read_request(request, batches.models, is_chat)
+        if not parsed.stream:
+            return JSONResponse(Answer(parsed).whole(await batches.generate(parsed.prompts)))
+        lines = _event_lines(batches, parsed)
         first = await anext(lines)  # an error up to here is answered with an HTTP error status
         return StreamingResponse(_joined(first, lines), media_type="text/event-stream")
     except (BadRequest, UserError, RunError, Busy) as error:
         return _error(error, "messages" if is_chat else "prompt")
 
 
-async def _event_lines(batches: RequestBatches, asked: Asked) -> AsyncIterator[str]:
+async def _event_lines(batches: RequestBatches, parsed: ParsedRequest) -> AsyncIterator[str]:
     """Yield the server-sent events of a streamed answer, as text."""
-    answer = Answer(asked)
+    answer = Answer(parsed)
     # Nothing is sent before some text is generated: an earlier error can still be answered with an HTTP error status.
     waiting = answer.first_part()
-    async with contextlib.aclosing(generated_parts(batches, asked.prompts)) as parts:
+    async with contextlib.aclosing(generated_parts(batches, parsed.prompts)) as parts:
         async for at, text, found in parts:
             if waiting is not None:
                 yield _event(waiting)
@@ -103,7 +103,7 @@ async def _event_lines(batches: RequestBatches, asked: Asked) -> AsyncIterator[s
             if isinstance(found, list):
                 for index, one in enumerate(found):
                     yield _event(answer.last_part(index, one))
-                if asked.include_usage:
+                if parsed.include_usage:
                     yield _event(answer.usage_part(found))
     yield "data: [DONE]\n\n"
 

@@ -14,7 +14,7 @@ from typing import Literal
 from petransfer.errors import UserError
 from petransfer.models.registry import checkpoint_spec, is_embedded
 from petransfer.recipe.run_spec import CheckpointSpec
-from petransfer.sharing.bundle import Bundle, is_hub_id, of_folder, of_whole_model, opened
+from petransfer.sharing.bundle import Bundle, bundle_of_folder, bundle_of_whole_model, is_hub_id, open_bundle
 from petransfer.sharing.hub import holds_adapter
 from petransfer.sharing.run_folders import is_whole_model, run_folder
 from petransfer.user_paths import expanded
@@ -23,7 +23,7 @@ Kind = Literal["adapter", "model", "checkpoint"]
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """An adapter or model that can predict.
 
     kind: `adapter`, `model` (fully fine-tuned or merged by petransfer) or `checkpoint` (any other model).
@@ -50,7 +50,7 @@ class Source:
 
 
 @contextlib.contextmanager
-def opened_source(place: str, run: str | None = None) -> Iterator[Source]:
+def opened_source(place: str, run: str | None = None) -> Iterator[ModelSource]:
     """Open an adapter, a whole model or a base checkpoint by name.
 
     Files from a zip or the hub are in a temporary folder, which is removed at the end of the `with` block.
@@ -66,20 +66,20 @@ def opened_source(place: str, run: str | None = None) -> Iterator[Source]:
     if run is not None and not path.is_dir():
         raise UserError(f"--run {run}: {place} is not the folder of a study; leave --run out")
     if is_embedded(place):
-        yield Source(place, "checkpoint", checkpoint=checkpoint_spec(place))
+        yield ModelSource(place, "checkpoint", checkpoint=checkpoint_spec(place))
     elif path.is_dir():
         yield _of_folder(run_folder(path, run), place)
     elif is_hub_id(place) and not path.exists() and not holds_adapter(place):
-        yield Source(place, "checkpoint", checkpoint=checkpoint_spec(place))
+        yield ModelSource(place, "checkpoint", checkpoint=checkpoint_spec(place))
     else:
-        with opened(place, run=run) as bundle:
-            yield Source(bundle.label, "adapter", bundle)
+        with open_bundle(place, run=run) as bundle:
+            yield ModelSource(bundle.label, "adapter", bundle)
 
 
-def _of_folder(folder: Path, label: str) -> Source:
+def _of_folder(folder: Path, label: str) -> ModelSource:
     if is_whole_model(folder):
-        return Source(label, "model", of_whole_model(folder, label), folder)
+        return ModelSource(label, "model", bundle_of_whole_model(folder, label), folder)
     plain = (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file()
     if plain:
-        return Source(label, "checkpoint", checkpoint=checkpoint_spec(str(folder.resolve())))
-    return Source(label, "adapter", of_folder(folder, label))
+        return ModelSource(label, "checkpoint", checkpoint=checkpoint_spec(str(folder.resolve())))
+    return ModelSource(label, "adapter", bundle_of_folder(folder, label))

@@ -11,7 +11,7 @@ from petransfer.data import SplitData
 from petransfer.data.chat import chat_layout
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import Evaluation
-from petransfer.evaluation.one_pass import Scored
+from petransfer.evaluation.one_pass import ScoredExample
 from petransfer.models.hashes import tokenizer_sha256, weight_hashes
 from petransfer.models.loading import Loaded
 from petransfer.models.quantization import inventory
@@ -20,8 +20,8 @@ from petransfer.recipe.run_spec import Bits
 from petransfer.sharing import file_checks as checks
 from petransfer.sharing.attach import attach
 from petransfer.sharing.base import (
-    Base,
-    Where,
+    AdapterBase,
+    LoadOptions,
     base_of,
     changed_configuration,
     differing_weights,
@@ -57,13 +57,13 @@ class Check:
 
 
 def verify(
-    bundle: Bundle, where: Where, bits: Bits | None = None, evaluated: bool = True, plain: bool = False
+    bundle: Bundle, load_options: LoadOptions, bits: Bits | None = None, evaluated: bool = True, plain: bool = False
 ) -> Iterator[Check]:
     """Check an adapter, and yield the outcome of each check.
 
     Args:
         bundle: the adapter.
-        where: where to find the base and the data.
+        load_options: where to find the base and the data.
         bits: bits of the loaded base. Default: as in training.
         evaluated: evaluate again to check the scores. This needs the data and takes most of the time.
         plain: also compare the generated texts with those of plain transformers and peft.
@@ -85,11 +85,11 @@ def verify(
     sound = all(check.passed for check in of_files)
     if not sound:  # a changed file is reported even if the base or the data are missing
         yield from of_files
-    base = base_of(bundle, where.checkpoint, where.revision, bits)
-    data = _data(bundle, where, evaluated, plain)
+    base = base_of(bundle, load_options.checkpoint, load_options.revision, bits)
+    data = _data(bundle, load_options, evaluated, plain)
     if sound:
         yield from of_files
-    loaded = base.load(where.device)
+    loaded = base.load(load_options.device)
     of_base = list(_base(bundle, base, loaded))
     yield from of_base
     # With a wrong base, the remaining checks would be meaningless.
@@ -108,12 +108,12 @@ def _tensors_line(tensors: int) -> str:
     return f"{f'all {tensors:,}' if tensors > 1 else 'the only'} {fit} of the base model"
 
 
-def _data(bundle: Bundle, where: Where, evaluated: bool, plain: bool) -> SplitData | None:
+def _data(bundle: Bundle, load_options: LoadOptions, evaluated: bool, plain: bool) -> SplitData | None:
     """Return the data of the adapter's own task. None if no check needs them."""
     if not evaluated and not plain:
         return None
     otherwise = "skip the evaluation with --no-evaluate" if evaluated else "remove --plain"
-    return data_of(bundle, where.data_dir, otherwise)
+    return data_of(bundle, load_options.data_dir, otherwise)
 
 
 def _attached(loaded: Loaded, bundle: Bundle, bits: Bits) -> Any:
@@ -201,7 +201,7 @@ def _saved_figures(bundle: Bundle) -> Iterator[Check]:
             yield Check("examples", False, _unequal("test", EXAMPLES, share, claims["test"]))
 
 
-def _base(bundle: Bundle, base: Base, loaded: Loaded) -> Iterator[Check]:
+def _base(bundle: Bundle, base: AdapterBase, loaded: Loaded) -> Iterator[Check]:
     kept, spec = base.trained_on, bundle.spec
     assert spec is not None
     name, made = base.checkpoint.name, spec.checkpoint.name
@@ -233,7 +233,7 @@ def _base(bundle: Bundle, base: Base, loaded: Loaded) -> Iterator[Check]:
     yield _width(kept.get("bytes"), base, loaded, bundle)
 
 
-def _width(kept: dict[str, int] | None, base: Base, loaded: Loaded, bundle: Bundle) -> Check:
+def _width(kept: dict[str, int] | None, base: AdapterBase, loaded: Loaded, bundle: Bundle) -> Check:
     assert bundle.spec is not None
     held, trained = inventory(loaded.model).bytes, bundle.spec.method.bits
     if kept and "float32" not in held and kept.get("float32", 0) <= bundle.weights.stat().st_size:
@@ -289,7 +289,7 @@ def _claimed(part: str, claim: dict[str, Any], found: Evaluation) -> Check:
     return Check("score", False, about)
 
 
-def _example_by_example(kept: Sequence[dict[str, Any]], scored: Sequence[Scored]) -> Check:
+def _example_by_example(kept: Sequence[dict[str, Any]], scored: Sequence[ScoredExample]) -> Check:
     if [row["index"] for row in kept] != [row.index for row in scored]:
         return Check("examples", False, f"{EXAMPLES} does not list the same examples as the test part of the data")
     pairs = list(zip(kept, scored, strict=True))
@@ -305,7 +305,7 @@ def _example_by_example(kept: Sequence[dict[str, Any]], scored: Sequence[Scored]
     return Check("examples", True, f"{same}{ties}; {about}")
 
 
-def _plain(bundle: Bundle, data: SplitData, base: Base, model: Any, loaded: Loaded) -> Check:
+def _plain(bundle: Bundle, data: SplitData, base: AdapterBase, model: Any, loaded: Loaded) -> Check:
     """Check that plain transformers and peft generate the same texts."""
     assert bundle.spec is not None
     loaded = replace(loaded, layout=chat_layout(loaded.tokenizer, loaded.layout, bundle.chat()))

@@ -19,15 +19,15 @@ from petransfer.models.registry import checkpoint_spec, is_embedded
 from petransfer.models.special_tokens import untrained_layout
 from petransfer.models.support import supported_class
 from petransfer.recipe.run_spec import CheckpointSpec
-from petransfer.sharing.base import Where, as_trained_from, default_device, refuse_other_token_ids
+from petransfer.sharing.base import LoadOptions, as_trained_from, default_device, refuse_other_token_ids
 from petransfer.sharing.bundle import Bundle, is_hub_id
 from petransfer.sharing.bundle_files import PROVENANCE, has_sha256
 from petransfer.sharing.provenance_checks import spec_in
 from petransfer.sharing.safe_reading import read_json
-from petransfer.sharing.sources import Source
+from petransfer.sharing.sources import ModelSource
 
 
-def whole_predictor(source: Source, where: Where, like: Bundle | None = None) -> Predictor:
+def whole_predictor(source: ModelSource, load_options: LoadOptions, like: Bundle | None = None) -> Predictor:
     """Load a whole model or a base checkpoint, and return its predictor.
 
     Args:
@@ -38,11 +38,13 @@ def whole_predictor(source: Source, where: Where, like: Bundle | None = None) ->
     Raises:
         UserError: the model or its tokenizer cannot be loaded.
     """
-    device = where.device or default_device()
-    if where.revision and not (source.checkpoint and is_hub_id(source.label)):
+    device = load_options.device or default_device()
+    if load_options.revision and not (source.checkpoint and is_hub_id(source.label)):
         raise UserError(f"--revision belongs to a base on the hub, and {source.label} is a whole model; leave it out")
     if source.checkpoint is not None:
-        spec = checkpoint_spec(f"{source.label}@{where.revision}") if where.revision else source.checkpoint
+        spec = (
+            checkpoint_spec(f"{source.label}@{load_options.revision}") if load_options.revision else source.checkpoint
+        )
         loaded = load_checkpoint(spec, 32 if device == "cpu" else 16, device=device)
         like = like or _record_on_hub(spec, source.label)
         form = (like.prefix(), like.template(), like.chat()) if like else ("", "", "")
@@ -53,9 +55,9 @@ def whole_predictor(source: Source, where: Where, like: Bundle | None = None) ->
     assert source.bundle.spec is not None
     assert source.folder is not None
     bundle = source.bundle
-    if not where.any_base:
+    if not load_options.any_base:
         _refuse_changed(source.folder, bundle)
-    loaded = _load_whole(source.folder, bundle, where, device)
+    loaded = _load_whole(source.folder, bundle, load_options, device)
     return Predictor(loaded.model, loaded, bundle.prefix(), bundle.template(), bundle.chat())
 
 
@@ -86,7 +88,7 @@ def _refuse_changed(folder: Path, bundle: Bundle) -> None:
             )
 
 
-def _load_whole(folder: Path, bundle: Bundle, where: Where, device: str) -> Loaded:
+def _load_whole(folder: Path, bundle: Bundle, load_options: LoadOptions, device: str) -> Loaded:
     """Load the model that a run or a merge saved."""
     assert bundle.spec is not None
     made, weights = bundle.spec.checkpoint, _weights_folder(folder)
@@ -99,14 +101,14 @@ def _load_whole(folder: Path, bundle: Bundle, where: Where, device: str) -> Load
         auto = supported_class(config, bundle.label)
         dtype = "auto" if _is_merged(bundle) else "float32"
         model = load_complete(auto, str(weights), dtype=dtype).to(device).eval()
-    if (weights / "tokenizer_config.json").is_file() and (where.checkpoint is None or _is_merged(bundle)):
+    if (weights / "tokenizer_config.json").is_file() and (load_options.checkpoint is None or _is_merged(bundle)):
         tokenizer, layout = tokenizer_and_layout(own, config)
         return Loaded(model, tokenizer, layout, None, ())
     # Runs of older versions, and runs of checkpoints that ship with petransfer, have no tokenizer.
-    tokenizer, layout = _base_tokenizer(bundle, config, where.checkpoint)
+    tokenizer, layout = _base_tokenizer(bundle, config, load_options.checkpoint)
     loaded = Loaded(model, tokenizer, layout, None, ())
     recorded = (bundle.provenance or {}).get("base") or {}
-    refuse_other_token_ids(recorded, loaded, bundle.spec.checkpoint.name, where)
+    refuse_other_token_ids(recorded, loaded, bundle.spec.checkpoint.name, load_options)
     return loaded
 
 

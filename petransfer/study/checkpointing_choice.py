@@ -16,7 +16,7 @@ from petransfer.training.execution import Execution
 logger = logging.getLogger(__name__)
 
 
-def with_room(spec: RunSpec, execution: Execution, device: torch.device) -> Execution:
+def with_needed_checkpointing(spec: RunSpec, execution: Execution, device: torch.device) -> Execution:
     """Return `execution`, with gradient checkpointing turned on and CUDA graphs off if GPU memory is short."""
     card = None if execution.checkpointing or splits_tensors() else card_of(device)
     if card is None:

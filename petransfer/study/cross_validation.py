@@ -16,7 +16,7 @@ from petransfer.errors import RunError, UserError
 from petransfer.plurals import count
 from petransfer.recipe.loading import overridden_key
 from petransfer.study.folders import StudyFolder
-from petransfer.study.launched_processes import this_place
+from petransfer.study.launched_processes import launched_process
 from petransfer.study.study import StudyGrid
 from petransfer.study.train_folder import differences
 from petransfer.study.train_request import TrainRequest
@@ -100,7 +100,7 @@ class CrossValidation:
         overrides = [one for one in self.overrides if not _sets_the_length(one)]
         training = train_study(self.model, self.data, whole, overrides, self.folder, self.has_bf16)
         training.grid.folder.open(training.grid.recipe)
-        write_text(self.folder / "folds.json", json.dumps(as_json(scores), indent=1) + "\n")
+        write_text(self.folder / "folds.json", json.dumps(folds_as_json(scores), indent=1) + "\n")
         return training
 
 
@@ -141,7 +141,7 @@ def check_folds(request: TrainRequest) -> int:
             launcher started several processes.
     """
     folds = request.folds
-    if this_place().shared:
+    if launched_process().shared:
         raise UserError("--folds trains in one process; start the command without a launcher")
     if not isinstance(folds, int) or isinstance(folds, bool) or not 2 <= folds <= MOST_FOLDS:
         raise UserError(f"--folds {folds}: give a number from 2 to {MOST_FOLDS}, such as 5")
@@ -187,7 +187,7 @@ def summary(scores: list[FoldScore]) -> str:
     )
 
 
-def as_json(scores: tuple[FoldScore, ...]) -> dict[str, Any]:
+def folds_as_json(scores: tuple[FoldScore, ...]) -> dict[str, Any]:
     """Return the content of `folds.json`. The mean and the standard deviation are in per cent."""
     values = [one.exact_match for one in scores]
     return {

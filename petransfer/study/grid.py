@@ -12,7 +12,7 @@ from petransfer.data import LinesTask, Task, load_task
 from petransfer.data.task_registry import categories_in
 from petransfer.errors import UserError, unknown
 from petransfer.evaluation.metric_checks import check_metrics
-from petransfer.models.registry import SEED, Arm, Family, own_family, place_of, registered_family, with_hashes
+from petransfer.models.registry import SEED, Arm, Family, arm_checkpoint, own_family, registered_family, with_hashes
 from petransfer.recipe.effect_requests import labels_matching, refuse_effects_of_other_arms, requested_effects
 from petransfer.recipe.method_part import MethodPart, method_of
 from petransfer.recipe.methods import METHODS
@@ -101,7 +101,9 @@ def resolve(recipe: Recipe) -> Recipe:
 
     These values are hashes of the data and of checkpoints, and metrics that suit the data.
     """
-    if isinstance(recipe.family, FamilyPart) and any(SEED in place_of(arm) for arm in recipe.family.arms.values()):
+    if isinstance(recipe.family, FamilyPart) and any(
+        SEED in arm_checkpoint(arm) for arm in recipe.family.arms.values()
+    ):
         recipe = recipe.model_copy(update={"family": with_hashes(recipe.family, recipe.seeds)})
     task = task_of(recipe)
     if not isinstance(task, LinesTask):
@@ -115,7 +117,7 @@ def resolve(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"task": part})
 
 
-def notes(recipe: Recipe) -> list[str]:
+def data_notes(recipe: Recipe) -> list[str]:
     """Return remarks on the user's own data, one sentence each. Empty for a benchmark."""
     task = task_of(recipe)
     if not isinstance(task, LinesTask):
@@ -143,7 +145,7 @@ def _data(recipe: Recipe, task: Task) -> TaskSpec:
     metrics: tuple[str, ...] = tuple(recipe.task.metrics)
     source: dict[str, str | int | float] = {}
     if isinstance(task, LinesTask):
-        options, source = task.identity(), task.place()
+        options, source = task.identity(), task.local_options()
         metrics = metrics or task.suggested_metrics()
     check_metrics(metrics, lambda: _targets(task))
     return TaskSpec(recipe.task.name, "", "", Options(options), metrics, Options(source))

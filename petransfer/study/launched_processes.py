@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 _INDEX = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 _COUNT = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
-# The id of the parent process, read before the slow imports. The parent is a launcher if `this_place` finds the
+# The id of the parent process, read before the slow imports. The parent is a launcher if `launched_process` finds the
 # variables of a launcher.
 _parent = os.getppid()
 
@@ -26,7 +26,7 @@ _ENGINES = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
 
 
 @dataclass(frozen=True)
-class Place:
+class LaunchedProcess:
     """Process number `index` of `count`, counted from 0. Process 0 leads.
 
     Only the leading process claims runs, writes files and prints.
@@ -61,7 +61,7 @@ def refuse_launch(specs: Iterable[RunSpec]) -> None:
         raise UserError(
             "Accelerate's parallelism_config is not supported; leave it out, because FSDP uses all processes"
         )
-    if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and not this_place().shared:
+    if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and not launched_process().shared:
         _log.warning(
             "Accelerate started only one process, as it always does with --cpu; `accelerate launch --multi_gpu` starts "
             "several, on a CPU too"
@@ -71,7 +71,7 @@ def refuse_launch(specs: Iterable[RunSpec]) -> None:
     version = os.environ.get("FSDP_VERSION", "1")
     if version != "2":
         raise UserError(f"Accelerate is configured for FSDP {version}; use fsdp_version: 2 (--fsdp_version 2)")
-    if not this_place().shared:
+    if not launched_process().shared:
         raise UserError(
             "FSDP splits the tensors among processes, but there is only one process; use --processes 2 or more"
         )
@@ -94,10 +94,14 @@ def _is_enabled(name: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1")
 
 
-def this_place() -> Place:
+def launched_process() -> LaunchedProcess:
     """Return the position of this process. Without a launcher: process 0 of 1."""
     index, count = (_first(names) for names in (_INDEX, _COUNT))
-    return Place(index, count) if index is not None and count is not None and 0 <= index < count else Place()
+    return (
+        LaunchedProcess(index, count)
+        if index is not None and count is not None and 0 <= index < count
+        else LaunchedProcess()
+    )
 
 
 def _note_parent() -> None:

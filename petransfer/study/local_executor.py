@@ -20,9 +20,9 @@ from typing import Any, Protocol
 
 from petransfer.errors import Interrupted
 from petransfer.models.quiet_libraries import silence_libraries
-from petransfer.models.thread_turns import one_thread
-from petransfer.study.folders import Named, RunFolder, StudyFolder
-from petransfer.study.stack_groups import parts
+from petransfer.models.thread_turns import torch_state_lock
+from petransfer.study.folders import HasRunId, RunFolder, StudyFolder
+from petransfer.study.stack_groups import resumable_groups
 from petransfer.study.worker_losses import LOST, may_be_tried, note_failure, note_lost_worker
 from petransfer.training.cpu.processor import available_cores
 
@@ -71,7 +71,7 @@ class Outcome:
 
 
 def execute(
-    cells: Sequence[Named],
+    cells: Sequence[HasRunId],
     study: StudyFolder,
     job: Job,
     workers: int,
@@ -101,7 +101,7 @@ def execute(
     return outcome_of(pending, study, interrupted)
 
 
-def forget_failures(pending: Sequence[Named], study: StudyFolder) -> None:
+def forget_failures(pending: Sequence[HasRunId], study: StudyFolder) -> None:
     """Delete the records of errors and killed workers of unfinished runs."""
     for cell in pending:
         folder = study.run(cell.run_id)
@@ -109,7 +109,7 @@ def forget_failures(pending: Sequence[Named], study: StudyFolder) -> None:
         folder.forget_losses()
 
 
-def outcome_of(pending: Sequence[Named], study: StudyFolder, interrupted: bool) -> Outcome:
+def outcome_of(pending: Sequence[HasRunId], study: StudyFolder, interrupted: bool) -> Outcome:
     """Return the outcome of executing the runs in `pending`."""
     left = [study.run(cell.run_id) for cell in pending]
     open_runs = [folder for folder in left if folder.status() not in ("done", "running")]
@@ -126,7 +126,7 @@ def outcome_of(pending: Sequence[Named], study: StudyFolder, interrupted: bool) 
 
 
 def _spawn(
-    stacks: Sequence[Sequence[Named]],
+    stacks: Sequence[Sequence[HasRunId]],
     path: Path,
     job: Job,
     workers: int,
@@ -190,7 +190,7 @@ def _note_loss(process: BaseProcess, folders: Sequence[RunFolder]) -> bool:
     return bool(held)
 
 
-def _worker(stacks: Sequence[Sequence[Named]], path: Path, job: Job, threads: int, stop: Flag) -> None:
+def _worker(stacks: Sequence[Sequence[HasRunId]], path: Path, job: Job, threads: int, stop: Flag) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the parent, which then stops the workers
     orphaned = threading.Event()
     threading.Thread(target=_wait_for_parent, args=(orphaned,), daemon=True).start()
@@ -209,7 +209,7 @@ def _wait_for_parent(orphaned: threading.Event) -> None:
 
 
 def _work(
-    stacks: Sequence[Sequence[Named]],
+    stacks: Sequence[Sequence[HasRunId]],
     path: Path,
     job: Job,
     threads: int,
@@ -225,7 +225,7 @@ def _work(
 
 
 def attempt_together(
-    stack: Sequence[Named],
+    stack: Sequence[HasRunId],
     study: StudyFolder,
     job: Job,
     threads: int,
@@ -234,7 +234,7 @@ def attempt_together(
 ) -> list[str]:
     """Claim and execute the runs of a stack. Return the ids of runs claimed by other processes."""
     held: list[str] = []
-    with one_thread(), contextlib.ExitStack() as claims:
+    with torch_state_lock(), contextlib.ExitStack() as claims:
         cells = [cell for cell in stack if _claimed(study.run(cell.run_id), claims, held)]
         if len(stack) > 1 and cells:
             attempt_stacks(cells, study, job, threads, stopped, tick)
@@ -267,7 +267,7 @@ def attempt_stacks(
     runs.
     """
     silence_libraries()
-    for part in parts(cells, study):
+    for part in resumable_groups(cells, study):
         if stopped():
             return
         folders = [study.run(cell.run_id) for cell in part]
@@ -285,7 +285,7 @@ def attempt_stacks(
 
 
 def attempt(
-    cell: Named, folder: RunFolder, job: Job, threads: int, stopped: Callable[[], bool], tick: Callable[[], None]
+    cell: HasRunId, folder: RunFolder, job: Job, threads: int, stopped: Callable[[], bool], tick: Callable[[], None]
 ) -> None:
     """Execute one claimed run. An error is written to the run's folder."""
     silence_libraries()

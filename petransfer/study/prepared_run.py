@@ -12,19 +12,19 @@ from transformers import PreTrainedModel
 from petransfer.data import SplitData
 from petransfer.data.encoded_examples import EncodedSplit, LazilyEncoded
 from petransfer.data.encoding import Encoded
-from petransfer.methods import computes_narrower, weights_bits
+from petransfer.methods import computes_in_bf16, weights_bits
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.encoded_data import encode_data
 from petransfer.study.folders import RunFolder
 from petransfer.study.settings import Settings
 from petransfer.training.distributed import Process
-from petransfer.training.stacked import share
+from petransfer.training.stacked import shared_copy
 from petransfer.training.trackers import RunTrackers
 
 
 @dataclass
-class Base:
+class LoadedBase:
     """The data and the loaded checkpoint that the runs of a stack share.
 
     Attributes:
@@ -57,7 +57,7 @@ class Base:
                 device=device,
                 keep_wide=method.keep_wide,
             ).model
-        model: PreTrainedModel = share(self._anew[device])
+        model: PreTrainedModel = shared_copy(self._anew[device])
         return model
 
     def encoded_for(self, spec: RunSpec) -> EncodedSplit:
@@ -70,7 +70,7 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """A run that is ready to be trained.
 
     Attributes:
@@ -91,4 +91,4 @@ class Prepared:
     def autocast(self) -> bool:
         """Whether the training loop uses autocast to bf16."""
         # with FSDP, the model itself sets the dtype of the computation
-        return self.empty_copy is None and computes_narrower(self.spec.method)
+        return self.empty_copy is None and computes_in_bf16(self.spec.method)

@@ -23,8 +23,8 @@ from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from petransfer.errors import Interrupted, RunError, UserError, reason_of
 from petransfer.models.quiet_libraries import silence_libraries
-from petransfer.study.folders import Named, RunFolder, StudyFolder
-from petransfer.study.launched_processes import Place, is_orphaned, this_place
+from petransfer.study.folders import HasRunId, RunFolder, StudyFolder
+from petransfer.study.launched_processes import LaunchedProcess, is_orphaned, launched_process
 from petransfer.study.local_executor import Job, Outcome, outcome_of, stop_on_signals
 from petransfer.study.slow_work import calling_if_slow
 from petransfer.study.worker_losses import note_failure
@@ -50,7 +50,7 @@ _PLAIN = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_G
 
 
 def execute_together(
-    cells: Sequence[Named], study: StudyFolder, job: Job, threads: int, tick: Callable[[], None], cpu: bool
+    cells: Sequence[HasRunId], study: StudyFolder, job: Job, threads: int, tick: Callable[[], None], cpu: bool
 ) -> Outcome:
     """Execute the unfinished runs, each with all processes. Every process must call this function.
 
@@ -81,7 +81,7 @@ class Group:
         number: The number of runs so far, a part of a message's key.
     """
 
-    place: Place
+    place: LaunchedProcess
     stopped: Callable[[], bool]
     store: Any
     number: int = 0
@@ -91,14 +91,14 @@ class Group:
         """Connect this process to the other processes, and wait for all of them."""
         silence_libraries()
         _use_first_thread_count()
-        place = this_place()
+        place = launched_process()
         with _reporting_the_wait(place), _ending_with_the_launcher(place), default_signal_handlers():
             state = PartialState(cpu=cpu, timeout=FOREVER)
         if state.distributed_type not in _PLAIN:
             kind = state.distributed_type.value
             raise UserError(f"Accelerate launched the processes as {kind}, which is untested; launch with --multi_gpu")
         store = PrefixStore("petransfer", _get_default_store())
-        return cls(Place(state.process_index, state.num_processes), _or_orphaned(stopped), store)
+        return cls(LaunchedProcess(state.process_index, state.num_processes), _or_orphaned(stopped), store)
 
     def share(self, value: Any) -> Any:
         """Send the leading process's value to all processes and return the value."""
@@ -146,7 +146,7 @@ class Group:
 
 
 @contextlib.contextmanager
-def _reporting_the_wait(place: Place) -> Generator[None]:
+def _reporting_the_wait(place: LaunchedProcess) -> Generator[None]:
     """Log that this process waits for the others. Log a warning with advice if it still waits after `LATE` seconds."""
     if not place.shared:
         yield
@@ -157,7 +157,7 @@ def _reporting_the_wait(place: Place) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def _ending_with_the_launcher(place: Place) -> Generator[None]:
+def _ending_with_the_launcher(place: LaunchedProcess) -> Generator[None]:
     """End this process if its launcher ends while the process waits for the others, because they will never arrive."""
     if not place.shared:
         yield
@@ -170,7 +170,7 @@ def _ending_with_the_launcher(place: Place) -> Generator[None]:
         joined.set()
 
 
-def _end_if_orphaned(place: Place, joined: threading.Event) -> None:
+def _end_if_orphaned(place: LaunchedProcess, joined: threading.Event) -> None:
     while not joined.wait(LOOK):
         if is_orphaned():
             where = f"process {place.index + 1} of {place.count}"
@@ -178,7 +178,7 @@ def _end_if_orphaned(place: Place, joined: threading.Event) -> None:
             os._exit(1)  # the wait itself is in a library and cannot be interrupted
 
 
-def _warn_of_the_wait(place: Place) -> None:
+def _warn_of_the_wait(place: LaunchedProcess) -> None:
     logger.warning(
         f"process {place.index + 1} has waited {LATE:g} s for the other processes. By the environment, a launcher "
         f"started {place.count} processes (RANK={place.index} and WORLD_SIZE={place.count}, or variables of MPI). To "
@@ -209,7 +209,9 @@ def _use_first_thread_count() -> None:
         os.environ["OMP_NUM_THREADS"] = threads.split(",")[0].strip()
 
 
-def _lead(cells: Sequence[Named], study: StudyFolder, group: Group) -> Generator[tuple[Named, RunFolder], None, None]:
+def _lead(
+    cells: Sequence[HasRunId], study: StudyFolder, group: Group
+) -> Generator[tuple[HasRunId, RunFolder], None, None]:
     """Claim, announce and yield the unfinished runs one after another."""
     for cell in cells:
         if group.stopped():
@@ -225,7 +227,9 @@ def _lead(cells: Sequence[Named], study: StudyFolder, group: Group) -> Generator
     group.share(None)
 
 
-def _follow(cells: Sequence[Named], study: StudyFolder, group: Group) -> Generator[tuple[Named, RunFolder], None, None]:
+def _follow(
+    cells: Sequence[HasRunId], study: StudyFolder, group: Group
+) -> Generator[tuple[HasRunId, RunFolder], None, None]:
     # Runs are found by their ids, because this process may have a shorter list of runs, for example without a damaged
     # run.
     by_id = {cell.run_id: cell for cell in cells}
@@ -235,7 +239,7 @@ def _follow(cells: Sequence[Named], study: StudyFolder, group: Group) -> Generat
         yield by_id[run_id], study.run(run_id)
 
 
-def _attempt(cell: Named, folder: RunFolder, job: Job, threads: int, group: Group, tick: Callable[[], None]) -> None:
+def _attempt(cell: HasRunId, folder: RunFolder, job: Job, threads: int, group: Group, tick: Callable[[], None]) -> None:
     error: Exception | None = None
     try:
         job(cell, folder, threads, lambda step, loss, seconds: tick(), group.stopped)

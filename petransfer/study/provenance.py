@@ -66,7 +66,7 @@ def _labels(spec: RunSpec, data: SplitData) -> list[str]:
     return list(data.labels) if of_labels and sum(map(len, data.labels)) <= MOST_LABEL_CHARACTERS else []
 
 
-def seal(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
+def with_file_hashes(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Return `content` with the sha256 of every file in an adapter's folder.
 
     The base checkpoint's commit is first written to adapter_config.json.

@@ -183,7 +183,7 @@ def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainReq
     batch = given.batch_size if isinstance(given.batch_size, int) else content["train"]["batch_size"]
     rate: float | dict[str, float] | None = request.learning_rate
     if rate is None:
-        rate = _default_rates(overridden.methods, config, is_embedded(spec.name))
+        rate = _default_learning_rates(overridden.methods, config, is_embedded(spec.name))
     steps = given.steps if any(overridden_key(one) == ["train", "steps"] for one in overrides) else None
     length = _length(request, rows, batch, steps if isinstance(steps, int) else None)
     content["train"] = {**length, "batch_size": content["train"]["batch_size"], "learning_rate": rate}
@@ -221,11 +221,11 @@ def _length(request: TrainRequest, rows: int, batch: int, overridden: int | None
     return length
 
 
-def _default_rates(methods: Sequence[MethodPart], config: Any, nano: bool) -> float | dict[str, float]:
-    """Return the default peak learning rate of the methods, by method if they differ. See `default_rate`."""
+def _default_learning_rates(methods: Sequence[MethodPart], config: Any, nano: bool) -> float | dict[str, float]:
+    """Return the default peak learning rate of the methods, by method if they differ. See `default_learning_rate`."""
     # The default of full fine-tuning for a checkpoint that ships with petransfer is for `rate_scaling: rms`.
     rates = {
-        part.name: default_rate(
+        part.name: default_learning_rate(
             part.name, config, nano and (part.rate_scaling == "rms" or not part.declared.trains_all_weights)
         )
         for part in methods
@@ -233,7 +233,7 @@ def _default_rates(methods: Sequence[MethodPart], config: Any, nano: bool) -> fl
     return rates if len(set(rates.values())) > 1 else rates[methods[0].name]
 
 
-def default_rate(method: str, config: Any, nano: bool) -> float:
+def default_learning_rate(method: str, config: Any, nano: bool) -> float:
     """Return the default peak learning rate of a method for a kind of model.
 
     Args:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.errors import UserError, reason_of
-from petransfer.study.folders import Named, RunFolder, StudyFolder
+from petransfer.study.folders import HasRunId, RunFolder, StudyFolder
 from petransfer.study.local_executor import (
     Job,
     Outcome,
@@ -22,7 +22,7 @@ from petransfer.study.local_executor import (
     outcome_of,
     stop_on_signals,
 )
-from petransfer.study.resource_demands import Demands, together
+from petransfer.study.resource_demands import Resources, stack_resources
 from petransfer.study.worker_losses import note_failure, note_lost_worker
 
 # A worker that Ray has lost may still hold the claims of its runs for a while. Such runs are tried again for HELD
@@ -72,10 +72,10 @@ def smallest_card(ray: Any) -> int | None:
 
 
 def execute_on_ray(
-    cells: Sequence[Named],
+    cells: Sequence[HasRunId],
     study: StudyFolder,
     job: Job,
-    demands: Mapping[str, Demands],
+    demands: Mapping[str, Resources],
     most: int,
     threads: int,
     tick: Callable[[], None],
@@ -118,7 +118,7 @@ class _Try:
     killed: number of workers that were killed in earlier attempts to execute these runs.
     """
 
-    cells: Sequence[Named]
+    cells: Sequence[HasRunId]
     refused: float | None = None
     not_before: float = 0.0
     killed: int = 0
@@ -129,13 +129,13 @@ class _Driver:
     ray: Any
     study: StudyFolder
     job: Job
-    demands: Mapping[str, Demands]
+    demands: Mapping[str, Resources]
     threads: int
     stop: Path
     under_way: dict[Any, _Try] = field(default_factory=dict)
 
     def run(
-        self, stacks: Sequence[Sequence[Named]], most: int, tick: Callable[[], None], stopped: Callable[[], bool]
+        self, stacks: Sequence[Sequence[HasRunId]], most: int, tick: Callable[[], None], stopped: Callable[[], bool]
     ) -> None:
         """Submit the stacks as tasks and wait for all tasks. A stop request ends submission."""
         waiting = [_Try(cells) for cells in stacks]
@@ -160,7 +160,7 @@ class _Driver:
             tick()
 
     def _submit(self, one: _Try) -> Any:
-        wanted = together([self.demands[cell.run_id] for cell in one.cells])
+        wanted = stack_resources([self.demands[cell.run_id] for cell in one.cells])
         # a task that requests more memory than any node has would wait forever
         most = max(node["Resources"].get("memory", 0) for node in self.ray.nodes() if node["Alive"])
         # Ray's own retries are off, because Ray counts every lost worker, even after hours of progress. The module
@@ -196,7 +196,7 @@ class _Driver:
     def _killed(self, one: _Try) -> int:
         return sum(self.study.run(cell.run_id).killed() for cell in one.cells)
 
-    def _open(self, cell: Named) -> bool:
+    def _open(self, cell: HasRunId) -> bool:
         folder = self.study.run(cell.run_id)
         return not folder.done and not folder.failure()
 
@@ -206,7 +206,7 @@ class _Driver:
                 note_failure(folder, error)
 
 
-def _execute_task(cells: Sequence[Named], places: tuple[Path, Path, Path], job: Job, threads: int) -> list[str]:
+def _execute_task(cells: Sequence[HasRunId], places: tuple[Path, Path, Path], job: Job, threads: int) -> list[str]:
     """Execute a task on a node. Return the ids of runs that other processes have claimed."""
     # the folder for relative paths, the study's folder, and the path of the stop file
     here, path, stop = places

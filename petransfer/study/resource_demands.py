@@ -20,7 +20,7 @@ ON_CPU = 3 * 2**30
 
 
 @dataclass(frozen=True)
-class Demands:
+class Resources:
     """The resources of one task. 0: nothing is requested.
 
     Attributes:
@@ -34,14 +34,14 @@ class Demands:
     memory: int = 0
 
 
-def demands_of(
+def resources_of(
     spec: RunSpec,
     card: int | None,
     threads: int,
     checkpointing: bool = False,
     force: bool = False,
     words: OptionNames = RECIPE_OPTIONS,
-) -> Demands:
+) -> Resources:
     """Return the resources that a run requests.
 
     Args:
@@ -56,25 +56,25 @@ def demands_of(
     """
     cpus = max(1, threads)
     if card is None:
-        return Demands(cpus, memory=ON_CPU + host_memory(spec, checkpointing))
+        return Resources(cpus, memory=ON_CPU + host_memory(spec, checkpointing))
     places = predict_memory([spec], card, checkpointing)
     if not places:  # an embedded checkpoint
-        return Demands(cpus, _share(ON_CARD, card), PROCESS)
+        return Resources(cpus, _share(ON_CARD, card), PROCESS)
     (place,) = places
     if place.fit is None:  # no prediction is possible: request a whole GPU
-        return Demands(cpus, 1.0, PROCESS)
+        return Resources(cpus, 1.0, PROCESS)
     if not place.fit.fits and not force:
         raise UserError(f"{place.line(words)}; --force starts the run anyway")
     weights = sum(place.fit.memory.weights.values())
-    return Demands(cpus, _share(place.fit.needed, card), PROCESS + 2 * weights)
+    return Resources(cpus, _share(place.fit.needed, card), PROCESS + 2 * weights)
 
 
-def together(members: Sequence[Demands]) -> Demands:
+def stack_resources(members: Sequence[Resources]) -> Resources:
     """Return the resources of a stack, whose runs are trained in one process."""
     gpus = sum(one.gpus for one in members)
     # the memory of the process itself counts once
     memory = sum(one.memory for one in members) - (len(members) - 1) * PROCESS
-    return Demands(max(one.cpus for one in members), 1.0 if gpus > 0.5 else gpus, max(0, memory))
+    return Resources(max(one.cpus for one in members), 1.0 if gpus > 0.5 else gpus, max(0, memory))
 
 
 def _share(needed: int, card: int) -> float:

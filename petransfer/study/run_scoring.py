@@ -10,13 +10,13 @@ import torch
 from petransfer.data import TASKS, Example
 from petransfer.data.encoding import Encoded
 from petransfer.errors import RunError
-from petransfer.evaluation.distributed import evaluate_together
+from petransfer.evaluation.distributed import evaluate_distributed
 from petransfer.evaluation.exact_match import Evaluation
 from petransfer.evaluation.one_pass import score
-from petransfer.evaluation.run_metrics import Measured, measure
+from petransfer.evaluation.run_metrics import MetricScores, compute_metrics
 from petransfer.models.loading import Loaded
 from petransfer.recipe.run_spec import TrainSpec
-from petransfer.study.prepared_run import Base, Prepared
+from petransfer.study.prepared_run import LoadedBase, PreparedRun
 from petransfer.training.distributed import needs_all_processes, with_root_gathered
 from petransfer.training.early_stopping import EXACT_MATCH, LOSS
 from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
@@ -68,9 +68,9 @@ def dev_curve(
     return measure
 
 
-def judged(
-    prepared: Prepared, base: Base, at_once: int, leads: bool
-) -> tuple[dict[str, Evaluation], dict[str, Measured]]:
+def evaluate_trained(
+    prepared: PreparedRun, base: LoadedBase, at_once: int, leads: bool
+) -> tuple[dict[str, Evaluation], dict[str, MetricScores]]:
     """Evaluate a trained model. Return exact match and the other metrics, by part (`dev`, `test`).
 
     Only the leading process computes the other metrics, except for a sharded model.
@@ -90,7 +90,7 @@ def judged(
     try:
         with raising_out_of_memory(), with_root_gathered(model):
             evaluations = {
-                part: evaluate_together(
+                part: evaluate_distributed(
                     model,
                     loaded,
                     getattr(data, part),
@@ -101,11 +101,11 @@ def judged(
                 for part in base.settings.scored_parts
             }
             judges = [*evaluations] if leads or needs_all_processes(model) else []
-            measured = {part: measure(model, loaded, task, data, part, parts[part]) for part in judges}
+            measured = {part: compute_metrics(model, loaded, task, data, part, parts[part]) for part in judges}
     except OutOfMemory as error:
         if needs_all_processes(model):
             raise RunError(
-                "out of memory in the evaluation; run the same command again with a smaller --micro-batch"
+                "out of memory in the evaluation; run the same command again with a smaller --micro-batch-size"
             ) from error
         raise
     return evaluations, measured

@@ -15,8 +15,8 @@ from petransfer.models.registry import is_embedded
 from petransfer.plurals import count
 from petransfer.recipe.stacking import reasons_not_stacked
 from petransfer.study.folders import MARK
-from petransfer.study.grid import Cell, notes
-from petransfer.study.launched_processes import refuse_launch, splits_tensors, this_place
+from petransfer.study.grid import Cell, data_notes
+from petransfer.study.launched_processes import launched_process, refuse_launch, splits_tensors
 from petransfer.study.model_checks import refuse_unusable_files, refuse_unusable_models
 from petransfer.study.scheduling import GroupRuns, Scheduling
 from petransfer.study.settings import Settings
@@ -30,7 +30,7 @@ from petransfer.user_paths import expanded
 if TYPE_CHECKING:
     from petransfer.study.fine_tune import FineTune
     from petransfer.study.local_executor import Outcome
-    from petransfer.study.resource_demands import Demands
+    from petransfer.study.resource_demands import Resources
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
     refuse_launch(cell.spec for cell in grid.selected)
     data_dir = grid.recipe.data_dir
     settings = replace(settings, data_dir=expanded(data_dir).resolve() if data_dir else None)
-    place = this_place()
+    place = launched_process()
     if not place.leads:
         return PreparedStudy(grid, settings, scheduling)
     if not settings.dev_only:
@@ -157,7 +157,7 @@ def _execute(prepared: PreparedStudy, tick: Callable[[], None], marked: bool) ->
     threads = settings.execution.threads
     if prepared.ray:
         return _execute_on_ray(prepared, cells, job, tick)
-    if this_place().shared:
+    if launched_process().shared:
         from petransfer.study.process_group import execute_together
 
         return execute_together(cells, grid.folder, job, threads, tick, settings.cpu)
@@ -169,7 +169,7 @@ def _log_notes(grid: StudyGrid, scheduling: Scheduling) -> None:
     if not grid.waiting:
         return
     # the nodes of a cluster have tokenizers of their own
-    for line in notes_of(grid) if scheduling.executor == "local" else notes(grid.recipe):
+    for line in notes_of(grid) if scheduling.executor == "local" else data_notes(grid.recipe):
         logger.info(line)
     for line in reasons_not_stacked(cell.spec for cell in grid.waiting) if scheduling.stack_size > 1 else ():
         logger.info(line)
@@ -216,18 +216,18 @@ def _execute_on_ray(prepared: PreparedStudy, cells: Sequence[Cell], job: FineTun
     return execute_on_ray(cells, grid.folder, job, demands, workers, threads, tick, ray, group)
 
 
-def _demands(grid: StudyGrid, settings: Settings, card: int | None, threads: int) -> dict[str, Demands]:
+def _demands(grid: StudyGrid, settings: Settings, card: int | None, threads: int) -> dict[str, Resources]:
     """Return the resources that each run requests from a node, by run id."""
-    from petransfer.study.resource_demands import demands_of
+    from petransfer.study.resource_demands import resources_of
 
-    found: dict[object, Demands] = {}
-    demands: dict[str, Demands] = {}
+    found: dict[object, Resources] = {}
+    demands: dict[str, Resources] = {}
     for cell in grid.selected:
         spec = cell.spec
         key = (spec.checkpoint, spec.method, spec.train.batch_size, spec.train.optimizer, spec.task)
         if key not in found:
             checkpointing = settings.execution.checkpointing
-            found[key] = demands_of(spec, card, threads, checkpointing, settings.force, grid.options_for(spec))
+            found[key] = resources_of(spec, card, threads, checkpointing, settings.force, grid.options_for(spec))
         demands[cell.run_id] = found[key]
     return demands
 

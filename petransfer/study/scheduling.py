@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from petransfer.errors import UserError, unknown
 from petransfer.memory.study_memory import largest_stacks
 from petransfer.plurals import count
-from petransfer.python_arguments import name_of, whole_of
+from petransfer.python_arguments import checked_integer, checked_name
 from petransfer.study.grid import Cell
 from petransfer.study.stack_groups import stacks_of
 
@@ -40,11 +40,11 @@ class Scheduling:
     stack: str = "auto"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "workers", whole_of(self.workers, "workers", least=0))
-        if name_of(self.executor, "executor") not in EXECUTORS:
+        object.__setattr__(self, "workers", checked_integer(self.workers, "workers", least=0))
+        if checked_name(self.executor, "executor") not in EXECUTORS:
             raise unknown("executor", self.executor, EXECUTORS)
         if self.address is not None:
-            name_of(self.address, "address")
+            checked_name(self.address, "address")
         if self.stack not in ("auto", "off") and not re.fullmatch(r"[1-9][0-9]{0,3}", self.stack):
             raise UserError(f"--stack {self.stack}: write a whole number of 1 or more, auto or off")
 
@@ -98,7 +98,8 @@ class Scheduling:
         size = self.stack_size
         if size > 1 and checkpointing:
             raise UserError(
-                f"--stack {self.stack} cannot be combined with --checkpointing: dropout would be drawn differently"
+                f"--stack {self.stack} cannot be combined with --gradient-checkpointing: "
+                "dropout would be drawn differently"
             )
         if size:
             return lambda cells: stacks_of(cells, size)

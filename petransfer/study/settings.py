@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from petransfer.python_arguments import flag_of
+from petransfer.python_arguments import checked_bool
 from petransfer.training.execution import Execution
 
 
@@ -36,7 +36,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("cpu", "force", "by_generation", "dev_only"):
-            object.__setattr__(self, name, flag_of(getattr(self, name), name))
+            object.__setattr__(self, name, checked_bool(getattr(self, name), name))
 
     @property
     def scored_parts(self) -> tuple[str, ...]:

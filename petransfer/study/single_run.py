@@ -19,7 +19,7 @@ from petransfer.data.encoding import Encoded
 from petransfer.data.rows.chat_rows import readable_input
 from petransfer.evaluation.exact_match import Evaluation, summary
 from petransfer.evaluation.metric_checks import declared
-from petransfer.methods import apply_method, computes_narrower, save_method, weights_bits
+from petransfer.methods import apply_method, computes_in_bf16, save_method, weights_bits
 from petransfer.methods.shared.trained_tokens import trained_tokens
 from petransfer.models.base_record import base_record
 from petransfer.models.loading import Loaded, load_checkpoint
@@ -28,15 +28,21 @@ from petransfer.models.registry import is_embedded
 from petransfer.models.special_tokens import declare_ends
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec
-from petransfer.study.checkpointing_choice import with_room
+from petransfer.study.checkpointing_choice import with_needed_checkpointing
 from petransfer.study.encoded_data import encoded_task, log_notes
 from petransfer.study.environment import environment
 from petransfer.study.examples_table import write_examples
 from petransfer.study.folders import RunFolder
 from petransfer.study.launched_processes import splits_tensors
-from petransfer.study.prepared_run import Base, Prepared
-from petransfer.study.provenance import provenance, seal
-from petransfer.study.run_scoring import CURVE_EXAMPLES, STOPPING_EXAMPLES, dev_curve, evaluation_steps, judged
+from petransfer.study.prepared_run import LoadedBase, PreparedRun
+from petransfer.study.provenance import provenance, with_file_hashes
+from petransfer.study.run_scoring import (
+    CURVE_EXAMPLES,
+    STOPPING_EXAMPLES,
+    dev_curve,
+    evaluate_trained,
+    evaluation_steps,
+)
 from petransfer.study.settings import Settings
 from petransfer.training.batches import ShuffledExamples
 from petransfer.training.distributed import Process, gather_model, shard_model, this_process
@@ -44,15 +50,15 @@ from petransfer.training.execution import Execution
 from petransfer.training.hooks import Hooks
 from petransfer.training.loop import Loop
 from petransfer.training.packing import check_packing, collate_packed
-from petransfer.training.quantization_cost import check, quantisation_cost
+from petransfer.training.quantization_cost import check_quantization_cost, quantisation_cost
 from petransfer.training.reload_check import check_reloaded
-from petransfer.training.state import Progress, peek_progress, trained_tensors
+from petransfer.training.state import Progress, newest_progress, trained_tensors
 from petransfer.training.tracker_names import check_trackers
 from petransfer.training.trackers import RunTrackers, SamplePrediction, start_trackers
 
 
 @contextlib.contextmanager
-def keeping_threads() -> Iterator[None]:
+def restoring_thread_count() -> Iterator[None]:
     """Restore torch's number of CPU threads at the end. A resumed run sets the number that it began with."""
     before = torch.get_num_threads()
     try:
@@ -61,7 +67,7 @@ def keeping_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@keeping_threads()
+@restoring_thread_count()
 def run_one(
     spec: RunSpec,
     folder: RunFolder,
@@ -83,7 +89,7 @@ def run_one(
         UserError: The spec or the settings cannot be used.
     """
     base = open_base(spec, settings)
-    execution = with_room(spec, settings.execution, base.process.device)
+    execution = with_needed_checkpointing(spec, settings.execution, base.process.device)
     prepared = prepare(spec, folder, base)
     with contextlib.closing(prepared.trackers):
         loop = make_loop(prepared, base, execution, progress, should_stop)
@@ -94,7 +100,7 @@ def run_one(
         return finish(prepared, base, loop.progress, settings.execution.micro_batch)
 
 
-def open_base(spec: RunSpec, settings: Settings) -> Base:
+def open_base(spec: RunSpec, settings: Settings) -> LoadedBase:
     """Read and encode the data of a run, and load the checkpoint.
 
     Raises:
@@ -119,10 +125,10 @@ def open_base(spec: RunSpec, settings: Settings) -> Base:
     loaded = replace(loaded, layout=ends)
     if process.leads:
         log_notes(encoded)
-    return Base(settings, process, encoded.data, loaded, started, spec, encoded)
+    return LoadedBase(settings, process, encoded.data, loaded, started, spec, encoded)
 
 
-def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel | None = None) -> Prepared:
+def prepare(spec: RunSpec, folder: RunFolder, base: LoadedBase, model: PreTrainedModel | None = None) -> PreparedRun:
     """Prepare a run for training: write spec.json, check quantisation, and apply the method.
 
     Args:
@@ -142,18 +148,18 @@ def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel
         base.cost = _quantisation_cost(spec, loaded, parts["dev"], base.settings.force)
     loaded = replace(loaded, new_tokens=trained_tokens(spec.method, loaded.new_tokens, token_ids))
     applied = apply_method(loaded, spec.method, spec.seed)
-    resumed = peek_progress(folder.path / "state", spec.canonical_json())
+    resumed = newest_progress(folder.path / "state", spec.canonical_json())
     names = base.settings.log_with if base.process.leads else ()
     trackers = start_trackers(names, folder.path, spec, base.process.device, resumed.step if resumed else 0)
     if splits_tensors():
-        empty_copy = shard_model(applied, base.process.device, computes_narrower(spec.method))
-        return Prepared(spec, folder, loaded, parts, applied, trackers, empty_copy)
-    return Prepared(spec, folder, loaded, parts, applied.to(base.process.device), trackers)
+        empty_copy = shard_model(applied, base.process.device, computes_in_bf16(spec.method))
+        return PreparedRun(spec, folder, loaded, parts, applied, trackers, empty_copy)
+    return PreparedRun(spec, folder, loaded, parts, applied.to(base.process.device), trackers)
 
 
 def make_loop(
-    prepared: Prepared,
-    base: Base,
+    prepared: PreparedRun,
+    base: LoadedBase,
     execution: Execution,
     progress: Callable[[int, float, float], None],
     should_stop: Callable[[], bool],
@@ -179,7 +185,7 @@ def make_loop(
     )
 
 
-def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> dict[str, Any]:
+def finish(prepared: PreparedRun, base: LoadedBase, done: Progress, at_once: int = 0) -> dict[str, Any]:
     """Evaluate a trained run, save the results, and return the content of result.json.
 
     Only the leading process saves files. Other processes return an empty dictionary.
@@ -189,7 +195,7 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
     """
     spec, folder, loaded, model = prepared.spec, prepared.folder, prepared.loaded, prepared.model
     data, process, writes = base.data, base.process, base.process.leads
-    evaluations, measured = judged(prepared, base, at_once or done.micro_batch, writes)
+    evaluations, measured = evaluate_trained(prepared, base, at_once or done.micro_batch, writes)
     if prepared.empty_copy is not None:
         model = gather_model(model, prepared.empty_copy, writes)
     if not writes:
@@ -266,7 +272,7 @@ def _quantisation_cost(spec: RunSpec, loaded: Loaded, dev: Sequence[Encoded], fo
         return {}
     cost = quantisation_cost(spec.checkpoint, spec.seed, loaded, dev)
     if not force:
-        check(cost, spec.checkpoint.name)
+        check_quantization_cost(cost, spec.checkpoint.name)
     return {"quantisation": asdict(cost)}
 
 
@@ -283,5 +289,5 @@ def _save_weights(
         save_method(spec.method.name, model, partial, spec.checkpoint.name)
         if is_whole and not is_embedded(spec.checkpoint.name):  # a base can be gone when its model is used
             loaded.tokenizer.save_pretrained(partial)
-        RunFolder(partial).write_json("petransfer.json", seal(partial, made_from))
+        RunFolder(partial).write_json("petransfer.json", with_file_hashes(partial, made_from))
     return target

@@ -49,7 +49,7 @@ class _SavedState:
     names: tuple[str, ...]
 
 
-def parts(cells: Sequence[CellType], study: StudyFolder) -> list[list[CellType]]:
+def resumable_groups(cells: Sequence[CellType], study: StudyFolder) -> list[list[CellType]]:
     """Divide the runs of a stack into groups that can resume together from one step."""
     states = {cell.run_id: _saved_states(cell.spec, study.run(cell.run_id)) for cell in cells}
     found: dict[_SavedState | None, list[CellType]] = {}

@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from petransfer.errors import UserError
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.folders import RunFolder
-from petransfer.study.prepared_run import Base, Prepared
+from petransfer.study.prepared_run import LoadedBase, PreparedRun
 from petransfer.study.settings import Settings
-from petransfer.study.single_run import finish, keeping_threads, make_loop, open_base, prepare
+from petransfer.study.single_run import finish, make_loop, open_base, prepare, restoring_thread_count
 from petransfer.study.stack_groups import common_start
-from petransfer.training.stacked import StackedLoop, make_stack, refuse_layer_drop, share
+from petransfer.training.stacked import StackedLoop, make_stack, refuse_layer_drop, shared_copy
 from petransfer.training.state import keep_only
 
 
-@keeping_threads()
+@restoring_thread_count()
 def run_stack(
     specs: Sequence[RunSpec],
     folders: Sequence[RunFolder],
@@ -45,10 +45,10 @@ def run_stack(
         keep_only(folder.path / "state", start)
     base = open_base(specs[0], settings)
     refuse_layer_drop(base.loaded.model.config)
-    ready: list[Prepared] = []
+    ready: list[PreparedRun] = []
     for spec, folder in zip(specs, folders, strict=True):
         try:
-            ready.append(prepare(spec, folder, base, share(base.loaded.model)))
+            ready.append(prepare(spec, folder, base, shared_copy(base.loaded.model)))
         except UserError as error:
             failed(folder, error)
     if not ready:
@@ -60,8 +60,8 @@ def run_stack(
 
 
 def _train(
-    ready: Sequence[Prepared],
-    base: Base,
+    ready: Sequence[PreparedRun],
+    base: LoadedBase,
     progress: Callable[[int, float, float], None],
     should_stop: Callable[[], bool],
     failed: Callable[[RunFolder, Exception], None],

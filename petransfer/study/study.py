@@ -14,7 +14,13 @@ from typing import Any
 from petransfer.errors import UserError
 from petransfer.memory.advice import OptionNames, recipe_options
 from petransfer.recipe.effect_requests import without_impossible_effects
-from petransfer.recipe.loading import apply_override, load_either, load_with_dropped_effects, recipe_of_folder, validate
+from petransfer.recipe.loading import (
+    apply_override,
+    load_any_recipe,
+    load_with_dropped_effects,
+    recipe_of_folder,
+    validate,
+)
 from petransfer.recipe.method_part import method_of
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.recipe.schema import Recipe
@@ -160,7 +166,7 @@ def open_grid(folder: Path) -> StudyGrid:
     Raises:
         UserError: The folder has no recipe.yaml, or is the folder of a pretraining.
     """
-    recipe = load_either(str(recipe_file(folder)))
+    recipe = load_any_recipe(str(recipe_file(folder)))
     if not isinstance(recipe, Recipe):
         raise UserError(f"{folder} is a pretraining; show it with `petransfer status {folder}`")
     return grid_of(recipe, folder)

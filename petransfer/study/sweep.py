@@ -26,11 +26,13 @@ from petransfer.study.grid import Cell
 Group = tuple[str, str]
 
 
-def sweep_cells(cells: Sequence[Cell], rates: Sequence[float], factors: Sequence[float], steps: int) -> list[Cell]:
+def sweep_cells(
+    cells: Sequence[Cell], learning_rates: Sequence[float], factors: Sequence[float], steps: int
+) -> list[Cell]:
     """Return each run once for every learning rate of the sweep. Equal runs are returned once.
 
     Args:
-        rates: The learning rates. Empty: use `factors`.
+        learning_rates: The learning rates. Empty: use `factors`.
         factors: Multiples of the run's own learning rate.
         steps: The number of optimiser steps of each run. 0: as in the recipe.
 
@@ -41,7 +43,7 @@ def sweep_cells(cells: Sequence[Cell], rates: Sequence[float], factors: Sequence
     for cell in cells:
         train = cell.spec.train
         # rounded to six digits, so that 3 x 0.1 and 0.3 are one learning rate and one run
-        for rate in rates or [float(f"{factor * train.learning_rate:.6g}") for factor in factors]:
+        for rate in learning_rates or [float(f"{factor * train.learning_rate:.6g}") for factor in factors]:
             if not 0 < rate < 10:
                 raise UserError(f"the learning rate {rate:g} for {cell.arm}, {cell.method} must be between 0 and 10")
             at = replace(train, learning_rate=rate, steps=steps or train.steps)
@@ -116,7 +118,7 @@ def update_sweep(recipe: Recipe, own: Sequence[Cell], asked: Sequence[Cell], stu
                 names = {"arm": cell.arm, "method": cell.method, "name": cell.spec.method.name}
                 unswept.append({**names, "chosen": None, "own_rate": cell.spec.train.learning_rate})
         # the section replaces that of the recipe, so it also has the learning rates of arms that were not swept
-        content = {"study": recipe.name, "learning_rate": learning_rates([*found, *unswept]), "groups": found}
+        content = {"study": recipe.name, "learning_rate": recipe_learning_rates([*found, *unswept]), "groups": found}
         write_text(study.path / "sweep.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     return content
 
@@ -204,7 +206,7 @@ def _best(rates: Sequence[dict[str, Any]]) -> float | None:
     return float(min(order)[-1]) if order else None
 
 
-def learning_rates(groups: Sequence[dict[str, Any]]) -> dict[str, float]:
+def recipe_learning_rates(groups: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Return the learning rates that a sweep found, as the recipe's key `train.learning_rate`.
 
     A method's entry is the method's most frequent learning rate. An arm with another learning rate has a separate

@@ -16,7 +16,7 @@ from petransfer.errors import RunError, UserError
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec, TrainSpec
-from petransfer.study.durations import rough
+from petransfer.study.durations import rough_duration
 from petransfer.study.grid import Cell
 from petransfer.study.used_rows import used_data
 
@@ -37,7 +37,7 @@ _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "nf4": 0
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenCounts:
     """The numbers of tokens in a sample of the training rows.
 
     Attributes:
@@ -74,7 +74,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Time:
+class TimeEstimate:
     """The expected time of one training run.
 
     Attributes:
@@ -90,7 +90,7 @@ class Time:
     def line(self, train: TrainSpec, runs: int = 1) -> str:
         """Describe the expected time in one line. runs: the number of training runs."""
         total = train.steps * self.step + self.evaluations
-        about = f"about {rough(total)}" + (f" per training run ({runs:,} runs)" if runs > 1 else "")
+        about = f"about {rough_duration(total)}" + (f" per training run ({runs:,} runs)" if runs > 1 else "")
         whole = "all steps are needed and " if train.early_stopping else ""
         end = f"if {whole}nothing else runs on this machine"
         shown = f"{1000 * self.step:,.0f} ms" if self.step < 10 else f"{self.step:,.0f} s"
@@ -101,7 +101,7 @@ class Time:
         )
 
 
-def tokens_of(spec: RunSpec, device: str) -> Tokens:
+def tokens_of(spec: RunSpec, device: str) -> TokenCounts:
     """Return the numbers of tokens of evenly spaced training rows.
 
     device: `cuda` or `cpu`. With packing, it determines how many examples are packed together.
@@ -109,14 +109,16 @@ def tokens_of(spec: RunSpec, device: str) -> Tokens:
     Raises:
         UserError: The tokenizer can represent none of the rows.
     """
-    if is_here(spec) and spec.task.skips_bad_rows:
+    if is_local(spec) and spec.task.skips_bad_rows:
         rows = used_data(spec, None).train
     else:
         rows = load_task(spec.task.name, None, **spec.task.arguments).load(spec.task.split).train
     chosen = [rows[at] for at in range(0, len(rows), -(-len(rows) // SAMPLED_ROWS))]
-    source, target = _counted(spec, chosen) if is_here(spec) else _estimated(spec, chosen)
+    source, target = _counted(spec, chosen) if is_local(spec) else _estimated(spec, chosen)
     packed = _packed(source, target, spec.train.batch_size, device) if spec.train.packing else None
-    return Tokens(statistics.mean(source), statistics.mean(target), (max(source), max(target)), is_here(spec), packed)
+    return TokenCounts(
+        statistics.mean(source), statistics.mean(target), (max(source), max(target)), is_local(spec), packed
+    )
 
 
 def _counted(spec: RunSpec, rows: Sequence[Example]) -> tuple[list[int], list[int]]:
@@ -169,23 +171,23 @@ def _packed(source: list[int], target: list[int], batch_size: int, device: str) 
     return rows, statistics.mean(sum(shape.numel() for shape in step) for step in shapes)
 
 
-def is_here(spec: RunSpec) -> bool:
+def is_local(spec: RunSpec) -> bool:
     """Return whether the checkpoint of a run is on this machine: shipped with petransfer, or a folder."""
     return is_embedded(spec.checkpoint.name) or Path(spec.checkpoint.source or spec.checkpoint.name).is_dir()
 
 
-def time_of(cell: Cell, tokens: Tokens, dev_rows: int, fit: Fit, cpu: bool) -> Time:
+def time_of(cell: Cell, tokens: TokenCounts, dev_rows: int, fit: Fit, cpu: bool) -> TimeEstimate:
     """Return the expected time of a run, with `dev_rows` rows in the dev set.
 
     Steps are timed if the checkpoint is on this machine and the training fits. Otherwise the time is estimated.
     """
     from petransfer.study.run_scoring import CURVE_EXAMPLES, STOPPING_EXAMPLES, evaluation_steps
 
-    spec, measured = cell.spec, is_here(cell.spec) and fit.fits
+    spec, measured = cell.spec, is_local(cell.spec) and fit.fits
     step = _measured_step(spec, cpu) if measured else _estimated_step(spec, tokens, fit, cpu)
     scored = min(dev_rows, STOPPING_EXAMPLES if spec.train.early_stopping else CURVE_EXAMPLES)
     forward = step / spec.train.batch_size / 3  # the backward pass takes about twice as long as the forward pass
-    return Time(step, len(evaluation_steps(spec.train)) * scored * forward, measured)
+    return TimeEstimate(step, len(evaluation_steps(spec.train)) * scored * forward, measured)
 
 
 def _measured_step(spec: RunSpec, cpu: bool) -> float:
@@ -213,7 +215,7 @@ def _measured_step(spec: RunSpec, cpu: bool) -> float:
     return step * spec.train.batch_size / batch
 
 
-def _estimated_step(spec: RunSpec, tokens: Tokens, fit: Fit, cpu: bool) -> float:
+def _estimated_step(spec: RunSpec, tokens: TokenCounts, fit: Fit, cpu: bool) -> float:
     """Estimate the seconds of a training step from the floating-point operations."""
     from petransfer.models.architecture import configuration  # imports transformers
 
@@ -225,7 +227,9 @@ def _estimated_step(spec: RunSpec, tokens: Tokens, fit: Fit, cpu: bool) -> float
     # process the input and half of them the target; in a decoder-only model, all weights process both.
     tokens_seen = tokens.packed[1] if tokens.packed else spec.train.batch_size * (tokens.inputs + tokens.targets)
     tokens_seen /= 2 if configuration(spec.checkpoint)[0].is_encoder_decoder else 1
-    return (6 if full else 4) * parameters * tokens_seen / (REACHED * _product_rate(cpu or fit.demand.device == "cpu"))
+    return (
+        (6 if full else 4) * parameters * tokens_seen / (REACHED * _product_rate(cpu or fit.step_spec.device == "cpu"))
+    )
 
 
 def _product_rate(cpu: bool) -> float:
@@ -257,7 +261,7 @@ def estimate_lines(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool, runs: 
         runs: The number of training runs.
     """
     try:
-        tokens = tokens_of(cell.spec, fit.demand.device)
+        tokens = tokens_of(cell.spec, fit.step_spec.device)
     except UserError as problem:  # the training would fail for the same reason
         return [f"tokens and time: not known ({problem})"]
     lines = [tokens.line(rows["train"])]
@@ -269,7 +273,7 @@ def estimate_lines(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool, runs: 
 
 def as_json(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool, runs: int = 1) -> dict[str, Any]:
     """Return the tokens, the expected time of one training run in seconds, and the number of runs as JSON values."""
-    tokens = tokens_of(cell.spec, fit.demand.device)
+    tokens = tokens_of(cell.spec, fit.step_spec.device)
     found = time_of(cell, tokens, rows["dev"], fit, cpu)
     return {
         "tokens": vars(tokens),

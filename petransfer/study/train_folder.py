@@ -52,7 +52,7 @@ def differences(folder: Path, recipe: Recipe) -> list[str]:
         f"other rows of {Path(str(recipe.task.options.get('train'))).name}"
         if key == "task.options.sha256"  # the hash of the rows
         else _difference(key.removeprefix("methods.0."), old, new)
-        for key, old, new in unlike(theirs, ours)
+        for key, old, new in differing_values(theirs, ours)
     ]
     if not set(other.seeds) <= set(recipe.seeds):
         found.append(f"seeds={_short(other.seeds)} (you asked for {_short(recipe.seeds)})")
@@ -65,14 +65,14 @@ def differences(folder: Path, recipe: Recipe) -> list[str]:
 _WORTH_KEEPING = ("done", "interrupted", "running")
 
 
-def unlike(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differing_values(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield each key with different values, the old value and the new value."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
-            yield from unlike(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
+            yield from differing_values(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for at, (one, other) in enumerate(zip(old, new, strict=True)):
-            yield from unlike(one, other, f"{place}.{at}")
+            yield from differing_values(one, other, f"{place}.{at}")
     elif old != new:
         yield place, old, new
 

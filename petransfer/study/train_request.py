@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from petransfer.errors import UserError, unknown
-from petransfer.python_arguments import list_of, place_of, shown_value
+from petransfer.python_arguments import checked_list, checked_path, shown_value
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,9 @@ def _readable(name: str, value: Any) -> Any:
     if name == "metrics" and isinstance(value, str):
         return (value,)
     if name == "seeds":
-        return tuple(list_of(value, name))
+        return tuple(checked_list(value, name))
     if name in ("dev", "test") and not isinstance(value, str | int | float | None):
-        return place_of(value, name)
+        return checked_path(value, name)
     return value
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from petransfer.errors import UserError
 from petransfer.memory.advice import TRAIN_OPTIONS, Unpredictable, suggestion
 from petransfer.memory.cards import Card, host_bytes
-from petransfer.memory.study_memory import demand_of, trained_tokens_of_run
+from petransfer.memory.study_memory import step_spec_of, trained_tokens_of_run
 from petransfer.plurals import count
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.folders import StudyFolder
@@ -105,11 +105,11 @@ def memory_of(grid: StudyGrid, card: Card | None, checkpointing: bool) -> Fit:
     if card:
         card.check_bits(spec.method.bits)
     config, own_head = configuration(spec.checkpoint)
-    demand = demand_of(spec, checkpointing, "cuda" if card else "cpu", config)
+    step_spec = step_spec_of(spec, checkpointing, "cuda" if card else "cpu", config)
     if card and card.capability:
-        demand = replace(demand, capability=card.capability)
+        step_spec = replace(step_spec, capability=card.capability)
     limit = card.bytes if card else host_bytes()
-    return plan(config, spec.checkpoint, demand, own_head, limit, trained_tokens_of(spec))
+    return plan(config, spec.checkpoint, step_spec, own_head, limit, trained_tokens_of(spec))
 
 
 def memory_if_predictable(grid: StudyGrid, card: Card | None, checkpointing: bool) -> Fit | None:
@@ -134,7 +134,7 @@ def refuse_too_large(grid: StudyGrid, fit: Fit, force: bool) -> None:
     if fit.fits or force or splits_tensors():
         return
     name = grid.cells[0].spec.checkpoint.name
-    what = "card" if fit.demand.device == "cuda" else "machine"
+    what = "card" if fit.step_spec.device == "cuda" else "machine"
     raise UserError(
         f"{name} does not fit this {what}{suggestion(fit.advice, TRAIN_OPTIONS)}; --force starts the training anyway"
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from petransfer.data import SplitData
 from petransfer.data.task import PARTS
 from petransfer.recipe.run_spec import RunSpec
-from petransfer.study.grid import notes, task_of
+from petransfer.study.grid import data_notes, task_of
 from petransfer.study.study import StudyGrid
 from petransfer.user_paths import expanded
 
@@ -71,7 +71,7 @@ def notes_of(grid: StudyGrid) -> list[str]:
 
     The remarks show the first used row, and warn of equal inputs in used rows. Rows that are left out are not counted.
     """
-    lines = notes(grid.recipe)
+    lines = data_notes(grid.recipe)
     specs = [cell.spec for cell in grid.cells]
     alike = specs[0].task.skips_bad_rows and len({(spec.checkpoint, spec.task) for spec in specs}) == 1
     if not alike or rows_of_parts(grid) == _all_rows(grid):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from petransfer.errors import UserError
-from petransfer.python_arguments import flag_of, number_of, whole_of
+from petransfer.python_arguments import checked_bool, checked_integer, checked_number
 from petransfer.recipe.run_spec import RunSpec
 
 # More than the cores of any machine. Thousands of threads would end the process with a segmentation fault.
@@ -39,13 +39,13 @@ class Execution:
 
     def __post_init__(self) -> None:
         checked = {
-            "micro_batch": whole_of(self.micro_batch, "micro_batch", least=0),
-            "threads": whole_of(self.threads, "threads", 0, MOST_THREADS),
-            "save_every": number_of(self.save_every, "save_every"),
-            "log_every": whole_of(self.log_every, "log_every"),
-            "compile": flag_of(self.compile, "compile"),
-            "checkpointing": flag_of(self.checkpointing, "gradient_checkpointing"),
-            "cuda_graphs": flag_of(self.cuda_graphs, "cuda_graphs"),
+            "micro_batch": checked_integer(self.micro_batch, "micro_batch", least=0),
+            "threads": checked_integer(self.threads, "threads", 0, MOST_THREADS),
+            "save_every": checked_number(self.save_every, "save_every"),
+            "log_every": checked_integer(self.log_every, "log_every"),
+            "compile": checked_bool(self.compile, "compile"),
+            "checkpointing": checked_bool(self.checkpointing, "gradient_checkpointing"),
+            "cuda_graphs": checked_bool(self.cuda_graphs, "cuda_graphs"),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from petransfer.errors import Interrupted, RunError, UserError
-from petransfer.models.thread_turns import give_way
+from petransfer.models.thread_turns import yield_to_waiting_thread
 from petransfer.recipe.run_spec import TrainSpec
 from petransfer.training.autocast import autocast_forward
 from petransfer.training.batch_feed import BatchFeed
@@ -26,7 +26,7 @@ from petransfer.training.graphs import GraphedStep, NotCaptured
 from petransfer.training.hooks import Hooks
 from petransfer.training.losses import LossFunction, token_loss
 from petransfer.training.metrics_file import MetricsFile
-from petransfer.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
+from petransfer.training.optimizer import make_optimizer, schedule_factor, set_learning_rate
 from petransfer.training.out_of_memory import (
     OutOfMemory,
     default_micro_batch,
@@ -38,7 +38,7 @@ from petransfer.training.out_of_memory import (
 from petransfer.training.self_checks import STEPS as CHECKED_STEPS
 from petransfer.training.self_checks import SelfChecks, refuse_not_finite
 from petransfer.training.smaller_batches import with_smaller_micro_batches
-from petransfer.training.state import Progress, load_state, peek_progress, save_state
+from petransfer.training.state import Progress, load_state, newest_progress, save_state
 
 # The value of the note `cuda_graphs` for a run that began with CUDA graphs and continued without them.
 ENDED = "ended"
@@ -158,7 +158,7 @@ class Loop:
         while not self.finished:
             step = self.progress.step
             loss, norm = self.take_step_within_memory(step)
-            self.note(step, loss, norm, before + time.monotonic() - started)
+            self.record_step(step, loss, norm, before + time.monotonic() - started)
             if not self.processes.shared:
                 self._stop_requested, self._save_requested = self.hooks.should_stop(), self._save_is_due()
             if self._stop_requested or self._save_requested:
@@ -166,9 +166,9 @@ class Loop:
                 self._saved_at = time.monotonic()
             if self._stop_requested:
                 raise Interrupted
-            give_way()
+            yield_to_waiting_thread()
 
-    def note(self, step: int, loss: torch.Tensor, norm: torch.Tensor, seconds: float) -> None:
+    def record_step(self, step: int, loss: torch.Tensor, norm: torch.Tensor, seconds: float) -> None:
         """Record a finished step. Evaluate on dev and write a line of metrics when due.
 
         Args:
@@ -366,7 +366,7 @@ class Loop:
 
         A micro-batch that was halved stays small, but the user can ask for an even smaller one.
         """
-        found = peek_progress(self.state_folder, self.identity)
+        found = newest_progress(self.state_folder, self.identity)
         if found is not None:
             found.micro_batch = min(found.micro_batch, self.execution.micro_batch or found.micro_batch)
             # The state can be from a run whose tensors were not sharded; see `_new_progress`.
@@ -390,7 +390,7 @@ class Loop:
         return [value for group in self.optimizer.param_groups for value in group["params"]]
 
     def _learning_rate(self, step: int) -> float:
-        return self.spec.learning_rate * learning_rate_factor(self.spec, step) * self.dev.cooldown_factor(step)
+        return self.spec.learning_rate * schedule_factor(self.spec, step) * self.dev.cooldown_factor(step)
 
     def _save_is_due(self) -> bool:
         return time.monotonic() - self._saved_at >= self.execution.save_every

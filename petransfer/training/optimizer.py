@@ -11,7 +11,7 @@ from petransfer.recipe.run_spec import TrainSpec
 from petransfer.training.state import trained_tensors
 
 
-def learning_rate_factor(spec: TrainSpec, step: int) -> float:
+def schedule_factor(spec: TrainSpec, step: int) -> float:
     """Return the learning rate of `step` (counted from 0) as a share, 0 to 1, of the highest learning rate.
 
     The factor rises linearly in the warm-up and then follows `spec.schedule`.
@@ -70,5 +70,5 @@ def _groups_by_factor(model: torch.nn.Module, spec: TrainSpec) -> list[dict[str,
 
 
 def _factor(parameter: torch.nn.Parameter) -> float:
-    """Return the attribute `rate_factor` of a tensor, which multiplies its learning rate. Default: 1."""
-    return float(getattr(parameter, "rate_factor", 1.0))
+    """Return the attribute `learning_rate_scale` of a tensor, which multiplies its learning rate. Default: 1."""
+    return float(getattr(parameter, "learning_rate_scale", 1.0))

@@ -103,9 +103,11 @@ def enable_gradient_checkpointing(model: torch.nn.Module, **options: Any) -> Non
     """
     base = base_model_of(model)
     if _has_prefix(model):
-        raise UserError("prefix tuning does not work with gradient checkpointing; remove --checkpointing")
+        raise UserError("prefix tuning does not work with gradient checkpointing; remove --gradient-checkpointing")
     if not getattr(base, "supports_gradient_checkpointing", False):
-        raise UserError(f"{type(base).__name__} does not support gradient checkpointing; remove --checkpointing")
+        raise UserError(
+            f"{type(base).__name__} does not support gradient checkpointing; remove --gradient-checkpointing"
+        )
     # With a frozen first layer, the reentrant variant trains nothing and raises no error.
     base.gradient_checkpointing_enable({"use_reentrant": False, **options})
 

@@ -88,7 +88,7 @@ def _loss_at_16_bits(
         return _loss(load_on_disk(checkpoint, folder, seed), examples, torch.device("cpu"))
 
 
-def check(cost: QuantisationCost, name: str) -> None:
+def check_quantization_cost(cost: QuantisationCost, name: str) -> None:
     """Warn if quantisation changed the loss noticeably.
 
     Raises:

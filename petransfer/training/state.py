@@ -159,7 +159,7 @@ def keep_only(folder: Path, step: int) -> None:
             shutil.rmtree(removed, ignore_errors=True)
 
 
-def peek_progress(folder: Path, identity: str) -> Progress | None:
+def newest_progress(folder: Path, identity: str) -> Progress | None:
     """Return the progress in the newest state with this identity. None without such a state."""
     for state in sorted(folder.glob("step-*"), reverse=True):
         try:

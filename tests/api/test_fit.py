@@ -65,7 +65,7 @@ def test_the_micro_batch_of_the_largest_step_is_reduced() -> None:
     found = petransfer.fit("nano/english", bits=32, batch_size=2**16, lengths=(2**20, 2**20))
     assert found.batch == 2**16
     assert found.micro_batch == 2
-    assert found.demand.accumulates
+    assert found.step_spec.accumulates
 
 
 def test_the_repr_is_one_readable_line() -> None:

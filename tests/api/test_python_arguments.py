@@ -15,7 +15,7 @@ import pytest
 import petransfer as pt
 from petransfer.data import load_task
 from petransfer.errors import UserError
-from petransfer.python_arguments import device_of, naming_arguments
+from petransfer.python_arguments import checked_device, naming_arguments
 from petransfer.study.train_request import TrainRequest, train_request
 from petransfer.training.execution import Execution
 
@@ -170,7 +170,7 @@ def test_a_device_that_does_not_exist_is_refused(load: Callable[..., Any], monke
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     with pytest.raises(UserError, match=r"^device is 'cuda:2' .*, but PyTorch finds 2 GPUs .*; give cuda:0 or cuda:1"):
         load("nano/english", device="cuda:2")
-    assert device_of("cuda:1") == "cuda:1"
+    assert checked_device("cuda:1") == "cuda:1"
     with pytest.raises(UserError, match=r"^device is 'vulkan' .*, but PyTorch cannot use it on this machine; give cpu"):
         load("nano/english", device="vulkan")
 

@@ -17,7 +17,7 @@ import petransfer
 import petransfer.api
 from petransfer import RunError, Study, UserError
 from petransfer.api import write_results
-from petransfer.cli.run import own_runs
+from petransfer.cli.run import study_hooks
 from petransfer.study.folders import Status
 from petransfer.study.local_executor import Outcome
 from petransfer.study.study import as_overrides, open_grid
@@ -173,7 +173,7 @@ def test_effects_are_computed_again_after_repeated_runs(tmp_path: Path, monkeypa
 
     monkeypatch.setattr("petransfer.api.prepare_study", lambda *given: None)
     monkeypatch.setattr("petransfer.api.execute_study", execute)
-    ending = own_runs(study.grid)
+    ending = study_hooks(study.grid)
     study.run()
     assert study.effects()["difference"][0] == pytest.approx(first + 10)
     make(folder.path, recipe)

@@ -26,7 +26,7 @@ from petransfer.training.execution import Execution
 from petransfer.training.graphs import pad_widths
 from petransfer.training.hooks import Hooks
 from petransfer.training.loop import Loop
-from petransfer.training.stacked.layers import share
+from petransfer.training.stacked.layers import shared_copy
 from petransfer.training.stacked.stacked_loop import make_stack
 from petransfer.training.state import trained_tensors
 
@@ -47,7 +47,7 @@ def examples(base: Loaded) -> Sequence[Encoded]:
 
 
 def _member(base: Loaded, seed: int) -> torch.nn.Module:
-    return apply_method(replace(base, model=share(base.model)), LORA, seed)
+    return apply_method(replace(base, model=shared_copy(base.model)), LORA, seed)
 
 
 def _of_the_loop(model: torch.nn.Module, source: ShuffledExamples, folder: Path) -> list[float]:
@@ -89,7 +89,7 @@ def test_a_stacked_step_gives_the_results_of_single_training_loops(
         _of_the_loop(model, source, tmp_path / str(at))
         for at, (model, source) in enumerate(zip(singles, sources, strict=True))
     ]
-    stack = make_stack(share(base.model), [_member(base, seed) for seed in (0, 1)])
+    stack = make_stack(shared_copy(base.model), [_member(base, seed) for seed in (0, 1)])
     steps = StackedStep(stack, TRAIN, CPU)
     found = [steps.step(at, [source.batch(at, 0, 1) for source in sources]).tolist() for at in range(STEPS)]
     assert found == [pytest.approx(pair, rel=1e-5) for pair in zip(*expected, strict=True)]

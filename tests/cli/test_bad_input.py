@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 import petransfer.cli
 from petransfer.cli import main
-from petransfer.cli.adapter import _wishes
+from petransfer.cli.adapter import _card_options
 from petransfer.cli.input_files import refuse_other_files
 from petransfer.cli.text import input_lines
 from petransfer.cli.train_output import _argument
@@ -534,8 +534,8 @@ def test_other_system_errors_are_not_hidden() -> None:
 def test_languages_and_licences_of_a_model_card_are_checked(options: tuple[str, str], message: str) -> None:
     named = dict(zip(options[::2], options[1::2], strict=True))
     with pytest.raises(UserError, match=message):
-        _wishes(named.get("--licence"), named.get("--language"), None)
+        _card_options(named.get("--licence"), named.get("--language"), None)
 
 
 def test_blanks_between_the_languages_of_a_model_card_are_allowed() -> None:
-    assert _wishes("cc-by-4.0", "en, pt-BR", None).language == ("en", "pt-BR")
+    assert _card_options("cc-by-4.0", "en, pt-BR", None).language == ("en", "pt-BR")

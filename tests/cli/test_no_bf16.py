@@ -13,7 +13,7 @@ import torch
 
 import petransfer as pt
 from petransfer.errors import UserError
-from petransfer.memory.step_memory import Demand
+from petransfer.memory.step_memory import StepSpec
 from petransfer.models.quantization import check_bf16
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.settings import Settings
@@ -124,7 +124,7 @@ def test_every_training_checks_bf16_on_its_own_device(
         with pytest.raises(UserError, match=REFUSED.format(16)):
             open_base(tiny_spec(method), Settings())
     with pytest.raises(UserError, match=REFUSED.format(16)):
-        load_for(checkpoint_spec(str(tiny_t5)), Demand(narrow, 1, 4, 4))
+        load_for(checkpoint_spec(str(tiny_t5)), StepSpec(narrow, 1, 4, 4))
     monkeypatch.setattr("petransfer.pretraining.pretrain.this_process", lambda cpu: Process(emulating))
     spec = PretrainSpec("english", "nano", "", "", 10, bits=16)
     with pytest.raises(UserError, match=REFUSED.format(16)):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
 
+import petransfer
 import petransfer.cli
 from petransfer.cli.options import parse_seeds
 from petransfer.errors import UserError
@@ -25,7 +28,7 @@ def test_a_descending_range_of_seeds_is_refused(text: str) -> None:
         ("run", "smoke", "--seeds", ""),
         ("run", "smoke", "--shard", ""),
         ("plan", "smoke", "--arms", "english,"),
-        ("sweep", "smoke", "--rates", ""),
+        ("sweep", "smoke", "--learning-rates", ""),
         ("sweep", "smoke", "--factors", ""),
         ("sweep", "smoke", "--shard", ""),
         ("pretrain", "--arms", ""),
@@ -84,3 +87,19 @@ def test_a_tilde_at_the_start_of_a_path_is_the_home_folder(
     assert not (tmp_path / "~").exists()
     for arguments in (("plan", "smoke", "--out=~/mine.yaml"), ("status", "~/gone")):
         assert str(tmp_path) in refused(monkeypatch, capsys, *arguments)
+
+
+def test_messages_and_help_texts_use_the_current_name_of_an_option() -> None:
+    """An old name such as --lr still works, but readers of the help must find the option that a message names."""
+    texts: list[tuple[str, str]] = []
+    old: set[str] = set()
+    for path in sorted(Path(petransfer.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append((path.name, node.value))
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "typer.Option":
+                names = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+                old.update([name for name in names if str(name).startswith("--")][1:])
+    assert {"--lr", "--rates", "--batch", "--checkpointing", "--micro-batch"} <= old
+    word = re.compile(rf"(?<![\w-])(?:{'|'.join(old)})(?![\w-])")
+    assert not [(name, text) for name, text in texts if word.search(text) and text not in old]

@@ -165,7 +165,7 @@ def test_a_failed_run_does_not_stop_another_run(
     text = STACKED.format(rows=tmp_path / "rows.tsv", tiny=tiny_t5).replace("seeds: [0, 1, 2]", "seeds: [0]")
     recipe.write_text(text.replace("2.0e-3}", "{lora: 2.0e-3, scratch: 9}, max_grad_norm: 0}"))
     monkeypatch.setattr(
-        "petransfer.training.loop.learning_rate_factor", lambda spec, step: 1e30 if spec.learning_rate == 9 else 1.0
+        "petransfer.training.loop.schedule_factor", lambda spec, step: 1e30 if spec.learning_rate == 9 else 1.0
     )
     arguments = ["run", "--recipe", str(recipe), "--out", str(out), "--workers", "1", "--cpu"]
     assert call(monkeypatch, *arguments, "--arms", "scratch,english") == 1
@@ -262,7 +262,7 @@ def test_the_stack_option_is_checked_and_stacks_runs(
     for wrong, message in {
         "x": "--stack x: write a whole number of 1 or more, auto or off",
         "0": "--stack 0: write a whole number of 1 or more, auto or off",
-        "2 --checkpointing": "--stack 2 cannot be combined with --checkpointing",
+        "2 --checkpointing": "--stack 2 cannot be combined with --gradient-checkpointing",
         "2 --processes 2": "--stack 2 cannot be combined with --processes",
     }.items():
         assert call(monkeypatch, *words, "--stack", *wrong.split()) == 2

@@ -15,7 +15,7 @@ import pytest
 from petransfer.memory.cards import Card
 from petransfer.memory.planner import on_card
 from petransfer.memory.step_memory import simulate
-from petransfer.memory.study_memory import demand_of
+from petransfer.memory.study_memory import step_spec_of
 from petransfer.models.architecture import configuration
 from petransfer.recipe.loading import load_recipe
 from petransfer.study.grid import expand
@@ -65,7 +65,7 @@ def test_plan_shows_how_runs_would_be_stacked(
     ("options", "message"),
     [
         (["--stack", "abc"], "--stack abc: write a whole number of 1 or more, auto or off"),
-        (["--stack", "4", "--checkpointing"], "--stack 4 cannot be combined with --checkpointing"),
+        (["--stack", "4", "--checkpointing"], "--stack 4 cannot be combined with --gradient-checkpointing"),
     ],
 )
 def test_plan_refuses_an_invalid_stack_option_before_it_lists_the_runs(
@@ -78,7 +78,7 @@ def test_a_stack_that_does_not_fit_the_card_is_refused(
     recipe: str, tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = expand(load_recipe(recipe))[0].spec
-    one = replace(demand_of(spec, False), batch=1, accumulates=True)
+    one = replace(step_spec_of(spec, False), batch=1, accumulates=True)
     config, own_head = configuration(spec.checkpoint)
     two, four = (simulate(config, "t5", replace(one, members=count), own_head).peak for count in (2, 4))
     # the card has room for two stacked runs with one example each, but not for four

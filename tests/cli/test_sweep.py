@@ -157,12 +157,12 @@ def test_a_failed_run_of_a_sweep_is_reported(
     recipe: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "petransfer.training.loop.learning_rate_factor", lambda spec, step: 1e30 if spec.learning_rate == 9 else 1.0
+        "petransfer.training.loop.schedule_factor", lambda spec, step: 1e30 if spec.learning_rate == 9 else 1.0
     )
     out = tmp_path / "out"
     words = ("sweep", "--recipe", str(recipe), "--out", str(out), "--cpu", "--workers", "1", "--arms", "english")
     sets = ("--set", "train.max_grad_norm=0", "--set", "train.schedule=constant", "--steps", "4")
-    assert call(*words, "--rates", "2e-3,4e-3,9", *sets) == 1
+    assert call(*words, "--learning-rates", "2e-3,4e-3,9", *sets) == 1
     message = capsys.readouterr()
     assert "1 of 3 runs failed" in message.err
     assert "9: failed" in message.out
@@ -176,12 +176,15 @@ def test_a_failed_run_of_a_sweep_is_reported(
     ("options", "message"),
     [
         (
-            ["--rates", "1e-3", "--factors", "2"],
-            "--rates and --factors both set the learning rates; give only one of them",
+            ["--learning-rates", "1e-3", "--factors", "2"],
+            "--learning-rates and --factors both set the learning rates; give only one of them",
         ),
-        (["--rates", "1e-3,x"], "--rates 1e-3,x: write numbers above 0, separated by commas, such as 0.5,1,2"),
+        (
+            ["--learning-rates", "1e-3,x"],
+            "--learning-rates 1e-3,x: write numbers above 0, separated by commas, such as 0.5,1,2",
+        ),
         (["--factors", "0"], "--factors 0: write numbers above 0, separated by commas, such as 0.5,1,2"),
-        (["--rates", "20"], "the learning rate 20 for english, lora r4 32-bit must be between 0 and 10"),
+        (["--learning-rates", "20"], "the learning rate 20 for english, lora r4 32-bit must be between 0 and 10"),
     ],
 )
 def test_invalid_learning_rates_are_refused(

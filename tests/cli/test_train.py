@@ -212,18 +212,20 @@ def test_default_learning_rates_follow_the_methods_recipe_and_the_model() -> Non
 
     from petransfer.recipe.loading import load_recipe
     from petransfer.recipe.methods import METHODS
-    from petransfer.study.quick_recipe import default_rate
+    from petransfer.study.quick_recipe import default_learning_rate
 
     found_on_dev = load_recipe("methods-scan").train.learning_rate
     assert isinstance(found_on_dev, dict)
     # The recipe does not have these two methods. They have the learning rates of similar methods.
     expected = found_on_dev | {"bias": found_on_dev["ln"], "oft": found_on_dev["lora"]}
     for method in METHODS:
-        assert default_rate(method, T5Config(), nano=True) == expected[method], method
-        assert default_rate(method, T5Config(), nano=False) == pytest.approx(
-            5 * default_rate(method, GPT2Config(), nano=False)
+        assert default_learning_rate(method, T5Config(), nano=True) == expected[method], method
+        assert default_learning_rate(method, T5Config(), nano=False) == pytest.approx(
+            5 * default_learning_rate(method, GPT2Config(), nano=False)
         )
-    assert default_rate("prompt", GPT2Config(), nano=False) > 100 * default_rate("lora", GPT2Config(), nano=False)
+    assert default_learning_rate("prompt", GPT2Config(), nano=False) > 100 * default_learning_rate(
+        "lora", GPT2Config(), nano=False
+    )
 
 
 def test_the_saved_recipe_works_anywhere_and_other_settings_get_another_folder(

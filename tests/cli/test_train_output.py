@@ -15,7 +15,7 @@ from petransfer.cli.train_output import (
     print_summaries,
     progress_text,
     samples_table,
-    train_runs,
+    train_hooks,
 )
 from petransfer.data.rows.folds import ALL
 from petransfer.data.templates import render_text
@@ -152,7 +152,7 @@ def test_progress_text_for_output_that_is_not_a_terminal(training: TrainStudy) -
     row = Row(cell, "running", step=1200, loss=0.1234, dev_so_far=45.6, seconds_left=741)
     assert progress_text(row, "") == "step 1,200 of 2,000, loss 0.123, exact match on dev 46 %, at most 12 min left"
     assert progress_text(replace(row, loss=None), "fold 2: ") == "fold 2: running"
-    assert train_runs(training.grid).line(replace(row, status="done")) == "", "the summary has its scores"
+    assert train_hooks(training.grid).line(replace(row, status="done")) == "", "the summary has its scores"
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 from petransfer.data import benchmark_files as files
 from petransfer.data import load_task
 from petransfer.data import tsv_benchmark as tabular
-from petransfer.data.benchmark_files import Source, cache_dir, find, locate, read_rows
+from petransfer.data.benchmark_files import PublishedFile, cache_dir, find_file, find_or_download, read_rows
 from petransfer.data.rows.source import find_source
 from petransfer.data.rows.tables import open_dataset
 from petransfer.data.tasks import cogs, scan
 from petransfer.errors import UserError
 
 BODY = b"first line\nsecond line\nthird line\n"
-SOURCE = Source("owner/name", "0" * 40, "folder/file.txt", "task/file.txt", hashlib.sha256(BODY).hexdigest())
+SOURCE = PublishedFile("owner/name", "0" * 40, "folder/file.txt", "task/file.txt", hashlib.sha256(BODY).hexdigest())
 
 
 @pytest.fixture(autouse=True)
@@ -50,15 +50,15 @@ def _write(path: Path, content: bytes) -> Path:
 
 def test_find_returns_the_first_existing_name_and_prefers_plain_files(tmp_path: Path) -> None:
     packed = _write(tmp_path / "b.txt.xz", lzma.compress(BODY))
-    assert find(tmp_path, ["a.txt", "b.txt"]) == packed
+    assert find_file(tmp_path, ["a.txt", "b.txt"]) == packed
     plain = _write(tmp_path / "b.txt", BODY)
-    assert find(tmp_path, ["a.txt", "b.txt"]) == plain
-    assert find(tmp_path, ["c.txt"]) is None
+    assert find_file(tmp_path, ["a.txt", "b.txt"]) == plain
+    assert find_file(tmp_path, ["c.txt"]) is None
 
 
 def test_a_data_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the data folder .*nowhere does not exist.*--data-dir"):
-        find(tmp_path / "nowhere", ["a.txt"])
+        find_file(tmp_path / "nowhere", ["a.txt"])
     with pytest.raises(UserError, match="does not exist"):
         load_task("scan", tmp_path / "nowhere").load("length")
 
@@ -74,9 +74,9 @@ def test_the_cache_is_in_the_home_folder_unless_the_variable_is_set(
 def test_locate_prefers_the_users_folder_to_the_cache_and_the_cache_to_a_download(tmp_path: Path, cache: Path) -> None:
     cached = _write(cache / SOURCE.repository / SOURCE.commit / SOURCE.path, BODY)
     own = _write(tmp_path / "data" / "file.txt", BODY)
-    assert locate(SOURCE, tmp_path / "data", ["file.txt"]) == own
-    assert locate(SOURCE, tmp_path / "data", ["other.txt"]) == cached
-    assert locate(SOURCE, None, ["file.txt"]) == cached
+    assert find_or_download(SOURCE, tmp_path / "data", ["file.txt"]) == own
+    assert find_or_download(SOURCE, tmp_path / "data", ["other.txt"]) == cached
+    assert find_or_download(SOURCE, None, ["file.txt"]) == cached
 
 
 UPSTREAM_NAMES = {
@@ -156,7 +156,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 def test_a_changed_file_in_the_cache_is_refused_with_advice_and_not_deleted(cache: Path) -> None:
     path = _write(cache / SOURCE.repository / SOURCE.commit / SOURCE.path, BODY + b"one more\n")
     with pytest.raises(UserError, match=r"file\.txt is not the published file: .*delete it to have it downloaded"):
-        list(read_rows(locate(SOURCE, None, []), str, SOURCE.sha256))
+        list(read_rows(find_or_download(SOURCE, None, []), str, SOURCE.sha256))
     assert path.exists()
 
 
@@ -233,7 +233,7 @@ def _left_in(folder: Path) -> list[Path]:
 
 
 def test_a_complete_download_is_the_only_file_in_the_cache(server: type[Server], cache: Path) -> None:
-    path = locate(SOURCE, None, [])
+    path = find_or_download(SOURCE, None, [])
     assert path == cache / "owner" / "name" / SOURCE.commit / "folder" / "file.txt"
     assert _left_in(cache) == [path]
     assert path.read_bytes() == BODY
@@ -243,7 +243,7 @@ def test_a_complete_download_is_the_only_file_in_the_cache(server: type[Server],
 def test_a_shared_cache_can_be_read_by_the_group(server: type[Server]) -> None:
     before = os.umask(0o022)
     try:
-        mode = locate(SOURCE, None, []).stat().st_mode
+        mode = find_or_download(SOURCE, None, []).stat().st_mode
     finally:
         os.umask(before)
     assert stat.S_IMODE(mode) == 0o644
@@ -260,7 +260,7 @@ def test_a_shared_cache_can_be_read_by_the_group(server: type[Server]) -> None:
 def test_a_failed_download_leaves_no_file(manner: str, message: str, server: type[Server], cache: Path) -> None:
     server.manner = manner
     with pytest.raises(UserError, match=message) as caught:
-        locate(SOURCE, None, [])
+        find_or_download(SOURCE, None, [])
     assert "\n" not in str(caught.value)
     assert _left_in(cache) == []
 
@@ -268,7 +268,7 @@ def test_a_failed_download_leaves_no_file(manner: str, message: str, server: typ
 def test_a_download_with_another_hash_is_refused_and_leaves_no_file(server: type[Server], cache: Path) -> None:
     server.body = BODY.upper()
     with pytest.raises(UserError, match="gave another file than the published one: its sha256 is"):
-        locate(SOURCE, None, [])
+        find_or_download(SOURCE, None, [])
     assert _left_in(cache) == []
 
 
@@ -281,7 +281,7 @@ def test_an_interrupted_download_leaves_no_file(
 
     monkeypatch.setattr(files.urllib.request, "urlopen", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        locate(SOURCE, None, [])
+        find_or_download(SOURCE, None, [])
     assert _left_in(cache) == []
 
 
@@ -290,11 +290,11 @@ def test_a_download_without_a_network_is_refused_with_advice(
 ) -> None:
     monkeypatch.setattr(files, "BASE_URL", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"save it as DIR/task/file\.txt and pass --data-dir DIR$"):
-        locate(SOURCE, None, [])
+        find_or_download(SOURCE, None, [])
     folder = tmp_path / "data"
     folder.mkdir()
     with pytest.raises(UserError, match=r"at commit 0000000 from http\S+, save it as .*/data/task/file\.txt and try"):
-        locate(SOURCE, folder, [])
+        find_or_download(SOURCE, folder, [])
     assert _left_in(cache) == []
 
 
@@ -304,13 +304,13 @@ def test_an_error_message_of_two_lines_becomes_one_line(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(files.urllib.request, "urlopen", fails)
     with pytest.raises(UserError, match=r"cannot be downloaded \(no way to get there\)"):
-        locate(SOURCE, None, [])
+        find_or_download(SOURCE, None, [])
 
 
 def test_a_cache_that_cannot_be_written_raises_a_user_error(server: type[Server], cache: Path) -> None:
     cache.write_text("a file where the folder should be")
     with pytest.raises(UserError, match=r"task/file\.txt is missing and cannot be downloaded"):
-        locate(SOURCE, None, [])
+        find_or_download(SOURCE, None, [])
 
 
 def test_scan_simple_is_downloaded_and_sorted(server: type[Server], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +319,7 @@ def test_scan_simple_is_downloaded_and_sorted(server: type[Server], monkeypatch:
     for part in ("train", "test"):
         source = replace(scan.SIMPLE[part], sha256=hashlib.sha256(server.body).hexdigest())
         monkeypatch.setitem(scan.SIMPLE, part, source)
-        monkeypatch.setitem(scan.PUBLISHED, ("simple", part), scan.Published(3, scan.rows_sha256(rows)))
+        monkeypatch.setitem(scan.PUBLISHED, ("simple", part), scan.PublishedPart(3, scan.rows_sha256(rows)))
     test = load_task("scan").load("simple").test
     assert [(row.index, row.input, row.category) for row in test] == [
         (0, "jump and run", "and"), (1, "look", "simple"), (2, "walk", "simple"),

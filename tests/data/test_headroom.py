@@ -18,7 +18,7 @@ import pytest
 from petransfer.cli import main
 from petransfer.data import benchmark_files as files
 from petransfer.data import load_task
-from petransfer.data.benchmark_files import Source
+from petransfer.data.benchmark_files import PublishedFile
 from petransfer.data.tasks import recogs, scan, scan_mcd, slog
 from petransfer.data.tasks.cogs import CATEGORY_TITLE
 from petransfer.data.tasks.slog import CATEGORY_GROUP, GEN_MEMBER, PASSWORD_VARIABLE
@@ -79,7 +79,7 @@ def locked(member: str, text: bytes, password: bytes) -> bytes:
     return bytes(packed)
 
 
-def keep(sources: dict[str, Source], part: str, path: Path, content: bytes, patch: pytest.MonkeyPatch) -> None:
+def keep(sources: dict[str, PublishedFile], part: str, path: Path, content: bytes, patch: pytest.MonkeyPatch) -> None:
     """Write a file, and replace the pinned hash of the official file with its hash."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
@@ -118,7 +118,7 @@ def mcd(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = elsewhere / "data" / "scan_mcd" / "mcd1" / f"{part}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(scan.format_row(row) + "\n" for row in reversed(chosen)))
-        pinned = scan.Published(len(chosen), scan.rows_sha256(chosen))
+        pinned = scan.PublishedPart(len(chosen), scan.rows_sha256(chosen))
         monkeypatch.setitem(scan_mcd.PUBLISHED, ("mcd1", part), pinned)
     return elsewhere / "data"
 

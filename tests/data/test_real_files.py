@@ -469,7 +469,7 @@ def test_input_and_input_column_are_the_same_option(elsewhere: Path) -> None:
     (elsewhere / "a.csv").write_text("q,a\n" + "".join(f"q{n},b{n}\n" for n in range(10)))
     one, other = lines("a.csv", input="q", target="a"), lines("a.csv", input_column="q", target_column="a")
     assert one == other
-    assert one.place() == {"train": str(elsewhere / "a.csv"), "input": "q", "target": "a"}
+    assert one.local_options() == {"train": str(elsewhere / "a.csv"), "input": "q", "target": "a"}
     with pytest.raises(UserError, match="give either input or input_column, not both"):
         lines("a.csv", input="q", input_column="a")
 

@@ -14,7 +14,7 @@ from petransfer.data import LinesTask, load_task
 from petransfer.data.rows.builder import COUNTED
 from petransfer.errors import UserError
 from petransfer.recipe.loading import validate
-from petransfer.study.grid import notes
+from petransfer.study.grid import data_notes
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -282,7 +282,7 @@ def test_a_backslash_and_a_letter_in_a_template_or_prefix_get_a_note(elsewhere: 
             "seeds": [0],
             "train": {"steps": 1, "batch_size": 1, "learning_rate": 0.1},
         }
-        found = "\n".join(notes(validate(content, "x")))
+        found = "\n".join(data_notes(validate(content, "x")))
         assert (expected in found) if expected else ("two characters" not in found)
 
 

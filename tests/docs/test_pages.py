@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from petransfer.data.task_registry import TASKS, RegisteredTask
-from petransfer.effects.kind import KINDS, Kind
+from petransfer.effects.kind import KINDS, EffectKind
 from petransfer.recipe.methods import METHODS, Method
 from petransfer.recipe.metrics import METRICS, Metric
 from petransfer.registries import Registry
@@ -81,7 +81,7 @@ def test_the_package_of_the_extension_page_is_found(tmp_path: Path, monkeypatch:
     lines = [f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in of.items()) for group, of in sections]
     (installed / "entry_points.txt").write_text("".join(lines))
     monkeypatch.syspath_prepend(str(tmp_path))
-    registries = [(METRICS, Metric), (TASKS, RegisteredTask), (METHODS, Method), (KINDS, Kind)]
+    registries = [(METRICS, Metric), (TASKS, RegisteredTask), (METHODS, Method), (KINDS, EffectKind)]
     for (registry, kind), (group, entries) in zip(registries, sections, strict=True):
         (name,) = entries
         assert registry.group == group

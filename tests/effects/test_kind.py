@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from petransfer.effects.criteria import Criterion
-from petransfer.effects.kind import KINDS, Family, Kind, Missing, Thresholds, kinds_in_order
+from petransfer.effects.kind import KINDS, EffectKind, HolmResult, Missing, Thresholds, kinds_in_order
 from petransfer.effects.pairs import Contrast, arms_under
 from petransfer.effects.runs import Runs
 from petransfer.effects.study_effects import update_effects
@@ -40,7 +40,7 @@ def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[tuple[C
         yield found if isinstance(found, Missing) else (found, int(effect.options.get("digits", 1)))
 
 
-def judge(item: tuple[Contrast, int], family: Family, thresholds: Thresholds) -> Times:
+def judge(item: tuple[Contrast, int], family: HolmResult, thresholds: Thresholds) -> Times:
     contrast, digits = item
     ratio = float(contrast.left.mean() / contrast.right.mean())
     assert family.p_holm is None
@@ -52,7 +52,7 @@ def sentence(one: dict[str, Any], criterion: Criterion) -> str:
     return f"{one['name']} on {one['split']}: {plain(one['ratio'], one['digits'])} times as often right."
 
 
-TIMES = Kind(
+TIMES = EffectKind(
     name="times", key="times", heading="Times as often", requests=("times",), order=9, collect=collect,
     p_value=None, judge=judge, sentence=sentence, details=lambda one, criterion: "",
     plot=lambda *given: None,

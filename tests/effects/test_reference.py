@@ -12,21 +12,21 @@ from petransfer.effects.criteria import CRITERIA
 from petransfer.effects.kinds.contrast import Effect, details, judge
 from petransfer.effects.kinds.scale import judge as judge_scales
 from petransfer.effects.kinds.scale import sentence as of_scale
-from petransfer.effects.pairs import Contrast, Two
+from petransfer.effects.pairs import Contrast, ContrastPair
 from petransfer.effects.reference import (
     FAMILIES,
     caveats,
     nearest_paper_family,
+    paper_contrast,
     paper_score,
-    published,
-    published_contrast,
+    paper_scores,
 )
 
 SPLITS = ("add_jump", "add_turn_left", "around_right", "jump_around_right", "length", "opposite_right", "right")
 
 
 def contrast(family: str, left: str, split: str, task: str = "scan") -> Contrast:
-    found = published_contrast(family, left, "scratch", task, split)
+    found = paper_contrast(family, left, "scratch", task, split)
     assert found
     return found
 
@@ -53,18 +53,18 @@ def alone(family: str, left: str, split: str) -> Effect:
     ],
 )
 def test_mean_scores_equal_those_in_the_paper(family: str, arm: str, scan: float, cogs: float | None) -> None:
-    found = [published()[family, arm, "scan", split, ""].mean for split in SPLITS]
+    found = [paper_scores()[family, arm, "scan", split, ""].mean for split in SPLITS]
     assert sum(found) / 7 == pytest.approx(scan, abs=0.05)
     whole = paper_score(family, arm, "cogs", "gen")
     assert (whole.mean if whole else None) == (pytest.approx(cogs, abs=0.05) if cogs else None)
 
 
 def test_the_score_of_a_cogs_split_is_the_mean_over_its_categories() -> None:
-    for (family, arm, task, split, category), one in published().items():
+    for (family, arm, task, split, category), one in paper_scores().items():
         if task == "cogs" and not category:
             parts = [
                 part
-                for key, part in published().items()
+                for key, part in paper_scores().items()
                 if key[:4] == (family, arm, "cogs", split) and key[4]
             ]  # fmt: skip
             assert len(parts) == 21
@@ -74,13 +74,13 @@ def test_the_score_of_a_cogs_split_is_the_mean_over_its_categories() -> None:
 
 def test_a_contrast_of_some_categories_uses_only_their_scores() -> None:
     cases = ("cp_recursion", "active_to_passive")
-    found = published_contrast("t5-base", "english", "scratch", "cogs", "gen", cases)
+    found = paper_contrast("t5-base", "english", "scratch", "cogs", "gen", cases)
     assert found is not None
     assert found.examples == 2_000
     for arm, side in (("english", found.left), ("scratch", found.right)):
-        parts = [published()["t5-base", arm, "cogs", "gen", case].shares for case in cases]
+        parts = [paper_scores()["t5-base", arm, "cogs", "gen", case].shares for case in cases]
         assert side[:, 0].tolist() == pytest.approx([(one + other) / 2 for one, other in zip(*parts, strict=True)])
-    assert published_contrast("t5-base", "english", "scratch", "cogs", "gen", ("cp_recursion", "unknown")) is None
+    assert paper_contrast("t5-base", "english", "scratch", "cogs", "gen", ("cp_recursion", "unknown")) is None
 
 
 def test_english_helps_on_some_splits_and_hurts_on_others() -> None:
@@ -122,7 +122,9 @@ def test_the_effect_of_protein_changes_its_sign_with_model_size() -> None:
 
 
 def test_the_scale_effect_of_english_comes_from_the_scratch_arm() -> None:
-    two = Two(contrast("t5-3b", "english", "gen", "cogs"), contrast("t5-base", "english", "gen", "cogs"), "3B", "base")
+    two = ContrastPair(
+        contrast("t5-3b", "english", "gen", "cogs"), contrast("t5-base", "english", "gen", "cogs"), "3B", "base"
+    )
     (scale,) = judge_scales([two])
     assert scale.difference == pytest.approx((84.1 - 15.5) - (83.3 - 32.3), abs=0.2)
     assert scale.of_left < 1.5
@@ -140,8 +142,8 @@ def test_the_translation_model_has_enough_seeds_for_verdicts() -> None:
 
 
 def test_scores_that_the_paper_does_not_have_are_none() -> None:
-    assert published_contrast("t5-base", "german", "scratch", "scan", "add_jump") is None
-    assert published_contrast("t5-3b", "protein", "scratch", "cogs", "gen") is None
+    assert paper_contrast("t5-base", "german", "scratch", "scan", "add_jump") is None
+    assert paper_contrast("t5-3b", "protein", "scratch", "cogs", "gen") is None
     assert paper_score("nano", "german", "scan", "add_jump") is None
     assert paper_score("nano", "english", "slog", "gen") is None
     assert all(nearest_paper_family(family) == family for family in FAMILIES)

@@ -15,7 +15,7 @@ from scipy import stats
 from petransfer.effects.criteria import CRITERIA
 from petransfer.effects.kind import Thresholds
 from petransfer.effects.kinds.retention import Retention, retention, sentence
-from petransfer.effects.pairs import Two
+from petransfer.effects.pairs import ContrastPair
 from petransfer.effects.study_effects import update_effects
 from tests.effects.test_scale import contrast, flat, group
 from tests.report.made import make, recipe_of
@@ -26,7 +26,7 @@ def sentence_of(one: Retention) -> str:
 
 
 def test_retention_of_known_effects() -> None:
-    one = retention(Two(contrast(flat(0.5), flat(0.2)), contrast(flat(0.6), flat(0.2)), "lora", "full"))
+    one = retention(ContrastPair(contrast(flat(0.5), flat(0.2)), contrast(flat(0.6), flat(0.2)), "lora", "full"))
     assert one.ratio == pytest.approx(0.75)
     assert one.interval is not None
     assert one.interval.low < 0.75 < one.interval.high
@@ -48,7 +48,7 @@ def test_retention_of_known_effects() -> None:
 def test_no_ratio_if_the_denominator_may_be_zero_or_a_method_has_one_seed(
     under: tuple[np.ndarray, np.ndarray], over: tuple[np.ndarray, np.ndarray], why: str
 ) -> None:
-    one = retention(Two(contrast(*under), contrast(*over), "lora", "full"))
+    one = retention(ContrastPair(contrast(*under), contrast(*over), "lora", "full"))
     assert one.ratio is None
     assert one.interval is None
     assert str(one.undefined) in sentence_of(one)
@@ -62,8 +62,8 @@ def test_a_shared_control_makes_the_interval_narrower() -> None:
     control = group(rng, 0.3, 0.12, 6)
     lora, full = flat(0.6), flat(0.62)
     both = [replace(contrast(side, control), right_key="scratch") for side in (lora, full)]
-    shared = retention(Two(*both, "lora", "full"))
-    apart = retention(Two(contrast(lora, control), contrast(full, control), "lora", "full"))
+    shared = retention(ContrastPair(*both, "lora", "full"))
+    apart = retention(ContrastPair(contrast(lora, control), contrast(full, control), "lora", "full"))
     assert shared.interval is not None
     assert apart.interval is not None
     assert shared.interval.high - shared.interval.low < 0.7 * (apart.interval.high - apart.interval.low)
@@ -73,7 +73,7 @@ def test_the_interval_satisfies_fiellers_formula() -> None:
     """With one example per seed, drawing examples adds no variance, so only the variance between seeds counts."""
     rng = np.random.default_rng(5)
     a, b, c, d = (rng.random((6, 1)) * 0.1 + at for at in (0.5, 0.2, 0.7, 0.2))
-    found = retention(Two(contrast(a, b), contrast(c, d), "lora", "full"))
+    found = retention(ContrastPair(contrast(a, b), contrast(c, d), "lora", "full"))
     top, bottom = a.mean() - b.mean(), c.mean() - d.mean()
     var_top, var_bottom = (sum(x.var(ddof=1) / 6 for x in pair) for pair in ((a, b), (c, d)))
     free = min((x.var() + y.var()) ** 2 / (x.var() ** 2 / 5 + y.var() ** 2 / 5) for x, y in ((a, b), (c, d)))
@@ -85,10 +85,13 @@ def test_the_interval_satisfies_fiellers_formula() -> None:
 
 def test_no_ratio_if_an_arm_has_not_learnt_the_task() -> None:
     learnt = contrast(flat(0.6), flat(0.2))
-    one = retention(Two(replace(learnt, dev=(0.5, 0.99)), learnt, "lora", "full"))
+    one = retention(ContrastPair(replace(learnt, dev=(0.5, 0.99)), learnt, "lora", "full"))
     assert one.ratio is None
     assert "an arm is below 90 % on dev under lora" in str(one.undefined)
-    assert retention(Two(replace(learnt, dev=(0.5, 0.99)), learnt, "lora", "full"), Thresholds(learnt=0)).ratio == 1
+    assert (
+        retention(ContrastPair(replace(learnt, dev=(0.5, 0.99)), learnt, "lora", "full"), Thresholds(learnt=0)).ratio
+        == 1
+    )
 
 
 @pytest.mark.slow
@@ -99,7 +102,7 @@ def test_the_interval_contains_the_true_retention_at_its_nominal_rate() -> None:
         control = group(rng, 0.25, 0.07, 6, 200)
         sides = [contrast(group(rng, mean, 0.09, 6, 200), control) for mean in (0.55, 0.65)]
         under, over = (replace(side, right_key="scratch") for side in sides)
-        found = retention(Two(under, over, "lora", "full")).interval
+        found = retention(ContrastPair(under, over, "lora", "full")).interval
         assert found is not None
         covered += found.low <= 0.75 <= found.high
     assert covered / 300 >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 300)

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from petransfer.effects.runs import examples_of
-from petransfer.effects.study_effects import collect, demand, few_pretrainings_note, several_cpus_note, update_effects
+from petransfer.effects.study_effects import (
+    collect,
+    few_pretrainings_note,
+    seed_demand,
+    several_cpus_note,
+    update_effects,
+)
 from petransfer.errors import UserError
 from petransfer.report.headline import headline
 from petransfer.report.page_data import checkpoints
@@ -159,7 +165,7 @@ def test_runs_of_a_cpu_and_of_a_gpu_are_reported(tmp_path: Path) -> None:
 
 def test_the_declared_effects_are_counted_before_any_run() -> None:
     recipe = recipe_of()
-    found = demand(recipe, expand(recipe))
+    found = seed_demand(recipe, expand(recipe))
     # two splits: two contrasts of arms for three methods, one contrast of methods in two arms; retention is not tested
     assert (found.unpaired, found.paired, found.tests) == (12, 4, 16)
     assert found.seeds == 6
@@ -270,10 +276,10 @@ def test_each_family_of_effects_is_adjusted_separately(tmp_path: Path) -> None:
 def test_a_study_needs_the_seeds_of_its_most_demanding_family() -> None:
     arms = ["english-scratch", "german-scratch"]
     recipe = recipe_of(effects=[*arms, UNPAIRED])
-    found = demand(recipe, expand(recipe))
+    found = seed_demand(recipe, expand(recipe))
     assert (found.unpaired, found.paired, found.tests) == (12, 0, 12)
     paired = recipe_of(effects=[*arms, UNPAIRED | {"paired": True}])
-    found = demand(paired, expand(paired))
+    found = seed_demand(paired, expand(paired))
     assert (found.unpaired, found.paired, found.tests) == (
         0,
         4,

@@ -11,9 +11,9 @@ import pytest
 
 from petransfer.effects.criteria import CRITERIA
 from petransfer.effects.intervals import total_of
-from petransfer.effects.kind import Family, Thresholds
+from petransfer.effects.kind import HolmResult, Thresholds
 from petransfer.effects.kinds.scale import Scale, difference_of_differences, judge, judge_one, scale_p, sentence
-from petransfer.effects.pairs import Contrast, Two
+from petransfer.effects.pairs import Contrast, ContrastPair
 
 EXAMPLES = 200
 
@@ -40,13 +40,13 @@ def flat(level: float, seeds: int = 6) -> np.ndarray:
 
 
 def test_a_scale_effect_of_known_levels() -> None:
-    two = Two(contrast(flat(0.8), flat(0.1)), contrast(flat(0.7), flat(0.5)), "large", "small")
+    two = ContrastPair(contrast(flat(0.8), flat(0.1)), contrast(flat(0.7), flat(0.5)), "large", "small")
     (scale,) = judge([two])
     assert scale.difference == pytest.approx(70 - 20)
     assert (scale.of_left, scale.of_right) == (pytest.approx(10), pytest.approx(40))
     assert (scale.here.difference, scale.there.difference) == (pytest.approx(70), pytest.approx(20))
     assert scale.verdict == "holds"
-    (other,) = judge([Two(two.there, two.here, "small", "large")])
+    (other,) = judge([ContrastPair(two.there, two.here, "small", "large")])
     assert other.verdict == "reversed"
     message = sentence_of(scale)
     assert "in large (80.0 against 10.0 %)" in message
@@ -69,7 +69,7 @@ def test_a_scale_effect_of_known_levels() -> None:
 )
 def test_the_verdict_on_a_scale_effect(levels: tuple[float, ...], seeds: int, verdict: str) -> None:
     sides = [flat(level, seeds) if level else np.zeros((seeds, EXAMPLES)) for level in levels]
-    (scale,) = judge([Two(contrast(*sides[:2]), contrast(*sides[2:]), "x", "y")])
+    (scale,) = judge([ContrastPair(contrast(*sides[:2]), contrast(*sides[2:]), "x", "y")])
     assert scale.verdict == verdict
     assert "nan" not in sentence_of(scale)
 
@@ -77,15 +77,15 @@ def test_the_verdict_on_a_scale_effect(levels: tuple[float, ...], seeds: int, ve
 def test_the_numbers_of_seeds_limit_the_p_value_of_a_scale_effect() -> None:
     """p is at least 2/462 for five and six seeds, and 2/28 for two and six seeds, however large the effect is."""
     sides = [contrast(flat(left, seeds), flat(right)) for left, right, seeds in ((0.9, 0.1, 5), (0.5, 0.4, 6))]
-    assert scale_p(Two(*sides, "large", "small")) == pytest.approx(2 / math.comb(11, 5))
+    assert scale_p(ContrastPair(*sides, "large", "small")) == pytest.approx(2 / math.comb(11, 5))
     few = contrast(flat(0.5, 2), flat(0.4))
-    assert scale_p(Two(sides[0], few, "large", "small")) == pytest.approx(2 / math.comb(8, 2))
+    assert scale_p(ContrastPair(sides[0], few, "large", "small")) == pytest.approx(2 / math.comb(8, 2))
 
 
 def test_scale_effects_are_adjusted_for_multiple_tests() -> None:
-    two = Two(contrast(flat(0.8), flat(0.1)), contrast(flat(0.7), flat(0.5)), "large", "small")
+    two = ContrastPair(contrast(flat(0.8), flat(0.1)), contrast(flat(0.7), flat(0.5)), "large", "small")
     assert [one.p_holm for one in judge([two, two, two])] == pytest.approx([3 * scale_p(two)] * 3)
-    assert judge_one(two, Family(0.5, 41), Thresholds()).verdict == "inconclusive"
+    assert judge_one(two, HolmResult(0.5, 41), Thresholds()).verdict == "inconclusive"
 
 
 def test_a_group_in_both_effects_is_drawn_once() -> None:
@@ -93,7 +93,7 @@ def test_a_group_in_both_effects_is_drawn_once() -> None:
     shared = flat(0.3)
     here = replace(contrast(flat(0.8), shared), right_key="scratch")
     there = replace(contrast(flat(0.7), shared), right_key="scratch")
-    two = Two(here, there, "large", "small")
+    two = ContrastPair(here, there, "large", "small")
     assert list(two.samples) == ["group 0", "scratch", "group 2"]
     assert two.weights(1, -1, -1, 1) == {"group 0": 1, "scratch": 0, "group 2": -1}
     assert total_of(two.samples, two.weights(1, -1, -1, 1)) == pytest.approx(0.1)
@@ -102,8 +102,8 @@ def test_a_group_in_both_effects_is_drawn_once() -> None:
 def test_test_examples_of_different_rows_are_drawn_separately() -> None:
     """The same examples are equally hard in both effects, so drawing them together makes the interval narrower."""
     here, there = contrast(flat(0.8), flat(0.1)), contrast(flat(0.7), flat(0.1))
-    together = difference_of_differences(Two(here, there, "large", "small"))
-    apart = difference_of_differences(Two(here, replace(there, rows="others"), "large", "small"))
+    together = difference_of_differences(ContrastPair(here, there, "large", "small"))
+    apart = difference_of_differences(ContrastPair(here, replace(there, rows="others"), "large", "small"))
     assert together is not None
     assert apart is not None
     assert apart.high - apart.low > 1.5 * (together.high - together.low)
@@ -123,7 +123,7 @@ def test_the_interval_contains_the_true_scale_effect_at_its_nominal_rate() -> No
     for _ in range(STUDIES):
         levels = ((0.7, 0.12), (0.3, 0.08), (0.6, 0.1), (0.4, 0.14))
         sides = [group(rng, mean, spread, 5, MANY) for mean, spread in levels]
-        found = difference_of_differences(Two(contrast(*sides[:2]), contrast(*sides[2:]), "x", "y"))
+        found = difference_of_differences(ContrastPair(contrast(*sides[:2]), contrast(*sides[2:]), "x", "y"))
         assert found is not None
         covered += found.low <= 20 <= found.high
     _is_at_least_nominal(covered)

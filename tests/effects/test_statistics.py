@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from petransfer.effects.seed_counts import Demand, fewest_seeds, smallest_p
+from petransfer.effects.seed_counts import SeedDemand, fewest_seeds, smallest_p
 from petransfer.effects.statistics import (
     equivalence_p,
     holm,
     log_odds,
-    pair_of_runs,
+    mcnemar_test,
     permutation_p,
     seeds_needed,
     welch_p,
@@ -186,17 +186,17 @@ def test_the_fewest_seeds_with_which_a_family_can_be_significant(tests: int, unp
 
 
 def test_a_study_with_too_few_seeds_gets_a_warning() -> None:
-    assert Demand(tests=7, seeds=6, unpaired=7, paired=0).line == ""
-    assert Demand(tests=0, seeds=1, unpaired=0, paired=0).line == ""
-    assert "7 effects are tested together (Holm). With 5 seeds" in Demand(7, 5, 7, 0).line
-    assert "--seeds 0-8" in Demand(7, 6, 6, 1).line
-    two_arms_and_two_methods = Demand(
+    assert SeedDemand(tests=7, seeds=6, unpaired=7, paired=0).line == ""
+    assert SeedDemand(tests=0, seeds=1, unpaired=0, paired=0).line == ""
+    assert "7 effects are tested together (Holm). With 5 seeds" in SeedDemand(7, 5, 7, 0).line
+    assert "--seeds 0-8" in SeedDemand(7, 6, 6, 1).line
+    two_arms_and_two_methods = SeedDemand(
         tests=2, seeds=5, unpaired=1, paired=1
     ).line  # the effect between arms can have p = 2 x 2 / 252
     assert "no effect with pairs of seeds can reach p < 0.05" in two_arms_and_two_methods
     assert "the smallest possible p is 0.125" in two_arms_and_two_methods
-    assert "With 3 seeds, no effect can reach" in Demand(tests=2, seeds=3, unpaired=1, paired=1).line
-    assert "No number of seeds is enough for so many effects" in Demand(501, 20, 501, 0).line
+    assert "With 3 seeds, no effect can reach" in SeedDemand(tests=2, seeds=3, unpaired=1, paired=1).line
+    assert "No number of seeds is enough for so many effects" in SeedDemand(501, 20, 501, 0).line
 
 
 def test_equal_differences_in_points_give_larger_log_odds_near_zero() -> None:
@@ -219,10 +219,10 @@ def test_equal_differences_in_points_give_larger_log_odds_near_zero() -> None:
 def test_two_runs_are_compared_example_by_example() -> None:
     left = np.array([1.0] * 60 + [0.0] * 40)
     right = np.array([1.0] * 48 + [0.0] * 12 + [1.0] * 2 + [0.0] * 38)
-    found = pair_of_runs(left, right)
+    found = mcnemar_test(left, right)
     assert (found.only_left, found.only_right) == (12, 2)
     assert found.p == pytest.approx(stats.binomtest(2, 14).pvalue)
-    assert pair_of_runs(left, left).p == 1.0
+    assert mcnemar_test(left, left).p == 1.0
 
 
 def test_welchs_test_of_two_groups_agrees_with_scipy() -> None:

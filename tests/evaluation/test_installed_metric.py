@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from petransfer.errors import UserError
-from petransfer.evaluation.run_metrics import measure
+from petransfer.evaluation.run_metrics import compute_metrics
 from petransfer.models.loading import Loaded
 from petransfer.recipe.metrics import HEADINGS, METRICS
 from petransfer.recipe.run_spec import TaskSpec
@@ -94,4 +94,4 @@ def test_a_metric_that_returns_no_finite_figure_is_an_error(
         monkeypatch.setattr(importlib.import_module("letter_metrics"), "RETURNED", returned)
         message = f"the metric wrong returned {returned}, not a finite number for each of wrong"
         with pytest.raises(UserError, match=re.escape(message)):
-            measure(loaded.model, loaded, task, SplitData(rows, rows, rows), "test", encoded)
+            compute_metrics(loaded.model, loaded, task, SplitData(rows, rows, rows), "test", encoded)

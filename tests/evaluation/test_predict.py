@@ -15,9 +15,9 @@ from petransfer.data.task import Example
 from petransfer.data.templates import render_text
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import evaluate
-from petransfer.evaluation.generation import generations, room
+from petransfer.evaluation.generation import generations, tokens_left
 from petransfer.evaluation.predictor import Predictor
-from petransfer.evaluation.run_metrics import measure_rows
+from petransfer.evaluation.run_metrics import compute_metrics_of_rows
 from petransfer.methods import apply_method, virtual_tokens
 from petransfer.models.lengths import VirtualTokens, length_check
 from petransfer.models.loading import load_checkpoint
@@ -75,9 +75,9 @@ def test_an_input_with_a_token_without_embedding_is_refused(tiny_gpt2: Path) -> 
 def test_virtual_tokens_reduce_the_positions_for_inputs(tiny_gpt2: Path, tiny_t5: Path) -> None:
     for method, left in ((None, 118), ("prompt", 98), ("prefix", 98)):
         ask = predictor(tiny_gpt2, method)
-        assert room(ask.model, ask.loaded, 10) == left
+        assert tokens_left(ask.model, ask.loaded, 10) == left
     ask = predictor(tiny_t5, "prompt")
-    assert room(ask.model, ask.loaded, 10) is None
+    assert tokens_left(ask.model, ask.loaded, 10) is None
     assert virtual_tokens(ask.loaded, TOKENS["prompt"]) == VirtualTokens(input=20)
     assert virtual_tokens(ask.loaded, TOKENS["prefix"]) == VirtualTokens(target=20)
 
@@ -106,7 +106,9 @@ def test_a_long_input_does_not_limit_the_text_of_another_example(tiny_gpt2: Path
     rows = [Example(0, "walk " * 90, "walk", "all"), Example(1, "walk", " ".join(["the walk"] * 30), "all")]
     encoded = encode_examples(rows, "", loaded.tokenizer, loaded.layout)
     assert evaluate(loaded.model, loaded, rows, encoded).audited == 2
-    answers = measure_rows(loaded.model, loaded, ["token_f1"], [row.target for row in rows], [], encoded).answers
+    answers = compute_metrics_of_rows(
+        loaded.model, loaded, ["token_f1"], [row.target for row in rows], [], encoded
+    ).answers
     limit = int(1.5 * len(encoded[1].target_ids)) + 8
     (cut,), (alone,) = (generations(loaded.model, loaded, [row.input_ids], [limit]) for row in encoded)
     assert cut.tokens == 128 - len(encoded[0].input_ids) < limit

@@ -18,7 +18,7 @@ from petransfer.data import Example, load_task
 from petransfer.data.encoding import Encoded, encode_examples
 from petransfer.errors import Interrupted
 from petransfer.evaluation.exact_match import evaluate
-from petransfer.methods import apply_method, computes_narrower, weights_bits
+from petransfer.methods import apply_method, computes_in_bf16, weights_bits
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import Bits, MethodSpec, TrainSpec
@@ -27,7 +27,7 @@ from petransfer.training.distributed import Process
 from petransfer.training.execution import Execution
 from petransfer.training.hooks import Hooks
 from petransfer.training.loop import Loop
-from petransfer.training.stacked.layers import share
+from petransfer.training.stacked.layers import shared_copy
 from petransfer.training.stacked.stacked_loop import StackedLoop, make_stack
 from petransfer.training.state import trained_tensors
 
@@ -73,7 +73,7 @@ def make_loop(
         model, ShuffledExamples(examples, train.batch_size, seed, loaded.layout), train,
         Process(device), folder,
         identity="", seed=seed, execution=Execution(log_every=1, **changes.pop("execution", {})),
-        hooks=changes.pop("hooks", Hooks()), autocast=computes_narrower(spec),
+        hooks=changes.pop("hooks", Hooks()), autocast=computes_in_bf16(spec),
     )  # fmt: skip
 
 
@@ -120,13 +120,13 @@ def test_stacked_runs_have_the_last_losses_of_single_runs(device: torch.device, 
     loaded = loaded_on(device, spec)
 
     def loop(seed: int, folder: Path) -> Loop:
-        model = apply_method(replace(loaded, model=share(loaded.model)), spec, seed).to(device)
+        model = apply_method(replace(loaded, model=shared_copy(loaded.model)), spec, seed).to(device)
         return make_loop(model, loaded, spec, device, folder, seed=seed)
 
     singles = [loop(seed, tmp_path / f"single-{seed}") for seed in range(3)]
     expected = [losses_of(one)[-1] for one in singles]
     loops = [loop(seed, tmp_path / f"stacked-{seed}") for seed in range(3)]
-    stack = make_stack(share(loaded.model), [one.model for one in loops])
+    stack = make_stack(shared_copy(loaded.model), [one.model for one in loops])
     names = [str(at) for at in range(3)]
     stacked = StackedLoop(stack, loops, names, loaded.layout, lambda: False, lambda name, error: None)
     for step in range(STEPS):

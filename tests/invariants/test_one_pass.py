@@ -108,7 +108,7 @@ def test_by_generation_a_wrong_forward_pass_is_detected_and_does_not_count(
     true = evaluate(loaded.model, loaded, examples, encoded)  # type: ignore[arg-type]
     settled = [row.index for row in true.scored if not row.near_tie][:3]
 
-    def lying(*arguments: object) -> list[exact_match.Scored]:
+    def lying(*arguments: object) -> list[exact_match.ScoredExample]:
         rows = score(*arguments)  # type: ignore[arg-type]
         return [replace(row, correct=row.correct != (row.index in settled)) for row in rows]
 
@@ -130,7 +130,7 @@ def test_the_log_probability_is_the_sum_over_the_target_tokens(tiny_t5: Path) ->
 def test_the_audit_detects_a_wrong_forward_pass(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, examples, encoded = _half_learnt(tiny_t5, 32)
 
-    def lying(*arguments: object) -> list[exact_match.Scored]:
+    def lying(*arguments: object) -> list[exact_match.ScoredExample]:
         return [replace(row, correct=not row.correct, near_tie=False) for row in score(*arguments)]  # type: ignore[arg-type]
 
     monkeypatch.setattr(exact_match, "score", lying)

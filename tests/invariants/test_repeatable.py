@@ -262,5 +262,5 @@ def test_a_full_disk_while_saving_keeps_the_last_complete_state(
 def test_a_state_of_another_spec_is_not_used(make: Make, tmp_path: Path) -> None:
     spec = make(steps=6)
     assert _run(spec, tmp_path / "cut", {1}) is None
-    assert state.peek_progress(tmp_path / "cut" / "state", spec.canonical_json()) is not None
-    assert state.peek_progress(tmp_path / "cut" / "state", replace(spec, seed=5).canonical_json()) is None
+    assert state.newest_progress(tmp_path / "cut" / "state", spec.canonical_json()) is not None
+    assert state.newest_progress(tmp_path / "cut" / "state", replace(spec, seed=5).canonical_json()) is None

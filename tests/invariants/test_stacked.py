@@ -16,7 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, BartConfig
 from petransfer.errors import Interrupted, UserError
 from petransfer.memory.measured import peak_of
 from petransfer.memory.planner import largest_stack, on_card
-from petransfer.memory.step_memory import Demand, simulate
+from petransfer.memory.step_memory import StepSpec, simulate
 from petransfer.methods import apply_method
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
@@ -28,8 +28,8 @@ from petransfer.study.grid import Cell
 from petransfer.study.stack_groups import stacks_of
 from petransfer.training.batches import Batch, Tensors
 from petransfer.training.losses import token_loss
-from petransfer.training.stacked.layers import refuse_layer_drop, share
-from petransfer.training.stacked.stacked_loop import accumulate, joins, make_stack
+from petransfer.training.stacked.layers import refuse_layer_drop, shared_copy
+from petransfer.training.stacked.stacked_loop import accumulate, make_stack, shares_passes
 from petransfer.training.state import trained_tensors
 from tests.conftest import LORA
 from tests.invariants import stacks
@@ -50,7 +50,7 @@ from tests.invariants.stacks import (
 
 def _settings_of_tests(patch: pytest.MonkeyPatch) -> None:
     """Let the members of a stack share passes, as on a GPU, and evaluate twice per run. Some tests change this."""
-    patch.setattr("petransfer.training.stacked.stacked_loop.joins", lambda device: True)
+    patch.setattr("petransfer.training.stacked.stacked_loop.shares_passes", lambda device: True)
     patch.setattr("petransfer.study.run_scoring.CURVE_POINTS", 2)
 
 
@@ -140,7 +140,7 @@ def test_a_stack_without_shared_passes_is_identical_to_single_runs(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a CPU: each member has its own step on the fast path, without padding to the width of another member."""
-    monkeypatch.setattr("petransfer.training.stacked.stacked_loop.joins", joins)
+    monkeypatch.setattr("petransfer.training.stacked.stacked_loop.shares_passes", shares_passes)
     spec = make(Path("nano/english"))  # it has no dropout, and its batches are packed
     spec = replace(spec, method=replace(spec.method, embeddings="new"), train=replace(spec.train, steps=2))
     specs = members(spec)[:2]
@@ -177,7 +177,7 @@ def test_a_killed_stack_is_bit_identical_to_an_uninterrupted_stack(
 def test_an_interrupted_stack_is_bit_identical_to_an_uninterrupted_stack(
     joined: bool, whole: StudyFolder, pair: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("petransfer.training.stacked.stacked_loop.joins", lambda device: joined)
+    monkeypatch.setattr("petransfer.training.stacked.stacked_loop.shares_passes", lambda device: joined)
     if not joined:
         whole = run_study(pair, tmp_path / "whole")
     for _ in range(2):
@@ -283,7 +283,7 @@ def test_a_run_that_cannot_be_saved_does_not_prevent_saving_the_others(
 def test_running_out_of_memory_halves_the_micro_batch_of_all_runs(
     joined: bool, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("petransfer.training.stacked.stacked_loop.joins", lambda device: joined)
+    monkeypatch.setattr("petransfer.training.stacked.stacked_loop.shares_passes", lambda device: joined)
     spec = make()
     specs = members(replace(spec, train=replace(spec.train, steps=2)))[:2]
     few = replace(SETTINGS, execution=replace(SETTINGS.execution, micro_batch=2))
@@ -332,7 +332,7 @@ def test_runs_with_different_bases_methods_tasks_or_batches_are_not_stacked(make
 
 def test_members_of_a_stack_share_tensors_but_not_modules(tiny_t5: Path) -> None:
     model = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5)
-    copied = share(model)
+    copied = shared_copy(model)
     for (name, left), (other, right) in zip(model.named_parameters(), copied.named_parameters(), strict=True):
         assert name == other
         assert left is right
@@ -349,12 +349,12 @@ def test_models_with_layerdrop_are_refused() -> None:
 def test_the_planner_predicts_the_memory_of_a_stack(
     joined: bool, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("petransfer.memory.step_memory.joins", lambda device: joined)
+    monkeypatch.setattr("petransfer.memory.step_memory.shares_passes", lambda device: joined)
     spec = checkpoint_spec(str(tiny_t5))
-    demand = Demand(replace(LORA, dropout=0.1), 4, 12, 20, "cpu", members=3)
-    foreseen = simulate(*_plain(tiny_t5), demand, False).peak
+    step_spec = StepSpec(replace(LORA, dropout=0.1), 4, 12, 20, "cpu", members=3)
+    foreseen = simulate(*_plain(tiny_t5), step_spec, False).peak
     loaded = load_checkpoint(spec, 32)
-    models = [apply_method(replace(loaded, model=share(loaded.model)), demand.method, at) for at in range(3)]
+    models = [apply_method(replace(loaded, model=shared_copy(loaded.model)), step_spec.method, at) for at in range(3)]
     stack = make_stack(loaded.model, models)
     parameters = [value for model in models for value in trained_tensors(model).values()]
     optimizer = torch.optim.AdamW(parameters, fused=True)
@@ -381,11 +381,11 @@ def test_the_planner_predicts_the_memory_of_a_stack(
 
 def test_stack_size_is_limited_by_the_memory_of_the_card(tiny_t5: Path) -> None:
     spec, (config, name) = checkpoint_spec(str(tiny_t5)), _plain(tiny_t5)
-    demand = Demand(LORA, 4, 12, 20)
-    card = on_card(simulate(config, name, replace(demand, members=3), False).peak)
-    found = [largest_stack(config, spec, demand, False, size, 5) for size in (card // 2, card, 2 * card)]
+    step_spec = StepSpec(LORA, 4, 12, 20)
+    card = on_card(simulate(config, name, replace(step_spec, members=3), False).peak)
+    found = [largest_stack(config, spec, step_spec, False, size, 5) for size in (card // 2, card, 2 * card)]
     assert found == [1, 3, 5]
-    assert largest_stack(config, spec, replace(demand, checkpointing=True), False, 2 * card, 5) == 1
+    assert largest_stack(config, spec, replace(step_spec, checkpointing=True), False, 2 * card, 5) == 1
 
 
 def _plain(folder: Path) -> tuple[Any, str]:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from benchmarks.gpu.memory_caps import LENGTHS, QLORA
 from benchmarks.gpu.random_models import shape_of
 from petransfer.memory.device_kernels import CardKernels, CpuKernels
-from petransfer.memory.step_memory import Demand, simulate
+from petransfer.memory.step_memory import StepSpec, simulate
 from petransfer.memory.tensor_tracker import Tracker
 from petransfer.models.quantization import require_bitsandbytes
 
@@ -151,10 +151,10 @@ def test_predicted_peaks_are_close_to_the_peaks_measured_on_a_card(row: Any, mon
 
     monkeypatch.setattr(sdpa_attention, "create_position_bias_mask", with_the_layout_of_the_bias)
     config, own_head = shape_of(row["checkpoint"])
-    demand = Demand(
+    step_spec = StepSpec(
         QLORA, row["micro_batch"], *LENGTHS, device="cuda", checkpointing=row["checkpointing"], capability=(9, 0)
     )
-    predicted = simulate(config, row["checkpoint"], demand, own_head).peak
+    predicted = simulate(config, row["checkpoint"], step_spec, own_head).peak
     assert predicted == pytest.approx(row["peak"], rel=0.015)
 
 

@@ -22,8 +22,8 @@ from petransfer.memory.cards import Card
 from petransfer.memory.fit import fit
 from petransfer.memory.measured import capability, measure
 from petransfer.memory.planner import CONTEXT, PAGED, needs_checkpointing, on_card, plan
-from petransfer.memory.step_memory import Demand, simulate
-from petransfer.memory.study_memory import demand_of, method_title, predict_memory
+from petransfer.memory.step_memory import StepSpec, simulate
+from petransfer.memory.study_memory import method_title, predict_memory, step_spec_of
 from petransfer.models.architecture import configuration
 from petransfer.models.control_arms import randomly_initialized
 from petransfer.models.registry import NANO, checkpoint_spec, registry
@@ -104,9 +104,9 @@ def test_predicted_memory_is_close_to_the_memory_measured_on_a_cpu(
     """
     monkeypatch.setattr("petransfer.memory.measured.STEPS", 2)  # the first step makes the state of the optimiser
     spec = checkpoint_spec(str(folders[kind]))
-    demand = Demand(method, *sizes, device="cpu", **changes)
+    step_spec = StepSpec(method, *sizes, device="cpu", **changes)
     config, own_head = configuration(spec)
-    foreseen, taken = simulate(config, kind, demand, own_head), measure(spec, demand)
+    foreseen, taken = simulate(config, kind, step_spec, own_head), measure(spec, step_spec)
     assert foreseen.weights == taken.weights
     fixed = sum(foreseen.weights.values()) + foreseen.trained + foreseen.optimizer
     assert fixed == pytest.approx(taken.fixed, rel=0.02)
@@ -120,7 +120,7 @@ def test_packing_needs_other_memory_than_padding(
 
     place, options = str(folders["gpt2"]), {"batch_size": 12, "lengths": (60, 41), "device": "cpu"}
     packed, padded = (fit(place, packing=packing, **options) for packing in (True, False))  # type: ignore[arg-type]
-    assert packed.demand.packed == (3, 500)
+    assert packed.step_spec.packed == (3, 500)
     assert packed.memory.activations > padded.memory.activations, "a mask of 3 x 500 x 500, and padding"
     assert packed.as_dict()["packing"] is True
     assert _fit(monkeypatch, place, "--packing", "--batch", "12", "--lengths", "60,41", "--cpu") == 0
@@ -130,7 +130,7 @@ def test_packing_needs_other_memory_than_padding(
 
 def test_the_faster_cpu_step_is_measured_together_with_its_copies_of_weights(folders: dict[str, Path]) -> None:
     """On a CPU, the training loop keeps bf16 copies of quantised weights. It still needs less than the plain step."""
-    found = measure(checkpoint_spec(str(folders["t5"])), Demand(lora(4), *SHORT, device="cpu"), with_loop=True)
+    found = measure(checkpoint_spec(str(folders["t5"])), StepSpec(lora(4), *SHORT, device="cpu"), with_loop=True)
     attention, feed = 4 * 128 * 128, 2 * 128 * 512
     assert found.kept == 2 * LAYERS * (3 * attention + 2 * feed)  # bf16
     assert found.loop is not None
@@ -143,9 +143,9 @@ def test_the_predicted_peak_is_close_to_the_peak_measured_on_a_card(
     kind: str, method: MethodSpec, sizes: tuple[int, int, int], changes: dict[str, Any], folders: dict[str, Path]
 ) -> None:
     spec = checkpoint_spec(str(folders[kind]))
-    demand = Demand(method, *sizes, device="cuda", capability=capability(), **changes)
+    step_spec = StepSpec(method, *sizes, device="cuda", capability=capability(), **changes)
     config, own_head = configuration(spec)
-    assert simulate(config, kind, demand, own_head).peak == pytest.approx(measure(spec, demand).peak, rel=0.1)
+    assert simulate(config, kind, step_spec, own_head).peak == pytest.approx(measure(spec, step_spec).peak, rel=0.1)
 
 
 def test_weights_can_be_quantised_after_a_simulation(folders: dict[str, Path]) -> None:
@@ -153,7 +153,7 @@ def test_weights_can_be_quantised_after_a_simulation(folders: dict[str, Path]) -
     from petransfer.models.loading import load_checkpoint
 
     config, own_head = configuration(checkpoint_spec(str(folders["t5"])))
-    simulate(config, "t5", Demand(lora(4), *SHORT), own_head)
+    simulate(config, "t5", StepSpec(lora(4), *SHORT), own_head)
     model = load_checkpoint(checkpoint_spec(str(folders["t5"])), 4).model
     logits = model(input_ids=torch.tensor([[5, 1]]), decoder_input_ids=torch.tensor([[0, 7]])).logits
     assert bool(torch.isfinite(logits).all())
@@ -162,8 +162,8 @@ def test_weights_can_be_quantised_after_a_simulation(folders: dict[str, Path]) -
 def test_the_parts_of_a_prediction_equal_hand_computed_numbers() -> None:
     """Compute the parameters of a T5 and of LoRA, and the state of AdamW, from the sizes of the layers."""
     config = T5Config(vocab_size=8000, **T5)
-    demand = Demand(lora(16), 2, 10, 10, device="cpu")
-    memory = simulate(config, "t5", demand, False)
+    step_spec = StepSpec(lora(16), 2, 10, 10, device="cpu")
+    memory = simulate(config, "t5", step_spec, False)
     attention, feed = 4 * 128 * 128, 2 * 128 * 512
     linear = LAYERS * (attention + feed) + LAYERS * (2 * attention + feed)
     norms, biases = 128 * (LAYERS * 2 + LAYERS * 3 + 2), 2 * 32 * 4
@@ -178,25 +178,25 @@ def test_the_parts_of_a_prediction_equal_hand_computed_numbers() -> None:
 def test_memory_rises_with_the_batch_and_falls_with_gradient_checkpointing() -> None:
     config = T5Config(vocab_size=8000, **SHALLOW)
     for device in ("cpu", "cuda"):
-        demand = Demand(lora(4), 8, 60, 60, device=device)  # type: ignore[arg-type]
-        peaks = [simulate(config, "t5", replace(demand, batch=batch), False).peak for batch in (1, 2, 4, 8)]
+        step_spec = StepSpec(lora(4), 8, 60, 60, device=device)  # type: ignore[arg-type]
+        peaks = [simulate(config, "t5", replace(step_spec, batch=batch), False).peak for batch in (1, 2, 4, 8)]
         rise = [after - before for before, after in itertools.pairwise(peaks)]
         assert rise[1] == pytest.approx(2 * rise[0], rel=0.1)
         assert rise[2] == pytest.approx(2 * rise[1], rel=0.1)
-        assert simulate(config, "t5", replace(demand, checkpointing=True), False).peak < peaks[-1]
+        assert simulate(config, "t5", replace(step_spec, checkpointing=True), False).peak < peaks[-1]
 
 
 @pytest.mark.usefixtures("remembered_predictions")
 def test_the_largest_micro_batch_that_fits_is_found() -> None:
     config = T5Config(vocab_size=8000, **SHALLOW)
     spec = checkpoint_spec("owner/name")
-    whole = plan(config, spec, Demand(lora(16), 64, 60, 60), False, None)
+    whole = plan(config, spec, StepSpec(lora(16), 64, 60, 60), False, None)
     card = on_card(whole.memory.peak) - (on_card(whole.memory.peak) - CONTEXT) // 2
-    found = plan(config, spec, Demand(lora(16), 64, 60, 60), False, card)
+    found = plan(config, spec, StepSpec(lora(16), 64, 60, 60), False, card)
     assert found.fits
-    assert 1 < found.demand.batch < 64
+    assert 1 < found.step_spec.batch < 64
     assert found.needed <= card
-    more = replace(found.demand, batch=found.demand.batch + 1)
+    more = replace(found.step_spec, batch=found.step_spec.batch + 1)
     assert on_card(simulate(config, "t5", more, False).peak) > card
 
 
@@ -204,11 +204,11 @@ def test_the_largest_micro_batch_that_fits_is_found() -> None:
 def test_advice_lists_the_smallest_changes_that_make_a_training_fit() -> None:
     config = T5Config(vocab_size=500, d_model=1024, d_kv=64, d_ff=4096, num_layers=1, num_heads=16)
     spec = checkpoint_spec("owner/name")
-    found = plan(config, spec, Demand(FULL, 4, 30, 30), False, CONTEXT + 220_000_000)
+    found = plan(config, spec, StepSpec(FULL, 4, 30, 30), False, CONTEXT + 220_000_000)
     assert not found.fits
     # LoRA with fewer bits fits, too, but is not listed
     assert as_options(found.advice, FIT_OPTIONS) == ["--method lora"]
-    assert plan(config, spec, Demand(FULL, 4, 30, 30), False, 2**29).advice == ()
+    assert plan(config, spec, StepSpec(FULL, 4, 30, 30), False, 2**29).advice == ()
 
 
 def test_advice_is_written_in_options_of_the_called_command(tiny_spec: Callable[..., RunSpec]) -> None:
@@ -239,7 +239,7 @@ def test_advice_is_written_in_options_of_the_called_command(tiny_spec: Callable[
 def test_advice_to_use_lora_names_the_bits_if_the_given_bits_do_not_fit() -> None:
     """LoRA fits the card with 16 bits and not with 32 bits."""
     config = T5Config(vocab_size=500, d_model=1024, d_kv=64, d_ff=4096, num_layers=1, num_heads=16)
-    spec, full = checkpoint_spec("owner/name"), Demand(MethodSpec("full", bits=32), 1, 30, 30, checkpointing=True)
+    spec, full = checkpoint_spec("owner/name"), StepSpec(MethodSpec("full", bits=32), 1, 30, 30, checkpointing=True)
     at = {
         bits: on_card(simulate(config, "t5", replace(full, method=lora(bits)), False).peak)
         for bits in (32, 16)  # type: ignore[misc]
@@ -252,7 +252,7 @@ def test_advice_to_use_lora_names_the_bits_if_the_given_bits_do_not_fit() -> Non
 @pytest.mark.slow
 def test_stack_1_is_advised_if_a_single_run_fits_with_gradient_checkpointing() -> None:
     config, spec = T5Config(vocab_size=8000, **T5), checkpoint_spec("owner/name")
-    one = Demand(lora(4), 1, 200, 200)
+    one = StepSpec(lora(4), 1, 200, 200)
     kept, again = (simulate(config, "t5", replace(one, checkpointing=on), False).peak for on in (False, True))
     card = on_card((kept + again) // 2)
     assert needs_checkpointing(config, spec, one, False, card)
@@ -267,7 +267,7 @@ def test_stack_1_is_advised_if_a_single_run_fits_with_gradient_checkpointing() -
 def test_the_paged_optimizer_is_advised_only_if_the_8bit_optimizer_does_not_fit() -> None:
     """With the paged optimiser, only the state of the tensor that is being updated is on the card."""
     config, spec = T5Config(vocab_size=500, **T5 | {"d_ff": 2048}), checkpoint_spec("owner/name")
-    one = Demand(FULL, 1, 30, 30, checkpointing=True)
+    one = StepSpec(FULL, 1, 30, 30, checkpointing=True)
     eight, paged = (
         simulate(config, "t5", replace(one, optimizer=name), False)
         for name in ("adamw-8bit", "paged-adamw-8bit")  # type: ignore[arg-type]
@@ -283,14 +283,14 @@ def test_the_paged_optimizer_is_advised_only_if_the_8bit_optimizer_does_not_fit(
 @pytest.mark.slow
 def test_gradient_checkpointing_is_turned_on_only_if_it_makes_one_example_fit() -> None:
     config, spec = T5Config(vocab_size=8000, **T5), checkpoint_spec("owner/name")
-    one = Demand(lora(4), 1, 200, 200)
+    one = StepSpec(lora(4), 1, 200, 200)
     kept, again = (simulate(config, "t5", replace(one, checkpointing=on), False).peak for on in (False, True))
     found = plan(config, spec, replace(one, batch=2), False, on_card(kept) - 1)
-    assert (found.fits, found.turned_on, found.demand.checkpointing, found.demand.batch) == (True, True, True, 1)
+    assert (found.fits, found.turned_on, found.step_spec.checkpointing, found.step_spec.batch) == (True, True, True, 1)
     kept_on = plan(config, spec, one, False, on_card(kept))
-    assert (kept_on.fits, kept_on.turned_on, kept_on.demand.checkpointing) == (True, False, False)
+    assert (kept_on.fits, kept_on.turned_on, kept_on.step_spec.checkpointing) == (True, False, False)
     short = plan(config, spec, one, False, on_card(again) - 1)
-    assert (short.fits, short.turned_on, short.demand.checkpointing) == (False, False, False)
+    assert (short.fits, short.turned_on, short.step_spec.checkpointing) == (False, False, False)
     prefix = MethodSpec("prefix", bits=16, virtual_tokens=4)  # does not support gradient checkpointing
     assert not plan(config, spec, replace(one, method=prefix), False, CONTEXT).turned_on
 
@@ -375,7 +375,7 @@ def test_fit_prints_a_table_of_the_memory_and_advice(
         ),
         (
             ["nano/english", "--stack", "2", "--checkpointing"],
-            "--stack 2 cannot be combined with --checkpointing; leave one",
+            "--stack 2 cannot be combined with --gradient-checkpointing; leave one",
         ),
         (["nano/english", "--packing"], "nano/english is an encoder-decoder"),
         (["nano/english", "--stack", "2", "--packing"], "--stack 2 cannot be combined with --packing; leave one"),
@@ -467,9 +467,11 @@ def test_each_length_of_examples_and_each_optimizer_gets_its_own_prediction(
 
 def test_a_byte_level_model_has_one_token_per_character(tiny_spec: Callable[..., RunSpec]) -> None:
     spec = tiny_spec()
-    plain = demand_of(spec, False, config=T5Config(vocab_size=32_128))
-    assert plain == demand_of(spec, False)
-    bytewise = demand_of(replace(spec, task=replace(spec.task, prefix="go: ")), False, config=T5Config(vocab_size=384))
+    plain = step_spec_of(spec, False, config=T5Config(vocab_size=32_128))
+    assert plain == step_spec_of(spec, False)
+    bytewise = step_spec_of(
+        replace(spec, task=replace(spec.task, prefix="go: ")), False, config=T5Config(vocab_size=384)
+    )
     source, target = load_task("lines", **spec.task.arguments).longest(spec.task.split)
     assert (bytewise.input_length, bytewise.target_length) == (source + 4 + 2, target + 2)
     assert plain.target_length < target
@@ -499,7 +501,7 @@ def test_a_run_turns_on_gradient_checkpointing_only_if_it_does_not_fit_otherwise
     """The result records it. The run id and the dev score do not change."""
     spec = tiny_spec(steps=2)
     config, own_head = configuration(spec.checkpoint)
-    one = replace(demand_of(spec, False), batch=1, accumulates=True)
+    one = replace(step_spec_of(spec, False), batch=1, accumulates=True)
     kept, again = (simulate(config, "t5", replace(one, checkpointing=on), own_head).peak for on in (False, True))
     cards = {"none": None, "enough": on_card(kept), "little": (on_card(kept) + on_card(again)) // 2}
     results = {}
@@ -528,7 +530,7 @@ def test_embedded_checkpoints_are_not_simulated(monkeypatch: pytest.MonkeyPatch)
 def test_fit_counts_the_trained_embeddings_of_new_tokens(
     tiny_spec: Callable[..., RunSpec], tiny_t5: Path, tmp_path: Path
 ) -> None:
-    from petransfer.memory.study_memory import check_matched_sizes, demand_of, trained_tokens_of_run
+    from petransfer.memory.study_memory import check_matched_sizes, step_spec_of, trained_tokens_of_run
     from petransfer.study.settings import Settings
     from petransfer.study.single_run import open_base, prepare
 
@@ -541,7 +543,7 @@ def test_fit_counts_the_trained_embeddings_of_new_tokens(
     settings = Settings(Execution(threads=1), cpu=True)
     model = prepare(spec, RunFolder(tmp_path), open_base(spec, settings)).model
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
-    assert plan(config, anew, demand_of(spec, False), own_head, None, token_ids).memory.trained_parameters == trained
+    assert plan(config, anew, step_spec_of(spec, False), own_head, None, token_ids).memory.trained_parameters == trained
     wanted = trained - len(token_ids) * config.d_model  # LoRA's parameters, not counting trained embeddings
     with pytest.raises(UserError, match="lora cannot have"):
         check_matched_sizes([replace(spec, method=replace(method, rank=0, alpha=0.0, match_parameters=wanted))])
@@ -596,7 +598,7 @@ def test_rows_longer_than_max_length_or_the_positions_need_no_memory(
     options = (("dev", 20), ("test", 20), ("train", str(tmp_path / "rows.tsv")))
     spec = tiny_spec(task=TaskSpec("lines", "long", options=options))
     config = AutoConfig.for_model("bart", max_position_embeddings=64)
-    assert demand_of(spec, False, config=config).input_length == 64
+    assert step_spec_of(spec, False, config=config).input_length == 64
     limited = replace(spec, task=replace(spec.task, source=Options({"max_length": 40})))
-    assert demand_of(limited, False, config=config).input_length == 40
-    assert demand_of(spec, False).input_length > 5000
+    assert step_spec_of(limited, False, config=config).input_length == 40
+    assert step_spec_of(spec, False).input_length > 5000

@@ -40,7 +40,7 @@ def test_16_8_and_4_bits_do_not_fit_a_card_without_bf16(bits: Bits, tiny_t5: Pat
 def test_32_bits_fit_a_card_without_bf16(tiny_t5: Path) -> None:
     found = fit(tiny_t5, bits=32, card="T4", **SMALL)
     assert found.fits
-    assert found.demand.capability == (7, 5)
+    assert found.step_spec.capability == (7, 5)
     assert found.as_dict()["lacks_bf16"] is False
 
 

@@ -20,7 +20,7 @@ from petransfer.errors import Interrupted, UserError
 from petransfer.evaluation.exact_match import evaluate
 from petransfer.evaluation.generation import generate
 from petransfer.evaluation.label_scoring import _scores
-from petransfer.memory.step_memory import Demand, simulate
+from petransfer.memory.step_memory import StepSpec, simulate
 from petransfer.methods import apply_method, save_method
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import inventory
@@ -37,7 +37,7 @@ from petransfer.training.execution import Execution
 from petransfer.training.hooks import Hooks
 from petransfer.training.loop import Loop
 from petransfer.training.losses import token_loss
-from petransfer.training.optimizer import learning_rate_factor, make_optimizer
+from petransfer.training.optimizer import make_optimizer, schedule_factor
 from petransfer.training.state import trained_tensors
 from tests.tiny_models import keep
 
@@ -109,7 +109,7 @@ def train(
         loss = token_loss(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         for group in optimizer.param_groups:
-            group["lr"] = rate * learning_rate_factor(spec, step) * group["scale"]
+            group["lr"] = rate * schedule_factor(spec, step) * group["scale"]
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss))
@@ -137,7 +137,9 @@ def test_fit_counts_the_trained_parameters_and_plain_peft_computes_the_same_logi
     loaded, model = made(base, SMALL[name])
     trained = trained_tensors(model)
     config = AutoConfig.from_pretrained(base)
-    foreseen = simulate(config, "tiny", Demand(SMALL[name], 2, 5, 5, "cpu"), loaded.model.config.model_type == "llama")
+    foreseen = simulate(
+        config, "tiny", StepSpec(SMALL[name], 2, 5, 5, "cpu"), loaded.model.config.model_type == "llama"
+    )
     assert foreseen.trained_parameters == sum(value.numel() for value in trained.values()) > 0
     frozen = {key: value.clone() for key, value in model.named_parameters() if key not in trained}
     before = {key: value.detach().clone() for key, value in trained.items()}

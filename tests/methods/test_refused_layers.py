@@ -12,7 +12,7 @@ from transformers import AutoConfig, BartConfig, LlamaConfig, MambaConfig, Mixtr
 
 from petransfer.api import Study
 from petransfer.errors import UserError
-from petransfer.memory.step_memory import Demand, meta_model, simulate
+from petransfer.memory.step_memory import StepSpec, meta_model, simulate
 from petransfer.methods import apply_method
 from petransfer.recipe.run_spec import MethodSpec
 
@@ -80,7 +80,7 @@ def test_layers_without_gradients_are_left_out_of_all_linear(kind: str, fields: 
     """For example layers whose weights are used without a call of the layer. `simulate` refuses adapters on these."""
     config = AutoConfig.for_model(kind, **SMALL | fields)
     assert (
-        simulate(config, kind, Demand(MethodSpec("lora", rank=4, bits=32), 1, 4, 4, "cpu"), False).trained_parameters
+        simulate(config, kind, StepSpec(MethodSpec("lora", rank=4, bits=32), 1, 4, 4, "cpu"), False).trained_parameters
         > 0
     )
 
@@ -102,7 +102,7 @@ def test_the_memory_of_a_mixture_of_experts_is_predicted(bits: Any) -> None:
     config = MixtralConfig(**SMALL, num_hidden_layers=1, num_local_experts=4)
     for method in (MethodSpec("lora", rank=4, bits=bits), MethodSpec("full", bits=bits)):
         for device in ("cpu", "cuda"):
-            assert simulate(config, "mixtral", Demand(method, 2, 8, 8, device), True).trained_parameters > 0  # type: ignore[arg-type]
+            assert simulate(config, "mixtral", StepSpec(method, 2, 8, 8, device), True).trained_parameters > 0  # type: ignore[arg-type]
 
 
 def test_a_target_that_would_get_no_gradient_is_refused_by_the_memory_check() -> None:
@@ -114,7 +114,7 @@ def test_a_target_that_would_get_no_gradient_is_refused_by_the_memory_check() ->
     with pytest.raises(
         UserError, match=r"^LoRA cannot be applied to .*'shared' would get no gradient.*targets=\[fc1, "
     ):
-        simulate(config, "bart", Demand(method, 1, 4, 4, "cpu"), False)
+        simulate(config, "bart", StepSpec(method, 1, 4, 4, "cpu"), False)
 
 
 @pytest.mark.parametrize("name", ["lora", "ia3"])

@@ -21,7 +21,7 @@ from petransfer.data.task import Example
 from petransfer.errors import RunError, UserError
 from petransfer.evaluation.exact_match import score
 from petransfer.evaluation.generation import generations, greedy_config
-from petransfer.memory.step_memory import Demand, simulate
+from petransfer.memory.step_memory import StepSpec, simulate
 from petransfer.methods import apply_method, save_method
 from petransfer.models.architecture import configuration
 from petransfer.models.complete_weights import refuse_missing_tensors
@@ -214,7 +214,7 @@ def test_fit_counts_the_parameters_that_are_trained(
     spec = checkpoint_spec(str(checkpoint(name)))
     config, own_head = configuration(spec)
     method = replace(method, bits=32)
-    memory = simulate(config, name, Demand(method, 2, 8, 8, "cpu"), own_head)
+    memory = simulate(config, name, StepSpec(method, 2, 8, 8, "cpu"), own_head)
     model = apply_method(load_checkpoint(spec, 32), method, 0)
     assert memory.trained_parameters == sum(value.numel() for value in model.parameters() if value.requires_grad)
 

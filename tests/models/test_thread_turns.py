@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import petransfer as pt
-from petransfer.models.thread_turns import give_way, one_thread
+from petransfer.models.thread_turns import torch_state_lock, yield_to_waiting_thread
 from petransfer.study.local_executor import Outcome
 
 
@@ -61,12 +61,12 @@ def test_first_imports_in_several_threads_do_not_disturb_each_other(
 
 
 def test_other_threads_load_models_between_two_steps_of_a_training() -> None:
-    with ThreadPoolExecutor(1) as threads, one_thread():
+    with ThreadPoolExecutor(1) as threads, torch_state_lock():
         loading = threads.submit(pt.load, "nano/english", 32, device="cpu")
         with pytest.raises(TimeoutError):
             loading.result(timeout=0.3)
         for _ in range(10_000):  # steps of a training
-            give_way()
+            yield_to_waiting_thread()
             if loading.done():
                 break
             time.sleep(0.001)
@@ -80,7 +80,7 @@ def test_a_forked_process_does_not_wait_for_threads_of_its_parent() -> None:
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with one_thread():
+        with torch_state_lock():
             held.set()
             done.wait()
 
@@ -89,7 +89,7 @@ def test_a_forked_process_does_not_wait_for_threads_of_its_parent() -> None:
     held.wait()
     child = os.fork()
     if child == 0:
-        with one_thread():
+        with torch_state_lock():
             os._exit(7)
     try:
         deadline = time.monotonic() + 20

@@ -13,13 +13,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from petransfer.effects.study_effects import demand
+from petransfer.effects.study_effects import seed_demand
 from petransfer.errors import UserError
 from petransfer.recipe.effect_requests import requested_effects
 from petransfer.recipe.loading import (
     apply_override,
     find_recipe,
-    load_either,
+    load_any_recipe,
     load_pretraining,
     load_recipe,
     recipe_yaml,
@@ -322,7 +322,7 @@ def test_arbitrary_content_is_refused_in_one_line(content: object) -> None:
 
 @pytest.mark.parametrize("name", list(shipped_recipes()))
 def test_shipped_recipes_can_be_loaded_expanded_and_restored_from_yaml(name: str) -> None:
-    assert load_either(name).description
+    assert load_any_recipe(name).description
     if "kind: pretrain" in find_recipe(name).read_text():
         pretraining = load_pretraining(name)
         assert pretraining.name == name
@@ -345,7 +345,7 @@ def test_protein_is_compared_with_english_newemb_and_the_recipe_in_results_agree
     for arm in ("protein", "english-newemb"):
         assert len({(cell.method, cell.seed) for cell in cells if cell.arm == arm}) == 2 * 6
     assert any((one.left, one.right) == ("protein", "english-newemb") for one in requested_effects(recipe))
-    assert not demand(recipe, cells).line  # the seeds are enough for all effects
+    assert not seed_demand(recipe, cells).line  # the seeds are enough for all effects
     kept = expand(load_recipe(str(Path(__file__).parents[2] / "results" / "lora-transfer-nano" / "recipe.yaml")))
     assert {cell.run_id for cell in kept} == {cell.run_id for cell in cells}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from petransfer.recipe.loading import load_either, load_recipe, shipped_recipes
+from petransfer.recipe.loading import load_any_recipe, load_recipe, shipped_recipes
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.recipe.schema import Recipe
 from petransfer.study.grid import expand
@@ -27,7 +27,7 @@ def ids(recipe: str) -> str:
 
 def current() -> dict[str, dict[str, str]]:
     """Return the content of the snapshot: the run ids of the shipped studies and of the runs in results/."""
-    studies = [name for name in shipped_recipes() if isinstance(load_either(name), Recipe)]
+    studies = [name for name in shipped_recipes() if isinstance(load_any_recipe(name), Recipe)]
     runs: dict[str, list[str]] = {}
     for path in sorted(RESULTS.glob("*/runs/*/spec.json")):
         runs.setdefault(path.parts[-4], []).append(RunSpec.from_dict(json.loads(path.read_text())).run_id)

@@ -19,7 +19,7 @@ import pytest
 from petransfer.effects.study_effects import update_effects
 from petransfer.report import run_groups as groups
 from petransfer.report import run_table as tables
-from petransfer.report.page import Findings, page
+from petransfer.report.page import ReportData, page
 from tests.report.made import make, recipe_of, sweep
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -50,7 +50,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> str:
     cells, folder = make(tmp_path_factory.mktemp("study") / "made", recipe)
     sweep(folder, recipe)
     found = groups.groups_of(tables.rows_of(cells, folder), "nano")
-    return page(Findings(recipe, cells, folder, found, update_effects(recipe, cells, folder)))
+    return page(ReportData(recipe, cells, folder, found, update_effects(recipe, cells, folder)))
 
 
 @pytest.fixture

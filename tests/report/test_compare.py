@@ -11,7 +11,7 @@ import pytest
 
 from petransfer.cli import main
 from petransfer.effects.kinds.contrast import judge
-from petransfer.effects.reference import published, published_contrast
+from petransfer.effects.reference import paper_contrast, paper_scores
 from petransfer.effects.runs import Runs
 from petransfer.effects.study_effects import collect
 from petransfer.report.comparison import _data_note, differences
@@ -196,7 +196,7 @@ def test_the_papers_scores_are_shown_next_to_both_studies(
         for at, one in enumerate(found["cells"])
         if one["split"] == "right" and one["name"] != "scratch"
     )
-    assert english == {"t5-base": pytest.approx(published()["t5-base", "english", "scan", "right", ""].mean)}
+    assert english == {"t5-base": pytest.approx(paper_scores()["t5-base", "english", "scan", "right", ""].mean)}
     assert german == {}
     assert call("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c.md") == 0
     message = capsys.readouterr().out
@@ -206,9 +206,7 @@ def test_the_papers_scores_are_shown_next_to_both_studies(
     figures = {(line[0], line[1]): line[-1] for line in lines}
     assert (figures["split", "arm"], figures["split", "effect"]) == ("paper: EM %", "paper: points")
     assert figures["right", "english"] == f"{english['t5-base']:.1f}"
-    (theirs,) = (
-        judge([known]) if (known := published_contrast("t5-base", "english", "scratch", "scan", "right")) else []
-    )
+    (theirs,) = judge([known]) if (known := paper_contrast("t5-base", "english", "scratch", "scan", "right")) else []
     assert figures["right", "english-scratch"].startswith(f"{theirs.difference:+.1f} [")
     assert figures["right", "german"] == figures["right", "german-scratch"] == ""
 

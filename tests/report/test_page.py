@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from petransfer.cli import main
-from petransfer.effects.reference import published
+from petransfer.effects.reference import paper_scores
 from petransfer.report import page_data as gather
 from petransfer.report import plots
 from petransfer.report import run_groups as groups
@@ -420,7 +420,7 @@ def test_the_papers_scores_are_shown_below_ours_in_every_category(tmp_path: Path
     shown = text[text.index("<h2>By category</h2>") : text.index("<h2>Learning curves</h2>")].replace("<wbr>", "")
     assert "the same arm and category in Orhan (2021), arXiv:2109.15101 (t5-base, all weights trained)" in shown
     theirs = {
-        name: published()["t5-base", "english", "cogs", "gen", name].mean
+        name: paper_scores()["t5-base", "english", "cogs", "gen", name].mean
         for name in ("cp_recursion", "subj_to_obj_common")
     }
     for name, figure in theirs.items():

@@ -17,7 +17,7 @@ from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import CheckpointSpec, MethodSpec, RunSpec, TaskSpec, TrainSpec
 from petransfer.sharing.adapter import Adapter
-from petransfer.sharing.base import Base, differing_weights
+from petransfer.sharing.base import AdapterBase, differing_weights
 from petransfer.sharing.run_folders import run_folder
 from petransfer.sharing.sources import opened_source
 
@@ -113,7 +113,7 @@ def test_a_pretraining_json_that_is_not_utf8_is_ignored(tiny_t5: Path, tmp_path:
 def test_weight_files_with_other_names_than_in_training_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("petransfer.sharing.base.weight_hashes", lambda *_: {"part-1.safetensors": "b" * 64})
     trained_on = {"weights_sha256": {"model.safetensors": "a" * 64}}
-    base = Base(CheckpointSpec("nano/english"), 32, 0, (), None, trained_on)
+    base = AdapterBase(CheckpointSpec("nano/english"), 32, 0, (), None, trained_on)
     message = differing_weights(base, SimpleNamespace(commit=None))  # type: ignore[arg-type]
     assert message is not None
     assert "None" not in message

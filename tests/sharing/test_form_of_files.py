@@ -13,7 +13,7 @@ import pytest
 import petransfer
 from petransfer.errors import UserError
 from petransfer.sharing import task_data
-from petransfer.sharing.bundle import Bundle, of_folder, opened
+from petransfer.sharing.bundle import Bundle, bundle_of_folder, open_bundle
 from tests.sharing.conftest import contents, sealed, write
 
 PAIRS = [("a, b", "yes"), ("ä", "no")]
@@ -27,7 +27,7 @@ def pairs_of(bundle: Bundle, name: str) -> list[tuple[str, str]]:
 @pytest.fixture
 def read_like(run: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Read]:
     """A function that returns a reader of files for an adapter whose data have the given options."""
-    bundle = of_folder(run)
+    bundle = bundle_of_folder(run)
 
     def make(**options: Any) -> Read:
         monkeypatch.setattr(task_data, "options_of", lambda _: options)
@@ -76,7 +76,7 @@ def test_the_other_names_of_column_options_in_a_bundled_recipe_are_used(packed: 
     Path("qa.csv").write_text('question,answer\n"a, b",yes\nä,no\n', encoding="utf-8")
     recipe = b"name: qa\ntask: {options: {train: qa.csv, input_column: question, target_column: answer}}\n"
     write(Path("qa.petransfer.zip"), sealed(contents(packed) | {"recipe.yaml": recipe}))
-    with opened("qa.petransfer.zip") as bundle:
+    with open_bundle("qa.petransfer.zip") as bundle:
         assert pairs_of(bundle, "qa.csv") == PAIRS
 
 

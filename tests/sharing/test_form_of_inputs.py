@@ -17,15 +17,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from petransfer.cli.serve import models_of
 from petransfer.errors import UserError
 from petransfer.sharing.adapter import Adapter
-from petransfer.sharing.base import Where
-from petransfer.sharing.scoring import Request, side_by_side
+from petransfer.sharing.base import LoadOptions
+from petransfer.sharing.scoring import EvaluationRequest, side_by_side
 from petransfer.sharing.sources import opened_source
 from tests.sharing.conftest import call, refused
 
 TEXTS = ["to walk", "must say", "run and see", "look"]
 PAIRS = [(text, "gehen") for text in TEXTS]
 TOKENS = 6
-WHERE = Where(device="cpu")
+WHERE = LoadOptions(device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +96,9 @@ def test_an_adapter_gets_inputs_in_the_form_of_its_training(
     assert call("predict", str(folder), *TEXTS, *arguments) == 0
     assert [json.loads(line)["output"] for line in capsys.readouterr().out.splitlines()] == expected
     with opened_source(str(folder)) as source:
-        (served,) = models_of([source], Where(str(base), device="cpu")).values()
+        (served,) = models_of([source], LoadOptions(str(base), device="cpu")).values()
         assert served.predictor(TEXTS, TOKENS) == expected
-        rows = side_by_side([source], Where(str(base), device="cpu"), Request(PAIRS, with_base=True))
+        rows = side_by_side([source], LoadOptions(str(base), device="cpu"), EvaluationRequest(PAIRS, with_base=True))
     alone, scores, merged = (row.log_prob_per_token for row in rows)
     assert scores == pytest.approx(log_prob(plain(base, folder), base, end), abs=1e-4)
     assert alone == pytest.approx(log_prob(plain(base), base, end), abs=1e-4), (
@@ -115,7 +115,7 @@ def test_a_base_alone_gets_each_input_exactly_as_given(base: Path) -> None:
     with opened_source(str(base)) as source:
         (served,) = models_of([source], WHERE).values()
         assert served.predictor(TEXTS, TOKENS) == expected
-        (scores,) = side_by_side([source], WHERE, Request(PAIRS))
+        (scores,) = side_by_side([source], WHERE, EvaluationRequest(PAIRS))
     assert scores.log_prob_per_token == pytest.approx(log_prob(plain(base), base, ""), abs=1e-4)
 
 
@@ -123,7 +123,7 @@ def test_a_base_beside_adapters_gets_inputs_in_the_same_form_as_the_adapters(
     base: Path, trained: Callable[..., Path], tmp_path: Path
 ) -> None:
     with opened_source(str(trained(str(base)))) as adapter, opened_source(str(base)) as alone:
-        rows = side_by_side([adapter, alone], WHERE, Request(PAIRS))
+        rows = side_by_side([adapter, alone], WHERE, EvaluationRequest(PAIRS))
     assert rows[1].log_prob_per_token == pytest.approx(log_prob(plain(base), base, "\n"), abs=1e-4)
 
 

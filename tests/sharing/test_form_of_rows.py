@@ -21,7 +21,7 @@ from petransfer.errors import UserError
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import Options, RunSpec
 from petransfer.sharing import plain_check
-from petransfer.sharing.bundle import of_folder
+from petransfer.sharing.bundle import bundle_of_folder
 from petransfer.sharing.card import card
 from petransfer.sharing.usage_code import base_in_words, usage
 from tests.chat_models import CHATML, byte_level, chat_llama
@@ -120,7 +120,7 @@ def test_the_code_in_the_card_uses_the_chat_template_and_its_end_token(chat_run:
 
 
 def test_the_card_of_a_base_with_languages_has_no_code(run: Path) -> None:
-    spec = of_folder(run).spec
+    spec = bundle_of_folder(run).spec
     assert spec is not None
     languages = replace(spec.checkpoint, source_language="en_XX", target_language="de_DE")
     message = usage(replace(spec, checkpoint=languages), {})
@@ -130,7 +130,7 @@ def test_the_card_of_a_base_with_languages_has_no_code(run: Path) -> None:
 
 @pytest.mark.parametrize("name", ['a", trust_remote_code=True) #', "a](https://x.y) <b>", "a`\n```\n<script>", "a|b"])
 def test_markup_and_code_in_the_name_of_a_base_are_escaped_in_the_card(name: str, run: Path) -> None:
-    spec = of_folder(run).spec
+    spec = bundle_of_folder(run).spec
     assert spec is not None
     named = replace(spec, checkpoint=replace(spec.checkpoint, name=name, weights="main"))
     assert not re.search(r"[<`\n]|\]\(https://x\.y", base_in_words(named))

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from petransfer.cli.serve import models_of
 from petransfer.errors import UserError
 from petransfer.sharing.adapter import Adapter
-from petransfer.sharing.base import Where
-from petransfer.sharing.combined_adapters import Combination, put_together
+from petransfer.sharing.base import LoadOptions
+from petransfer.sharing.combined_adapters import Combination, load_adapters
 from petransfer.sharing.hub import _wanted
 from petransfer.sharing.sources import opened_source
 from tests.chat_models import CHATML, byte_level, chat_llama
@@ -103,7 +103,7 @@ def test_the_tokenizer_of_the_adapter_is_used_by_predict_evaluate_serve_and_merg
     assert json.loads(printed.out)["output"] == wanted_chat
     assert "--chat" not in printed.err
     with opened_source(str(folder)) as source:
-        (served,) = models_of([source], Where(checkpoint=str(base), device="cpu")).values()
+        (served,) = models_of([source], LoadOptions(checkpoint=str(base), device="cpu")).values()
     assert served.predictor(["a <tool> b"], 8) == [wanted]
     assert served.chat is not None
     assert served.chat(["a <tool> b"], 8) == [wanted_chat]
@@ -126,16 +126,16 @@ def test_adapters_on_one_base_keep_different_tokenizers_and_cannot_be_combined(
     for place in (one, other):
         with opened_source(str(place)) as source:
             sources.append(source)
-    served = models_of(sources, Where(checkpoint=str(base), device="cpu"))
+    served = models_of(sources, LoadOptions(checkpoint=str(base), device="cpu"))
     rows = [
         model.predictor.loaded.tokenizer("<tool>", add_special_tokens=False)["input_ids"] for model in served.values()
     ]
     assert len(rows[0]) == 1
     assert len(rows[1]) == len("<tool>")
     with pytest.raises(UserError, match="different tokenizers"):
-        put_together(
+        load_adapters(
             [source.adapter() for source in sources],
-            Where(checkpoint=str(base), device="cpu"),
+            LoadOptions(checkpoint=str(base), device="cpu"),
             Combination((0.5, 0.5)),
         )
 

@@ -29,13 +29,13 @@ from petransfer.models.registry import registry
 from petransfer.recipe.run_spec import CheckpointSpec, MethodSpec, RunSpec, TaskSpec, TrainSpec
 from petransfer.sharing import plain_check
 from petransfer.sharing.adapter import Adapter
-from petransfer.sharing.base import Where
-from petransfer.sharing.bundle import Bundle, of_folder, opened
+from petransfer.sharing.base import LoadOptions
+from petransfer.sharing.bundle import Bundle, bundle_of_folder, open_bundle
 from petransfer.sharing.card import card
-from petransfer.sharing.card_metadata import Wishes, _datasets
-from petransfer.sharing.licences import ORDER, derived
-from petransfer.sharing.pack import placeless, refuse_private
-from petransfer.sharing.sources import Source
+from petransfer.sharing.card_metadata import CardOptions, _datasets
+from petransfer.sharing.licences import ORDER, derived_licence
+from petransfer.sharing.pack import refuse_private, without_paths
+from petransfer.sharing.sources import ModelSource
 from petransfer.sharing.task_data import data_of
 from tests.sharing.conftest import ROWS, call, contents, refused, write
 
@@ -70,7 +70,7 @@ data_dir: /home/me/data
 task: {options: {train: /home/me/pairs.tsv, test: ~/test.tsv, template: "/x {a}", dev: 0.1}}
 family: {arms: {one: ../models/t5, two: {checkpoint: C:\\models\\t5, tokenizer: owner/name}}}
 """
-    assert placeless(recipe.decode()).decode() == (
+    assert without_paths(recipe.decode()).decode() == (
         "name: mine\ntask:\n  options:\n    train: pairs.tsv\n    test: test.tsv\n    template: /x {a}\n    dev: 0.1\n"
         "family:\n  arms:\n    one: t5\n    two:\n      checkpoint: t5\n      tokenizer: owner/name\n"
     )
@@ -92,7 +92,7 @@ family:
       - /
       - '~'
 """
-    assert placeless(recipe).decode() == recipe
+    assert without_paths(recipe).decode() == recipe
 
 
 @pytest.mark.parametrize(
@@ -136,14 +136,14 @@ def test_a_base_on_the_hub_is_named_in_the_metadata(trained: Callable[..., Path]
     """The spec of a local run is changed: the base is on the hub, and the task is the benchmark SCAN."""
     from dataclasses import replace
 
-    with opened(str(trained("nano/english"))) as bundle:
+    with open_bundle(str(trained("nano/english"))) as bundle:
         assert bundle.spec is not None
         spec = replace(
             bundle.spec,
             checkpoint=replace(bundle.spec.checkpoint, name="google-t5/t5-base", weights="main"),
             task=replace(bundle.spec.task, name="scan", split="around_right"),
         )
-        text = card(replace(bundle, spec=spec, here=None), Wishes(tags=("mine",)))
+        text = card(replace(bundle, spec=spec, here=None), CardOptions(tags=("mine",)))
     data = ModelCard(text).data
     assert (data.base_model, data.base_model_relation) == ("google-t5/t5-base", "adapter")
     assert (data.license, data.datasets, data.language) == ("apache-2.0", ["scan"], ["en"])
@@ -154,7 +154,7 @@ def test_a_base_on_the_hub_is_named_in_the_metadata(trained: Callable[..., Path]
 def test_html_and_table_separators_are_escaped_in_a_card(trained: Callable[..., Path], here: Path) -> None:
     from dataclasses import replace
 
-    with opened(str(trained("nano/english"))) as bundle:
+    with open_bundle(str(trained("nano/english"))) as bundle:
         assert bundle.spec is not None
         result = dict(bundle.result() or {})
         environment = {"device": "<script>alert(1)</script> | \x1b[31m", "packages": {"a|b": "<img>"}}
@@ -242,23 +242,23 @@ def test_a_local_folder_of_rows_is_not_listed_as_a_dataset_on_the_hub(
 
 
 def test_one_language_or_tag_given_to_push_is_not_split_into_letters(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[Wishes] = []
-    monkeypatch.setattr("petransfer.sharing.adapter.contents", lambda bundle, wishes: given.append(wishes))
+    given: list[CardOptions] = []
+    monkeypatch.setattr("petransfer.sharing.adapter.contents", lambda bundle, card_options: given.append(card_options))
     monkeypatch.setattr("petransfer.sharing.hub.push", lambda *arguments: None)
-    adapter = Adapter(Source("mine", "adapter", Bundle("mine", {}, {}, {}, None, None, None)), Where())
+    adapter = Adapter(ModelSource("mine", "adapter", Bundle("mine", {}, {}, {}, None, None, None)), LoadOptions())
     adapter.push("user/name", language="en", tags="one")
     adapter.push("user/name", language=["en", "de"])
-    assert given == [Wishes(None, ("en",), ("one",)), Wishes(None, ("en", "de"))]
+    assert given == [CardOptions(None, ("en",), ("one",)), CardOptions(None, ("en", "de"))]
     for wrong in ({"language": "English"}, {"licence": "my own"}):
         with pytest.raises(UserError, match=f"'{next(iter(wrong))}'"):
             adapter.push("user/name", **wrong)
 
 
 def test_the_derived_licence_is_the_stricter_one_or_unknown() -> None:
-    assert derived("mit", "apache-2.0") == derived("apache-2.0", "mit") == "apache-2.0"
-    assert derived("gpl-3.0", "cc-by-sa-4.0") is None
-    assert derived("gpl-3.0", "cc-by-nc-4.0") is None
-    assert derived("mit", None) is derived("bigcode-openrail-m", "mit") is None
+    assert derived_licence("mit", "apache-2.0") == derived_licence("apache-2.0", "mit") == "apache-2.0"
+    assert derived_licence("gpl-3.0", "cc-by-sa-4.0") is None
+    assert derived_licence("gpl-3.0", "cc-by-nc-4.0") is None
+    assert derived_licence("mit", None) is derived_licence("bigcode-openrail-m", "mit") is None
     assert {task.licence for task in TASKS.values() if task.published} <= set(ORDER)
 
 
@@ -341,7 +341,7 @@ def test_the_code_in_the_card_quantises_the_same_layers_as_petransfer(
     assert call("checkpoints", "cp", "nano/english", "base") == 0
     assert call("adapter", "pack", str(run), "--out", "a.petransfer.zip") == 0
     adapter = Adapter.load(run, device="cpu")
-    texts = [example.input for example in data_of(of_folder(run), None).test]
+    texts = [example.input for example in data_of(bundle_of_folder(run), None).test]
     plain, base = executed(script(here / "a.petransfer.zip", here, texts))
     assert inventory(base).bytes == inventory(adapter.predictor.loaded.model).bytes
     ours = [adapter.predict([text], max_new_tokens=64)[0] for text in texts]

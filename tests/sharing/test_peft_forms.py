@@ -26,8 +26,8 @@ from transformers import (
 
 from petransfer.errors import UserError
 from petransfer.sharing.adapter import Adapter
-from petransfer.sharing.base import Where
-from petransfer.sharing.combined_adapters import put_together
+from petransfer.sharing.base import LoadOptions
+from petransfer.sharing.combined_adapters import load_adapters
 from petransfer.sharing.sources import opened_source
 from tests.tiny_models import keep
 
@@ -153,7 +153,7 @@ def test_the_base_of_an_adapter_with_another_vocabulary_is_resized(
         opened_source(str(tmp_path / "adapter")) as source,
         pytest.raises(UserError, match="brings embeddings of its own for the base; use it without other adapters"),
     ):
-        put_together([source.adapter(), source.adapter()], Where(checkpoint=str(base), device="cpu"))
+        load_adapters([source.adapter(), source.adapter()], LoadOptions(checkpoint=str(base), device="cpu"))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -181,7 +181,7 @@ def test_trained_token_rows_without_a_module_name_are_rows_of_the_input_embeddin
             wanted.append(made(ids).logits)
     with contextlib.ExitStack() as stack:
         bundles = [stack.enter_context(opened_source(str(tmp_path / str(at)))).adapter() for at in range(3)]
-        adapters = put_together(bundles, Where(checkpoint=str(tiny_gpt2), device="cpu"), bits=32)
+        adapters = load_adapters(bundles, LoadOptions(checkpoint=str(tiny_gpt2), device="cpu"), bits=32)
     for name, logits in zip(adapters.bundles, wanted, strict=True):
         adapters.model.set_adapter(name)
         with torch.inference_mode():

@@ -151,12 +151,12 @@ def test_a_line_from_a_pipe_is_answered_before_the_next_line_is_written(
 
 
 def test_batches_from_a_pipe_are_full_if_enough_lines_have_arrived(capsys: pytest.CaptureFixture[str]) -> None:
-    fast = text.arriving(range(10), 4)
+    fast = text.arriving_batches(range(10), 4)
     time.sleep(0.1)
     assert list(fast) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "PATIENCE", 0.01)
-        assert list(text.arriving((str(time.sleep(0.1)) for _ in range(1)), 4)) == [["None"]]
+        assert list(text.arriving_batches((str(time.sleep(0.1)) for _ in range(1)), 4)) == [["None"]]
     assert capsys.readouterr().err == "Waiting for inputs, one per line.\n"
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from petransfer.errors import UserError
-from petransfer.sharing.bundle import checked, opened
+from petransfer.sharing.bundle import checked_bundle, open_bundle
 from petransfer.sharing.file_checks import check
 from petransfer.sharing.info import describe
 from tests.sharing.conftest import Contents, call, contents, listed, refused, sealed, write
@@ -401,9 +401,9 @@ def outcome(data: bytes, folder: Path) -> str:
     bundle = folder / "any.petransfer.zip"
     bundle.write_bytes(data)
     try:
-        with opened(str(bundle)) as found:
+        with open_bundle(str(bundle)) as found:
             json.dumps(describe(found))
-            checked(found)
+            checked_bundle(found)
         message = "sound"
     except UserError as error:
         message = str(error)

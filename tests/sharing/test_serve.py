@@ -19,7 +19,7 @@ import uvicorn
 
 import petransfer
 from petransfer.cli.serve import models_of
-from petransfer.sharing.base import Where
+from petransfer.sharing.base import LoadOptions
 from petransfer.sharing.openai_requests import BODY
 from petransfer.sharing.request_batches import RequestBatches
 from petransfer.sharing.server import application, listen, server
@@ -40,7 +40,7 @@ def serving(*places: str, waiting: int = 4096) -> Iterator[str]:
 def started(*places: str, waiting: int = 4096) -> Iterator[tuple[str, uvicorn.Server]]:
     """Run a server in a thread, and yield its address and the server object."""
     sources = [opened_source(place) for place in places]
-    models = models_of([source.__enter__() for source in sources], Where(device="cpu"))
+    models = models_of([source.__enter__() for source in sources], LoadOptions(device="cpu"))
     opened = listen("127.0.0.1", 0)
     running = server(application(RequestBatches(models, waiting=waiting), ("127.0.0.1",)))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [opened]}, daemon=True)

@@ -16,7 +16,7 @@ import pytest
 import petransfer
 from petransfer.evaluation.predictor import Predictor
 from petransfer.sharing.openai_requests import BadRequest, _messages
-from petransfer.sharing.request_batches import Model
+from petransfer.sharing.request_batches import ServedModel
 from tests.chat_models import CHATML, chat_llama
 from tests.sharing.conftest import call, refused
 from tests.sharing.test_serve import post, serving
@@ -76,11 +76,11 @@ def test_tools_are_given_to_the_chat_template(chat_server: str, chat_predictor: 
     assert answer["choices"][0]["message"]["content"] == expected.text
     assert answer["usage"]["prompt_tokens"] == expected.input_tokens > plain["usage"]["prompt_tokens"]
     without = petransfer.Adapter.load(chat_llama(tmp_path / "plain"), device="cpu").predictor
-    model = Model(without, chat=replace(without, chat="template"))
+    model = ServedModel(without, chat=replace(without, chat="template"))
     with pytest.raises(BadRequest, match="the chat template of this model does not support tools"):
         _messages(asked | {"tools": TOOLS}, model)
     with pytest.raises(BadRequest, match="was not trained on chats"):
-        _messages({"messages": MESSAGES[1:], "tools": TOOLS}, Model(without, chat=None))
+        _messages({"messages": MESSAGES[1:], "tools": TOOLS}, ServedModel(without, chat=None))
 
 
 def test_a_streamed_chat_has_the_same_text_in_parts(chat_server: str) -> None:

@@ -18,9 +18,9 @@ from transformers import AutoModelForSeq2SeqLM
 from petransfer.evaluation import exact_match
 from petransfer.models.registry import NANO
 from petransfer.sharing.attach import FIRST
-from petransfer.sharing.base import Base, Where
-from petransfer.sharing.bundle import opened
-from petransfer.sharing.combined_adapters import Combination, put_together
+from petransfer.sharing.base import AdapterBase, LoadOptions
+from petransfer.sharing.bundle import open_bundle
+from petransfer.sharing.combined_adapters import Combination, load_adapters
 from petransfer.sharing.info import describe
 from petransfer.sharing.task_data import data_of, row_hashes
 from tests.sharing.conftest import ROWS, call, contents, refused, write
@@ -45,8 +45,8 @@ def test_several_adapters_predict_as_each_one_alone_and_load_the_base_once(
 ) -> None:
     texts = [source for source, _ in ROWS[:6]]
     loads = []
-    real = Base.load
-    monkeypatch.setattr(Base, "load", lambda self, *rest: loads.append(self) or real(self, *rest))
+    real = AdapterBase.load
+    monkeypatch.setattr(AdapterBase, "load", lambda self, *rest: loads.append(self) or real(self, *rest))
     alone = {one: [row["output"] for row in answers(capsys, one, *texts)] for one in (*two, str(run))}
     assert len(loads) == 3
     together = answers(capsys, two[0], *texts, "--with", two[1], "--with", str(run))
@@ -132,7 +132,7 @@ def test_eval_by_generation_scores_a_run_on_its_task_and_reports_contradictions(
     assert "contradict" not in message.err
     real = exact_match.score
 
-    def lying(*arguments: Any) -> list[exact_match.Scored]:
+    def lying(*arguments: Any) -> list[exact_match.ScoredExample]:
         first, *rest = real(*arguments)
         return [replace(first, correct=not first.correct, near_tie=False), *rest]
 
@@ -213,8 +213,8 @@ def test_the_biases_of_one_adapter_do_not_change_the_scores_of_another(
 def test_a_combination_equals_the_combination_by_plain_peft(two: tuple[str, str], kind: str, here: Path) -> None:
     """Compare the update of one layer. For `cat`, it must also be the weighted sum of the adapters' updates."""
     weights = (0.7, 0.3)
-    with opened(two[0]) as first, opened(two[1]) as second:
-        model = put_together([first, second], Where(device="cpu"), Combination(weights, kind)).model
+    with open_bundle(two[0]) as first, open_bundle(two[1]) as second:
+        model = load_adapters([first, second], LoadOptions(device="cpu"), Combination(weights, kind)).model
     base = AutoModelForSeq2SeqLM.from_pretrained(NANO / "english", dtype=torch.float32)
     plain = PeftModel.from_pretrained(base, f"{two[0]}/adapter", adapter_name="a")
     plain.load_adapter(f"{two[1]}/adapter", adapter_name="b")
@@ -322,7 +322,7 @@ def test_the_name_of_the_first_adapter_is_not_a_number() -> None:
 def test_info_counts_the_parameters_that_were_trained(method: str, trained: Callable[..., Path]) -> None:
     """Files of PiSSA (a LoRA of twice the rank) and VeRA (with frozen tensors) have more numbers than were trained."""
     run = trained("nano/english", "--method", method, "--steps", "2")
-    with opened(str(run)) as bundle:
+    with open_bundle(str(run)) as bundle:
         found, result = describe(bundle), bundle.result() or {}
         stored = sum(prod(shape) for _, shape in bundle.tensors.values())
     assert found["parameters"] == result["trained_parameters"]
@@ -336,7 +336,7 @@ def test_eval_scores_test_rows_that_another_adapter_was_trained_on_separately(
     other = str(trained("nano/english", *FROZEN, "--test", "20"))
     held_out = {}
     for one in (two[0], other):
-        with opened(one) as bundle:
+        with open_bundle(one) as bundle:
             data = data_of(bundle, None)
         held_out[one] = (row_hashes(data.test), row_hashes(data.train))
     seen = len(held_out[other][0] & held_out[two[0]][1])

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load, save
 
 from petransfer.errors import UserError
-from petransfer.sharing import examples_file, pattern_times
+from petransfer.sharing import examples_file, slow_patterns
 from petransfer.sharing.examples_file import rows_of, without_texts
 from tests.sharing.conftest import contents, refused, write
 
@@ -84,7 +84,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor], str]] = {
 def test_a_small_bundle_with_extreme_or_invalid_settings_is_refused_quickly(
     case: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pattern_times, "SECONDS", 0.5)
+    monkeypatch.setattr(slow_patterns, "SECONDS", 0.5)
     config, tensors, message = CASES[case]
     files = {"adapter_config.json": json.dumps(COMMON | config).encode(), "adapter_model.safetensors": save(tensors)}
     write(here / "x.petransfer.zip", files)

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 
 from petransfer.models.registry import NANO
 from petransfer.sharing import verify
-from petransfer.sharing.bundle import of_folder
+from petransfer.sharing.bundle import bundle_of_folder
 from tests.sharing.conftest import call, contents, listed, refused, sealed, write
 
 WEIGHTS = "adapter_model.safetensors"
@@ -275,7 +275,7 @@ def test_another_readme_is_accepted_and_another_adapter_s_card_fails(
 def test_recorded_sizes_of_the_base_that_include_the_adapter_are_accepted(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = of_folder(run / "adapter")
+    bundle = bundle_of_folder(run / "adapter")
     base = SimpleNamespace(bits=bundle.spec.method.bits)
     loaded = SimpleNamespace(model=None)
     monkeypatch.setattr(verify, "inventory", lambda model: SimpleNamespace(bytes={"bfloat16": 1_000_000}))

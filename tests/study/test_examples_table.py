@@ -10,7 +10,7 @@ import pyarrow.parquet
 
 from petransfer.data import Example
 from petransfer.evaluation.exact_match import Evaluation
-from petransfer.evaluation.one_pass import Scored
+from petransfer.evaluation.one_pass import ScoredExample
 from petransfer.study.examples_table import write_examples, write_table
 
 ROWS = 2000
@@ -40,7 +40,7 @@ def test_a_table_without_numeric_columns_can_be_written(tmp_path: Path) -> None:
 
 
 def test_the_targets_of_all_examples_are_written_if_they_are_labels(tmp_path: Path) -> None:
-    scored = tuple(Scored(n, "all", True, 1.0, -1.0, 2, 2, prediction=None if n else "yes") for n in range(2))
+    scored = tuple(ScoredExample(n, "all", True, 1.0, -1.0, 2, 2, prediction=None if n else "yes") for n in range(2))
     rows = [Example(n, f"text {n}", "yes", "all") for n in range(2)]
     for of_labels, targets in ((True, ["yes", "yes"]), (False, ["yes", None])):
         write_examples(Evaluation(scored, 0, 1, 0), rows, ["yes", "no"], tmp_path / "examples.parquet", of_labels)

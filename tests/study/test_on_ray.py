@@ -12,7 +12,7 @@ import pytest
 
 from petransfer.errors import UserError
 from petransfer.study.folders import RunFolder, StudyFolder
-from petransfer.study.resource_demands import Demands
+from petransfer.study.resource_demands import Resources
 from tests.study.jobs import Job, Named
 
 ray = pytest.importorskip("ray", reason="Ray is an extra: pip install 'petransfer[ray]'")
@@ -55,7 +55,7 @@ def _carry_out(cluster: Any, path: Path, cells: list[Named], **options: Any) -> 
     (study.path / "runs").mkdir(parents=True, exist_ok=True)
     (study.path / "recipe.yaml").write_text("name: x")
     (path / "marks").mkdir()
-    demands = options.pop("demands", {cell.run_id: Demands() for cell in cells})
+    demands = options.pop("demands", {cell.run_id: Resources() for cell in cells})
     tick: Callable[[], None] = options.pop("tick", lambda: None)
     most, threads, group = options.pop("most", 0), options.pop("threads", 1), options.pop("group", None)
     return execute_on_ray(cells, study, Job(path / "marks"), demands, most, threads, tick, cluster, group), study

@@ -15,7 +15,7 @@ import pytest
 
 from petransfer.errors import UserError
 from petransfer.recipe.run_spec import MethodSpec, RunSpec, TrainSpec
-from petransfer.study.launched_processes import Place, refuse_launch, this_place
+from petransfer.study.launched_processes import LaunchedProcess, launched_process, refuse_launch
 from petransfer.study.local_executor import stop_on_signals
 from petransfer.study.process_group import Group, default_signal_handlers
 from tests.cli.calls import call
@@ -33,22 +33,22 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("message", "place"),
     [
-        ({}, Place()),
-        ({"RANK": "1", "WORLD_SIZE": "2"}, Place(1, 2)),
-        ({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4"}, Place(3, 4)),
-        ({"RANK": "0"}, Place()),
-        ({"RANK": "2", "WORLD_SIZE": "2"}, Place()),
-        ({"RANK": "x", "WORLD_SIZE": "2"}, Place()),
+        ({}, LaunchedProcess()),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, LaunchedProcess(1, 2)),
+        ({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4"}, LaunchedProcess(3, 4)),
+        ({"RANK": "0"}, LaunchedProcess()),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, LaunchedProcess()),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, LaunchedProcess()),
     ],
 )
 def test_the_process_index_is_read_from_the_environment(
-    message: dict[str, str], place: Place, monkeypatch: pytest.MonkeyPatch
+    message: dict[str, str], place: LaunchedProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in message.items():
         monkeypatch.setenv(name, value)
-    assert this_place() == place
-    assert this_place().leads == (place.index == 0)
-    assert this_place().shared == (place.count > 1)
+    assert launched_process() == place
+    assert launched_process().leads == (place.index == 0)
+    assert launched_process().shared == (place.count > 1)
 
 
 def test_only_the_first_process_executes_predict_and_pretrain_is_refused(

@@ -11,9 +11,9 @@ import pytest
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.study import single_run, train_estimate
-from petransfer.study.train_estimate import Time, Tokens
+from petransfer.study.train_estimate import TimeEstimate, TokenCounts
 
-TOKENS = Tokens(inputs=10.0, targets=6.0, longest=(12, 8), counted=True)
+TOKENS = TokenCounts(inputs=10.0, targets=6.0, longest=(12, 8), counted=True)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_a_step_is_estimated_from_the_number_of_weights(
     weights: dict[str, int], method: str, operations: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_estimate, "_product_rate", lambda cpu: 1e6)
-    fit: Any = SimpleNamespace(memory=SimpleNamespace(weights=weights), demand=SimpleNamespace(device="cpu"))
+    fit: Any = SimpleNamespace(memory=SimpleNamespace(weights=weights), step_spec=SimpleNamespace(device="cpu"))
     spec: Any = SimpleNamespace(
         method=SimpleNamespace(name=method),
         train=SimpleNamespace(batch_size=4),
@@ -50,6 +50,6 @@ def test_measured_steps_are_not_followed_by_evaluations_on_dev(
 
 
 def test_the_expected_time_names_the_number_of_training_runs(tiny_spec: Callable[..., RunSpec]) -> None:
-    found, train = Time(step=1.0, evaluations=2.0, measured=True), tiny_spec(steps=58).train
+    found, train = TimeEstimate(step=1.0, evaluations=2.0, measured=True), tiny_spec(steps=58).train
     assert found.line(train).startswith("time: about 60 s if nothing else runs")
     assert found.line(train, 6).startswith("time: about 60 s per training run (6 runs) if nothing else runs")

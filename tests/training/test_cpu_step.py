@@ -20,7 +20,7 @@ from petransfer.training.batches import Tensors, collate
 from petransfer.training.cpu import lora_pairs as pairs
 from petransfer.training.cpu.cpu_step import CpuFastPath, _score_block
 from petransfer.training.losses import token_loss
-from petransfer.training.stacked.layers import share
+from petransfer.training.stacked.layers import shared_copy
 from tests.conftest import FULL, LORA
 
 ROWS = replace(LORA, embeddings="new")
@@ -126,7 +126,7 @@ def test_models_of_one_base_share_derived_tensors_and_have_correct_gradients(bit
     pieces = sorted({piece for row in examples for piece in row.target_ids})
     models = []
     for new in (pieces[:3], pieces[-2:]):
-        part = replace(loaded, model=share(loaded.model), new_tokens=tuple(new))
+        part = replace(loaded, model=shared_copy(loaded.model), new_tokens=tuple(new))
         models.append(apply_method(part, replace(ROWS, bits=bits), 0).eval())
         for name, value in models[-1].named_parameters():
             if value.requires_grad:

@@ -24,7 +24,7 @@ from petransfer.training.execution import Execution
 from petransfer.training.hooks import Hooks
 from petransfer.training.loop import Loop
 from petransfer.training.metrics_file import read_metrics
-from petransfer.training.optimizer import learning_rate_factor
+from petransfer.training.optimizer import schedule_factor
 from petransfer.training.state import trained_tensors
 from tests.training.test_loop import make_loop
 
@@ -105,7 +105,7 @@ def test_the_learning_rate_falls_linearly_in_the_cooldown(tiny_t5: Path, tmp_pat
     hooks.evaluate = lambda _: {"dev_em": scores[loop.progress.step], "dev_loss": 1.0}
     assert loop.run().early_stopping["stop_reason"] == "no_improvement"
     rates = {line["step"]: line["learning_rate"] for line in read_metrics(tmp_path / "metrics.jsonl")}
-    plain = [loop.spec.learning_rate * learning_rate_factor(loop.spec, step) for step in range(8)]
+    plain = [loop.spec.learning_rate * schedule_factor(loop.spec, step) for step in range(8)]
     assert rates[4] == pytest.approx(plain[3])
     assert rates[6] == pytest.approx(plain[5] * 0.75)
     assert rates[8] == pytest.approx(plain[7] * 0.25)

@@ -115,7 +115,7 @@ def test_a_run_with_graphs_resumes_with_or_without_graphs(resumed: Any, whole: L
     half = graphed(tmp_path / "half")
     half.model.train()
     for step in range(2):
-        half.note(step, *half.take_step(step), 0.0)
+        half.record_step(step, *half.take_step(step), 0.0)
     half.save()
     again = resumed(tmp_path / "half")
     assert again.progress.step == 2
@@ -158,7 +158,7 @@ def test_with_graphs_trained_rows_do_not_use_the_method_of_peft(tmp_path: Path) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainableTokensLayer, "get_merged_weights", refuse)
         padded.model.train()
-        padded.note(0, *padded.take_step(0), 0.0)
+        padded.record_step(0, *padded.take_step(0), 0.0)
     plain.run()
     padded.run()
     check_equal(plain, padded)

@@ -29,7 +29,7 @@ from petransfer.training.hooks import Hooks
 from petransfer.training.loop import Loop
 from petransfer.training.losses import token_loss
 from petransfer.training.metrics_file import MetricsFile, read_metrics
-from petransfer.training.optimizer import learning_rate_factor, make_optimizer
+from petransfer.training.optimizer import make_optimizer, schedule_factor
 from petransfer.training.out_of_memory import is_out_of_memory
 from petransfer.training.self_checks import SelfChecks, _not_finite
 from petransfer.training.state import Progress, load_state, save_state, trained_tensors
@@ -39,14 +39,14 @@ SPEC = TrainSpec(steps=100, batch_size=8, learning_rate=1e-3, warmup=0.1)
 
 
 def test_the_learning_rate_rises_in_the_warm_up_and_falls_to_its_final_share() -> None:
-    factors = [learning_rate_factor(SPEC, step) for step in range(100)]
+    factors = [schedule_factor(SPEC, step) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[9] == factors[10] == 1.0
     assert factors[55] == pytest.approx(0.5)
     assert factors[99] == pytest.approx(1 / 90)
-    assert learning_rate_factor(replace(SPEC, final=0.05), 99) == pytest.approx(0.05 + 0.95 / 90)
-    assert learning_rate_factor(replace(SPEC, schedule="cosine"), 55) == pytest.approx(0.5)
-    assert learning_rate_factor(replace(SPEC, schedule="constant"), 99) == 1.0
+    assert schedule_factor(replace(SPEC, final=0.05), 99) == pytest.approx(0.05 + 0.95 / 90)
+    assert schedule_factor(replace(SPEC, schedule="cosine"), 55) == pytest.approx(0.5)
+    assert schedule_factor(replace(SPEC, schedule="constant"), 99) == 1.0
 
 
 @given(
@@ -58,7 +58,7 @@ def test_the_learning_rate_is_positive_and_not_above_its_peak(
 ) -> None:
     spec = TrainSpec(steps, 1, 1e-3, warmup, schedule, final)  # type: ignore[arg-type]
     for step in range(steps):
-        assert 0 < learning_rate_factor(spec, step) <= 1
+        assert 0 < schedule_factor(spec, step) <= 1
 
 
 def test_rms_scaling_sets_learning_rate_and_weight_decay_of_each_tensor() -> None:
@@ -323,13 +323,13 @@ def test_on_a_gpu_an_update_does_not_wait_for_the_device(tiny_t5: Path, tmp_path
     loop = make_loop(tiny_t5, tmp_path, cpu=False)
     assert loop.progress.token_budget
     for step in range(4):
-        loop.note(step, *loop.take_step(step), 0.0)
+        loop.record_step(step, *loop.take_step(step), 0.0)
     batch, cuts = loop.feed.take(4, loop.progress.micro_batch, loop.progress.token_budget)
     assert all(tensor.is_pinned() for cut in cuts for tensor in cut.values())
     total = loop.accumulate(batch, cuts)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loop.note(4, *loop.update(4, total, batch.target_tokens), 0.0)
+        loop.record_step(4, *loop.update(4, total, batch.target_tokens), 0.0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert [step for step, *_ in loop._unread] == [4]

@@ -15,7 +15,7 @@ from petransfer.evaluation import one_pass
 from petransfer.models.support import supported_class
 from petransfer.training import losses
 from petransfer.training.batches import IGNORED
-from petransfer.training.stacked.layers import share
+from petransfer.training.stacked.layers import shared_copy
 from petransfer.training.stacked.stacked_loop import accumulate, make_stack
 
 T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
@@ -127,7 +127,7 @@ def test_the_losses_of_a_stack_equal_those_of_its_members(
 ) -> None:
     trunk = _model(kind)
     config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    members = [get_peft_model(share(trunk), config) for _ in range(2)]
+    members = [get_peft_model(shared_copy(trunk), config) for _ in range(2)]
     batches = [_batch(trunk) for _ in members]
     expected = [losses.token_loss(member, batch).detach() for member, batch in zip(members, batches, strict=True)]
     monkeypatch.setattr(losses, "WHOLE", whole)

@@ -37,7 +37,7 @@ def _examples() -> list[Encoded]:
 def test_quantisation_hardly_changes_the_loss_of_an_embedded_checkpoint(bits: Bits) -> None:
     cost = calibrate.quantisation_cost(ENGLISH, 0, load_checkpoint(ENGLISH, bits), _examples())
     assert 0 < abs(cost.change) < 0.03
-    calibrate.check(cost, "nano/english")
+    calibrate.check_quantization_cost(cost, "nano/english")
 
 
 def test_activations_rounded_to_whole_numbers_give_a_warning(
@@ -47,7 +47,7 @@ def test_activations_rounded_to_whole_numbers_give_a_warning(
     usual = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     monkeypatch.setattr(loading, "quantization_config", lambda bits: usual)
     cost = calibrate.quantisation_cost(ENGLISH, 0, load_checkpoint(ENGLISH, 4), _examples())
-    calibrate.check(cost, "nano/english")
+    calibrate.check_quantization_cost(cost, "nano/english")
     (warning,) = caplog.messages
     assert "nano/english" in warning
     assert f"{100 * cost.change:+.1f} %" in warning
@@ -65,15 +65,15 @@ def test_a_change_of_the_loss_is_silent_a_warning_or_an_error(
     cost = calibrate.QuantisationCost(before, after)
     if outcome == "16 bits":
         with pytest.raises(RunError, match=r"base computes no finite loss at 16 bits .*--force"):
-            calibrate.check(cost, "base")
+            calibrate.check_quantization_cost(cost, "base")
     elif outcome == "error":
         with pytest.raises(RunError, match="bits") as error:
-            calibrate.check(cost, "base")
+            calibrate.check_quantization_cost(cost, "base")
         assert f"{after:.3f}" in str(error.value)
         assert "keep_wide" in str(error.value)
         assert "(+inf" not in str(error.value)
     else:
-        calibrate.check(cost, "base")
+        calibrate.check_quantization_cost(cost, "base")
         assert len(caplog.messages) == (outcome == "warning")
         assert "(+inf" not in caplog.text
 

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from petransfer.study.folders import RunFolder
-from petransfer.training.state import Progress, _copy, peek_progress, save_state
+from petransfer.training.state import Progress, _copy, newest_progress, save_state
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the test forks")
 
@@ -49,7 +49,7 @@ def test_a_kill_while_a_state_is_overwritten_leaves_a_complete_state(instant: in
     os.waitpid(child, 0)
     with RunFolder(tmp_path).claim() as claimed:
         assert claimed
-        found = peek_progress(state, "run")
+        found = newest_progress(state, "run")
     assert found is not None
     assert found.loss_sum in (1.0, 2.0)
     assert sorted(path.name for path in (state / "step-000000004").iterdir()) == [

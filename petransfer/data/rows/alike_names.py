@@ -7,16 +7,16 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 
 from petransfer.data.bad_rows import visible
-from petransfer.data.rows.records import look
+from petransfer.data.rows.records import normalised_name
 from petransfer.plurals import count
 
 
-def number_or_look(name: str) -> str:
-    """Return a whole number without its `.0`, and for any other text the result of `look`."""
-    return name.partition(".")[0] if re.fullmatch(r"-?\d+\.0+", name) else look(name)
+def normalised_label(name: str) -> str:
+    """Return a whole number without its `.0`, and for any other text the result of `normalised_name`."""
+    return name.partition(".")[0] if re.fullmatch(r"-?\d+\.0+", name) else normalised_name(name)
 
 
-def alike_names(counts: Mapping[str, int], key: Callable[[str], str] = look) -> list[list[str]]:
+def alike_names(counts: Mapping[str, int], key: Callable[[str], str] = normalised_name) -> list[list[str]]:
     """Return the groups of names with the same key. Default: they look the same, or differ only in case or blanks."""
     groups: dict[str, list[str]] = {}
     for name in sorted(counts):
@@ -35,7 +35,7 @@ def shown_apart(names: Sequence[str], counts: Mapping[str, int]) -> str:
 
 def difference_of(names: Sequence[str]) -> str:
     """Return, as text, how the names of a group from `alike_names` differ."""
-    if len({look(name) for name in names}) > 1:
+    if len({normalised_name(name) for name in names}) > 1:
         return "are the same number"
     if len({" ".join(name.split()).casefold() for name in names}) == 1:
         return "differ only in case or blanks"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.data.bad_rows import BadRow, BadRows, UnusableRows, visible
-from petransfer.data.rows.alike_names import alike_names, difference_of, number_or_look, shown_apart
+from petransfer.data.rows.alike_names import alike_names, difference_of, normalised_label, shown_apart
 from petransfer.data.rows.chat_rows import is_whole_message, readable_answer, readable_input
 from petransfer.data.rows.columns import (
     USUAL_CATEGORY,
@@ -349,7 +349,7 @@ class RowBuilder:
             named = f"--input-column {self._first.input} --target-column {self._first.target}"
             yield f"warning: the first line is read as a row; if it has the column names, use {named}"
         yield from self._missing_values()
-        for names in alike_names(self._targets, number_or_look) if len(self._targets) <= 2 * LABELS else ():
+        for names in alike_names(self._targets, normalised_label) if len(self._targets) <= 2 * LABELS else ():
             found = shown_apart(names, self._targets)
             yield f"warning: the targets {found} {difference_of(names)}; is one of them misspelled?"
 

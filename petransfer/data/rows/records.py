@@ -199,12 +199,12 @@ def instruction_template(names: Container[str]) -> str:
 def _value(column: str, option: str, found: Sequence[str]) -> str:
     """Suggest the value of an option for a missing column: a column that looks alike or is nested, or else COLUMN."""
     names = [str(each) for each in found]
-    alike = next((name for name in names if look(name) == look(column)), None)
+    alike = next((name for name in names if normalised_name(name) == normalised_name(column)), None)
     alike = alike or next((name for name in names if name.startswith(f"{column}.")), None)
     return "'{COLUMN}'" if option == "template" else "COLUMN" if alike is None else _in_shell(alike)
 
 
-def look(name: str) -> str:
+def normalised_name(name: str) -> str:
     """Normalise case, blanks and invisible characters of a name, so that names that look alike become equal."""
     seen = "".join(sign for sign in unicodedata.normalize("NFKC", name) if unicodedata.category(sign) != "Cf")
     return unicodedata.normalize("NFKC", " ".join(seen.split()).casefold())

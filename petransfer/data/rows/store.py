@@ -65,7 +65,7 @@ class Store:
         return files[-1] if files else self.sources[own].name
 
 
-def prepared(options: RowOptions) -> Store:
+def open_store(options: RowOptions) -> Store:
     """Return the store of the user's rows, newly made or from the cache.
 
     Raises:

@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from petransfer.data.benchmark_files import find
+from petransfer.data.benchmark_files import find_file
 from petransfer.data.rows.json_rows import read_json
 from petransfer.data.rows.records import Record
 from petransfer.data.rows.source import Source
@@ -95,7 +95,7 @@ class CfqTask:
         return tuple(Example(at, question, query.translate(table), _kind(query)) for at, (question, query) in rows)
 
     def _find(self, name: str) -> Path | None:
-        return find(self.data_dir, [f"{folder}{name}" for folder in ("cfq/", "")]) if self.data_dir else None
+        return find_file(self.data_dir, [f"{folder}{name}" for folder in ("cfq/", "")]) if self.data_dir else None
 
     def _file(self, name: str) -> Path:
         found = self._find(name)

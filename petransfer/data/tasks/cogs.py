@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from petransfer.data.benchmark_files import Source
+from petransfer.data.benchmark_files import PublishedFile
 from petransfer.data.task import Example
 from petransfer.data.task_registry import RegisteredTask
 from petransfer.data.tsv_benchmark import TabularTask
@@ -48,11 +48,11 @@ _COMMITS = {
 }
 
 
-def _source(file: str, sha256: str, version: str = "2022", place: str | None = None) -> Source:
-    return Source("najoungkim/COGS", _COMMITS[version], f"data/{file}", place or f"cogs/{file}", sha256)
+def _source(file: str, sha256: str, version: str = "2022", place: str | None = None) -> PublishedFile:
+    return PublishedFile("najoungkim/COGS", _COMMITS[version], f"data/{file}", place or f"cogs/{file}", sha256)
 
 
-FILES: dict[str, Source] = {
+FILES: dict[str, PublishedFile] = {
     "train": _source("train.tsv", "220b3804b562c0156ee986eff1bdd15c27e52142549362a64f57baf86e304c78"),
     "dev": _source("dev.tsv", "ab66388a309c7ac1ad210c781a6a0ce12281a9ef24619a12422a752cef61bc21"),
     "test": _source("test.tsv", "68f8e51e9f6d9cd22d64efe68dd21d7ea5ba327e9a2359481030161aea757035"),

@@ -53,7 +53,7 @@ class LinesTask(RowOptions):
                 return ""
             raise
 
-    def place(self) -> dict[str, Any]:
+    def local_options(self) -> dict[str, Any]:
         """Return the options that say where the rows are on this machine and how they are read."""
         from petransfer.data.rows.store import given_options
 
@@ -73,9 +73,9 @@ class LinesTask(RowOptions):
         Raises:
             UserError: A row cannot be used, or the hash of the rows is not `sha256`.
         """
-        from petransfer.data.rows.store import prepared
+        from petransfer.data.rows.store import open_store
 
-        about = prepared(self).about
+        about = open_store(self).about
         if self.sha256 and about["sha256"] != self.sha256:
             raise ChangedRows(self.train, about["sha256"], self.sha256)
         return about
@@ -99,12 +99,12 @@ class LinesTask(RowOptions):
 
     def load(self, split: str) -> SplitData:
         """Return the examples. They stay on disk until they are accessed."""
-        from petransfer.data.rows.store import prepared
+        from petransfer.data.rows.store import open_store
 
         if split not in self.splits:
             raise unknown("split of lines", split, self.splits)
         self.about()
-        return prepared(self).load()
+        return open_store(self).load()
 
 
 TASK = RegisteredTask("lines", LinesTask, title="lines", published=False)

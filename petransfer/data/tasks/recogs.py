@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from petransfer.data.benchmark_files import Source
+from petransfer.data.benchmark_files import PublishedFile
 from petransfer.data.logical_forms import RECOGS as SEMANTICS
 from petransfer.data.task_registry import RegisteredTask
 from petransfer.data.tasks.cogs import CATEGORY_GROUP, CATEGORY_TITLE
@@ -17,14 +17,14 @@ _COMMIT = "1b6eca8ff4dca5fd2fb284a7d470998af5083beb"
 _VARIABLE_FREE_COMMIT = "836173aa370fa9d6ce4d9b2dd30a9d6d1147d2ef"
 
 
-def _sources(folder: str, place: str, commit: str, hashes: dict[str, str]) -> dict[str, Source]:
+def _sources(folder: str, place: str, commit: str, hashes: dict[str, str]) -> dict[str, PublishedFile]:
     return {
-        part: Source("frankaging/ReCOGS", commit, f"{folder}/{part}.tsv", f"{place}/{part}.tsv", sha256)
+        part: PublishedFile("frankaging/ReCOGS", commit, f"{folder}/{part}.tsv", f"{place}/{part}.tsv", sha256)
         for part, sha256 in hashes.items()
     }
 
 
-RECOGS: dict[str, Source] = _sources(
+RECOGS: dict[str, PublishedFile] = _sources(
     "recogs_positional_index",
     "recogs_positional_index",
     _COMMIT,
@@ -35,7 +35,7 @@ RECOGS: dict[str, Source] = _sources(
         "gen": "9cf742934e13833faccf7de8d2634eb640d3e98062ba39e35d6d2c39ad59056a",
     },
 )
-VARIABLE_FREE: dict[str, Source] = _sources(
+VARIABLE_FREE: dict[str, PublishedFile] = _sources(
     "variable_free",
     "cogs_variable_free",
     _VARIABLE_FREE_COMMIT,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from petransfer.data.benchmark_files import Source, find, locate, read_rows
+from petransfer.data.benchmark_files import PublishedFile, find_file, find_or_download, read_rows
 from petransfer.data.task import Example, SplitData, cut_dev
 from petransfer.data.task_registry import RegisteredTask
 from petransfer.errors import RunError, UserError, unknown
@@ -143,7 +143,7 @@ def generate(split: str) -> dict[str, list[ScanRow]]:
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedPart:
     """The number of rows of a published part, and the `rows_sha256` of these rows."""
 
     rows: int
@@ -151,25 +151,35 @@ class Published:
 
 
 # computed from the official files, brendenlake/SCAN @ c4b756c
-PUBLISHED: dict[tuple[str, str], Published] = {
-    ("add_jump", "train"): Published(14_670, "1e5ab3357dc958267480a6012d3970953f35bb098a115b1754a1ad36d371b7cb"),
-    ("add_jump", "test"): Published(7_706, "48956239771e67ded4d090164919ab79d21756218a3e94f9abc2cbe346c0cd1c"),
-    ("add_turn_left", "train"): Published(21_890, "4f1ccb48ec39aed79ac69c8da9d2c8061b1bb8ea8199ab8931b6939068a3b626"),
-    ("add_turn_left", "test"): Published(1_208, "81acae1af5137165debf8630986733b2581aea19cb98e32f4026bccce8042b09"),
-    ("around_right", "train"): Published(15_225, "aaf218dfd82a8b6a88e32deeb096cf498ee58e56a3808b17f715182f0ca90130"),
-    ("around_right", "test"): Published(4_476, "f5f94bb13ea393fbac7d963a13f5eb9831e51090b2e7210831674c4f77a1fa7b"),
-    ("jump_around_right", "train"): Published(
+PUBLISHED: dict[tuple[str, str], PublishedPart] = {
+    ("add_jump", "train"): PublishedPart(14_670, "1e5ab3357dc958267480a6012d3970953f35bb098a115b1754a1ad36d371b7cb"),
+    ("add_jump", "test"): PublishedPart(7_706, "48956239771e67ded4d090164919ab79d21756218a3e94f9abc2cbe346c0cd1c"),
+    ("add_turn_left", "train"): PublishedPart(
+        21_890, "4f1ccb48ec39aed79ac69c8da9d2c8061b1bb8ea8199ab8931b6939068a3b626"
+    ),
+    ("add_turn_left", "test"): PublishedPart(1_208, "81acae1af5137165debf8630986733b2581aea19cb98e32f4026bccce8042b09"),
+    ("around_right", "train"): PublishedPart(
+        15_225, "aaf218dfd82a8b6a88e32deeb096cf498ee58e56a3808b17f715182f0ca90130"
+    ),
+    ("around_right", "test"): PublishedPart(4_476, "f5f94bb13ea393fbac7d963a13f5eb9831e51090b2e7210831674c4f77a1fa7b"),
+    ("jump_around_right", "train"): PublishedPart(
         18_528, "d3f82d1c47c35af14b1ff0718d5e632e257580ca71ad7df5270a63b85f83ed99"
     ),
-    ("jump_around_right", "test"): Published(1_173, "3590e013eaa75106014637969f08fd9e139bd7f3ec59f11260619f1320f5e52b"),
-    ("length", "train"): Published(16_990, "114e6bdb1575f27d8d6d4449081970cef4846b2ec89b260dc2a0e5297c3e75d5"),
-    ("length", "test"): Published(3_920, "45bb5e5f0e0678da016725d880ba4349267b93262762a2c66f9b51b04535a2ce"),
-    ("opposite_right", "train"): Published(15_225, "8f0e969c24011176ba5ed3aa2dbc64e193eb463dfb397d0604126a08e237438f"),
-    ("opposite_right", "test"): Published(4_476, "e148c4261607e2d97808c0de04a3358b48f4d96208945d0658561deb8fc90b26"),
-    ("right", "train"): Published(15_225, "d98bd73f93f488dcf64bbeeb1547d712c17f26b67ccfb4bccdb04a6fdae35f12"),
-    ("right", "test"): Published(4_476, "770738098ffaef0370295c75005d8962f2ca1123ac31574a582b90ae33393e9c"),
-    ("simple", "train"): Published(16_728, "e34b60a1bdad3b55a83d91116bb312c195fa2f39d21092de929a6184ca911943"),
-    ("simple", "test"): Published(4_182, "faa3707d325ccaf3d2d0a4f03d613a7985e3c7a3bcc09c832a21f7e251cd4509"),
+    ("jump_around_right", "test"): PublishedPart(
+        1_173, "3590e013eaa75106014637969f08fd9e139bd7f3ec59f11260619f1320f5e52b"
+    ),
+    ("length", "train"): PublishedPart(16_990, "114e6bdb1575f27d8d6d4449081970cef4846b2ec89b260dc2a0e5297c3e75d5"),
+    ("length", "test"): PublishedPart(3_920, "45bb5e5f0e0678da016725d880ba4349267b93262762a2c66f9b51b04535a2ce"),
+    ("opposite_right", "train"): PublishedPart(
+        15_225, "8f0e969c24011176ba5ed3aa2dbc64e193eb463dfb397d0604126a08e237438f"
+    ),
+    ("opposite_right", "test"): PublishedPart(
+        4_476, "e148c4261607e2d97808c0de04a3358b48f4d96208945d0658561deb8fc90b26"
+    ),
+    ("right", "train"): PublishedPart(15_225, "d98bd73f93f488dcf64bbeeb1547d712c17f26b67ccfb4bccdb04a6fdae35f12"),
+    ("right", "test"): PublishedPart(4_476, "770738098ffaef0370295c75005d8962f2ca1123ac31574a582b90ae33393e9c"),
+    ("simple", "train"): PublishedPart(16_728, "e34b60a1bdad3b55a83d91116bb312c195fa2f39d21092de929a6184ca911943"),
+    ("simple", "test"): PublishedPart(4_182, "faa3707d325ccaf3d2d0a4f03d613a7985e3c7a3bcc09c832a21f7e251cd4509"),
 }
 
 _COMMIT = "c4b756cbc010d75c912f16c42c8f15dc6b7e6c8f"
@@ -183,8 +193,10 @@ _UPSTREAM = {
     "right": "template_split/tasks_{part}_template_right.txt",
     "simple": "simple_split/tasks_{part}_simple.txt",
 }
-SIMPLE: dict[str, Source] = {
-    part: Source("brendenlake/SCAN", _COMMIT, _UPSTREAM["simple"].format(part=part), f"scan/simple/{part}.txt", sha256)
+SIMPLE: dict[str, PublishedFile] = {
+    part: PublishedFile(
+        "brendenlake/SCAN", _COMMIT, _UPSTREAM["simple"].format(part=part), f"scan/simple/{part}.txt", sha256
+    )
     for part, sha256 in {
         "train": "941bb8a088c5f53ceff12fde902dc008933cf0c4203cc672c47b5f79d73262dd",
         "test": "1fe1c8f5a19d0dc40e41bab94278f45f66f3dc415a978bd29855a23440610fc6",
@@ -260,8 +272,8 @@ class ScanTask:
         layouts = (f"{split}/{part}.txt", _UPSTREAM[split].format(part=part))
         names = [f"{folder}{layout}" for folder in ("scan/", "") for layout in layouts]
         if split == "simple":
-            return locate(SIMPLE[part], self.data_dir, names)
-        return find(self.data_dir, names) if self.data_dir else None
+            return find_or_download(SIMPLE[part], self.data_dir, names)
+        return find_file(self.data_dir, names) if self.data_dir else None
 
 
 def _read(path: Path, split: str, part: str) -> list[ScanRow]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from petransfer.data.benchmark_files import Source, locate, read_rows
+from petransfer.data.benchmark_files import PublishedFile, find_or_download, read_rows
 from petransfer.data.task import Example, SplitData, cut_dev
 from petransfer.data.task_registry import RegisteredTask
-from petransfer.data.tasks.scan import Published, ScanRow, connective, rows_sha256
+from petransfer.data.tasks.scan import PublishedPart, ScanRow, connective, rows_sha256
 from petransfer.data.tasks.scan import parse_row as parse_scan_row
 from petransfer.errors import UserError, unknown
 
@@ -19,23 +19,25 @@ SPLITS: tuple[str, ...] = ("mcd1", "mcd2", "mcd3")
 DEV: tuple[str, ...] = ("cut", "published")
 
 # computed from the rows of SCAN that are listed in the index files of the release of CFQ and SCAN-MCD
-PUBLISHED: dict[tuple[str, str], Published] = {
-    ("mcd1", "train"): Published(8_365, "f579c2758dd00a6a0d321848407796afafd57f270b772eebfa05041057e29721"),
-    ("mcd1", "dev"): Published(1_046, "f9b8d0ddd9c5aacdaba72f5c00b5d9730e37f7eb591ac99fd512d2e32bd91959"),
-    ("mcd1", "test"): Published(1_045, "0c8ba1e5d89582005dd844026bd0f4ec553972c5bed102746eb53d6671b7b685"),
-    ("mcd2", "train"): Published(8_365, "f31df64e4bb6225c2fe32cacfffb00507613b051fbb0e066f44584480741732c"),
-    ("mcd2", "dev"): Published(1_046, "1630b4d57ce3806b3fd67b367a1e789ca37d758bdfbf5407c586f5ca43053ef5"),
-    ("mcd2", "test"): Published(1_045, "f91bf0e8135a78fe60bc9f77a6230a6b5e05ba66373ed8a53cf7e87b27f11ab0"),
-    ("mcd3", "train"): Published(8_365, "001053a095c65c202b4be8595c7070a40ae411cc25fb2e3ce3819cc7d0acbe85"),
-    ("mcd3", "dev"): Published(1_046, "7b72e7ec837f841d1d9674babcd9babbc2fbd2cd519d428b0fe039072b516d93"),
-    ("mcd3", "test"): Published(1_045, "044b9f1a2b465d6df9cdca1410455d8b1d532ad2643e2493c177eaa458dfa3c0"),
+PUBLISHED: dict[tuple[str, str], PublishedPart] = {
+    ("mcd1", "train"): PublishedPart(8_365, "f579c2758dd00a6a0d321848407796afafd57f270b772eebfa05041057e29721"),
+    ("mcd1", "dev"): PublishedPart(1_046, "f9b8d0ddd9c5aacdaba72f5c00b5d9730e37f7eb591ac99fd512d2e32bd91959"),
+    ("mcd1", "test"): PublishedPart(1_045, "0c8ba1e5d89582005dd844026bd0f4ec553972c5bed102746eb53d6671b7b685"),
+    ("mcd2", "train"): PublishedPart(8_365, "f31df64e4bb6225c2fe32cacfffb00507613b051fbb0e066f44584480741732c"),
+    ("mcd2", "dev"): PublishedPart(1_046, "1630b4d57ce3806b3fd67b367a1e789ca37d758bdfbf5407c586f5ca43053ef5"),
+    ("mcd2", "test"): PublishedPart(1_045, "f91bf0e8135a78fe60bc9f77a6230a6b5e05ba66373ed8a53cf7e87b27f11ab0"),
+    ("mcd3", "train"): PublishedPart(8_365, "001053a095c65c202b4be8595c7070a40ae411cc25fb2e3ce3819cc7d0acbe85"),
+    ("mcd3", "dev"): PublishedPart(1_046, "7b72e7ec837f841d1d9674babcd9babbc2fbd2cd519d428b0fe039072b516d93"),
+    ("mcd3", "test"): PublishedPart(1_045, "044b9f1a2b465d6df9cdca1410455d8b1d532ad2643e2493c177eaa458dfa3c0"),
 }
 
 # a public repository with the rows that the index files list, as text: `<command>  <actions>`
 _REPOSITORY = "ayushchakravarthy/language_compositionality"
 _COMMIT = "44b6001d8d526caf0a60b7d40dd46e1e5c17b713"
-FILES: dict[tuple[str, str], Source] = {
-    (split, part): Source(_REPOSITORY, _COMMIT, f"data/scan/{split}/{part}.txt", f"scan_mcd/{split}/{part}.txt", sha256)
+FILES: dict[tuple[str, str], PublishedFile] = {
+    (split, part): PublishedFile(
+        _REPOSITORY, _COMMIT, f"data/scan/{split}/{part}.txt", f"scan_mcd/{split}/{part}.txt", sha256
+    )
     for (split, part), sha256 in {
         ("mcd1", "train"): "a7f5f57e7555966f917cb23a7cf00988ba43b26a7663dc46d76a26c2bd353ac1",
         ("mcd1", "dev"): "d8f145cdd83bab390b7f853246cabdee3f6e99e166cc34a7f13d4ee03c7b38f4",
@@ -107,7 +109,7 @@ class ScanMcdTask:
     def _examples(self, split: str, part: str) -> tuple[Example, ...]:
         layout = f"{split}/{part}.txt"
         folders = ("scan_mcd/", "extra/scan_mcd/", "data/scan/", "")
-        path = locate(FILES[split, part], self.data_dir, [f"{folder}{layout}" for folder in folders])
+        path = find_or_download(FILES[split, part], self.data_dir, [f"{folder}{layout}" for folder in folders])
         rows = sorted(read_rows(path, parse_row))
         expected = PUBLISHED[split, part]
         if rows_sha256(rows) != expected.sha256:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from petransfer.data.benchmark_files import Source, rows_of
+from petransfer.data.benchmark_files import PublishedFile, rows_of
 from petransfer.data.encrypted_zip import open_member
 from petransfer.data.task import Example
 from petransfer.data.task_registry import RegisteredTask
@@ -48,11 +48,11 @@ _GROUPS: dict[str, tuple[str, ...]] = {
 CATEGORY_GROUP: dict[str, str] = {case: group for group, cases in _GROUPS.items() for case in cases}
 
 
-def _source(path: str, sha256: str) -> Source:
-    return Source("bingzhilee/SLOG", _COMMIT, f"data/{path}", f"slog/{path}", sha256)
+def _source(path: str, sha256: str) -> PublishedFile:
+    return PublishedFile("bingzhilee/SLOG", _COMMIT, f"data/{path}", f"slog/{path}", sha256)
 
 
-FILES: dict[str, Source] = {
+FILES: dict[str, PublishedFile] = {
     "train": _source("varfree_LF/train.tsv", "0afc442d1cfca446a3c356c58e979df631d19f863b62edd2c4d6cc70a34e0778"),
     "dev": _source("varfree_LF/dev.tsv", "8677b6b92f9649e74f9e99c2affc9a8a0c4810a612dd32fcd1b45448ca3647f9"),
     "test": _source("varfree_LF/test.tsv", "2f2942a345507ef6af5885ccde48f08bf32a1dd2ba0e19da371d4bbd40b90644"),
@@ -90,12 +90,12 @@ class SlogTask(TabularTask):
             return super().read(part)
         source = self.sources["gen"]
         password = _password(source)
-        path = self.locate(source)
+        path = self.find_or_download(source)
         lines = open_member(path, GEN_MEMBER, source.sha256, password, f"${PASSWORD_VARIABLE}")
         return tuple(Example(index, *row) for index, row in enumerate(rows_of(lines, path, parse_row)))
 
 
-def _password(source: Source) -> str:
+def _password(source: PublishedFile) -> str:
     password = os.environ.get(PASSWORD_VARIABLE, "")
     if not password:
         raise UserError(

@@ -15,16 +15,16 @@ import numpy as np
 from petransfer.effects.criteria import CRITERIA, Criterion
 from petransfer.effects.drawing import label_of, plot_forest
 from petransfer.effects.intervals import Interval, Scores
-from petransfer.effects.kind import Family, Kind, Missing, Thresholds
+from petransfer.effects.kind import EffectKind, HolmResult, Missing, Thresholds
 from petransfer.effects.pairs import Contrast, arms_under, compared, dev_of
 from petransfer.effects.seed_counts import LEVEL, fewest_for_verdict, smallest_p
 from petransfer.effects.statistics import (
+    McNemarResult,
     Odds,
-    PairOfRuns,
     equivalence_p,
     holm,
     log_odds,
-    pair_of_runs,
+    mcnemar_test,
     permutation_p,
     seeds_needed,
 )
@@ -51,7 +51,7 @@ Verdict = Literal["holds", "reversed", "equivalent", "inconclusive", "saturated"
 
 # In percentage points. If both sides are within this distance of 0 %, or both of 100 %, the metric cannot show a
 # difference.
-ROOM = 1.0
+SATURATION_DISTANCE = 1.0
 # In percentage points. If a side is within this distance (or the margin, if that is larger) of 0 % or 100 %, the
 # verdicts `holds` and `reversed` also require two things: the difference of the log-odds has the same sign as the
 # difference of the scores, and its interval excludes zero.
@@ -111,7 +111,7 @@ class Effect:
     log_prob_difference: float | None
     log_prob_p: float | None
     log_odds: Odds | None
-    mcnemar: PairOfRuns | None
+    mcnemar: McNemarResult | None
     dev: tuple[float, float] | None
 
 
@@ -159,10 +159,10 @@ def judge(contrasts: Sequence[Contrast], thresholds: Thresholds | None = None) -
     p_values = [tested_p(contrast, limits) for contrast in contrasts]
     adjusted = holm(p_values)
     tests = sum(p is not None for p in p_values)
-    return [judge_one(one, Family(p, tests), limits) for one, p in zip(contrasts, adjusted, strict=True)]
+    return [judge_one(one, HolmResult(p, tests), limits) for one, p in zip(contrasts, adjusted, strict=True)]
 
 
-def judge_one(contrast: Contrast, family: Family, thresholds: Thresholds) -> Effect:
+def judge_one(contrast: Contrast, holm_result: HolmResult, thresholds: Thresholds) -> Effect:
     """Return the effect of one contrast with its verdict."""
     paired = contrast.paired
     left, right = contrast.percent
@@ -172,8 +172,8 @@ def judge_one(contrast: Contrast, family: Family, thresholds: Thresholds) -> Eff
     has_odds = near and CRITERIA[contrast.metric].of_answers
     odds = log_odds(left / 100, right / 100, contrast.test_examples, paired=paired) if has_odds else None
     same = equivalence_p(left, right, thresholds.margin, paired=paired)
-    needed = seeds_needed(left, right, max(1, family.tests), thresholds.margin, paired=paired)
-    verdict, because = _verdict(contrast, means, family, same, odds, needed, thresholds)
+    needed = seeds_needed(left, right, max(1, holm_result.tests), thresholds.margin, paired=paired)
+    verdict, because = _verdict(contrast, means, holm_result, same, odds, needed, thresholds)
     log_probs = _log_probs(contrast)
     single = len(left) == len(right) == 1 and contrast.left.shape[1] > 1
     return Effect(
@@ -193,9 +193,9 @@ def judge_one(contrast: Contrast, family: Family, thresholds: Thresholds) -> Eff
         paired=paired,
         left_out=contrast.left_out,
         p=raw_p(contrast),
-        p_holm=family.p_holm,
+        p_holm=holm_result.p_holm,
         smallest_p=least,
-        least_p_holm=min(1.0, least * max(1, family.tests)),
+        least_p_holm=min(1.0, least * max(1, holm_result.tests)),
         equivalence_p=same,
         margin=thresholds.margin,
         smallest_effect=thresholds.smallest_effect,
@@ -205,7 +205,7 @@ def judge_one(contrast: Contrast, family: Family, thresholds: Thresholds) -> Eff
         log_prob_difference=float(log_probs[0].mean() - log_probs[1].mean()) if log_probs else None,
         log_prob_p=permutation_p(*log_probs, paired=paired) if log_probs else None,
         log_odds=odds,
-        mcnemar=pair_of_runs(contrast.left[0], contrast.right[0]) if single else None,
+        mcnemar=mcnemar_test(contrast.left[0], contrast.right[0]) if single else None,
         dev=dev_of(contrast),
     )
 
@@ -220,7 +220,7 @@ def _log_probs(contrast: Contrast) -> tuple[Scores, Scores] | None:
 def _verdict(
     contrast: Contrast,
     means: tuple[float, float],
-    family: Family,
+    holm_result: HolmResult,
     same: float | None,
     odds: Odds | None,
     needed: int | None,
@@ -235,18 +235,18 @@ def _verdict(
     advice = _advice(contrast, left - right, needed, limits)
     if too_few := _too_few_seeds(contrast):
         return "inconclusive", "; ".join(filter(None, (too_few, advice)))
-    if no_room(left, right):
-        return "saturated", _saturated(noun, ROOM, left, word)
-    obstacle = _obstacle(contrast, left - right, family.p_holm, odds, limits)
+    if are_saturated(left, right):
+        return "saturated", _saturated(noun, SATURATION_DISTANCE, left, word)
+    obstacle = _obstacle(contrast, left - right, holm_result.p_holm, odds, limits)
     if obstacle is None:
         return ("holds" if left > right else "reversed"), ""
     if same is not None and same < LEVEL and within(contrast.interval, limits.margin):
-        if no_room(left, right, limits.margin):
+        if are_saturated(left, right, limits.margin):
             return "saturated", _saturated(noun, limits.margin, left, word)
         return "equivalent", f"an equivalence test (p < 0.05) shows a difference below {limits.margin:g} points"
     if obstacle:
         return "inconclusive", obstacle
-    large_p = "" if family.p_holm is None else "p is not below 0.05"
+    large_p = "" if holm_result.p_holm is None else "p is not below 0.05"
     return "inconclusive", "; ".join(filter(None, (large_p, advice)))
 
 
@@ -269,9 +269,9 @@ def _advice(contrast: Contrast, difference: float, needed: int | None, limits: T
     return f"to detect a difference of {size:.1f} points in 80 % of all studies, about {needed} {unit} are needed"
 
 
-def _saturated(noun: str, room: float, mean: float, word: str) -> str:
-    points = "point" if room == 1 else "points"
-    return f"both {noun}s are within {room:g} {points} of {_end(mean)}, where {word} cannot show a difference"
+def _saturated(noun: str, distance: float, mean: float, word: str) -> str:
+    points = "point" if distance == 1 else "points"
+    return f"both {noun}s are within {distance:g} {points} of {_end(mean)}, where {word} cannot show a difference"
 
 
 def within(interval: Interval | None, margin: float) -> bool:
@@ -320,9 +320,9 @@ def _end(mean: float) -> str:
     return "0 %" if mean < 50 else "100 %"
 
 
-def no_room(left: float, right: float, room: float = ROOM) -> bool:
-    """Return whether both means, in percent, are within `room` points of 0 %, or both of 100 %."""
-    return max(left, right) <= room or min(left, right) >= 100 - room
+def are_saturated(left: float, right: float, distance: float = SATURATION_DISTANCE) -> bool:
+    """Return whether both means, in percent, are within `distance` points of 0 %, or both of 100 %."""
+    return max(left, right) <= distance or min(left, right) >= 100 - distance
 
 
 # The reasons for the verdicts that have no reason in effects.json.
@@ -387,7 +387,7 @@ def plot(effects: Sequence[dict[str, Any]], criterion: Criterion, width: float |
     return plot_forest(effects, criterion.word, width) if effects else None
 
 
-CONTRAST = Kind(
+CONTRAST = EffectKind(
     name="contrast",
     key="effects",
     heading="Effects",

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from petransfer.effects.criteria import Criterion
 from petransfer.effects.drawing import plot_ratios
 from petransfer.effects.intervals import Interval, fieller_interval
-from petransfer.effects.kind import Kind, Missing, Thresholds
-from petransfer.effects.pairs import Side, Two, arms_under, other_study, sides_of
+from petransfer.effects.kind import EffectKind, Missing, Thresholds
+from petransfer.effects.pairs import ContrastPair, Side, arms_under, other_study, sides_of
 from petransfer.effects.wording import interval_text, signed
 from petransfer.recipe.effect_requests import RequestedEffect, labels_matching
 
@@ -39,7 +39,7 @@ class Retention:
     undefined: str | None
 
 
-def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | Missing]:
+def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[ContrastPair | Missing]:
     """Yield the contrast under the method `effect.under` together with the contrast under `effect.over`.
 
     Yields `Missing` if a contrast cannot be estimated.
@@ -58,20 +58,20 @@ def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | M
     if isinstance(there, Missing):
         yield there
         return
-    two = Two(here, there, effect.under, over)
+    pair = ContrastPair(here, there, effect.under, over)
     why = f"the study {effect.study} has" if effect.study else f"the runs with {over} have"
     about = f"{effect.kind} of {effect.name} on {split}"
-    yield two if two.same_examples else Missing(f"{about}: not estimated, because {why} other test examples")
+    yield pair if pair.same_examples else Missing(f"{about}: not estimated, because {why} other test examples")
 
 
-def retention(two: Two, thresholds: Thresholds | None = None) -> Retention:
-    """Divide the effect `two.here` by the effect `two.there`, with Fieller's 95 % interval."""
-    under, over = sides_of(two)
-    undefined = _undefined(under, over, two, thresholds or Thresholds())
+def retention(pair: ContrastPair, thresholds: Thresholds | None = None) -> Retention:
+    """Divide the effect `pair.here` by the effect `pair.there`, with Fieller's 95 % interval."""
+    under, over = sides_of(pair)
+    undefined = _undefined(under, over, pair, thresholds or Thresholds())
     interval = None
     if undefined is None:
-        weights = two.weights(1.0, -1.0, 0.0, 0.0), two.weights(0.0, 0.0, 1.0, -1.0)
-        interval = fieller_interval(two.samples, *weights, two.here.categories)
+        weights = pair.weights(1.0, -1.0, 0.0, 0.0), pair.weights(0.0, 0.0, 1.0, -1.0)
+        interval = fieller_interval(pair.samples, *weights, pair.here.categories)
         # The interval is unbounded: the effect in the denominator could be zero, and the ratio would be meaningless.
         if interval is None:
             undefined = (
@@ -79,11 +79,11 @@ def retention(two: Two, thresholds: Thresholds | None = None) -> Retention:
                 "interval of the ratio, by Fieller's method, has no limits)"
             )
     ratio = None if undefined else under.difference / over.difference
-    return Retention(two.here.name, two.here.split, under, over, ratio, interval, undefined)
+    return Retention(pair.here.name, pair.here.split, under, over, ratio, interval, undefined)
 
 
-def _undefined(under: Side, over: Side, two: Two, limits: Thresholds) -> str | None:
-    for side, contrast in ((over, two.there), (under, two.here)):
+def _undefined(under: Side, over: Side, pair: ContrastPair, limits: Thresholds) -> str | None:
+    for side, contrast in ((over, pair.there), (under, pair.here)):
         if side.interval is None:
             return f"not defined, because the effect under {side.name} has a single seed"
         if not contrast.learnt(limits.learnt):
@@ -123,7 +123,7 @@ def plot(found: Sequence[dict[str, Any]], criterion: Criterion, width: float | N
     return plot_ratios(defined, width) if defined else None
 
 
-RETENTION = Kind(
+RETENTION = EffectKind(
     name="retention",
     key="retentions",
     heading="Retention",
@@ -133,7 +133,7 @@ RETENTION = Kind(
     order=2,
     collect=collect,
     p_value=None,
-    judge=lambda two, family, thresholds: retention(two, thresholds),
+    judge=lambda pair, holm_result, thresholds: retention(pair, thresholds),
     sentence=sentence,
     details=details,
     plot=plot,

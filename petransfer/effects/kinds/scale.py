@@ -11,9 +11,9 @@ import numpy as np
 from petransfer.effects.criteria import CRITERIA, Criterion
 from petransfer.effects.drawing import plot_forest
 from petransfer.effects.intervals import Interval, Scores, drawn_means, interval_of_draws, sum_interval
-from petransfer.effects.kind import Family, Kind, Missing, Thresholds
-from petransfer.effects.kinds.contrast import Verdict, no_room, within
-from petransfer.effects.pairs import Side, Two, arms_under, in_points, other_study, sides_of
+from petransfer.effects.kind import EffectKind, HolmResult, Missing, Thresholds
+from petransfer.effects.kinds.contrast import Verdict, are_saturated, within
+from petransfer.effects.pairs import ContrastPair, Side, arms_under, in_points, other_study, sides_of
 from petransfer.effects.runs import Runs
 from petransfer.effects.seed_counts import LEVEL, fewest_for_verdict, smallest_p
 from petransfer.effects.statistics import holm, welch_p
@@ -55,7 +55,7 @@ class Scale:
     because: str
 
 
-def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | Missing]:
+def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[ContrastPair | Missing]:
     """Yield the contrast in this study together with the contrast in the other study, for each method.
 
     Yields `Missing` if a contrast cannot be estimated.
@@ -71,7 +71,7 @@ def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | M
             continue
         there = arms_under(effect, split, _like(method, effect.left, split, other), other)
         names = runs.recipe.family_name, other.recipe.family_name
-        yield there if isinstance(there, Missing) else Two(here, there, *names)
+        yield there if isinstance(there, Missing) else ContrastPair(here, there, *names)
 
 
 def _like(method: str, arm: str, split: str, other: Runs) -> str:
@@ -80,75 +80,75 @@ def _like(method: str, arm: str, split: str, other: Runs) -> str:
     return available[0] if method not in available and len(available) == 1 else method
 
 
-def scale_p(two: Two) -> float:
+def scale_p(pair: ContrastPair) -> float:
     """Compute the p value of a scale effect, before Holm's adjustment. 1 if a group has a single seed."""
-    here, there = two.here, two.there
+    here, there = pair.here, pair.there
     counts = [len(side) for side in (here.left, here.right, there.left, there.right)]
     if min(counts) < 2:
         return 1.0
-    found = welch_p(_seed_means(two), two.weights(*_SIGNS))
+    found = welch_p(_seed_means(pair), pair.weights(*_SIGNS))
     if found is None:  # within each group, all seeds have the same score
-        found = 0.0 if _sum(two) else 1.0
+        found = 0.0 if _sum(pair) else 1.0
     # An exact test of `here` or of `there` alone cannot give a smaller p value than `smallest_p`.
     return max(found, smallest_p(*counts[:2]), smallest_p(*counts[2:]))
 
 
-def tested_p(two: Two, thresholds: Thresholds) -> float | None:
+def tested_p(pair: ContrastPair, thresholds: Thresholds) -> float | None:
     """Compute the p value before Holm's adjustment. None if an arm has not learnt the task."""
-    learnt = two.here.learnt(thresholds.learnt) and two.there.learnt(thresholds.learnt)
-    return scale_p(two) if learnt else None
+    learnt = pair.here.learnt(thresholds.learnt) and pair.there.learnt(thresholds.learnt)
+    return scale_p(pair) if learnt else None
 
 
-def judge(pairs: Sequence[Two], thresholds: Thresholds | None = None) -> list[Scale]:
+def judge(pairs: Sequence[ContrastPair], thresholds: Thresholds | None = None) -> list[Scale]:
     """Return how much each effect differs between two model sizes. All p values are adjusted together (Holm)."""
     limits = thresholds or Thresholds()
-    p_values = [tested_p(two, limits) for two in pairs]
+    p_values = [tested_p(pair, limits) for pair in pairs]
     tests = sum(p is not None for p in p_values)
-    return [judge_one(two, Family(p, tests), limits) for two, p in zip(pairs, holm(p_values), strict=True)]
+    return [judge_one(pair, HolmResult(p, tests), limits) for pair, p in zip(pairs, holm(p_values), strict=True)]
 
 
-def judge_one(two: Two, family: Family, thresholds: Thresholds) -> Scale:
+def judge_one(pair: ContrastPair, holm_result: HolmResult, thresholds: Thresholds) -> Scale:
     """Return one scale effect with its verdict."""
-    here, there = sides_of(two)
-    interval = difference_of_differences(two)
-    verdict, because = _verdict(two, here, there, interval, family.p_holm, thresholds)
+    here, there = sides_of(pair)
+    interval = difference_of_differences(pair)
+    verdict, because = _verdict(pair, here, there, interval, holm_result.p_holm, thresholds)
     return Scale(
-        name=two.here.name,
-        split=two.here.split,
-        method=two.here.method,
+        name=pair.here.name,
+        split=pair.here.split,
+        method=pair.here.method,
         here=here,
         there=there,
         difference=here.difference - there.difference,
         interval=interval,
         of_left=here.left - there.left,
         of_right=there.right - here.right,
-        p=scale_p(two),
-        p_holm=family.p_holm,
+        p=scale_p(pair),
+        p_holm=holm_result.p_holm,
         margin=thresholds.margin,
         verdict=verdict,
         because=because,
     )
 
 
-def difference_of_differences(two: Two) -> Interval | None:
+def difference_of_differences(pair: ContrastPair) -> Interval | None:
     """Compute the 95 % interval of a scale effect, in percentage points. None if a group has a single seed."""
-    weights, samples = two.weights(*_SIGNS), two.samples
-    if two.same_examples:
-        return in_points(sum_interval(samples, weights, two.here.categories, two.here.test_examples))
+    weights, samples = pair.weights(*_SIGNS), pair.samples
+    if pair.same_examples:
+        return in_points(sum_interval(samples, weights, pair.here.categories, pair.here.test_examples))
     if min(map(len, samples.values())) < 2:
         return None
     # The two contrasts have different test examples, so the examples of each contrast are drawn separately.
     drawn: dict[str, Scores] = {}
-    for seed, (contrast, keys) in enumerate(((two.here, two.keys[:2]), (two.there, two.keys[2:]))):
+    for seed, (contrast, keys) in enumerate(((pair.here, pair.keys[:2]), (pair.there, pair.keys[2:]))):
         mine = {key: samples[key] for key in keys}
         drawn |= drawn_means(mine, contrast.categories, contrast.test_examples, seed=seed)
     total_b = np.sum([weights[key] * drawn[key] for key in drawn], axis=0)
-    return in_points(interval_of_draws(total_b, _sum(two) / 100))
+    return in_points(interval_of_draws(total_b, _sum(pair) / 100))
 
 
-def other_examples_note(pairs: Sequence[Two]) -> str:
+def other_examples_note(pairs: Sequence[ContrastPair]) -> str:
     """Return a note on scale effects between studies with different test examples. '' if there are none."""
-    names = dict.fromkeys(f"{two.here.name} on {two.here.split}" for two in pairs if not two.same_examples)
+    names = dict.fromkeys(f"{pair.here.name} on {pair.here.split}" for pair in pairs if not pair.same_examples)
     if not names:
         return ""
     return (
@@ -158,44 +158,44 @@ def other_examples_note(pairs: Sequence[Two]) -> str:
 
 
 def _verdict(
-    two: Two, here: Side, there: Side, interval: Interval | None, p: float | None, limits: Thresholds
+    pair: ContrastPair, here: Side, there: Side, interval: Interval | None, p: float | None, limits: Thresholds
 ) -> tuple[Verdict, str]:
-    word = CRITERIA[two.here.metric].word
+    word = CRITERIA[pair.here.metric].word
     saturated = f"in both families, {word} is too near 0 % or 100 % to show a difference"
     difference = here.difference - there.difference
-    if not (two.here.learnt(limits.learnt) and two.there.learnt(limits.learnt)):
+    if not (pair.here.learnt(limits.learnt) and pair.there.learnt(limits.learnt)):
         return "not learnt", f"an arm is below {limits.learnt:g} % on dev"
     fewest = fewest_for_verdict()
-    if min(map(len, two.samples.values())) < fewest:
+    if min(map(len, pair.samples.values())) < fewest:
         return "inconclusive", f"a verdict needs at least {fewest} seeds per arm"
-    if no_room(here.left, here.right) and no_room(there.left, there.right):
+    if are_saturated(here.left, here.right) and are_saturated(there.left, there.right):
         return "saturated", saturated
     clear = p is not None and p < LEVEL and not (interval is not None and interval.holds_zero)
     if clear and abs(difference) >= limits.smallest_effect:
         return ("holds" if difference > 0 else "reversed"), ""
-    if not (_equivalent(two, limits.margin) and within(interval, limits.margin)):
+    if not (_equivalent(pair, limits.margin) and within(interval, limits.margin)):
         return "inconclusive", "more seeds are needed"
-    if no_room(here.left, here.right, limits.margin) and no_room(there.left, there.right, limits.margin):
+    if are_saturated(here.left, here.right, limits.margin) and are_saturated(there.left, there.right, limits.margin):
         return "saturated", saturated
     return "equivalent", f"the effect changes by less than {limits.margin:g} points"
 
 
-def _equivalent(two: Two, margin: float) -> bool:
+def _equivalent(pair: ContrastPair, margin: float) -> bool:
     """Return whether an equivalence test shows a scale effect below `margin` percentage points."""
-    seeds = _seed_means(two)
-    if abs(_sum(two)) >= margin:
+    seeds = _seed_means(pair)
+    if abs(_sum(pair)) >= margin:
         return False
-    both = [welch_p(seeds, two.weights(*_SIGNS), against=at) for at in (-margin, margin)]
+    both = [welch_p(seeds, pair.weights(*_SIGNS), against=at) for at in (-margin, margin)]
     return all(p is None or p / 2 < LEVEL for p in both)
 
 
-def _seed_means(two: Two) -> dict[str, np.ndarray]:
-    return {key: 100 * scores.mean(1) for key, scores in two.samples.items()}
+def _seed_means(pair: ContrastPair) -> dict[str, np.ndarray]:
+    return {key: 100 * scores.mean(1) for key, scores in pair.samples.items()}
 
 
-def _sum(two: Two) -> float:
-    weights = two.weights(*_SIGNS)
-    return float(np.round(sum(weights[key] * seeds.mean() for key, seeds in _seed_means(two).items()), 9))
+def _sum(pair: ContrastPair) -> float:
+    weights = pair.weights(*_SIGNS)
+    return float(np.round(sum(weights[key] * seeds.mean() for key, seeds in _seed_means(pair).items()), 9))
 
 
 _CONCLUSIONS = {"holds": "The effect grows with scale", "reversed": "The effect shrinks with scale"}
@@ -230,7 +230,7 @@ def plot(scales: Sequence[dict[str, Any]], criterion: Criterion, width: float | 
     return plot_forest(rows, criterion.word, width) if rows else None
 
 
-SCALE = Kind(
+SCALE = EffectKind(
     name="scale",
     key="scales",
     heading="Scale",

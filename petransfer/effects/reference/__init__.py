@@ -23,7 +23,7 @@ FAMILIES = ("t5-base", "t5-3b", "opus-mt-de-fr")
 
 
 @dataclass(frozen=True)
-class Published:
+class PaperScores:
     """The scores of Orhan (2021) for one arm on one split, or on one category of the split.
 
     Attributes:
@@ -50,14 +50,14 @@ class Published:
 
 
 @functools.cache
-def published() -> dict[tuple[str, str, str, str, str], Published]:
+def paper_scores() -> dict[tuple[str, str, str, str, str], PaperScores]:
     """Return the scores of Orhan (2021) by (family, arm, task, split, category). Category '' is the whole split."""
     text = (resources.files("petransfer.effects.reference") / "orhan2021.csv").read_text(encoding="utf-8")
     found = {}
     for row in csv.DictReader(text.splitlines()):
         examples = int(row["examples"])
         key = (row["family"], row["arm"], row["task"], row["split"], row["category"])
-        found[key] = Published(
+        found[key] = PaperScores(
             *key[:2],
             row["checkpoint"],
             *key[2:],
@@ -76,17 +76,17 @@ def nearest_paper_family(family: str) -> str:
     return "t5-3b" if family.endswith(("-3b", "-xl", "-11b", "-xxl")) else "t5-base"
 
 
-def paper_score(family: str, arm: str, task: str, split: str, category: str = "") -> Published | None:
+def paper_score(family: str, arm: str, task: str, split: str, category: str = "") -> PaperScores | None:
     """Return the scores of Orhan (2021) for an arm on a split. None if the paper has no scores.
 
     Args:
         family: family of our checkpoints.
         category: one category of the split. '' for the whole split.
     """
-    return published().get((nearest_paper_family(family), arm, task, split, category))
+    return paper_scores().get((nearest_paper_family(family), arm, task, split, category))
 
 
-def published_contrast(
+def paper_contrast(
     family: str, left: str, right: str, task: str, split: str, categories: Sequence[str] = ()
 ) -> Contrast | None:
     """Return the contrast of two arms in Orhan (2021). None if the paper lacks an arm or a category.
@@ -100,7 +100,7 @@ def published_contrast(
     from petransfer.effects.pairs import Contrast
 
     wanted = categories or ("",)
-    sides = [[published().get((family, arm, task, split, category)) for category in wanted] for arm in (left, right)]
+    sides = [[paper_scores().get((family, arm, task, split, category)) for category in wanted] for arm in (left, right)]
     known = [[part for part in side if part is not None] for side in sides]
     if any(len(side) < len(wanted) for side in known):
         return None

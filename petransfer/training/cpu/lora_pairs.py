@@ -40,7 +40,7 @@ def derived_tensor(kind: str, weight: torch.Tensor, make: Callable[[], torch.Ten
 
 
 @dataclass(frozen=True)
-class Folded:
+class FoldedPair:
     """A LoRA pair that is folded into its fp32 weight, that is, added to the weight.
 
     base: (out, in), the frozen weight.
@@ -78,7 +78,7 @@ class Folded:
 
 
 @dataclass(frozen=True)
-class Beside:
+class AddedPair:
     """A LoRA pair whose output is added to the output of a frozen layer.
 
     weight: (out, in), the frozen weight in bf16.
@@ -107,7 +107,7 @@ class Beside:
         return act
 
 
-def pairs_of(model: torch.nn.Module, dtype: torch.dtype) -> tuple[list[Folded], list[Beside]]:
+def pairs_of(model: torch.nn.Module, dtype: torch.dtype) -> tuple[list[FoldedPair], list[AddedPair]]:
     """Return the LoRA pairs of a model that this module computes faster than peft. `dtype` is the model's dtype."""
     if dtype == torch.float32:
         return [_folded(module) for module in model.modules() if _can_fold(module)], []
@@ -166,19 +166,19 @@ def _size(module: Any) -> int:
     return int(base.in_features * base.out_features)
 
 
-def _folded(module: Any) -> Folded:
+def _folded(module: Any) -> FoldedPair:
     base = module.get_base_layer()
     folded = derived_tensor("folded", base.weight, lambda: torch.empty_like(base.weight).requires_grad_(True))
-    return Folded(module, base.weight.detach(), *_parts(module), base.bias, folded)
+    return FoldedPair(module, base.weight.detach(), *_parts(module), base.bias, folded)
 
 
-def _beside(module: Any, dtype: torch.dtype) -> Beside:
+def _beside(module: Any, dtype: torch.dtype) -> AddedPair:
     base = module.get_base_layer()
     bias = None if base.bias is None else base.bias.to(dtype)
     weight = base.weight.detach()
     if type(base) is not torch.nn.Linear:
         weight = derived_tensor(f"wide {dtype}", base.weight, lambda: _dequantised(base).to(dtype))
-    return Beside(module, weight, *_parts(module), bias)
+    return AddedPair(module, weight, *_parts(module), bias)
 
 
 def _dequantised(base: Any) -> torch.Tensor:

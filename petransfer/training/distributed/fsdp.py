@@ -65,7 +65,11 @@ def shard_model(model: torch.nn.Module, device: torch.device, narrow: bool) -> t
         enable_gradient_checkpointing(model)
     empty_copy = _copy_on_meta_device(model)
     is_unit = _policy(plugin, model)
-    factors = {name: value.rate_factor for name, value in model.named_parameters() if hasattr(value, "rate_factor")}
+    factors = {
+        name: value.learning_rate_scale
+        for name, value in model.named_parameters()
+        if hasattr(value, "learning_rate_scale")
+    }
     options: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (distributed.get_world_size(),)),
         "mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32) if narrow else MixedPrecisionPolicy(),
@@ -82,7 +86,7 @@ def shard_model(model: torch.nn.Module, device: torch.device, narrow: bool) -> t
             unit.set_force_sum_reduction_for_comms(True)
     for name, value in model.named_parameters():
         if name in factors:
-            value.rate_factor = factors[name]  # type: ignore[attr-defined]
+            value.learning_rate_scale = factors[name]  # type: ignore[attr-defined]
     return empty_copy
 
 

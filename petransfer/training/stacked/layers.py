@@ -22,7 +22,7 @@ from petransfer.errors import RunError, UserError
 ADAPTER = "default"  # peft's default name of an adapter
 
 
-def share(model: Any) -> Any:
+def shared_copy(model: Any) -> Any:
     """Return a copy of a model with new modules and shared parameters, buffers and quantisation states."""
     memo: dict[int, Any] = {}
     for module in model.modules():

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from petransfer.data.encoding import Layout
 from petransfer.errors import Interrupted, RunError
-from petransfer.models.thread_turns import give_way
+from petransfer.models.thread_turns import yield_to_waiting_thread
 from petransfer.training.batches import IGNORED, Batch, Tensors
 from petransfer.training.loop import Loop, dropout_seed
 from petransfer.training.losses import known_head, token_loss
@@ -25,7 +25,7 @@ from petransfer.training.stacked.layers import Stack
 from petransfer.training.state import keep_only
 
 
-def joins(device: torch.device) -> bool:
+def shares_passes(device: torch.device) -> bool:
     """Return whether the members of a stack share a forward and backward pass on this device."""
     # On a CPU, a shared pass would not be faster. There each member has its own folded LoRA weights, and one pass over
     # eight times as many rows was measured to take as long as eight passes.
@@ -129,7 +129,7 @@ class StackedLoop:
     ) -> None:
         self.stack, self.loops, self.names, self.layout = stack, list(loops), list(names), layout
         self.should_stop, self.failed = should_stop, failed
-        self._joined = joins(self.loops[0].process.device)
+        self._joined = shares_passes(self.loops[0].process.device)
 
     def run(self) -> list[str]:
         """Train to the end and return the run ids of the members that finished.
@@ -154,7 +154,7 @@ class StackedLoop:
                 saved_at = time.monotonic()
             if stop and self.loops:
                 raise Interrupted
-            give_way()
+            yield_to_waiting_thread()
         if begun < steps:  # otherwise the final states were saved before, with the run ids of their stack
             self.save()
         return self.names
@@ -176,7 +176,7 @@ class StackedLoop:
         errors: list[Exception | None] = []
         for loop, batch, total, so_far in zip(self.loops, batches, totals, seconds, strict=True):
             try:
-                loop.note(step, *loop.update(step, total, batch.target_tokens), so_far)
+                loop.record_step(step, *loop.update(step, total, batch.target_tokens), so_far)
                 loop.read_losses()  # so that a member whose loss is not finite is removed before the next step
                 errors.append(None)
             except RunError as error:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from petransfer.sharing.bundle_files import CONFIG, WEIGHTS
 
 # For each format: a pattern for names of files and folders, a description, and advice.
-_FORMS = (
+_FORMATS = (
     (
         r"(\d+_)?adapters\.(safetensors|npz)",
         "an adapter of mlx-lm",
@@ -44,14 +44,14 @@ _FORMS = (
 )
 
 
-def other_form(names: Iterable[str]) -> str | None:
+def foreign_format(names: Iterable[str]) -> str | None:
     """Return a description and advice for an adapter whose files peft cannot read. None for an unknown format.
 
     Args:
         names: the names of the files and folders beside each other.
     """
     found = sorted(names)
-    for pattern, what, remedy in _FORMS:
+    for pattern, what, remedy in _FORMATS:
         if (name := next((one for one in found if re.fullmatch(pattern, one)), None)) is not None:
             return f"{name} is {what}; {remedy}"
     if WEIGHTS in found and CONFIG not in found:

@@ -24,7 +24,7 @@ _DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+(?:[eE][-+]?\d+)?)")
 _DASH_IN_NUMBER = re.compile(rf"[-+.\d{_DASHES}]*\d[.\d]*(?:[eE][-+{_DASHES}]?\d+)?")
 
 
-def refuse_editor_signs(events: Iterable[Any], text: str, deepest: int) -> None:
+def refuse_typographic_characters(events: Iterable[Any], text: str, deepest: int) -> None:
     """Refuse a recipe with characters such as curly quotes or no-break spaces in an unquoted key or value.
 
     Args:

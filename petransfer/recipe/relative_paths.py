@@ -12,7 +12,7 @@ from petransfer.user_paths import expanded
 _PARTS = ("train", "dev", "test")
 
 
-def with_paths_beside(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def with_absolute_paths(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return a recipe's plain values in which relative paths that exist only below `folder` are absolute.
 
     Args:
