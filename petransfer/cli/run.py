@@ -295,7 +295,7 @@ def plan(
         print_text(line)
     done = sum(row.status == "done" for row in rows)
     left = sum(row.cell.spec.train.steps for row in rows if row.status != "done")
-    for line in (study.dropped_line, demand(study.recipe, study.cells).line):
+    for line in (study.dropped_line, demand(study.recipe, study.cells).line, study.replaced_note):
         if line:
             print_text(line)
     runs = f"{len(rows)} of {count(len(study.cells), 'run')}" if shard else count(len(rows), "run")
