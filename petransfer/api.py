@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from petransfer.effects.study_effects import check_kinds
 from petransfer.errors import RunError, UserError
 from petransfer.models.thread_turns import import_transformers, training_lock
 from petransfer.plurals import count
@@ -76,6 +77,7 @@ class Study:
         place = None if out is None else expanded(checked_path(out, "out"))
         recipe = recipe if isinstance(recipe, Mapping) else checked_path(recipe, "recipe")
         self.grid: StudyGrid = load_grid(recipe, list(as_overrides(overrides)), options, place, shard)
+        check_kinds(self.grid.recipe)
 
     @classmethod
     def of_grid(cls, grid: StudyGrid) -> Study:

@@ -18,7 +18,7 @@ from petransfer.cli.display import Display, View, report_outcome, study_label, s
 from petransfer.cli.launcher import launch
 from petransfer.cli.table_layout import print_meanings, print_table
 from petransfer.cli.terminal_text import print_text
-from petransfer.effects.study_effects import seed_demand
+from petransfer.effects.study_effects import check_kinds, seed_demand
 from petransfer.memory.advice import as_options
 from petransfer.memory.cards import parse_card, this_card
 from petransfer.memory.study_memory import PredictedRun, predict_memory, refuse_unusable_targets
@@ -87,7 +87,9 @@ def grid_from_options(
         "arms": opt.parse_names(arms),
         "data_dir": data,
     }
-    return load_grid(name, sets or [], options, out, shard)
+    grid = load_grid(name, sets or [], options, out, shard)
+    check_kinds(grid.recipe)
+    return grid
 
 
 def run(
@@ -293,7 +295,7 @@ def plan(
         print_text(line)
     done = sum(row.status == "done" for row in rows)
     left = sum(row.cell.spec.train.steps for row in rows if row.status != "done")
-    for line in (study.dropped_line, seed_demand(study.recipe, study.cells).line):
+    for line in (study.dropped_line, seed_demand(study.recipe, study.cells).line, study.replaced_note):
         if line:
             print_text(line)
     runs = f"{len(rows)} of {count(len(study.cells), 'run')}" if shard else count(len(rows), "run")

@@ -51,6 +51,32 @@ def label_of(effect: dict[str, Any]) -> str:
     return f"{effect['left_name']} {MINUS} {effect['right_name']}{categories}"
 
 
+def additions_to(effects: Sequence[dict[str, Any]]) -> list[str]:
+    """Return an addition to each effect's label that tells effects with equal labels apart, such as ` (not paired)`.
+
+    The addition is '' for an effect whose label is enough.
+    """
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for effect in effects:
+        alike.setdefault(label_of(effect), []).append(effect)
+    return [_addition(effect, alike[label_of(effect)]) for effect in effects]
+
+
+def _addition(effect: dict[str, Any], alike: Sequence[dict[str, Any]]) -> str:
+    parts = []
+    if len({one.get("paired") for one in alike}) > 1:
+        parts.append("paired" if effect.get("paired") else "not paired")
+    family = effect.get("family")
+    if family and len({one.get("family") for one in alike if one.get("paired") == effect.get("paired")}) > 1:
+        parts.append(f"family {family}")
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def labels_of(effects: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the label of each effect of a study, with the addition that tells effects with equal labels apart."""
+    return [f"{label_of(one)}{addition}" for one, addition in zip(effects, additions_to(effects), strict=True)]
+
+
 def difference_in(word: str, width: float) -> str:
     """Return the label of an axis that shows differences in the metric `word`. `width`: figure width in inches."""
     return f"difference in test{chr(10) if width < _WIDE else ' '}{word}, points"
@@ -121,14 +147,14 @@ class _Row:
 
 def _rows(effects: Sequence[dict[str, Any]]) -> list[_Row]:
     methods = {effect["method"] for effect in effects if effect["method"]}
-    names = {label_of(effect) for effect in effects}
-    by_effect = len(methods) > len(names)
+    labels = dict(zip(map(id, effects), labels_of(effects), strict=True))
+    by_effect = len(methods) > len(set(labels.values()))
 
     def short(effect: dict[str, Any]) -> str:
         return short_label(effect["method"], methods) if effect["method"] else "between methods"
 
     def label(effect: dict[str, Any]) -> str:
-        return f"{label_of(effect)}{', ' + effect['arm'] if effect['arm'] else ''}"
+        return f"{labels[id(effect)]}{', ' + effect['arm'] if effect['arm'] else ''}"
 
     # Effects are grouped by split and method. If there are more methods than effects, they are grouped by split and
     # effect.

@@ -143,12 +143,25 @@ def sum_interval(
     if min(map(len, samples.values())) < 2:
         return None
     drawn = drawn_means(samples, categories, examples, draws=draws, seed=seed)
-    return interval_of_draws(np.sum([weights[key] * drawn[key] for key in drawn], axis=0), total_of(samples, weights))
+    total_b = np.sum([weights[key] * drawn[key] for key in drawn], axis=0)
+    return interval_of_draws(total_b, total_of(samples, weights), possible(weights))
 
 
-def interval_of_draws(drawn_b: Scores, estimate: float) -> Interval:
-    """Return the middle 95 % of the draws, extended to include the estimate."""
-    low, high = np.quantile(drawn_b, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+def possible(weights: Weights) -> Interval:
+    """Return the smallest and the largest possible weighted sum of means between 0 and 1."""
+    signed = [*weights.values()]
+    return Interval(sum(min(weight, 0.0) for weight in signed), sum(max(weight, 0.0) for weight in signed))
+
+
+def interval_of_draws(drawn_b: Scores, estimate: float, limits: Interval) -> Interval:
+    """Return the middle 95 % of the draws, cut to the possible values and extended to include the estimate.
+
+    Args:
+        drawn_b: (draws,) plausible values.
+        estimate: the estimated value.
+        limits: the smallest and the largest possible value.
+    """
+    low, high = np.quantile(drawn_b, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).clip(limits.low, limits.high)
     # With an outlier among the seeds, the estimate can be outside the middle 95 % of the draws.
     return Interval(min(float(low), estimate), max(float(high), estimate))
 
@@ -173,7 +186,7 @@ def paired_interval(
     error = pairs_s.std(ddof=1) / math.sqrt(len(pairs_s))
     drawn_b = pairs_s.mean() + error * stats.t.ppf(_stratified(draws, rng), len(pairs_s) - 1)
     drawn_b = drawn_b + (counts_bn / len(categories)) @ by_example_n - by_example_n.mean()
-    return interval_of_draws(drawn_b, float(pairs_s.mean()))
+    return interval_of_draws(drawn_b, float(pairs_s.mean()), Interval(-1.0, 1.0))
 
 
 def total_of(samples: Samples, weights: Weights) -> float:

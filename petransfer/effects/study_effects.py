@@ -15,7 +15,7 @@ from petransfer.effects.criteria import CRITERIA
 from petransfer.effects.seed_counts import SeedDemand
 from petransfer.recipe.effect_requests import requested_effects
 from petransfer.recipe.metrics import EXACT_MATCH
-from petransfer.recipe.schema import Recipe
+from petransfer.recipe.schema import EffectPart, Recipe
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
 
@@ -124,6 +124,20 @@ def seed_demand(recipe: Recipe, cells: Sequence[Cell]) -> SeedDemand:
     ]
     # With several groups of tested effects, the group that needs the most seeds counts.
     return max(found, key=lambda one: one.needed, default=SeedDemand(0, len(recipe.seeds), 0, 0))
+
+
+def check_kinds(recipe: Recipe) -> None:
+    """Check that each kind of effect of another package can be imported.
+
+    Raises:
+        UserError: A kind is unknown, or its package cannot be imported or has no valid kind.
+    """
+    names = {effect.kind for effect in recipe.effects if isinstance(effect, EffectPart) and effect.kind}
+    if names:
+        from petransfer.effects.kind import KINDS  # the built-in kinds take seconds to import
+
+        for name in sorted(names):
+            KINDS.lookup(name)
 
 
 def collect(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> CollectedEffects:

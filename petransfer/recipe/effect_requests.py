@@ -53,11 +53,22 @@ def requested_effects(recipe: Recipe) -> list[RequestedEffect]:
     """Return the effects of a recipe.
 
     Raises:
-        UserError: An effect names an arm or a method that is not in the recipe, or a name matches several methods.
+        UserError: An effect names an arm or a method that is not in the recipe, a name matches several methods, or an
+            effect is given twice.
     """
-    found = [_requested(effect, recipe) for effect in recipe.effects]
-    families = [effect.family if isinstance(effect, EffectPart) else "" for effect in recipe.effects]
-    return [replace(effect, family=family) for effect, family in zip(found, families, strict=True)]
+    found: list[RequestedEffect] = []
+    for effect in recipe.effects:
+        family = effect.family if isinstance(effect, EffectPart) else ""
+        found.append(replace(_requested(effect, recipe), family=family))
+        # a second test of the same effect would raise the p values of all effects (Holm)
+        if any(_same(found[-1], other) for other in found[:-1]):
+            raise UserError(f"effects: '{_name_of(effect)}' is given twice; keep one")
+    return found
+
+
+def _same(one: RequestedEffect, other: RequestedEffect) -> bool:
+    """Return whether two effects differ at most in how the recipe writes them."""
+    return replace(one, name="") == replace(other, name="")
 
 
 def refuse_effects_of_other_arms(recipe: Recipe, family_arms: Iterable[str]) -> None:
@@ -108,6 +119,7 @@ def _requested(effect: str | EffectPart, recipe: Recipe) -> RequestedEffect:
         )
     pair = _arms(_text_of(effect), recipe)
     if effect.kind:
+        _refuse_built_in(effect.kind, effect.of or "")
         return RequestedEffect(effect.of or "", effect.kind, *pair, study=effect.study or "", options=effect.options)
     if effect.scale:
         return RequestedEffect(effect.scale, "scale", *pair, study=effect.study or "")
@@ -119,6 +131,23 @@ def _requested(effect: str | EffectPart, recipe: Recipe) -> RequestedEffect:
         if over == under:
             raise UserError(f"effects: the retention of '{effect.retention}' has one method as under and over: {under}")
     return RequestedEffect(effect.retention or "", "retention", *pair, under=under, over=over, study=effect.study or "")
+
+
+# How a recipe writes the built-in kinds of effects, by the names that a user could give as `kind`.
+_BUILT_IN = {
+    "contrast": "contrast: {of}",
+    "arms": "contrast: {of}",
+    "methods": "contrast: {of}",
+    "scale": "scale: {of}, study: small-family",
+    "retention": "retention: {of}, under: lora",
+}
+
+
+def _refuse_built_in(kind: str, of: str) -> None:
+    """Raise UserError if `kind` is a built-in kind, whose settings `kind` cannot express."""
+    if kind in _BUILT_IN:
+        form = f"{{{_BUILT_IN[kind].format(of=of)}}}"
+        raise UserError(f"effects: `kind: {kind}` is for kinds of other packages; write, for example, {form}")
 
 
 def _contrast(text: str, recipe: Recipe) -> RequestedEffect:
@@ -208,7 +237,8 @@ def without_impossible_effects(recipe: Recipe) -> tuple[Recipe, list[str]]:
         if isinstance(effect, EffectPart) and effect.arms:
             cut = effect.model_copy(update={"arms": [arm for arm in effect.arms if arm in recipe.arms]})
         if _is_possible(cut, effect, recipe):
-            kept.append(cut)
+            # two effects can become equal when arms are removed
+            kept += [] if cut in kept else [cut]
         else:
             dropped.append(_name_of(effect))
     return recipe.model_copy(update={"effects": kept}), dropped

@@ -59,6 +59,11 @@ def correct_form(place: Sequence[str], mistake: Mapping[str, Any]) -> str:
         return number
     if kind in _YES_NO:
         return f"give true or false, such as {key}: true"
+    if kind == "string_pattern_mismatch":  # only names of folders have a pattern
+        return (
+            "this is also the name of a folder; write only the letters A to Z and a to z, digits, '.', '_' and '-', "
+            "and begin with a letter or a digit"
+        )
     if kind == "string_type":
         # Python refuses to print numbers of thousands of digits
         is_plain = isinstance(given, int | float) and not isinstance(given, bool) and abs(given) < 1e18

@@ -23,7 +23,7 @@ from petransfer.recipe.schema import Recipe
 from petransfer.report.run_groups import points
 from petransfer.report.tables import Table, markdown, markdown_text, table_of_text, write_page
 from petransfer.study.deleted_weights import run_command
-from petransfer.study.train_folder import differing_values
+from petransfer.study.setting_changes import differing_values
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from petransfer.effects.drawing import label_of
+from petransfer.effects.drawing import labels_of
 from petransfer.effects.wording import bounds, signed
-from petransfer.plurals import count
+from petransfer.plurals import count, listed
 from petransfer.recipe.effect_requests import short_label
 
 
@@ -44,7 +44,8 @@ def headline(effects: dict[str, Any]) -> Headline | None:
     if not found:
         return None
     places = list(dict.fromkeys(_place(one) for one in found))
-    names = list(dict.fromkeys(label_of(one) for one in found))
+    labels = labels_of(found)
+    names = list(dict.fromkeys(labels))
     methods = {one["method"] for one in found if one["method"]}
     short = {place: short_label(place, methods) if place in methods else place for place in places}
     # Rows are effects and columns are methods. With at least three methods and more methods than effects, rows are
@@ -55,7 +56,8 @@ def headline(effects: dict[str, Any]) -> Headline | None:
     for split in splits:
         if len(splits) > 1:
             rows.append(Line(heading=split))
-        cells = {(label_of(one), _place(one)): _claim(one) for one in found if one["split"] == split}
+        labelled = zip(labels, found, strict=True)
+        cells = {(label, _place(one)): _claim(one) for label, one in labelled if one["split"] == split}
         for row in names if across else places:
             if across:
                 line = [cells.get((row, place)) for place in places]
@@ -82,7 +84,7 @@ def counted(effects: dict[str, Any]) -> str:
     parts += [f"{len(effects['missing'])} not estimated"] if effects.get("missing") else []
     tests = effects.get("families") or {"": effects.get("tests", 0)}
     if len(tests) > 1:
-        sizes = " and ".join(str(size) for size in tests.values())
+        sizes = listed([str(size) for size in tests.values()])
         together = f" Families of {sizes} were tested; p values are adjusted (Holm) within each family."
     else:
         size = next(iter(tests.values()))

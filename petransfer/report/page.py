@@ -9,7 +9,7 @@ from typing import Any
 
 from petransfer.data.rows.chat_rows import readable_input
 from petransfer.effects.criteria import Criterion, criterion_of
-from petransfer.effects.drawing import ONE_COLUMN, label_of
+from petransfer.effects.drawing import ONE_COLUMN, labels_of
 from petransfer.effects.kind import EffectKind, kinds_in_order
 from petransfer.effects.reference import CITATION
 from petransfer.effects.wording import signed
@@ -153,7 +153,8 @@ def _forest(effects: dict[str, Any]) -> dict[str, EmbeddedPlot] | None:
     if wide is None or narrow is None:
         return None
     alt = "Forest plot. " + "; ".join(
-        f"{label_of(one)} on {one['split']}: {signed(one['difference'])} points, {one['verdict']}" for one in found
+        f"{label} on {one['split']}: {signed(one['difference'])} points, {one['verdict']}"
+        for label, one in zip(labels_of(found), found, strict=True)
     )
     over = "seeds and examples" if criterion.by_example else "seeds alone"
     caption = f"Differences in test {criterion.word} with 95 % intervals over {over}."

@@ -12,6 +12,7 @@ import rich.table
 
 from petransfer.effects import reference
 from petransfer.effects.criteria import criterion_of
+from petransfer.effects.drawing import additions_to
 from petransfer.effects.reference import PaperScores, paper_score
 from petransfer.effects.wording import bounds, p_value, plain, signed
 from petransfer.plurals import count
@@ -213,12 +214,12 @@ def effect_columns(effects: dict[str, Any]) -> tuple[str, ...]:
 def effects_table(effects: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return one table row per effect: our effect and the effect in Orhan (2021), with intervals."""
     lines: list[tuple[str, ...]] = []
-    for effect in effects["effects"]:
+    for effect, addition in zip(effects["effects"], additions_to(effects["effects"]), strict=True):
         paper = effect.get("paper")
         theirs = (points(paper), p_value(paper["p_holm"])) if paper else ("", "")
         place = effect["arm"] or effect["method"]
         ours = (points(effect), p_value(effect["p_holm"]), _verdict(effect))
-        lines.append((effect["name"], effect["split"], place, *ours, *theirs))
+        lines.append((f"{effect['name']}{addition}", effect["split"], place, *ours, *theirs))
     return lines
 
 

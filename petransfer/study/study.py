@@ -28,6 +28,7 @@ from petransfer.study.deleted_weights import has_no_weights, note_on_weights, ru
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell, refuse_twin_arms, resolve
 from petransfer.study.recorded_bases import cells_of, changed_bases
+from petransfer.study.replaced_runs import note_on_replaced_runs
 from petransfer.study.shard import parse_shard
 from petransfer.user_paths import trainings_in
 
@@ -108,6 +109,11 @@ class StudyGrid:
             return ""
         arms = ", ".join(self.recipe.arms)
         return f"effects skipped, because they need other arms than {arms}: {', '.join(self.dropped_effects)}"
+
+    @property
+    def replaced_note(self) -> str:
+        """A note on finished runs in the folder that other settings or other data replace. Empty if there are none."""
+        return note_on_replaced_runs(self.recipe, self.cells, self.folder)
 
     @property
     def log_every(self) -> int:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from petransfer.errors import UserError, shortened
+from petransfer.errors import UserError
 from petransfer.recipe.loading import load_recipe
 from petransfer.recipe.schema import Recipe
 from petransfer.study.folders import StudyFolder
 from petransfer.study.quick_recipe import with_absolute_paths
 from petransfer.study.recorded_bases import cells_of, changed_bases
+from petransfer.study.setting_changes import setting_changes, short_value
 
 _COMPARED = ("name", "task", "family", "arms", "methods", "train", "data_dir")
 
@@ -47,15 +46,9 @@ def differences(folder: Path, recipe: Recipe) -> list[str]:
     if not kept.is_file() or not any(study.run(name).status() in _WORTH_KEEPING for name in study.names()):
         return []
     other = with_absolute_paths(load_recipe(str(kept)))
-    theirs, ours = (one.model_dump(mode="json", include=set(_COMPARED)) for one in (other, recipe))
-    found = [
-        f"other rows of {Path(str(recipe.task.options.get('train'))).name}"
-        if key == "task.options.sha256"  # the hash of the rows
-        else _difference(key.removeprefix("methods.0."), old, new)
-        for key, old, new in differing_values(theirs, ours)
-    ]
+    found = setting_changes(other, recipe, _COMPARED)
     if not set(other.seeds) <= set(recipe.seeds):
-        found.append(f"seeds={_short(other.seeds)} (you asked for {_short(recipe.seeds)})")
+        found.append(f"seeds={short_value(other.seeds)} (you asked for {short_value(recipe.seeds)})")
     return found or [
         f"the base {name} before its {files} changed"
         for name, files in changed_bases(cells_of(recipe, study)[1], study).items()
@@ -63,24 +56,3 @@ def differences(folder: Path, recipe: Recipe) -> list[str]:
 
 
 _WORTH_KEEPING = ("done", "interrupted", "running")
-
-
-def differing_values(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield each key with different values, the old value and the new value."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(key for key in new if key not in old)]:
-            yield from differing_values(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for at, (one, other) in enumerate(zip(old, new, strict=True)):
-            yield from differing_values(one, other, f"{place}.{at}")
-    elif old != new:
-        yield place, old, new
-
-
-def _difference(key: str, old: Any, new: Any) -> str:
-    had = f"no {key}" if old is None else f"{key}={_short(old)}"
-    return f"{had} (you asked for {'none' if new is None else _short(new)})"
-
-
-def _short(value: Any) -> str:
-    return shortened(str(value), 60)

@@ -100,6 +100,8 @@ def test_overrides_change_single_keys(tmp_path: Path) -> None:
         Study(recipe(tmp_path), train={"stepz": 5})
     with pytest.raises(UserError, match="unknown recipe"):
         Study("no-such-recipe")
+    with pytest.raises(UserError, match="unknown kind of effect 'nope'"):
+        Study(recipe(tmp_path), arms=["english", "scratch"], effects=[{"kind": "nope", "of": "english-scratch"}])
 
 
 def test_failed_runs_raise_an_error_with_their_number_and_reason(

@@ -88,6 +88,11 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         (["--family", "nanno"], ["unknown family 'nanno'", "did you mean 'nano'?"]),
         (["--set", "methods.0.name=lorra"], ["unknown method 'lorra'", "did you mean 'lora'?"]),
         (["--set", "effects=[english-scrach]"], ["'english-scrach' is not a contrast", "english, scratch"]),
+        (["--set", "name=mon étude"], ["name: this is also the name of a folder; write only", "(it is 'mon étude')"]),
+        (
+            ["--set", "effects=[{kind: nope, of: english-scratch}]"],
+            ["unknown kind of effect 'nope'", "contrast, retention, scale"],
+        ),
     ],
 )
 @pytest.mark.parametrize("verb", ["run", "plan"])

@@ -122,6 +122,13 @@ def test_a_paired_interval_contains_the_true_difference_at_its_nominal_rate() ->
     assert widths[True] < 0.7 * widths[False]
 
 
+def test_an_interval_has_only_possible_differences() -> None:
+    """Two pairs of seeds that differ a lot give a t interval of more than 100 points on each side."""
+    left, right = np.array([[1.0], [0.0]]), np.array([[0.2], [0.4]])
+    assert paired_interval(left, right, np.zeros(1, dtype=int)) == Interval(-1.0, 1.0)
+    assert intervals.possible({"a": 1.0, "b": -2.0}) == Interval(-2.0, 1.0)
+
+
 def test_samples_are_drawn_once_per_key() -> None:
     rng = np.random.default_rng(4)
     shared = simulate(rng, 6, 0.3, 0.1)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from petransfer.effects.drawing import plot_forest
 from petransfer.effects.runs import examples_of
 from petransfer.effects.study_effects import (
     collect,
@@ -286,3 +287,25 @@ def test_a_study_needs_the_seeds_of_its_most_demanding_family() -> None:
         4,
     )  # pairs need more seeds: the smallest p value is 2 / 2 ** n
     assert found.needed == 8
+
+
+def test_effects_with_equal_names_are_told_apart_in_tables_and_plots(tmp_path: Path) -> None:
+    effects = [
+        "4-bit - lora 32-bit",
+        {"contrast": "4-bit - lora 32-bit", "paired": False, "family": "groups"},
+        {"contrast": "english-scratch", "family": "a"},
+        "english-scratch",
+        "german-scratch",
+    ]
+    recipe = recipe_of(effects=effects, seeds=[0, 1], task={"name": "scan", "splits": ["right"]})
+    content = update_effects(recipe, *make(tmp_path, recipe))
+    names = ["english \u2212 scratch (family a)", "english \u2212 scratch", "german \u2212 scratch"]
+    methods = [f"4-bit \u2212 lora 32-bit ({text})" for text in ("paired", "not paired")]
+    head = headline(content)
+    assert head is not None
+    assert {*head.columns, *(row.name for row in head.rows)} >= {*names, *methods}
+    assert sum(cell is not None for row in head.rows for cell in row.cells) == len(content["effects"]) == 13
+    assert len({line[:3] for line in effects_table(content)}) == 13
+    (axes,) = plot_forest(content["effects"], "exact match").axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert {f"4-bit \u2212 lora 32-bit ({text}), german" for text in ("paired", "not paired")} <= {*labels}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from petransfer.effects.kind import KINDS
 from petransfer.errors import UserError
 from petransfer.recipe.effect_requests import (
     RequestedEffect,
@@ -88,6 +89,8 @@ def test_effects_with_more_than_two_names_are_mappings() -> None:
         ({"retention": "english-scrtch", "under": "4-bit"}, "did you mean 'english-scratch'"),
         ({"scale": "english-scratch"}, "scale needs study"),
         ({"scale": "english-scratch", "study": "x", "under": "4-bit"}, "has no under; its keys are study"),
+        ({"kind": "scale", "of": "english-scratch"}, "write, for example, {scale: english-scratch, study: "),
+        ({"kind": "arms", "of": "english-scratch"}, "write, for example, {contrast: english-scratch}"),
         ({"scale": "a-b", "retention": "a-b"}, "give exactly one of"),
         ({}, "give exactly one of"),
         (5, "effects.0"),
@@ -97,6 +100,34 @@ def test_invalid_effects_are_refused_with_the_reason(effect: Any, message: str) 
     with pytest.raises(UserError) as refusal:
         requested_effects(recipe(effect))
     assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("english-scratch", "english-scratch"),
+        ("english-scratch", {"contrast": "english - scratch"}),
+        ("4-bit-full", f"{LORA4}-{FULL}"),
+        ({"scale": "english-scratch", "study": "x"}, {"scale": "english-scratch", "study": "x"}),
+    ],
+)
+def test_an_effect_that_is_given_twice_is_refused(one: Any, other: Any) -> None:
+    with pytest.raises(UserError, match=r"effects: '.*' is given twice; keep one"):
+        requested_effects(recipe(one, other))
+
+
+def test_effects_with_other_settings_are_not_the_same() -> None:
+    one = "4-bit-full"
+    different = [one, {"contrast": one, "paired": False}, {"contrast": one, "arms": ["english"]},
+                 {"contrast": one, "categories": "and"}, {"contrast": one, "family": "b"}]  # fmt: skip
+    assert len(requested_effects(recipe(*different))) == 5
+
+
+def test_every_built_in_kind_of_effect_is_refused_as_a_kind_of_another_package() -> None:
+    for kind in KINDS.of_package():
+        for name in (kind.name, *kind.requests):
+            with pytest.raises(UserError, match=f"`kind: {name}` is for kinds of other packages"):
+                requested_effects(recipe({"kind": name, "of": "english-scratch"}))
 
 
 @pytest.mark.parametrize(("contrast", "kind"), [("english-scratch", "arms"), ("4-bit-full", "methods")])
@@ -154,6 +185,12 @@ def test_effects_of_missing_arms_are_removed() -> None:
     assert (cut.effects, dropped) == (
         [], ["scale of english-scratch", "retention of english-scratch under 4-bit", "4-bit-full"]
     )  # fmt: skip
+
+
+def test_effects_that_become_equal_without_the_removed_arms_are_kept_once() -> None:
+    more = recipe(*({"contrast": "4-bit-full", "arms": ["english", arm]} for arm in ("english-newemb", "scratch")))
+    cut, dropped = without_impossible_effects(more.model_copy(update={"arms": ["english"]}))
+    assert (len(requested_effects(cut)), dropped) == (1, [])
 
 
 def test_a_recipe_that_is_written_and_read_again_requests_the_same_effects() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from petransfer.effects.criteria import CRITERIA, Criterion
 from petransfer.effects.drawing import plot_forest
-from petransfer.effects.intervals import Interval, Scores, drawn_means, interval_of_draws, sum_interval
+from petransfer.effects.intervals import Interval, Scores, drawn_means, interval_of_draws, possible, sum_interval
 from petransfer.effects.kind import EffectKind, HolmResult, Missing, Thresholds
 from petransfer.effects.kinds.contrast import Verdict, are_saturated, within
 from petransfer.effects.pairs import ContrastPair, Side, arms_under, in_points, other_study, sides_of
@@ -143,7 +143,7 @@ def difference_of_differences(pair: ContrastPair) -> Interval | None:
         mine = {key: samples[key] for key in keys}
         drawn |= drawn_means(mine, contrast.categories, contrast.test_examples, seed=seed)
     total_b = np.sum([weights[key] * drawn[key] for key in drawn], axis=0)
-    return in_points(interval_of_draws(total_b, _sum(pair) / 100))
+    return in_points(interval_of_draws(total_b, _sum(pair) / 100, possible(weights)))
 
 
 def other_examples_note(pairs: Sequence[ContrastPair]) -> str:
