@@ -20,7 +20,7 @@ from petransfer.errors import UserError
 from petransfer.memory.cards import this_card
 from petransfer.plurals import count
 from petransfer.pretraining import run_table as tables
-from petransfer.pretraining.grid import check_settings, expand_pretraining
+from petransfer.pretraining.grid import check_settings, expand_pretraining, refuse_missing_corpora
 from petransfer.recipe.loading import load_pretraining
 from petransfer.study.folders import StudyFolder
 from petransfer.study.launched_processes import launched_process
@@ -108,6 +108,8 @@ def pretrain(
         card.check_bits(content.bits)
     if cuda_graphs:
         refuse_missing_gpu(on_gpu=card is not None)
+    root = expanded(content.corpora_dir or Path())
+    refuse_missing_corpora(folder.unfinished(cells), root)
     folder.open(content)
     started = time.monotonic()
     with Display(View(content.name, read, tables.plain_line, _label), quiet=as_json) as tick:
@@ -122,7 +124,7 @@ def pretrain(
             compile=compiles if compiled is None else compiled,
             cuda_graphs=cuda_graphs,
         )
-        job = Pretrain(execution, expanded(content.corpora_dir or Path()), cpu)
+        job = Pretrain(execution, root, cpu)
         outcome = execute(cells, folder, job, workers, threads, tick)
     end()
     code = report_outcome(outcome, len(cells))

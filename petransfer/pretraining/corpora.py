@@ -13,6 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from petransfer.errors import UserError
+from petransfer.pretraining.corpus_files import text_file
 from petransfer.recipe.pretraining import CorpusPart
 
 # The last documents of a one-file corpus are held out for validation: this share of all documents, from 0 to 1.
@@ -82,10 +83,7 @@ def _read_text(part: CorpusPart, folder: Path, tokenizer: PreTrainedTokenizerBas
 
 
 def _text(folder: Path, name: str, digest: hashlib._Hash) -> str:
-    found = [path for path in (folder / f"{name}.txt", folder / f"{name}.txt.xz") if path.is_file()]
-    if not found:
-        raise UserError(f"no {name}.txt or {name}.txt.xz in {folder}; name the folder of the corpora with --corpora")
-    path = found[0]
+    path = text_file(folder, name)
     try:
         raw = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
     except (OSError, lzma.LZMAError) as error:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petransfer.errors import UserError, unknown
 from petransfer.models.registry import NANO
+from petransfer.pretraining.corpus_files import text_file
 from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.recipe.run_spec import TrainSpec
 from petransfer.study.file_forms import PretrainingForm, wrong_part
@@ -80,18 +81,53 @@ def expand_pretraining(recipe: PretrainRecipe) -> list[PretrainCell]:
 
 
 def check_settings(cells: list[PretrainCell], study: StudyFolder) -> None:
-    """Raise UserError for a run that began with other settings."""
+    """Raise UserError for a run that began with other settings, or whose arm and size have a run with other settings.
+
+    The seeds of an arm and size may differ in nothing else, because studies use them as repetitions.
+    """
+    begun = {name: content for name in sorted(study.names()) if (content := _read_spec(study.run(name)))}
     for cell in cells:
-        folder = study.run(cell.run_id)
-        begun = _read_spec(folder)
-        if begun is None:
-            continue
-        was, now = _flat(begun["settings"]), _flat(cell.settings())
-        for key in sorted({*was, *now}):
-            if was.get(key) != now.get(key):
-                raise UserError(
-                    f"{folder.path} was created with {key} {was.get(key)}, not {now.get(key)}; use another --out"
-                )
+        now = _flat(cell.settings())
+        for name, content in begun.items():
+            was = _flat(content["settings"])
+            if name != cell.run_id and (was.get("arm"), was.get("size")) != (cell.arm, cell.size):
+                continue
+            compared = {*was, *now} - ({"seed"} if name != cell.run_id else set())
+            for key in sorted(compared):
+                if was.get(key) != now.get(key):
+                    raise UserError(
+                        f"{study.run(name).path} was created with {key} {was.get(key)}, not {now.get(key)}; use "
+                        "another --out"
+                    )
+
+
+def _refuse_changed_corpus(arm: str, sha256: str, folder: RunFolder) -> None:
+    """Raise UserError if a run of an arm began with another text. All seeds and sizes of an arm must have one text.
+
+    Args:
+        arm: The arm of the run.
+        sha256: The hash of the arm's corpus.
+        folder: The folder of the run. The other runs are next to it.
+    """
+    for path in sorted(folder.path.parent.iterdir()):
+        begun = _read_spec(RunFolder(path))
+        if begun is not None and begun["settings"].get("arm") == arm and begun["corpus_sha256"] != sha256:
+            raise UserError(
+                f"the corpus of {arm} has changed since {path} was created (sha256 {begun['corpus_sha256'][:12]}, now "
+                f"{sha256[:12]}); restore it or use another --out"
+            )
+
+
+def refuse_missing_corpora(cells: Sequence[PretrainCell], corpora: Path) -> None:
+    """Raise UserError if the corpus of a run has no files.
+
+    Args:
+        cells: The runs that will be trained.
+        corpora: The folder with the folders of all corpora.
+    """
+    for part in (cell.recipe.corpora[cell.arm] for cell in cells):
+        for name in part.files if part.path else ():
+            text_file(corpora / part.path, name)
 
 
 def _read_spec(folder: RunFolder) -> dict[str, Any] | None:
@@ -145,12 +181,7 @@ class Pretrain:
         recipe = cell.recipe
         tokenizer = AutoTokenizer.from_pretrained(NANO / "tokenizer")
         corpus = read_corpus(recipe.corpora[cell.arm], self.corpora, tokenizer, recipe.tokens)
-        begun = _read_spec(folder)
-        if begun is not None and begun["corpus_sha256"] != corpus.sha256:
-            raise UserError(
-                f"the corpus of {cell.arm} has changed since {folder.path} was created (sha256 "
-                f"{begun['corpus_sha256'][:12]}, now {corpus.sha256[:12]}); restore it or use another --out"
-            )
+        _refuse_changed_corpus(cell.arm, corpus.sha256, folder)
         spec = PretrainSpec(
             arm=cell.arm,
             size=cell.size,

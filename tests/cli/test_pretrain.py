@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from petransfer.recipe.loading import load_pretraining, shipped_recipes
-from tests.cli.calls import call
+from tests.cli.calls import call, refused
 
 RECIPE = """
 kind: pretrain
@@ -66,6 +66,21 @@ def test_a_family_is_pretrained_and_a_study_runs_on_it(
     assert call(monkeypatch, "run", "--recipe", "study.yaml", "--cpu", "--workers", "1", "--threads", "1") == 0
 
 
+def test_the_seeds_of_an_arm_have_one_text_and_equal_settings(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = ("pretrain", "--recipe", "two.yaml", "--no-compile", "--cpu", "--threads", "1", "--arms", "letters")
+    assert call(monkeypatch, *one) == 0
+    assert "letters-nano-0 was created with train.steps 8, not 9" in refused(
+        monkeypatch, capsys, *one, "--seeds", "1", "--set", "train.steps=9"
+    )
+    with (folder / "letters" / "train.txt").open("a") as file:
+        file.write(" more")
+    assert call(monkeypatch, *one, "--seeds", "1") == 2
+    changed = "error: the corpus of letters has changed since pretrained/two/runs/letters-nano-0 was created (sha256 "
+    assert changed in capsys.readouterr().err
+
+
 def test_plan_lists_all_runs_and_writes_no_files(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +118,15 @@ def test_a_mistake_gives_one_error_line_and_starts_no_run(
     assert message in output
     assert sum(line.startswith("error: ") for line in output.splitlines()) == 1
     assert not list(folder.glob("pretrained/*/runs/*/s*"))  # neither a file spec.json nor a folder state
+
+
+def test_a_missing_corpus_is_refused_before_another_arm_is_trained(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "letters" / "valid.txt").unlink()
+    message = refused(monkeypatch, capsys, "pretrain", "--recipe", "two.yaml", "--cpu", "--threads", "1")
+    assert message.startswith("error: no valid.txt or valid.txt.xz in letters; name the folder of the corpora")
+    assert not (folder / "pretrained").exists()
 
 
 def test_a_recipe_of_the_wrong_kind_gives_an_error_with_the_right_verb(
