@@ -179,8 +179,8 @@ def test_intervals_can_be_recomputed(study: str) -> None:
             drawn = mean_draws(left, rng) - mean_draws(right, rng)
         low, high = 100 * np.quantile(drawn + noise, [0.025, 0.975])
         low, high = min(low, effect["difference"]), max(high, effect["difference"])
-        # petransfer draws 2,000 times. With two seeds, the draws have heavy tails. In eight repetitions with other random
-        # numbers, a bound of one interval was 22 to 33 points from zero (24 with 200,000 draws).
+        # petransfer draws 2,000 times. With two seeds, the draws have heavy tails. In eight repetitions with other
+        # random numbers, a bound of one interval was 22 to 33 points from zero (24 with 200,000 draws).
         near = (0.4 if min(len(left), len(right)) == 2 else 0.1) * (high - low) + 0.05
         assert effect["interval"]["low"] == pytest.approx(low, abs=near), effect["name"]
         assert effect["interval"]["high"] == pytest.approx(high, abs=near), effect["name"]
