@@ -45,12 +45,16 @@ def groups_of(cells: Sequence[Cell], study: StudyFolder) -> list[Group]:
 def unswept_note(cells: Sequence[Cell], groups: Sequence[Group]) -> str:
     """Return a note on arms and methods whose learning rate was not swept. '' if all were swept."""
     known = {(one["arm"], one["method"]) for one in groups}
-    others = [f"the arm {arm} with {method}" for arm, method in _places(cells) if (arm, method) not in known]
-    if len(others) == 1 and not groups:
+    others: dict[str, list[str]] = {}
+    for arm, method in _places(cells):
+        if (arm, method) not in known:
+            others.setdefault(method, []).append(arm)
+    if not groups and sum(map(len, others.values())) == 1:
         return "No other learning rate was tried; `petransfer sweep` tries several and scores them on the dev rows."
     if others and not groups:
         return "No other learning rates were tried: each arm and method has the learning rate of the recipe."
-    return f"No other learning rates were tried for {'; '.join(others)}." if others else ""
+    named = "; ".join(f"{method}: {', '.join(arms)}" for method, arms in others.items())
+    return f"No other learning rates were tried for these methods and arms. {named}." if others else ""
 
 
 def _places(cells: Sequence[Cell]) -> dict[tuple[str, str], None]:

@@ -333,7 +333,7 @@ def test_learning_rates_that_were_not_swept_are_reported(
     text = told(folder.path)
     assert "were not swept" not in text
     assert (
-        "No other learning rates were tried for the arm german with lora r16 32-bit; the arm german with full 32-bit."
+        "No other learning rates were tried for these methods and arms. lora r16 32-bit: german; full 32-bit: german."
         in text
     )
 
