@@ -74,9 +74,9 @@ class Study:
             "family": family,
             "data_dir": data_dir,
         }
-        place = None if out is None else expanded(checked_path(out, "out"))
+        folder = _checked_folder(out)
         recipe = recipe if isinstance(recipe, Mapping) else checked_path(recipe, "recipe")
-        self.grid: StudyGrid = load_grid(recipe, list(as_overrides(overrides)), options, place, shard)
+        self.grid: StudyGrid = load_grid(recipe, list(as_overrides(overrides)), options, folder, shard)
         check_kinds(self.grid.recipe)
 
     @classmethod
@@ -299,14 +299,14 @@ def train(
     request = train_request(settings)
     cpu, force = checked_bool(cpu, "cpu"), checked_bool(force, "force")
     gradient_checkpointing = checked_bool(gradient_checkpointing, "gradient_checkpointing")
-    place = None if out is None else expanded(checked_path(out, "out"))
-    if not isinstance(overrides, Mapping | None):
-        raise UserError(f"overrides is {overrides!r:.40}; give a dict, such as {{'train': {{'warmup': 0.1}}}}")
-    named = checked_path(model, "model"), checked_path(data, "data")
+    folder = _checked_folder(out)
+    _refuse_overrides(overrides)
+    model_and_data = checked_path(model, "model"), checked_path(data, "data")
     card = None if cpu else this_card()
-    arguments = (*named, request, list(as_overrides(overrides or {})), place, card is not None and card.has_bf16)
-    found = cross_validation(*arguments) if request.folds is not None else None
-    training = found.folds[0] if found else train_study(*arguments)
+    has_bf16 = card is not None and card.has_bf16
+    arguments = (*model_and_data, request, list(as_overrides(overrides or {})), folder, has_bf16)
+    validation = cross_validation(*arguments) if request.folds is not None else None
+    training = validation.folds[0] if validation else train_study(*arguments)
     if training.note:
         logger.info(training.note)
     if card is not None and (fit := memory_if_predictable(training.grid, card, gradient_checkpointing)):
@@ -321,12 +321,23 @@ def train(
             progress=progress,
         )
 
-    if found:
-        scores = found.run(lambda grid: run(grid, dev_only=True), logger.info)
-        training = found.last_training(scores)
+    if validation:
+        scores = validation.run(lambda grid: run(grid, dev_only=True), logger.info)
+        training = validation.last_training(scores)
     run(training.grid)
     best = summaries(training.grid)[0]
     return Adapter.load(best.folder.path, device="cpu" if cpu else None)
+
+
+def _checked_folder(out: str | Path | None) -> Path | None:
+    """Return the output folder that the argument `out` names. None: the default folder."""
+    return None if out is None else expanded(checked_path(out, "out"))
+
+
+def _refuse_overrides(overrides: object) -> None:
+    """Raise UserError if the argument `overrides` is not a dict."""
+    if not isinstance(overrides, Mapping | None):
+        raise UserError(f"overrides is {overrides!r:.40}; give a dict, such as {{'train': {{'warmup': 0.1}}}}")
 
 
 def write_results(grid: StudyGrid, *, anew: bool = False) -> dict[str, Any]:

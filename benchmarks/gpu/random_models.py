@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from petransfer.data.encoding import Layout
-from petransfer.memory.step_memory import meta_model
+from petransfer.memory.meta_model import meta_model
 from petransfer.models.architecture import configuration
 from petransfer.models.loading import Loaded
 from petransfer.models.quantization import keep_default_packing

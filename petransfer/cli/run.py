@@ -185,31 +185,15 @@ def run_grid(grid: StudyGrid, hooks: CommandHooks, settings: Settings, schedulin
     _log_interrupted(grid)
     hooks.open_folder()
     started = time.monotonic()
-    for damage in grid.damaged.values():
-        logger.warning(f"damaged: {damage}; run it again with `{grid.repair_command}`")
-    _log_line(grid.weights_advice)
     done_before = len(grid.selected) - len(grid.waiting) - len(grid.damaged)
-    if settings.by_generation and done_before:
-        again = f"`petransfer eval {grid.folder.path}/runs/RUN --by-generation`"
-        logger.info(
-            f"{count(done_before, 'finished run')} will not be scored again; to score one by generation, use {again}"
-        )
+    _log_unrepeated(grid, done_before, settings.by_generation)
     if not place.shared and not grid.waiting:
         hooks.print_end(as_json)
         _exit_if_damaged(grid)
         finished = "the run" if done_before == 1 else f"all {done_before:,} runs"
         _log_line(hooks.finished if hooks.finished is not None else f"{finished} finished before; nothing to do")
         return
-    view = View(
-        grid.recipe.name,
-        lambda: tables.rows_of(grid.selected, grid.folder),
-        hooks.line,
-        study_label,
-        study_score,
-        hooks.score_name,
-        hooks.name,
-    )
-    with Display(view, quiet=as_json) as tick:
+    with Display(_view(grid, hooks), quiet=as_json) as tick:
         outcome = execute_study(prepared, tick)
     hooks.print_end(as_json)
     code = report_outcome(outcome, len(grid.selected))
@@ -219,6 +203,30 @@ def run_grid(grid: StudyGrid, hooks: CommandHooks, settings: Settings, schedulin
     took = duration(time.monotonic() - started)
     usual = f"{count(len(grid.selected), 'run')} done in {took}; see {grid.folder.path}"
     _log_line(hooks.done(took) if hooks.done else usual)
+
+
+def _log_unrepeated(grid: StudyGrid, done_before: int, by_generation: bool) -> None:
+    """Log which runs are damaged, and how to score runs by generation that finished before this command."""
+    for damage in grid.damaged.values():
+        logger.warning(f"damaged: {damage}; run it again with `{grid.repair_command}`")
+    _log_line(grid.weights_advice)
+    if by_generation and done_before:
+        command = f"`petransfer eval {grid.folder.path}/runs/RUN --by-generation`"
+        logger.info(
+            f"{count(done_before, 'finished run')} will not be scored again; to score one by generation, use {command}"
+        )
+
+
+def _view(grid: StudyGrid, hooks: CommandHooks) -> View:
+    return View(
+        grid.recipe.name,
+        lambda: tables.rows_of(grid.selected, grid.folder),
+        hooks.line,
+        study_label,
+        study_score,
+        hooks.score_name,
+        hooks.name,
+    )
 
 
 def _log_line(text: str) -> None:
@@ -275,31 +283,36 @@ def plan(
     study.folder.check(study.recipe.name, to_write=False)
     refuse_unusable_targets(cell.spec for cell in study.waiting)
     rows = tables.rows_of(study.selected, study.folder)
-    room = parse_card(card) if card is not None else this_card()
-    group = scheduling.grouping(checkpointing, lambda: room.bytes if room else None)
+    given_card = parse_card(card) if card is not None else this_card()
+    group = scheduling.grouping(checkpointing, lambda: given_card.bytes if given_card else None)
     for row in () if as_json else rows:  # print the runs first, because the prediction of the memory takes time
         print_text(f"{row.cell.run_id}  {tables.plain_line(row)} | {count(row.cell.spec.train.steps, 'step')}")
     stacks = group(study.waiting) if group else []
     specs = [cell.spec for cell in study.selected]
-    places = (
-        predict_memory(specs, room.bytes, checkpointing, stack_sizes(stacks), capability=room.capability)
-        if room
+    predicted = (
+        predict_memory(specs, given_card.bytes, checkpointing, stack_sizes(stacks), capability=given_card.capability)
+        if given_card
         else []
     )
     if as_json:
-        print(json.dumps(_plan_as_json(study, rows, places, stacks), indent=1))
+        print(json.dumps(_plan_as_json(study, rows, predicted, stacks), indent=1))
         return
-    for place in places:
-        print_text(place.line(study.options_for(place.spec)))
+    for prediction in predicted:
+        print_text(prediction.line(study.options_for(prediction.spec)))
     for line in [describe_stacks(stacks), *reasons_not_stacked(cell.spec for cell in study.waiting)] if stacks else ():
         print_text(line)
-    done = sum(row.status == "done" for row in rows)
-    left = sum(row.cell.spec.train.steps for row in rows if row.status != "done")
     for line in (study.dropped_line, seed_demand(study.recipe, study.cells).line, study.replaced_note):
         if line:
             print_text(line)
-    runs = f"{len(rows)} of {count(len(study.cells), 'run')}" if shard else count(len(rows), "run")
-    print_text(f"{runs}, {done} done, {count(left, 'step')} to go; folder {study.folder.path}")
+    print_text(_progress_line(study, rows, is_shard=bool(shard)))
+
+
+def _progress_line(study: StudyGrid, rows: Sequence[tables.Row], is_shard: bool) -> str:
+    """Return the numbers of runs, of finished runs and of the remaining steps, and the folder of a study."""
+    done = sum(row.status == "done" for row in rows)
+    left = sum(row.cell.spec.train.steps for row in rows if row.status != "done")
+    runs = f"{len(rows)} of {count(len(study.cells), 'run')}" if is_shard else count(len(rows), "run")
+    return f"{runs}, {done} done, {count(left, 'step')} to go; folder {study.folder.path}"
 
 
 def failure_lines(rows: Sequence[tables.Row]) -> list[str]:
@@ -314,20 +327,20 @@ def failure_lines(rows: Sequence[tables.Row]) -> list[str]:
 
 
 def _plan_as_json(
-    study: StudyGrid, rows: Sequence[tables.Row], places: Sequence[PredictedRun], stacks: Sequence[Sequence[Cell]]
+    study: StudyGrid, rows: Sequence[tables.Row], predicted: Sequence[PredictedRun], stacks: Sequence[Sequence[Cell]]
 ) -> dict[str, Any]:
     return {
         "study": study.recipe.name,
         "runs": tables.as_json(rows),
         "memory": [
             {
-                "name": place.name,
-                "line": place.line(study.options_for(place.spec)),
-                "fits": place.fit and place.fit.fits,
-                "checkpointing": place.fit and place.fit.step_spec.checkpointing,
-                "advice": as_options(place.fit.advice, study.options_for(place.spec)) if place.fit else [],
+                "name": run.name,
+                "line": run.line(study.options_for(run.spec)),
+                "fits": run.fit and run.fit.fits,
+                "checkpointing": run.fit and run.fit.step_spec.checkpointing,
+                "advice": as_options(run.fit.advice, study.options_for(run.spec)) if run.fit else [],
             }
-            for place in places
+            for run in predicted
         ],
         "stacks": [[cell.run_id for cell in stack] for stack in stacks if len(stack) > 1],
         "dropped_effects": list(study.dropped_effects),

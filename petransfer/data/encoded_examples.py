@@ -142,39 +142,55 @@ def encode_split(
     Raises:
         UserError: An example cannot be used and `skip_bad_rows` is False, or a part has no usable example.
     """
-    found: dict[str, EncodedPart] = {}
-    bad, calls, counted = BadRows(), BadRows(), set[object]()
+    checked: dict[str, EncodedPart] = {}
     for part in parts:
         used = used_in_training if part == "train" and not skip_bad_rows else None
-        found[part] = encode_part(getattr(data, part), prefix, tokenizer, layout, too_long, used)
-        for position, problem in found[part].bad:
-            if (row := _row_of(data, part, position)) in counted:
-                continue
-            counted.add(row)
-            kind = calls if isinstance(problem, UntrainedCall) else bad
-            kind.add(data.row_name(part, getattr(data, part)[position].index) if kind.is_new(problem) else "", problem)
+        checked[part] = encode_part(getattr(data, part), prefix, tokenizer, layout, too_long, used)
+    bad, calls = _unusable_rows(data, checked)
     if bad and not skip_bad_rows:
         rows = sum(len(getattr(data, part)) for part in parts)
         advice = "; --add-tokens adds characters to the tokenizer" if bad.has(LOST) or bad.has(CHANGED) else ""
         raise UserError(bad.refusal(rows, f"the data (tokenizer: {tokenizer.name_or_path})") + advice)
     for part in parts:
-        if not len(found[part].examples):
+        if not len(checked[part].examples):
             why = "; ".join(kind.summary() for kind in (bad, calls) if kind)
             raise UserError(f"no {part} row can be used: {why}; correct the rows, or give others")
-    kept: Mapping[str, Any] = {part: found[part].examples for part in parts}
-    encoded = {part: found[part].encoded for part in parts}
-    notes = ([bad.note()] if bad else []) + [note for part in parts for note in _lost_notes(part, found[part])]
-    total = sum(len(part.examples) for part in found.values())
-    quoted = (token for part in found.values() for token in part.quoted)
-    notes += quoted_note(sum(part.quoting for part in found.values()), total, quoted)
+    usable: Mapping[str, Any] = {part: checked[part].examples for part in parts}
+    encoded = {part: checked[part].encoded for part in parts}
+    notes = [*([bad.note()] if bad else []), *_text_notes(checked, calls)]
+    notes += _template_notes(checked[parts[0]].examples, tokenizer)
+    token_ids = checked["train"].token_ids if "train" in checked else set()
+    return EncodedSplit(replace(data, **usable), encoded, token_ids, notes, bad)
+
+
+def _unusable_rows(data: SplitData, parts: Mapping[str, EncodedPart]) -> tuple[BadRows, BadRows]:
+    """Return the rows that cannot be used, and the rows whose answer is context because it calls tools.
+
+    A row that is in several parts is counted once.
+    """
+    bad, calls, counted = BadRows(), BadRows(), set[object]()
+    for part, encoded in parts.items():
+        for position, problem in encoded.bad:
+            if (row := _row_of(data, part, position)) in counted:
+                continue
+            counted.add(row)
+            kind = calls if isinstance(problem, UntrainedCall) else bad
+            kind.add(data.row_name(part, getattr(data, part)[position].index) if kind.is_new(problem) else "", problem)
+    return bad, calls
+
+
+def _text_notes(parts: Mapping[str, EncodedPart], calls: BadRows) -> list[str]:
+    """Return notes about lost characters, special tokens, tool calls, reasoning texts and tags in the texts."""
+    notes = [note for name, part in parts.items() for note in _lost_notes(name, part)]
+    total = sum(len(part.examples) for part in parts.values())
+    quoted = (token for part in parts.values() for token in part.quoted)
+    notes += quoted_note(sum(part.quoting for part in parts.values()), total, quoted)
     if calls:
         notes.append(f"{count(calls.count, 'answer')} that call tools are context and not targets: {calls.summary()}")
-    thoughts = sum((part.thoughts for part in found.values()), Counter[str]())
+    thoughts = sum((part.thoughts for part in parts.values()), Counter[str]())
     notes += [f"warning: {note}" for note in thoughts_notes(thoughts)]
-    notes += tag_notes(sum((part.tags for part in found.values()), Counter()), total)
-    notes += _template_notes(found[parts[0]].examples, tokenizer)
-    token_ids = found["train"].token_ids if "train" in found else set()
-    return EncodedSplit(replace(data, **kept), encoded, token_ids, notes, bad)
+    notes += tag_notes(sum((part.tags for part in parts.values()), Counter()), total)
+    return notes
 
 
 def _row_of(data: SplitData, part: str, position: int) -> object:

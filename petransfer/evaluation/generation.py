@@ -57,8 +57,8 @@ def generate(
         max_new_tokens: length limit of a text in tokens.
         batch_size: inputs per call of the model's `generate`.
     """
-    found = generations(model, loaded, inputs, [max_new_tokens] * len(inputs), batch_size)
-    return [one.text for one in found]
+    generated = generations(model, loaded, inputs, [max_new_tokens] * len(inputs), batch_size)
+    return [generation.text for generation in generated]
 
 
 @torch.inference_mode()
@@ -84,46 +84,58 @@ def generations(
     """
     layout = loaded.layout
     batch_size = 1 if loaded.model.config.model_type in _ALONE else batch_size
-    device = next(model.parameters()).device
     lengths = [len(row) for row in inputs]
     left_after = {tokens: tokens_left(model, loaded, tokens) for tokens in set(lengths)}
     rooms = [left_after[tokens] for tokens in lengths]
-    limits = [most if left is None else max(1, min(most, left)) for most, left in zip(limits, rooms, strict=True)]
+    limits = [limit if left is None else max(1, min(limit, left)) for limit, left in zip(limits, rooms, strict=True)]
+
+    def largest_limit(chosen: Sequence[int]) -> int:
+        return max(limits[index] for index in chosen)
 
     def fits(chosen: Sequence[int]) -> bool:
         """Return whether a batch, sorted by length, is small enough and has positions for its longest text."""
         longest, left = lengths[chosen[-1]], rooms[chosen[-1]]
-        return len(chosen) * longest**2 <= ATTENTION and (left is None or max(limits[at] for at in chosen) <= left)
+        return len(chosen) * longest**2 <= ATTENTION and (left is None or largest_limit(chosen) <= left)
 
     with evaluating(model), without_generation_defaults(model):
         apart = _pads_wrongly(model, loaded) or _changes_positions(loaded, lengths, limits)
 
         def generated(chosen: list[int]) -> list[Generation]:
-            ids, mask = _padded([inputs[at] for at in chosen], layout.pad_id, left=not layout.encoder_decoder)
             stream = on_text and TextStream(chosen, loaded.tokenizer, layout.end_ids, on_text)
-            with forgetting_offsets(model):
-                out = model.generate(  # type: ignore[operator]
-                    input_ids=ids.to(device),
-                    attention_mask=mask.to(device),
-                    generation_config=greedy_config(layout, max(limits[at] for at in chosen)),
-                    **_decoder_inputs(layout, len(chosen), device),
-                    **_cache(model, loaded),
-                    streamer=stream,
-                )
-            # The given tokens are skipped by their number, because some decoders, such as BART's, start with the end
-            # token.
-            given = 1 + len(layout.decoder_prefix) if layout.encoder_decoder else ids.shape[1]
-            new = out[:, given:].tolist()
-            cut = [_until_end(row, layout.end_ids) for row in new]
-            texts = decode(cut, loaded.tokenizer)
-            ended = [len(kept) < len(row) for kept, row in zip(cut, new, strict=True)]
-            read = [lengths[at] for at in chosen]
-            return [*map(Generation, texts, ended, read, map(len, cut), map(tuple, cut))]
+            return _generate_batch(model, loaded, [inputs[index] for index in chosen], largest_limit(chosen), stream)
 
-        found = _with_less_memory(
+        by_index = _with_less_memory(
             _batches(lengths, batch_size, fits, equal_lengths=apart), generated, halves=not needs_all_processes(model)
         )
-    return [found[at] for at in range(len(inputs))]
+    return [by_index[index] for index in range(len(inputs))]
+
+
+def _generate_batch(
+    model: torch.nn.Module,
+    loaded: Loaded,
+    inputs: Sequence[tuple[int, ...]],
+    max_new_tokens: int,
+    stream: TextStream | None,
+) -> list[Generation]:
+    """Return a `Generation` for each input of one batch, with one call of the model's `generate`."""
+    layout, device = loaded.layout, next(model.parameters()).device
+    ids_bt, mask_bt = _padded(inputs, layout.pad_id, left=not layout.encoder_decoder)
+    with forgetting_offsets(model):
+        out_bt = model.generate(  # type: ignore[operator]
+            input_ids=ids_bt.to(device),
+            attention_mask=mask_bt.to(device),
+            generation_config=greedy_config(layout, max_new_tokens),
+            **_decoder_inputs(layout, len(inputs), device),
+            **_cache(model, loaded),
+            streamer=stream,
+        )
+    # The given tokens are skipped by their number, because some decoders, such as BART's, start with the end token.
+    given = 1 + len(layout.decoder_prefix) if layout.encoder_decoder else ids_bt.shape[1]
+    new = out_bt[:, given:].tolist()
+    kept = [_until_end(row, layout.end_ids) for row in new]
+    texts = decode(kept, loaded.tokenizer)
+    ended = [len(kept_row) < len(row) for kept_row, row in zip(kept, new, strict=True)]
+    return [*map(Generation, texts, ended, map(len, inputs), map(len, kept), map(tuple, kept))]
 
 
 def _decoder_inputs(layout: Layout, rows: int, device: torch.device) -> dict[str, torch.Tensor]:

@@ -108,33 +108,45 @@ def _score_batch(
     lead_bt = wanted_bt - rival_bt
     margin_b = lead_bt.masked_fill(~valid_bt, torch.inf).amin(-1)
     hit_bt = (lead_bt > 0) & valid_bt
-    first_miss_b = ((lead_bt <= 0) & valid_bt).int().argmax(-1)
     correct_b = margin_b > 0
     near_b = margin_b.abs() <= noise_b
-    offset_b = valid_bt.int().argmax(-1)
-    rows, stops = [], set(loaded.layout.end_ids)
-    for at, example in enumerate(examples):
-        near, correct = bool(near_b[at]), bool(correct_b[at])
+    scored, end_ids = [], set(loaded.layout.end_ids)
+    for row, example in enumerate(examples):
+        near, correct, target_ids = bool(near_b[row]), bool(correct_b[row]), encoded[row].target_ids
         # If rounding cannot explain that a token is wrong, the example is wrong, even if other tokens are near-ties.
         # Exceptions are near-ties: a first wrong token that may spell the target, and an end token inside the target.
         if compares_texts and not correct and not near:
-            first = int(first_miss_b[at])
-            generated = [*encoded[at].target_ids[: first - int(offset_b[at])], int(rival_id_bt[at, first])]
+            generated = _until_first_wrong(target_ids, valid_bt[row], lead_bt[row], rival_id_bt[row])
             near = may_spell(generated, example.target, loaded)
-        near = near or not stops.isdisjoint(encoded[at].target_ids[:-1])
-        rows.append(
+        near = near or not end_ids.isdisjoint(target_ids[:-1])
+        scored.append(
             ScoredExample(
                 index=example.index,
                 category=example.category,
                 correct=correct,
-                margin=float(margin_b[at]),
-                log_prob=float(log_prob_bt[at].sum(dtype=torch.float64)),
-                tokens=len(encoded[at].target_ids),
-                tokens_correct=int(hit_bt[at].sum()),
+                margin=float(margin_b[row]),
+                log_prob=float(log_prob_bt[row].sum(dtype=torch.float64)),
+                tokens=len(target_ids),
+                tokens_correct=int(hit_bt[row].sum()),
                 near_tie=near,
             )
         )
-    return rows
+    return scored
+
+
+def _until_first_wrong(
+    target_ids: Sequence[int], valid_t: torch.Tensor, lead_t: torch.Tensor, rival_id_t: torch.Tensor
+) -> list[int]:
+    """Return the target's tokens before the first wrong token, and the token that the model generates in its place.
+
+    Args:
+        valid_t: whether a position has a token of the target.
+        lead_t: the logit of the target's token minus the largest other logit.
+        rival_id_t: id of the largest other token.
+    """
+    first_wrong = int(((lead_t <= 0) & valid_t).int().argmax())
+    first_valid = int(valid_t.int().argmax())
+    return [*target_ids[: first_wrong - first_valid], int(rival_id_t[first_wrong])]
 
 
 def _padded_figures(model: torch.nn.Module, batch: Tensors) -> tuple[torch.Tensor, ...]:

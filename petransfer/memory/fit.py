@@ -120,7 +120,7 @@ def fit(
 
 def _checked_configuration(spec: CheckpointSpec, step_spec: StepSpec) -> tuple[Any, bool]:
     """Return the checkpoint's configuration, and whether its output head is untied."""
-    from petransfer.memory.step_memory import virtual_tokens_of
+    from petransfer.memory.meta_model import virtual_tokens_of
     from petransfer.models.architecture import configuration
     from petransfer.models.complete_weights import refuse_missing_tensors
     from petransfer.models.lengths import refuse_virtual_tokens

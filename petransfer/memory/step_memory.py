@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedModel
 
 from petransfer.data.encoding import Layout
 from petransfer.errors import UserError, reason_of
@@ -21,19 +20,15 @@ from petransfer.memory.advice import Unpredictable
 from petransfer.memory.cards import BF16_CAPABILITY, USUAL_CAPABILITY
 from petransfer.memory.device_kernels import CardKernels, CpuKernels, multiply_8bit_as_on_cpu
 from petransfer.memory.meta_autocast import MetaAutocast
+from petransfer.memory.meta_model import meta_model
 from petransfer.memory.tensor_tracker import Tracker
-from petransfer.methods import apply_method, computes_in_bf16, virtual_tokens, weights_bits
+from petransfer.methods import apply_method, computes_in_bf16, weights_bits
 from petransfer.methods.shared.attach import refuse_untrained
-from petransfer.models.checkpoint_files import wrong_configuration
-from petransfer.models.control_arms import randomly_initialized
-from petransfer.models.lengths import VirtualTokens
-from petransfer.models.loading import DTYPES, Loaded
-from petransfer.models.quantization import inventory, quantization_config, refuse_poorly_quantized, require_bitsandbytes
-from petransfer.models.support import supported_class
+from petransfer.models.loading import Loaded
+from petransfer.models.quantization import inventory
 from petransfer.models.text_part import text_linear_layers
 from petransfer.models.wrappers import base_model_of
-from petransfer.recipe.methods import METHODS
-from petransfer.recipe.run_spec import Bits, MethodSpec, Optimizer
+from petransfer.recipe.run_spec import MethodSpec, Optimizer
 from petransfer.training.autocast import autocast_forward
 from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.losses import token_loss
@@ -188,15 +183,15 @@ def _simulate(config: Any, name: str, step_spec: StepSpec, own_head: bool, new_t
         lost = [name for name, value in trained_tensors(models[0]).items() if id(value) not in reached]
         refuse_untrained(config.model_type, layers, step_spec.method, lost)
     tracker.add("workspace", _update_workspace(trained, step_spec))
-    at = tracker.peak
+    peak = tracker.peak
     return Memory(
         weights=weights,
-        trained=at["trained"],
-        gradients=at["gradients"],
-        optimizer=at["optimizer"],
-        activations=at["activations"],
-        logits=at["logits"],
-        workspace=at["workspace"],
+        trained=peak["trained"],
+        gradients=peak["gradients"],
+        optimizer=peak["optimizer"],
+        activations=peak["activations"],
+        logits=peak["logits"],
+        workspace=peak["workspace"],
         trained_parameters=sum(value.numel() for value in trained),
     )
 
@@ -296,68 +291,17 @@ class _Phase:
         return "workspace" if self.backward else "activations"
 
 
-def virtual_tokens_of(config: Any, name: str, method: MethodSpec, own_head: bool) -> VirtualTokens:
-    """Return the numbers of virtual tokens that a method puts before the input and before the target.
-
-    Args:
-        name: The checkpoint's name.
-        own_head: Whether the output head is untied.
-    """
-    place = METHODS.lookup(method.name).virtual_tokens_before
-    if place and method.match_parameters:
-        wide = replace(method, bits=32)
-        return virtual_tokens(meta_model(config, name, wide, own_head), wide)
-    return VirtualTokens(**{place: method.virtual_tokens}) if place else VirtualTokens()
-
-
-def meta_model(config: Any, name: str, method: MethodSpec, own_head: bool, new_tokens: tuple[int, ...] = ()) -> Loaded:
-    """Return the model of `load_checkpoint` on the meta device, without a tokenizer."""
-    auto = supported_class(config, name)
-    bits = weights_bits(method)
-    try:
-        with torch.device("meta"):
-            model = randomly_initialized(auto, config, own_head).to(DTYPES.get(bits, torch.bfloat16))
-    except Exception as error:  # the code of each architecture reads its own values, and any of it can fail
-        raise wrong_configuration(name, error) from error
-    if bits in (4, 8):
-        _quantize(model, bits, method.keep_wide)
-        refuse_poorly_quantized(model, name, bits, method.keep_wide)
-    layout = Layout(bool(config.is_encoder_decoder), 0, 1)
-    return Loaded(model.requires_grad_(False), None, layout, None, new_tokens)
-
-
-def _quantize(model: PreTrainedModel, bits: Bits, keep_wide: Sequence[str]) -> None:
-    require_bitsandbytes(bits)
-    from transformers.integrations import replace_with_bnb_linear
-    from transformers.quantizers.base import get_keys_to_not_convert
-
-    replace_with_bnb_linear(model, [*get_keys_to_not_convert(model), *keep_wide], quantization_config(bits))
-    import bitsandbytes as bnb
-
-    # bitsandbytes caches its first quantisation map for all later calls, so it must not be made on the meta device.
-    bnb.functional.name2qmap.setdefault("dynamic", bnb.functional.create_dynamic_map())
-    for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt):
-            wide = torch.empty(module.out_features, module.in_features, dtype=torch.bfloat16, device="meta")
-            kind = bnb.nn.Params4bit if bits == 4 else bnb.nn.Int8Params
-            module.weight = kind(wide, requires_grad=False, **module.weight.__dict__)._quantize("meta")
-            if module.bias is not None:
-                module.bias = torch.nn.Parameter(module.bias.to(torch.bfloat16), requires_grad=False)
-            if bits == 8:  # 0 turns off the search for outliers, which needs the values of the activations
-                module.state.threshold = 0.0
-
-
 def _held_moments(trained: Sequence[torch.Tensor], step_spec: StepSpec) -> list[torch.Tensor]:
     """Return the tensors of the optimiser's state that are on the device at one time."""
-    found = [_moments(value, step_spec.optimizer) for value in trained]
+    held = [_moments(value, step_spec.optimizer) for value in trained]
     if step_spec.optimizer == "paged-adamw-8bit" and step_spec.device == "cuda":
         # bitsandbytes' paged optimiser keeps moments of 100,000 numbers or more in the host's memory; the card holds
         # only the moments of the tensor that is being updated
-        paged = [at for at, value in enumerate(trained) if value.numel() >= 100_000]
-        largest = max(paged, key=lambda at: trained[at].numel(), default=None)
-        for at in paged:
-            found[at] = found[at] if at == largest else found[at][2:]  # the scales always stay on the card
-    return [moment for moments in found for moment in moments]
+        paged = [index for index, value in enumerate(trained) if value.numel() >= 100_000]
+        largest = max(paged, key=lambda index: trained[index].numel(), default=None)
+        for index in paged:
+            held[index] = held[index] if index == largest else held[index][2:]  # the scales always stay on the card
+    return [moment for moments in held for moment in moments]
 
 
 def _moments(value: torch.Tensor, optimizer: Optimizer) -> list[torch.Tensor]:

@@ -316,7 +316,7 @@ def check_matched_sizes(specs: Sequence[RunSpec], data_dir: Path | None = None) 
             wanted.setdefault((spec.checkpoint, spec.method, task), spec)
     if not wanted:
         return
-    from petransfer.memory.step_memory import meta_model
+    from petransfer.memory.meta_model import meta_model
     from petransfer.methods import with_size
     from petransfer.models.architecture import configuration
 

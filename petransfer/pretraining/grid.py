@@ -18,6 +18,8 @@ from petransfer.study.file_forms import PretrainingForm, wrong_part
 from petransfer.study.folders import RunFolder, StudyFolder
 
 if TYPE_CHECKING:
+    from petransfer.pretraining.corpora import Corpus
+    from petransfer.pretraining.pretrain import PretrainSpec
     from petransfer.training.execution import Execution
 
 
@@ -173,8 +175,7 @@ class Pretrain:
 
         from petransfer.pretraining.checkpoint_card import write_card
         from petransfer.pretraining.corpora import read_corpus
-        from petransfer.pretraining.pretrain import PretrainSpec, pretrain
-        from petransfer.pretraining.span_corruption import Noise
+        from petransfer.pretraining.pretrain import pretrain
         from petransfer.training.distributed import this_process
         from petransfer.training.hooks import Hooks
 
@@ -182,17 +183,7 @@ class Pretrain:
         tokenizer = AutoTokenizer.from_pretrained(NANO / "tokenizer")
         corpus = read_corpus(recipe.corpora[cell.arm], self.corpora, tokenizer, recipe.tokens)
         _refuse_changed_corpus(cell.arm, corpus.sha256, folder)
-        spec = PretrainSpec(
-            arm=cell.arm,
-            size=cell.size,
-            corpus_sha256=corpus.sha256,
-            tokenizer_sha256=hashlib.sha256((NANO / "tokenizer" / "tokenizer.json").read_bytes()).hexdigest(),
-            tokens=len(corpus.train),
-            noise=Noise(**recipe.noise.model_dump()),
-            train=cell.train,
-            seed=cell.seed,
-            bits=recipe.bits,
-        )
+        spec = _pretrain_spec(cell, corpus)
         folder.write_json("spec.json", {"settings": cell.settings(), "corpus_sha256": corpus.sha256})
         execution = replace(self.execution, threads=threads)
         hooks = Hooks(progress, should_stop)
@@ -200,3 +191,21 @@ class Pretrain:
         write_card(card, recipe.corpora[cell.arm], folder.path, this_process(self.cpu).device, threads)
         folder.finish({key: card[key] for key in ("parameters", "seen_tokens", "valid_loss", "seconds")})
         return card
+
+
+def _pretrain_spec(cell: PretrainCell, corpus: Corpus) -> PretrainSpec:
+    """Return the settings that determine the weights of a run's checkpoint."""
+    from petransfer.pretraining.pretrain import PretrainSpec
+    from petransfer.pretraining.span_corruption import Noise
+
+    return PretrainSpec(
+        arm=cell.arm,
+        size=cell.size,
+        corpus_sha256=corpus.sha256,
+        tokenizer_sha256=hashlib.sha256((NANO / "tokenizer" / "tokenizer.json").read_bytes()).hexdigest(),
+        tokens=len(corpus.train),
+        noise=Noise(**cell.recipe.noise.model_dump()),
+        train=cell.train,
+        seed=cell.seed,
+        bits=cell.recipe.bits,
+    )

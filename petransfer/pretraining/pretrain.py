@@ -129,14 +129,13 @@ def pretrain(
     check_bf16(spec.bits, process.device)
     _refuse_lack_of_text_or_disk(spec, corpus, folder)
     model = make_model(SIZES[spec.size], tokenizer, spec.seed)
-    sentinels = [tokenizer.convert_tokens_to_ids(f"<extra_id_{index}>") for index in range(SENTINELS)]
     layout = Layout(True, model.config.pad_token_id, model.config.eos_token_id, model.config.decoder_start_token_id)
+    sentinels = [tokenizer.convert_tokens_to_ids(f"<extra_id_{index}>") for index in range(SENTINELS)]
 
     def windows(ids: np.ndarray, seed: int) -> CorruptedWindows:
         return CorruptedWindows(ids, spec.noise, spec.train.batch_size, seed, layout, sentinels, layout.eos_id)
 
-    counts = np.bincount(corpus.train, minlength=len(tokenizer))
-    counts[sentinels[: spec.noise.spans]] = len(corpus.train) // spec.noise.window
+    counts = _token_counts(corpus.train, len(tokenizer), sentinels, spec.noise)
     seen = torch.from_numpy(counts > 0)
     loop = Loop(
         model.to(process.device),
@@ -155,26 +154,44 @@ def pretrain(
     def validate(micro_batch: int) -> dict[str, Any]:
         return {"valid_loss": validation_loss(loop, windows(corpus.valid, seed=12345), seen, micro_batch, batches=20)}
 
-    steps = spec.train.steps
-    hooks.evaluate_at = {*range(steps // 8, steps, max(1, steps // 8)), steps}
-    hooks.evaluate = validate
+    hooks.evaluate_at, hooks.evaluate = _validation_steps(spec.train.steps), validate
     with _without_head(model):  # the loss function computes the logits
         done = loop.run()
         valid_loss = validate(done.micro_batch)["valid_loss"]
-    card = {
-        **asdict(spec),
-        "parameters": sum(value.numel() for value in model.parameters()),
-        "corpus_tokens": len(corpus.train),
-        "seen_tokens": steps * spec.train.batch_size * spec.noise.window,
-        "target_tokens": steps * spec.train.batch_size * spec.noise.target_length,
-        "valid_loss": valid_loss,
-        "new_pieces": np.flatnonzero(counts < RARE).tolist(),
-    }
     learnt = torch.from_numpy(counts >= RARE)
     redraw_rows(model.shared.weight, learnt, keep=[layout.pad_id], seed=spec.seed)
+    card = _card_content(spec, corpus, model, counts, valid_loss)
     # The time is not written: with it, the same pretraining would give a checkpoint with another hash each time.
     save_checkpoint(model, tokenizer, card, folder / "checkpoint")
     return {**card, "seconds": round(done.seconds)}
+
+
+def _token_counts(ids: np.ndarray, vocabulary: int, sentinels: list[int], noise: Noise) -> np.ndarray:
+    """Return how often each token occurs in training: in the text, or as a sentinel of a window."""
+    counts = np.bincount(ids, minlength=vocabulary)
+    counts[sentinels[: noise.spans]] = len(ids) // noise.window
+    return counts
+
+
+def _validation_steps(steps: int) -> set[int]:
+    """Return the steps after which the validation loss is computed: about eight, and the last step."""
+    return {*range(steps // 8, steps, max(1, steps // 8)), steps}
+
+
+def _card_content(
+    spec: PretrainSpec, corpus: Corpus, model: torch.nn.Module, counts: np.ndarray, valid_loss: float
+) -> dict[str, Any]:
+    """Return the numbers and settings for the checkpoint's card. `counts`: how often each token occurs in training."""
+    examples = spec.train.steps * spec.train.batch_size
+    return {
+        **asdict(spec),
+        "parameters": sum(value.numel() for value in model.parameters()),
+        "corpus_tokens": len(corpus.train),
+        "seen_tokens": examples * spec.noise.window,
+        "target_tokens": examples * spec.noise.target_length,
+        "valid_loss": valid_loss,
+        "new_pieces": np.flatnonzero(counts < RARE).tolist(),
+    }
 
 
 def _refuse_lack_of_text_or_disk(spec: PretrainSpec, corpus: Corpus, folder: Path) -> None:

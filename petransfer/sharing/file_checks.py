@@ -242,15 +242,33 @@ def _check_pattern(text: Any, is_own: bool) -> None:
         raise _refused(str(error)) from None
 
 
-def _part(name: str, config: Mapping[str, Any]) -> tuple[str, Callable[[tuple[int, ...]], str | None] | None]:
+_ShapeCheck = Callable[[tuple[int, ...]], str | None]
+"""Function that returns an error text for a wrong shape, else None."""
+
+
+def _part(name: str, config: Mapping[str, Any]) -> tuple[str, _ShapeCheck | None]:
     """Return the name of a tensor's module, and a function that checks the tensor's shape.
 
-    The function returns an error text for a wrong shape, else None. The function is None for a tensor that the
-    configuration does not describe.
+    The function is None for a tensor that the configuration does not describe.
     """
+    inner = name.removeprefix(_PREFIX)
+    for end, check in _shape_checks(config).items():
+        if inner.endswith(f".{end}"):
+            return inner.removesuffix(f".{end}"), check
+    if config.get("bias", "none") != "none" and inner.endswith("bias"):
+        return inner, lambda shape: None
+    parts = inner.split(".")
+    modules = [".".join(parts[:length]) for length in range(1, len(parts))]
+    # peft takes the names in `modules_to_save` as ends: `norm` is also the end of `input_layernorm`
+    is_copy = any(module.endswith(end) for module in modules for end in config.get("modules_to_save") or [])
+    return inner, (lambda shape: None) if is_copy else None
+
+
+def _shape_checks(config: Mapping[str, Any]) -> dict[str, _ShapeCheck]:
+    """Return a check of the shape for each end of a tensor's name that an adapter's configuration allows."""
     ranks = {config["r"], *(config.get("rank_pattern") or {}).values()}
 
-    def ranked(axis: int) -> Callable[[tuple[int, ...]], str | None]:
+    def ranked(axis: int) -> _ShapeCheck:
         def wrong(shape: tuple[int, ...]) -> str | None:
             return None if len(shape) >= 2 and shape[axis] in ranks else f"the rank is {config['r']}"
 
@@ -260,36 +278,26 @@ def _part(name: str, config: Mapping[str, Any]) -> tuple[str, Callable[[tuple[in
         return None if len(shape) == 1 else "it has one axis"
 
     def rows(shape: tuple[int, ...]) -> str | None:
-        asked = config.get("trainable_token_indices") or []
-        counts = {len(one) for one in (asked.values() if isinstance(asked, dict) else [asked])}
+        indices = config.get("trainable_token_indices") or []
+        counts = {len(listed) for listed in (indices.values() if isinstance(indices, dict) else [indices])}
         fits = len(shape) == 2 and shape[0] in counts
         return None if fits else f"the number of trained rows must be one of {sorted(counts)}"
 
-    forms: dict[str, Callable[[tuple[int, ...]], str | None]] = {
+    checks: dict[str, _ShapeCheck] = {
         "lora_A.weight": ranked(0),
         "lora_B.weight": ranked(1),
         "lora_embedding_A": ranked(0),
         "lora_embedding_B": ranked(1),
     }
     if config.get("use_dora"):
-        forms["lora_magnitude_vector"] = flat
-        forms["lora_magnitude_vector.weight"] = flat
+        checks["lora_magnitude_vector"] = flat
+        checks["lora_magnitude_vector.weight"] = flat
     if config.get("lora_bias"):
-        forms["lora_B.bias"] = flat
+        checks["lora_B.bias"] = flat
     if config.get("trainable_token_indices"):
-        forms["token_adapter.trainable_tokens_delta"] = rows
-        forms["trainable_tokens_delta"] = rows
-    inner = name.removeprefix(_PREFIX)
-    for end, wrong in forms.items():
-        if inner.endswith(f".{end}"):
-            return inner.removesuffix(f".{end}"), wrong
-    if config.get("bias", "none") != "none" and inner.endswith("bias"):
-        return inner, lambda shape: None
-    parts = inner.split(".")
-    modules = [".".join(parts[:at]) for at in range(1, len(parts))]
-    # peft takes the names in `modules_to_save` as ends: `norm` is also the end of `input_layernorm`
-    kept = any(module.endswith(name) for module in modules for name in config.get("modules_to_save") or [])
-    return inner, (lambda shape: None) if kept else None
+        checks["token_adapter.trainable_tokens_delta"] = rows
+        checks["trainable_tokens_delta"] = rows
+    return checks
 
 
 def _targets_of(module: str, targets: Any) -> set[str]:

@@ -99,14 +99,7 @@ def merge(
     _refuse_inputs(bundle)
     trained: Bits = bundle.spec.method.bits if bundle.spec else 16
     new_bits: Bits = bits or (32 if trained == 32 else 16)
-    if new_bits not in (4, 8, 16, 32):
-        raise UserError(f"bits is {new_bits!r}; give 16 or 32, as a number")
-    if new_bits not in DTYPES:
-        raise UserError(
-            f"an adapter cannot be merged into a base of {new_bits} bits: the sum would be rounded to a few levels, "
-            "and most of what the adapter learnt is smaller than the step between two levels; merge into 16 bits, or "
-            "use the adapter with its base model"
-        )
+    _refuse_bits(new_bits)
     if os.path.lexists(target):  # a link to nothing too
         raise UserError(f"{target} exists; delete it or use another folder")
     base = base_of(bundle, load_options.checkpoint, load_options.revision, 32)
@@ -115,34 +108,24 @@ def merge(
     resize_vocabulary(bundle, loaded.model)
     count = int(loaded.model.get_input_embeddings().num_embeddings)
     model = attach(loaded, [bundle], 32)
-    of_base, loaded = loaded.tokenizer, with_own_tokenizer(loaded, bundle, base)
+    tokenizer_of_base, loaded = loaded.tokenizer, with_own_tokenizer(loaded, bundle, base)
     before = _logits(model, loaded, count)
     at_trained_bits = _logits_at_trained_bits(bundle, load_options, trained, count) if trained < 16 else None
-    _untie_adapted_head(loaded.model)
-    try:
-        with warnings.catch_warnings():
-            # peft compares the head with the encoder's embeddings, which is wrong for T5Gemma; see `_set_tied_flag`
-            warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
-            whole = model.merge_and_unload(safe_merge=True)
-    except (ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
-        raise UserError(
-            f"{bundle.label} cannot be merged: {reason_of(error, 160)}; use it with its base model"
-        ) from error
-    _restore_unread_embeddings(whole)
+    whole = _merged_model(model, loaded.model, bundle.label)
     with creating(target) as partial:
         _refuse_changed(_change(before, _logits(whole, loaded, count)), "merging the adapter")
         if separate_head:
             separate_output_head(whole)
         rounded = _rounded(whole, DTYPES[new_bits])
         _set_tied_flag(rounded)
-        held = _logits(rounded, loaded, count)
+        after_rounding = _logits(rounded, loaded, count)
         declare_ends(rounded, chat_layout(loaded.tokenizer, loaded.layout, bundle.chat()).end_ids)
         save_model(rounded, partial)
         loaded.tokenizer.save_pretrained(partial)
-        if loaded.tokenizer is of_base:  # an adapter's own tokenizer is saved as it is
+        if loaded.tokenizer is tokenizer_of_base:  # an adapter's own tokenizer is saved as it is
             copy_sentencepiece_files(base.checkpoint, partial)
         saved = _read(partial, target, loaded, new_bits)
-        _refuse_changed(_change(held, _logits(saved, loaded, count)), "writing and reading it")
+        _refuse_changed(_change(after_rounding, _logits(saved, loaded, count)), "writing and reading it")
         merged = _measured(bundle, saved, loaded, new_bits, count, before, at_trained_bits, load_options)
         _write_provenance(partial, bundle, merged)
     return merged
@@ -155,6 +138,41 @@ def _refuse_inputs(bundle: Bundle) -> None:
     for method in (*of_run, *METHODS.of_package()):
         if method.peft_type == kind and method.not_merged:
             raise UserError(f"{bundle.label} cannot be merged, as {method.title} never can: {method.not_merged}")
+
+
+def _refuse_bits(bits: int) -> None:
+    """Raise UserError for bits that the weights of a merged model cannot have."""
+    if bits not in (4, 8, 16, 32):
+        raise UserError(f"bits is {bits!r}; give 16 or 32, as a number")
+    if bits not in DTYPES:
+        raise UserError(
+            f"an adapter cannot be merged into a base of {bits} bits: the sum would be rounded to a few levels, and "
+            "most of what the adapter learnt is smaller than the step between two levels; merge into 16 bits, or use "
+            "the adapter with its base model"
+        )
+
+
+def _merged_model(model: Any, base: Any, label: str) -> Any:
+    """Merge the adapter of `model` into the weights of `base`, in place, and return the merged model.
+
+    Args:
+        model: the model with its adapter.
+        base: the base model inside `model`.
+        label: name of the adapter in messages.
+
+    Raises:
+        UserError: peft cannot merge the adapter.
+    """
+    _untie_adapted_head(base)
+    try:
+        with warnings.catch_warnings():
+            # peft compares the head with the encoder's embeddings, which is wrong for T5Gemma; see `_set_tied_flag`
+            warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
+            merged = model.merge_and_unload(safe_merge=True)
+    except (ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{label} cannot be merged: {reason_of(error, 160)}; use it with its base model") from error
+    _restore_unread_embeddings(merged)
+    return merged
 
 
 def _logits_at_trained_bits(bundle: Bundle, load_options: LoadOptions, bits: Bits, count: int) -> torch.Tensor:

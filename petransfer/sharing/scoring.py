@@ -253,44 +253,60 @@ def _scores(
     data: TestData,
     metrics: Sequence[str],
 ) -> list[Scores]:
+    """Return the scores of each model. All models are scored on the same examples.
+
+    Args:
+        ready: the models. Each model is loaded when it is taken, and must be freed before the next one is loaded.
+        first: the first adapter, whose own task `data` can be. None without an adapter.
+    """
     rows: list[Scores] = []
-    right: list[bool] = []
+    correct_in_first: list[bool] = []
     examples: Sequence[Example] = ()
     of_labels = any(metric.of_labels for metric in declared(metrics))
     for label, bundle, plain, trained in ready:
         model, loaded = plain.model, plain.loaded
-        if not examples:  # all sources are scored on the same rows
-            examples = usable_rows(data.examples, first, model, loaded) if data.own and first else data.examples
-            if not examples:
-                raise UserError(f"no row of {data.name} can be scored; give other rows with --data FILE")
+        if not rows:
+            examples = _usable_examples(data, first, model, loaded)
         predictor = for_examples(plain, examples, data.name, label)
         loaded = predictor.loaded
         if not rows:
             examples = without_untrained_calls(examples, loaded.tokenizer, loaded.layout)
         encoded = encoded_rows(examples, predictor, data.name)
         texts = text_answers(examples, loaded.tokenizer, loaded.layout)
-        found = evaluate(model, loaded, texts, encoded, by_generation=request.by_generation)
+        evaluated = evaluate(model, loaded, texts, encoded, by_generation=request.by_generation)
         targets = [example.target for example in texts]
         # a model cannot choose a label of another model's training, or of an unusable row, that it cannot encode
         labels = encodable(data.labels, loaded.tokenizer, loaded.layout) if of_labels else ()
-        now = [row.correct for row in found.scored]
-        right = right or now
+        correct = [row.correct for row in evaluated.scored]
+        correct_in_first = correct_in_first or correct
         scores = Scores(
             label=label,
             task=data.name,
-            examples=len(now),
-            exact_match=_percent(now),
-            log_prob_per_token=sum(row.log_prob for row in found.scored) / sum(row.tokens for row in found.scored),
+            examples=len(correct),
+            exact_match=_percent(correct),
+            log_prob_per_token=_log_prob_per_token(evaluated.scored),
             claimed=_claim(bundle, first, request.part or "test", data, load_options.data_dir) if data.own else None,
-            same=_percent([one == other for one, other in zip(right, now, strict=True)]),
-            generated=found.near_ties + found.audited,
-            disagreements=found.disagreements,
+            same=_percent([this == other for this, other in zip(correct, correct_in_first, strict=True)]),
+            generated=evaluated.near_ties + evaluated.audited,
+            disagreements=evaluated.disagreements,
             metrics=compute_metrics_of_rows(model, loaded, metrics, targets, labels, encoded).scores,
         )
         seen = trained_on(trained, examples, load_options.data_dir)
-        rows.append(scores if seen is None else _with_separate_scores(scores, seen, found.scored))
+        rows.append(scores if seen is None else _with_separate_scores(scores, seen, evaluated.scored))
         del plain, predictor, model, loaded  # free this model's memory before the next whole model is loaded
     return rows
+
+
+def _usable_examples(data: TestData, first: Bundle | None, model: Any, loaded: Loaded) -> Sequence[Example]:
+    """Return the examples that the first model can be scored on. Raise UserError if there are none."""
+    examples = usable_rows(data.examples, first, model, loaded) if data.own and first else data.examples
+    if not examples:
+        raise UserError(f"no row of {data.name} can be scored; give other rows with --data FILE")
+    return examples
+
+
+def _log_prob_per_token(scored: Sequence[ScoredExample]) -> float:
+    return sum(row.log_prob for row in scored) / sum(row.tokens for row in scored)
 
 
 def _with_separate_scores(scores: Scores, seen: tuple[int, ...], scored: Sequence[ScoredExample]) -> Scores:

@@ -84,29 +84,43 @@ def test_data(
     if part not in (None, *PARTS):
         raise unknown("part", str(part), PARTS)
     if data is None:
-        if bundle is None or bundle.spec is None:
-            raise UserError(f"{label} does not record what it was trained on; name a file with --data")
-        task = bundle.spec.task
-        split = data_of(bundle, data_dir)
-        wanted = part or "test"
-        mine = f"{wanted} rows of the data of {label}"
-        name = mine if task.name == "lines" else f"{task.name} {task.split}, {wanted}"
-        return TestData(name, getattr(split, wanted), split.labels, True)
+        return _own_data(bundle, label, part or "test", data_dir)
     if not isinstance(data, str):
         if part is not None:
             raise UserError(f"part '{part}' was given with pairs of input and target, which have no parts; remove part")
-        template, chat = (bundle.template(), bundle.chat()) if bundle else ("", "")
-        rows = [
-            Example(at, render_text(template, source), target, "all", chat) for at, (source, target) in enumerate(data)
-        ]
-        if not rows:
-            raise UserError("there are no rows to evaluate on; give at least one pair of input and target")
-        return TestData(count(len(rows), "pair"), rows)
+        return _data_of_pairs(bundle, data)
     name, _, split_name = data.partition("/")
     benchmark = task_info(name)
     if split_name and benchmark and benchmark.published:
         split = load_task(name, data_dir).load(split_name)
         return TestData(f"{name} {split_name}, {part or 'test'}", getattr(split, part or "test"), split.labels)
+    return _data_of_file(bundle, label, data, part, data_dir)
+
+
+def _own_data(bundle: Bundle | None, label: str, part: str, data_dir: Path | None) -> TestData:
+    """Return one part of the data that an adapter's own task has."""
+    if bundle is None or bundle.spec is None:
+        raise UserError(f"{label} does not record what it was trained on; name a file with --data")
+    task = bundle.spec.task
+    split = data_of(bundle, data_dir)
+    name = f"{part} rows of the data of {label}" if task.name == "lines" else f"{task.name} {task.split}, {part}"
+    return TestData(name, getattr(split, part), split.labels, True)
+
+
+def _data_of_pairs(bundle: Bundle | None, pairs: Pairs) -> TestData:
+    """Return pairs of input and target as examples in the form of an adapter's training data."""
+    template, chat = (bundle.template(), bundle.chat()) if bundle else ("", "")
+    rows = [
+        Example(index, render_text(template, source), target, "all", chat)
+        for index, (source, target) in enumerate(pairs)
+    ]
+    if not rows:
+        raise UserError("there are no rows to evaluate on; give at least one pair of input and target")
+    return TestData(count(len(rows), "pair"), rows)
+
+
+def _data_of_file(bundle: Bundle | None, label: str, data: str, part: str | None, data_dir: Path | None) -> TestData:
+    """Return the rows of a file or a dataset. `part` selects the rows that are in this part of the adapter's data."""
     rows, split_name = _rows_of_file(bundle, data, data_dir)
     title = Path(data).name + (f", split {split_name}" if split_name else "")
     if part is None:

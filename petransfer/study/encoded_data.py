@@ -13,7 +13,7 @@ from petransfer.data.encoded_examples import EncodedSplit, encode_split
 from petransfer.data.encoding import Layout, encodable, encode_targets
 from petransfer.errors import UserError, shortened
 from petransfer.evaluation.metric_checks import declared
-from petransfer.memory.step_memory import virtual_tokens_of
+from petransfer.memory.meta_model import virtual_tokens_of
 from petransfer.models.architecture import configuration
 from petransfer.models.lengths import length_check
 from petransfer.models.loading import tokenizer_and_layout

@@ -12,7 +12,8 @@ from petransfer.data import LinesTask, Task, load_task
 from petransfer.data.task_registry import categories_in
 from petransfer.errors import UserError, unknown
 from petransfer.evaluation.metric_checks import check_metrics
-from petransfer.models.registry import SEED, Arm, Family, arm_checkpoint, own_family, registered_family, with_hashes
+from petransfer.models.own_families import SEED, arm_checkpoint, own_family, with_hashes
+from petransfer.models.registry import Arm, Family, registered_family
 from petransfer.recipe.effect_requests import labels_matching, refuse_effects_of_other_arms, requested_effects
 from petransfer.recipe.method_part import MethodPart, method_of
 from petransfer.recipe.methods import METHODS

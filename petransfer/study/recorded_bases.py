@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.models.base_record import BASE_RECORD, changed_files, has_recorded_tokenizer
-from petransfer.models.registry import SEED
+from petransfer.models.own_families import SEED
 from petransfer.recipe.run_spec import CheckpointSpec
 from petransfer.recipe.schema import ArmPart, FamilyPart, Recipe
 from petransfer.study.damaged_runs import read_json

@@ -94,23 +94,37 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
     group = scheduling.grouping(checkpointing, lambda: card.bytes if card else None) if alone else None
     if scheduling.executor == "local":
         refuse_unusable_models(grid)
-    predicted: list[PredictedRun] = []
-    if card and not settings.force and not splits_tensors():
-        # Only stacks of a size that the user gave are checked. Stacks of `auto` are made small enough to fit.
-        stacks = group(grid.waiting) if group and scheduling.stack_size else ()
-        predicted = _refuse_what_does_not_fit(grid, checkpointing, card, stacks)
-    if not card and scheduling.executor == "local" and not settings.force:
-        predicted = refuse_too_large_for_cpu([cell.spec for cell in grid.waiting], grid.options_for, checkpointing)
+    # Only stacks of a size that the user gave are checked. Stacks of `auto` are made small enough to fit.
+    stacked = group if scheduling.stack_size else None
+    predicted = [] if settings.force else _predicted_memory(grid, checkpointing, card, scheduling.executor, stacked)
     if scheduling.executor == "local":  # the nodes of a cluster have networks and caches of their own
         refuse_unreachable((cell.spec.checkpoint for cell in grid.waiting), with_weights=True)
         with naming_slow_work("checking every row with the model's tokenizer"):
             refuse_unusable_files(grid, settings.scored_parts)
-    for found in predicted:
-        if found.refused:
-            raise UserError(found.problem)
+    for prediction in predicted:
+        if prediction.refused:
+            raise UserError(prediction.problem)
     check_matched_sizes([cell.spec for cell in grid.waiting], grid.recipe.data_dir)
     _log_notes(grid, scheduling)  # not before the checks: a refusal prints only its error
     return PreparedStudy(grid, settings, scheduling, group, _connect(grid, scheduling))
+
+
+def _predicted_memory(
+    grid: StudyGrid, checkpointing: bool, card: Card | None, executor: str, group: GroupRuns | None
+) -> list[PredictedRun]:
+    """Predict the memory of the unfinished runs on this machine. Empty if it cannot be predicted.
+
+    Args:
+        group: Function that groups runs into stacks. None: each run is checked alone.
+
+    Raises:
+        UserError: A run does not fit the card.
+    """
+    if card and not splits_tensors():
+        return _refuse_what_does_not_fit(grid, checkpointing, card, group(grid.waiting) if group else ())
+    if not card and executor == "local":
+        return refuse_too_large_for_cpu([cell.spec for cell in grid.waiting], grid.options_for, checkpointing)
+    return []
 
 
 def _reopen_unscored(grid: StudyGrid) -> None:
@@ -183,11 +197,11 @@ def _refuse_what_does_not_fit(
     """Raise UserError if a run does not fit the GPU. Log the runs with gradient checkpointing. Return all."""
     specs, sizes = [cell.spec for cell in grid.waiting], stack_sizes(stacks)
     predicted = predict_memory(specs, card.bytes, checkpointing, sizes, capability=card.capability)
-    for place in predicted:
-        line = place.line(grid.options_for(place.spec))
-        if place.fit and not place.fit.fits:
+    for run in predicted:
+        line = run.line(grid.options_for(run.spec))
+        if run.fit and not run.fit.fits:
             raise UserError(f"{line}; --force starts the run anyway")
-        if place.fit and place.fit.turned_on:
+        if run.fit and run.fit.turned_on:
             logger.info(line)
     return predicted
 

@@ -19,6 +19,7 @@ from petransfer.data.encoding import Encoded
 from petransfer.data.rows.chat_rows import readable_input
 from petransfer.evaluation.exact_match import Evaluation, summary
 from petransfer.evaluation.metric_checks import declared
+from petransfer.evaluation.run_metrics import MetricScores
 from petransfer.methods import apply_method, computes_in_bf16, save_method, weights_bits
 from petransfer.methods.shared.trained_tokens import trained_tokens
 from petransfer.models.base_record import base_record
@@ -203,15 +204,8 @@ def finish(prepared: PreparedRun, base: LoadedBase, done: Progress, at_once: int
     reloads = True
     # With the setting `dev_only`, the test set is not scored and no weights are saved.
     if "test" in evaluations:
-        made_from = provenance(spec, loaded, data, evaluations, model)
-        saved = _save_weights(model, spec, folder, loaded, made_from)
-        reloads = check_reloaded(
-            model, saved, spec.method, prepared.parts["dev"], loaded.layout, prepared.autocast, base.load_anew
-        )
-        shown = None if TASKS.lookup(spec.task.name).text_is_private else data.test
-        of_labels = any(metric.of_labels for metric in declared(spec.task.metrics))
-        answers, path = measured["test"].answers, folder.path / "examples.parquet"
-        write_examples(evaluations["test"], shown, answers, path, of_labels)
+        reloads = _save_and_reload(prepared, base, model, evaluations)
+        _write_test_examples(prepared, base, evaluations["test"], measured["test"])
     result = {
         "run_id": spec.run_id,
         **{part: summary(evaluation) | measured[part].scores for part, evaluation in evaluations.items()},
@@ -234,6 +228,28 @@ def finish(prepared: PreparedRun, base: LoadedBase, done: Progress, at_once: int
     private = TASKS.lookup(spec.task.name).text_is_private
     _log_result(prepared.trackers, evaluations, () if private else data.dev, done.step)
     return result
+
+
+def _save_and_reload(
+    prepared: PreparedRun, base: LoadedBase, model: torch.nn.Module, evaluations: dict[str, Evaluation]
+) -> bool:
+    """Save the trained weights and load them again. Return whether the saved weights were checked in this way."""
+    spec, loaded = prepared.spec, prepared.loaded
+    made_from = provenance(spec, loaded, base.data, evaluations, model)
+    saved = _save_weights(model, spec, prepared.folder, loaded, made_from)
+    return check_reloaded(
+        model, saved, spec.method, prepared.parts["dev"], loaded.layout, prepared.autocast, base.load_anew
+    )
+
+
+def _write_test_examples(
+    prepared: PreparedRun, base: LoadedBase, evaluation: Evaluation, measured: MetricScores
+) -> None:
+    """Write the outcome of each test example to examples.parquet."""
+    task = prepared.spec.task
+    shown = None if TASKS.lookup(task.name).text_is_private else base.data.test
+    of_labels = any(metric.of_labels for metric in declared(task.metrics))
+    write_examples(evaluation, shown, measured.answers, prepared.folder.path / "examples.parquet", of_labels)
 
 
 def _log_result(

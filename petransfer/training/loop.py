@@ -24,13 +24,12 @@ from petransfer.training.distributed import Process, clip_gradients, processes_o
 from petransfer.training.execution import Execution, refuse_small_batch
 from petransfer.training.graphs import GraphedStep, NotCaptured
 from petransfer.training.hooks import Hooks
+from petransfer.training.initial_progress import new_progress, resumed_progress
 from petransfer.training.losses import LossFunction, token_loss
 from petransfer.training.metrics_file import MetricsFile
 from petransfer.training.optimizer import make_optimizer, schedule_factor, set_learning_rate
 from petransfer.training.out_of_memory import (
     OutOfMemory,
-    default_micro_batch,
-    default_token_budget,
     enable_gradient_checkpointing,
     raising_out_of_memory,
     release_cached_memory,
@@ -38,7 +37,7 @@ from petransfer.training.out_of_memory import (
 from petransfer.training.self_checks import STEPS as CHECKED_STEPS
 from petransfer.training.self_checks import SelfChecks, refuse_not_finite
 from petransfer.training.smaller_batches import with_smaller_micro_batches
-from petransfer.training.state import Progress, load_state, newest_progress, save_state
+from petransfer.training.state import Progress, load_state, save_state
 
 # The value of the note `cuda_graphs` for a run that began with CUDA graphs and continued without them.
 ENDED = "ended"
@@ -81,14 +80,10 @@ class Loop:
         if autocast:
             autocast_forward(model, process.device)
         self.processes = processes_of(model, process)
-        plain = loss_function is token_loss and not execution.compile
-        fast_path = CpuFastPath(model) if plain else None
-        self.fast_path = fast_path if fast_path and fast_path.usable else None
+        self.fast_path = _usable_fast_path(model) if loss_function is token_loss and not execution.compile else None
         folder.mkdir(parents=True, exist_ok=True)  # created only here, so that `refuse_moved` can detect its removal
         self.metrics = MetricsFile(folder / "metrics.jsonl")
-        self.progress = self._resumed_progress() or self._new_progress()
-        if execution.checkpointing:  # recorded even if only a part of the run uses gradient checkpointing
-            self.progress.notes["checkpointing"] = True
+        self.progress = self._initial_progress()
         if self.progress.threads:  # a resumed run keeps its number of threads, because rounding depends on it
             torch.set_num_threads(self.progress.threads)
         self.optimizer = make_optimizer(model, spec)
@@ -110,15 +105,30 @@ class Loop:
             self.metrics.cut(self.progress.metrics_bytes)
         self.loss_function = torch.compile(loss_function, dynamic=False) if execution.compile else loss_function
         self.graphed: GraphedStep | None = None
-        ended = self.finished or self.progress.notes.get("cuda_graphs") == ENDED
-        if execution.cuda_graphs and process.device.type == "cuda" and not ended:
+        if self._can_use_graphs():
             self.use_graphs()
         self.checks = SelfChecks(model, self.processes)
 
+    def _initial_progress(self) -> Progress:
+        """Return the progress of the newest training state or, without a state, of a new run."""
+        shards, device = self.processes.shards_tensors, self.process.device
+        progress = resumed_progress(self.state_folder, self.identity, self.execution, shards)
+        if progress is None:
+            skips_padding = self.fast_path is not None and self.fast_path.skips_padding
+            progress = new_progress(self.spec, self.execution, device, shards, skips_padding)
+        if self.execution.checkpointing:  # recorded even if only a part of the run uses gradient checkpointing
+            progress.notes["checkpointing"] = True
+        return progress
+
+    def _can_use_graphs(self) -> bool:
+        """Whether CUDA graphs are requested and can be used for the remaining steps."""
+        ended = self.finished or self.progress.notes.get("cuda_graphs") == ENDED
+        return self.execution.cuda_graphs and self.process.device.type == "cuda" and not ended
+
     def use_graphs(self) -> None:
         """Use CUDA graphs for the next steps. On a CPU, the batches are only padded as for CUDA graphs."""
-        most = self.spec.max_grad_norm
-        self.graphed = GraphedStep(self.model, self.optimizer, self.process.device, self.loss_function, most)
+        max_norm = self.spec.max_grad_norm
+        self.graphed = GraphedStep(self.model, self.optimizer, self.process.device, self.loss_function, max_norm)
         self.feed.change = self.graphed.pad
 
     def _end_graphs(self) -> None:
@@ -361,31 +371,6 @@ class Loop:
                 f"the processes do not see the same files in {self.folder}; use an --out that all of them can see"
             )
 
-    def _resumed_progress(self) -> Progress | None:
-        """Return the progress in the newest training state. None without a state.
-
-        A micro-batch that was halved stays small, but the user can ask for an even smaller one.
-        """
-        found = newest_progress(self.state_folder, self.identity)
-        if found is not None:
-            found.micro_batch = min(found.micro_batch, self.execution.micro_batch or found.micro_batch)
-            # The state can be from a run whose tensors were not sharded; see `_new_progress`.
-            found.token_budget = 0 if self.processes.shards_tensors else found.token_budget
-        return found
-
-    def _new_progress(self) -> Progress:
-        default = default_micro_batch(self.spec.batch_size, self.process.device, self._skips_padding)
-        micro_batch = self.execution.micro_batch or default
-        # A token budget would make the number of passes depend on the lengths of a process's examples. With sharded
-        # tensors all processes must run the same number of passes, so there is no budget.
-        unbounded = self.execution.micro_batch or self.processes.shards_tensors
-        budget = 0 if unbounded else default_token_budget(self.process.device, self._skips_padding)
-        return Progress(micro_batch=micro_batch, threads=self.execution.threads, token_budget=budget)
-
-    @property
-    def _skips_padding(self) -> bool:
-        return self.fast_path is not None and self.fast_path.skips_padding
-
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [value for group in self.optimizer.param_groups for value in group["params"]]
 
@@ -424,6 +409,11 @@ class Loop:
             self.metrics.append(line)
             self.hooks.log(line)
         self.progress.loss_sum, self.progress.loss_steps = 0.0, 0
+
+
+def _usable_fast_path(model: torch.nn.Module) -> CpuFastPath | None:
+    fast_path = CpuFastPath(model)
+    return fast_path if fast_path.usable else None
 
 
 def dropout_seed(seed: int, step: int, process: int) -> int:

@@ -126,7 +126,7 @@ def test_a_token_budget_cuts_batches_of_a_stack_like_those_of_single_runs(
     make: Make, tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dropout depends on the cuts. Members whose cuts differ take separate passes."""
-    monkeypatch.setattr("petransfer.training.loop.default_token_budget", lambda *_: 90)
+    monkeypatch.setattr("petransfer.training.initial_progress.default_token_budget", lambda *_: 90)
     monkeypatch.setattr(stacks, "SETTINGS", replace(SETTINGS, execution=replace(SETTINGS.execution, micro_batch=0)))
     spec = make(tiny_t5)
     specs = members(replace(spec, method=replace(spec.method, dropout=0.2)))[:2]

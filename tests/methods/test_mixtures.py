@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from petransfer.errors import UserError
-from petransfer.memory.step_memory import meta_model
+from petransfer.memory.meta_model import meta_model
 from petransfer.methods import apply_method, save_method
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec

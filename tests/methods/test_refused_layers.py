@@ -12,7 +12,8 @@ from transformers import AutoConfig, BartConfig, LlamaConfig, MambaConfig, Mixtr
 
 from petransfer.api import Study
 from petransfer.errors import UserError
-from petransfer.memory.step_memory import StepSpec, meta_model, simulate
+from petransfer.memory.meta_model import meta_model
+from petransfer.memory.step_memory import StepSpec, simulate
 from petransfer.methods import apply_method
 from petransfer.recipe.run_spec import MethodSpec
 

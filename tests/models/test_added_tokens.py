@@ -16,7 +16,8 @@ from petransfer.errors import UserError
 from petransfer.models.added_tokens import add_tokens
 from petransfer.models.checkpoint_files import load_tokenizer
 from petransfer.models.loading import load_checkpoint
-from petransfer.models.registry import added_characters, checkpoint_spec
+from petransfer.models.own_families import added_characters
+from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import CheckpointSpec
 from petransfer.study.train_request import split_tokens, train_request
 from tests.cli.calls import call

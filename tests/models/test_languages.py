@@ -17,7 +17,8 @@ from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import evaluate
 from petransfer.evaluation.generation import generations
 from petransfer.models.loading import load_checkpoint
-from petransfer.models.registry import checkpoint_spec, own_family
+from petransfer.models.own_families import own_family
+from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import CheckpointSpec, RunSpec
 from petransfer.recipe.schema import ArmPart, FamilyPart
 from petransfer.sharing.adapter import Adapter

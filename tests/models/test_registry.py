@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, T5Config, T5ForConditionalGe
 from petransfer.errors import UserError
 from petransfer.models.control_arms import randomly_initialized
 from petransfer.models.loading import load_checkpoint
+from petransfer.models.own_families import own_family
 from petransfer.models.registry import (
     NANO,
     ArmEntry,
@@ -24,7 +25,6 @@ from petransfer.models.registry import (
     checkpoint_spec,
     embedded_arms,
     family_names,
-    own_family,
     registered_family,
     registry,
 )

@@ -21,14 +21,14 @@ from petransfer.data.rows.columns import (
     RowTexts,
     UnusableCategories,
     choose_columns,
-    has_value,
+    has_hidden_label,
     quotes_are_text,
     read_records,
     reading_notes,
     unread_instruction,
 )
 from petransfer.data.rows.folds import fold_codes, scored_positions
-from petransfer.data.rows.held_out import MOST_DEV, overlaps, partition, several_targets
+from petransfer.data.rows.held_out import MOST_DEV, overlaps, partition, several_targets, text_hash
 from petransfer.data.rows.options import RowOptions
 from petransfer.data.rows.records import MissingColumn, Record, as_text, value_of
 from petransfer.data.rows.short_rows import ShortRows
@@ -41,6 +41,8 @@ from petransfer.plurals import count
 
 _log = logging.getLogger(__name__)
 _OTHER = len(PARTS)
+# An example with the number of its part and the hash by which it is grouped.
+_Coded = tuple[int, int, RowTexts]
 # The beginning of the note that shows a row.
 FIRST_ROW = "first row:"
 _PART_NAMES = {
@@ -58,8 +60,6 @@ _MISSING = (
     "NaN", "nan", "<NA>", "NaT", "None", "NA", "null", "NULL", "\\N", "#N/A", "#NA", "#VALUE!", "#REF!", "#DIV/0!",
     "#NAME?", "#NUM!", "#NULL!",
 )  # fmt: skip
-
-
 # A chat as text, in the older form of Anthropic.
 _TURNS = re.compile(r"\s*Human:.*\n\s*Assistant:\s*", re.DOTALL)
 # Column names of many tables, by which a header is recognised in a file that seems to have none.
@@ -164,14 +164,6 @@ class RowBuilder:
         """Read the rows of a part. `again`: an earlier part has the same source, so bad rows are not counted twice."""
         bad = BadRows() if again else self._bad
         columns = self._columns(part, source)
-        if part != "train" and columns.chat and not self._chat:
-            raise UserError(
-                f"{source.name} has chats, and {self._options.train} has inputs and targets; use one format, or "
-                "convert the pairs to chats with --set task.options.chat=template"
-            )
-        self._chat = self._chat or columns.chat
-        self._read_as += reading_notes(self._options, source, columns)
-        self._unread_instruction = self._unread_instruction or unread_instruction(columns)
         is_plain = quotes_are_text(self._options, source)
         index, rows, short = 0, 0, ShortRows()
         has_title = False  # whether line 1 was read as a row and cannot be used, so that it may be a title
@@ -181,7 +173,7 @@ class RowBuilder:
                 _log.info("%s: %s rows read", source.name, f"{rows:,}")
             self._begin_file(part, record.file, index)
             try:
-                found = list(self._examples(part, record, columns))
+                examples = list(self._examples(part, record, columns))
             except BadRow as problem:
                 bad.add(record.place(source.name), problem)
                 self._with_bad.setdefault(source.name)
@@ -190,21 +182,13 @@ class RowBuilder:
                 continue
             short.add(record, source.name)
             is_first_row = self._first is None
-            for code, hashed, texts in found:
-                if code != _OTHER:
-                    writer.add(index, record.line, texts.input, texts.target, texts.category)
-                    self._count(code, hashed, texts)
-                index += 1
-            index += not found  # a row that is left out counts, even if it has no examples
-            if columns.messages and found:
-                _, _, last = found[-1]
-                whole = _hash_of(last.input + last.target, self._options.seed)
-                self._chats.extend(whole for code, _, _ in found if code != _OTHER)
+            self._add_examples(writer, record, columns, index, examples)
+            index += max(1, len(examples))  # a row that is left out counts, even if it has no examples
             if is_plain and not again:
-                self._in_quotes[source.name] += any(_is_in_quotes(texts) for _, _, texts in found)
+                self._in_quotes[source.name] += any(_is_in_quotes(texts) for _, _, texts in examples)
             if part == "train" and source.format == "tsv" and (record.line == 1 or (has_title and is_first_row)):
-                self._check_names(source, record.line, found)
-            self._hidden[part] += _is_hidden(record.values, columns)
+                self._check_names(source, record.line, examples)
+            self._hidden[part] += has_hidden_label(record.values, columns)
         self._rows[source.name] += 0 if again else rows
         if not again:
             self._read_as += columns.notes.lines(source.name, columns.system)
@@ -212,16 +196,29 @@ class RowBuilder:
         if part != "train" and rows and self._hidden[part] == rows:
             raise UserError(f"{source.name}: {HIDDEN_LABEL} in every {part} row{_name_another(part)}")
 
+    def _add_examples(
+        self, writer: RowWriter, record: Record, columns: ColumnChoice, index: int, examples: Sequence[_Coded]
+    ) -> None:
+        """Write and count the examples of a row, except those of other splits. `index`: index of the first example."""
+        for position, (code, hashed, texts) in enumerate(examples, index):
+            if code != _OTHER:
+                writer.add(position, record.line, texts.input, texts.target, texts.category)
+                self._count(code, hashed, texts)
+        if columns.messages and examples:
+            _, _, last = examples[-1]
+            whole = text_hash(last.input + last.target, self._options.seed)
+            self._chats.extend(whole for code, _, _ in examples if code != _OTHER)
+
     def _begin_file(self, part: str, file: str, index: int) -> None:
         """Keep the index of the first example of each file of a folder. `file` is empty for other sources."""
         files = self._files.setdefault(part, []) if file else []
         if file and (not files or files[-1][1] != file):
             files.append((index, file))
 
-    def _check_names(self, source: Source, line: int, found: Sequence[tuple[int, int, RowTexts]]) -> None:
+    def _check_names(self, source: Source, line: int, examples: Sequence[_Coded]) -> None:
         """Check whether the first row that can be used looks like column names."""
-        texts = {text.strip().lower() for _, _, each in found for text in (each.input, each.target)}
-        self._names_first = texts <= _USUAL_NAMES
+        cells = {text.strip().lower() for _, _, texts in examples for text in (texts.input, texts.target)}
+        self._names_first = cells <= _USUAL_NAMES
         if self._names_first and line > 1:
             raise UserError(
                 f"{source.name}:{line}: this line looks like the column names, below lines that are no rows; delete "
@@ -229,15 +226,25 @@ class RowBuilder:
             )
 
     def _columns(self, part: str, source: Source) -> ColumnChoice:
+        """Return the columns of a part, and keep the notes about them. Raise UserError for chats beside pairs."""
         try:
-            return choose_columns(self._options, source)
+            columns = choose_columns(self._options, source)
         except MissingColumn as error:
             if part == "train":
                 raise
             like = f"give it the column names of the training data, {self._options.train}"
             raise MissingColumn(error.problem, like) from None
+        if part != "train" and columns.chat and not self._chat:
+            raise UserError(
+                f"{source.name} has chats, and {self._options.train} has inputs and targets; use one format, or "
+                "convert the pairs to chats with --set task.options.chat=template"
+            )
+        self._chat = self._chat or columns.chat
+        self._read_as += reading_notes(self._options, source, columns)
+        self._unread_instruction = self._unread_instruction or unread_instruction(columns)
+        return columns
 
-    def _examples(self, part: str, record: Record, columns: ColumnChoice) -> Iterator[tuple[int, int, RowTexts]]:
+    def _examples(self, part: str, record: Record, columns: ColumnChoice) -> Iterator[_Coded]:
         if record.problem:
             raise record.problem
         code = PARTS.index(part)
@@ -248,7 +255,7 @@ class RowBuilder:
                 self._left_out[named if len(self._left_out) < LABELS or named in self._left_out else "others"] += 1
         try:
             for texts in columns.texts(record.values):
-                yield code, _hash(texts, self._options.seed), texts
+                yield code, _group_hash(texts, self._options.seed), texts
         except BadRow:
             if code != _OTHER:  # a row that is left out may be unusable
                 raise
@@ -384,20 +391,10 @@ def _name_another(part: str) -> str:
     return f"; it cannot be scored: name another {part} set, for example --{part} 0.1 for a tenth of the training rows"
 
 
-def _is_hidden(values: Mapping[str, Any], columns: ColumnChoice) -> bool:
-    """Return whether a row's target is -1, the hidden label of some public test sets."""
-    target = value_of(values, columns.target) if columns.target and has_value(values, columns.target) else None
-    return not isinstance(target, bool | str) and target == -1
-
-
-def _hash(texts: RowTexts, seed: int) -> int:
+def _group_hash(texts: RowTexts, seed: int) -> int:
     """Return an 8-byte hash of the text by which rows are grouped, keyed with the seed."""
     try:
         _ = [text.encode() for text in (texts.input, texts.target, texts.category)]
-        return _hash_of(texts.grouped_by, seed)
+        return text_hash(texts.grouped_by, seed)
     except UnicodeEncodeError:
         raise BadRow("the text contains a lone surrogate (half of a character); correct the text") from None
-
-
-def _hash_of(text: str, seed: int) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=str(seed).encode()).digest(), "big")

@@ -190,6 +190,12 @@ def has_value(values: Mapping[str, Any], column: str) -> bool:
     return True
 
 
+def has_hidden_label(values: Mapping[str, Any], columns: ColumnChoice) -> bool:
+    """Return whether a row's target is -1, the hidden label of some public test sets."""
+    target = value_of(values, columns.target) if columns.target and has_value(values, columns.target) else None
+    return not isinstance(target, bool | str) and target == -1
+
+
 def choose_columns(options: RowOptions, source: Source) -> ColumnChoice:
     """Choose the columns of a source by the user's options and by the column names in the data."""
     files = files_of(source)

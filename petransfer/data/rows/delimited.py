@@ -228,17 +228,16 @@ def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
     def texts() -> Iterator[str]:
         while line := again.popleft() if again else next(rest, None):
             if len(taken) == LINES_PER_ROW:
-                raise UserError(
-                    f"{source.name}:{taken[0].number}: a quote that opens in this row is not closed within "
-                    f"{LINES_PER_ROW:,} lines; close it, write it twice if it is part of the text, or use --set "
-                    "task.options.quoting=none"
-                )
+                raise _unclosed_quote(source, taken[0])
             taken.append(line)
             if line.problem:
                 broken.append(line)
             yield line.text + line.end  # a line end inside of quotes is a part of the cell
 
-    reader = csv.reader(texts(), strict=True, delimiter=dialect.delimiter, skipinitialspace=dialect.skips_blanks)
+    def rows_of_cells() -> Iterator[list[str]]:
+        return csv.reader(texts(), strict=True, delimiter=dialect.delimiter, skipinitialspace=dialect.skips_blanks)
+
+    reader = rows_of_cells()
     while True:
         taken.clear()
         broken.clear()
@@ -251,9 +250,7 @@ def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
             # An unclosed quote makes the csv module read all following lines as one row. So reading continues with the
             # second line of the invalid row.
             again.extendleft(reversed(taken[1:]))
-            reader = csv.reader(
-                texts(), strict=True, delimiter=dialect.delimiter, skipinitialspace=dialect.skips_blanks
-            )
+            reader = rows_of_cells()
             continue
         if broken:
             yield broken[0].number, None, broken[0].problem
@@ -262,6 +259,14 @@ def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
                 yield taken[0].number, *_cells_of_line(cells[0], dialect.delimiter)
             else:
                 yield taken[0].number, cells, None
+
+
+def _unclosed_quote(source: Source, first: Line) -> UserError:
+    """Return the error for a row that begins at the line `first` and has more than LINES_PER_ROW lines."""
+    return UserError(
+        f"{source.name}:{first.number}: a quote that opens in this row is not closed within {LINES_PER_ROW:,} lines; "
+        "close it, write it twice if it is part of the text, or use --set task.options.quoting=none"
+    )
 
 
 def _cells_of_line(text: str, delimiter: str) -> tuple[list[str] | None, BadRow | None]:

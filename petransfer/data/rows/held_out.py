@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,11 @@ from typing import Any
 # If the user names no file for a part: the share of the training rows that is held out for it, and the largest number
 # of rows for dev and for test.
 SHARE, MOST_DEV, MOST_TEST = 0.1, 200, 1000
+
+
+def text_hash(text: str, seed: int) -> int:
+    """Return an 8-byte hash of a text, keyed with the seed. Rows are held out in the order of their hashes."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=str(seed).encode()).digest(), "big")
 
 
 def partition(parts: array[int], hashes: array[int], cuts: Mapping[str, float]) -> Any:

@@ -12,11 +12,11 @@ from petransfer.effects.criteria import CRITERIA, Criterion
 from petransfer.effects.drawing import plot_forest
 from petransfer.effects.intervals import Interval, Scores, drawn_means, interval_of_draws, possible, sum_interval
 from petransfer.effects.kind import EffectKind, HolmResult, Missing, Thresholds
-from petransfer.effects.kinds.contrast import Verdict, are_saturated, within
 from petransfer.effects.pairs import ContrastPair, Side, arms_under, in_points, other_study, sides_of
 from petransfer.effects.runs import Runs
 from petransfer.effects.seed_counts import LEVEL, fewest_for_verdict, smallest_p
 from petransfer.effects.statistics import holm, welch_p
+from petransfer.effects.verdicts import Verdict, are_saturated, within
 from petransfer.effects.wording import bounds, capital, p_text, plain, signed
 from petransfer.recipe.effect_requests import RequestedEffect
 
