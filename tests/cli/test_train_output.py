@@ -115,8 +115,11 @@ def test_the_description_before_a_training_is_broken_between_words(width: int, t
     assert number > 1
     assert f"LoRA of rank 16, and the embeddings of {number} tokens that occur in the rows but not in pretrain" in text
     (stop,) = (line for line in lines if line.startswith("stop: "))
-    assert stop.startswith("stop: when exact match on dev has not risen in 6 evaluations (one every 50 steps; while")
-    assert "below 20 %, a lower loss on dev counts as a rise), or after 2,000 steps" in stop
+    assert stop.startswith("stop: when exact match on dev has not risen in 6 evaluations, or after 2,000 steps of 16")
+    assert stop.endswith(
+        "There is an evaluation every 50 steps. As long as exact match is below 20 %, a lower loss on dev also counts "
+        "as a rise"
+    )
 
 
 @pytest.mark.parametrize(("template", "text", "argument"), [
