@@ -102,6 +102,17 @@ def test_the_final_output_is_complete_in_order_and_without_repetition(
         assert word in text, word
 
 
+def test_without_early_stopping_no_rows_are_said_to_choose_the_best_step(training: TrainStudy) -> None:
+    fixed = TrainRequest(steps=20)
+    plain = train_study("nano/english", "dates.tsv", fixed, [], None, False)
+    assert "6 dev rows to score during the training" in describe(plain)[0]
+    for request, chosen in ((replace(fixed, folds=3), False), (TrainRequest(folds=3), True)):
+        folds = cross_validation("nano/english", "dates.tsv", request, [], None, False)
+        line = describe(folds.folds[0], folds)[0]
+        assert line.startswith("data: 60 rows in 3 folds. Each fold is scored by a model that was trained on the other")
+        assert ("chooses the best step" in line) is chosen
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_description_before_a_training_is_broken_between_words(width: int, training: TrainStudy) -> None:
     fit = memory_of(training.grid, None, False)
