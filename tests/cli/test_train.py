@@ -169,7 +169,7 @@ def test_plan_counts_tokens_and_measures_the_time_of_a_step(
     message = capsys.readouterr().out
     assert "per training run (2 runs)" in message
     assert "per step, measured)" in message
-    assert f"at most {max(sizes)}, a target" in message
+    assert f" per input on average (at most {max(sizes)}), " in message
     assert not (elsewhere / "results").exists()
 
 
