@@ -57,8 +57,8 @@ Licence = Annotated[
     typer.Option(
         "--licence",
         "--license",
-        help="Licence of the adapter, such as mit. Needed for your own data, and whenever it does not follow from the "
-        "licences of the base and the data.",
+        help="Licence of the adapter, such as mit. Needed if the licences of the base model and of the data do not "
+        "determine it, for example with your own data.",
     ),
 ]
 Language = Annotated[str | None, typer.Option(help="Language or languages of the data, such as en or en,de.")]

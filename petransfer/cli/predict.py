@@ -185,7 +185,8 @@ def _generate(
                 _print(line, label if len(texts) > 1 else None, answer, as_json)
     if not has_lines:
         print_text(
-            "no input was given: write the inputs to standard input or into --file, one per line", file=sys.stderr
+            "no inputs: give them as arguments, or one per line in a file (--file) or on standard input",
+            file=sys.stderr,
         )
     print_text(*quoted_note(len(quoted), number, chain(*quoted)), file=sys.stderr)
     for label, numbers in cut:

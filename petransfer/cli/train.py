@@ -289,8 +289,8 @@ def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cp
     print_text(*describe(training, folds), *estimate_lines(grid.cells[0], rows, fit, cpu, runs))
     step_spec = fit.step_spec
     print_text(
-        f"\nmemory, predicted for estimated lengths of {count(step_spec.input_length, 'input token')} and "
-        f"{count(step_spec.target_length, 'target token')}, which can differ from the lengths above:"
+        f"\nmemory: predicted for {count(step_spec.input_length, 'input token')} and "
+        f"{count(step_spec.target_length, 'target token')} per example, estimated from the number of characters:"
     )
     show(checkpoint.name, fit, options=TRAIN_OPTIONS)
     print_text("\nsettings (change one with --set, such as --set train.batch_size=8):")

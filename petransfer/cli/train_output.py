@@ -38,8 +38,10 @@ def describe(training: TrainStudy, folds: CrossValidation | None = None) -> list
     """Describe the data, the model, the training length and the output folder in a few lines."""
     grid, rows = training.grid, training.rows
     spec = grid.cells[0].spec
+    # Without early stopping, the weights of the last step are saved, and dev only shows the progress.
+    use = "to choose the best step" if spec.train.early_stopping else "to score during the training"
     data = (
-        f"data: {count(rows['train'], 'training row')}, {count(rows['dev'], 'dev row')} to choose the best step, "
+        f"data: {count(rows['train'], 'training row')}, {count(rows['dev'], 'dev row')} {use}, "
         f"{count(rows['test'], 'test row')} for the final score"
     )
     lines = [
@@ -69,9 +71,10 @@ def _describe_labels(labels: Sequence[str], spec: RunSpec) -> list[str]:
 def _describe_folds(found: CrossValidation) -> str:
     rows = found.folds[0].rows
     total = count(rows["train"] + rows["dev"], "row")
+    chosen = ". The same fold also chooses the best step of this model, so the scores are a little too high"
     return (
-        f"data: {total} in {len(found.folds)} folds. Each fold is scored by a model that was trained on the other "
-        "folds. The same fold also chooses the best step of this model, so the scores are a little too high"
+        f"data: {total} in {len(found.folds)} folds. Each fold is scored by a model that was trained on the other folds"
+        f"{chosen if found.folds[0].grid.cells[0].spec.train.early_stopping else ''}"
     )
 
 
@@ -107,10 +110,10 @@ def _length(train: TrainSpec, rows: int, scored: str) -> str:
         score = f"the loss on {scored} has not fallen"
     patience = count(stopping.patience, "evaluation")
     minutes = f", after {stopping.max_minutes:g} minutes" if stopping.max_minutes else ""
-    every = f"one every {count(stopping.every, 'step')}"
+    every = f"There is an evaluation every {count(stopping.every, 'step')}"
     if stopping.metric == "exact_match":
-        every += f"; while it is below {INFORMATIVE:g} %, a lower loss on {scored} counts as a rise"
-    return f"stop: when {score} in {patience} ({every}){minutes}, or after {steps} ({epochs})"
+        every += f". As long as exact match is below {INFORMATIVE:g} %, a lower loss on {scored} also counts as a rise"
+    return f"stop: when {score} in {patience}{minutes}, or after {steps} ({epochs}). {every}"
 
 
 def train_hooks(grid: StudyGrid, begin: Callable[[], None] = lambda: None) -> CommandHooks:

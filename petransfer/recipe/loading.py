@@ -301,6 +301,7 @@ def _set(content: Any, keys: list[str], value: Any) -> None:
 
 def _mistake(error: ValidationError, content: dict[str, Any], model: type[BaseModel]) -> Mistake:
     placed = [(_place(mistake, content), mistake) for mistake in error.errors()]
+    placed.sort(key=lambda pair: pair[1]["type"] == "missing")  # a misspelt key makes the right key missing, too
     start = placed[0][0]
     # If a key allows several types, pydantic reports one error per type. The error whose place has the most keys is for
     # the type that the user meant.

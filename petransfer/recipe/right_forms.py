@@ -47,8 +47,8 @@ def correct_form(place: Sequence[str], mistake: Mapping[str, Any]) -> str:
     keys = [key for key in place if not key.isdigit()]
     key, form = keys[-1] if keys else "recipe", FORMS.get(".".join(keys))
     if kind == "missing":
-        whole = FORMS.get(".".join(keys[:-1]))
-        return f"this key is missing; write, for example, {whole}" if whole else ""
+        example = FORMS.get(".".join(keys[:-1])) or form
+        return f"this key is missing; {f'write, for example, {example}' if example else 'add it'}"
     if kind in _MAPPING | _LIST:
         what = "a list in brackets" if kind in _LIST else "a mapping of keys to values"
         return f"give {what}, such as {form or _form(key, given, kind in _LIST)}"

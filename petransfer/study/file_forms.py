@@ -19,7 +19,7 @@ def wrong_part(form: type[BaseModel], content: Any) -> str:
     """Find the first value that does not have the expected form.
 
     Returns:
-        The key of the value and the problem, such as `groups.0.arm: Field required`. Empty without a problem.
+        The key of the value and the problem, such as `groups.0.arm: this key is missing`. Empty without a problem.
     """
     try:
         form.model_validate(content)
@@ -32,7 +32,8 @@ def first_wrong(error: ValidationError) -> str:
     """Return the place and the message of pydantic's first error."""
     first = error.errors(include_url=False, include_context=False)[0]
     place = ".".join(map(str, first["loc"]))
-    return f"{reason_of(place or 'the file', 80)}: {reason_of(first['msg'], 80)}"
+    problem = "this key is missing" if first["type"] == "missing" else reason_of(first["msg"], 80)
+    return f"{reason_of(place or 'the file', 80)}: {problem}"
 
 
 class _Environment(Form):

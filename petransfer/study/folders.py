@@ -262,9 +262,9 @@ class StudyFolder:
             raise cannot_write(self.path, error) from None
 
     def recipe_text(self) -> str:
-        """Return the text of the folder's recipe. '' if there is none."""
+        """Return the text of the folder's recipe, with U+FFFD for bytes that are not UTF-8. '' if there is none."""
         kept = self.path / "recipe.yaml"
-        return kept.read_text(encoding="utf-8") if kept.is_file() else ""
+        return kept.read_text(encoding="utf-8", errors="replace") if kept.is_file() else ""
 
     def check(self, name: str, to_write: bool = True) -> None:
         """Check that a recipe of this name can use the folder. Nothing is left on the disk.

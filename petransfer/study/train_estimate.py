@@ -65,11 +65,11 @@ class TokenCounts:
         if self.packed:
             packed = f"; a step has {how}{self.packed[0]:.1f} packed rows with {self.packed[1]:,.0f} tokens in all"
         if not self.counted:  # the largest number would be taken for a limit
-            means = f"an input has about {self.inputs:.0f} on average, a target about {self.targets:.0f}"
-            return f"{head}: {means}; an epoch has about {total:,.0f}{packed}"
+            means = f"about {self.inputs:.0f} per input and {self.targets:.0f} per target on average"
+            return f"{head}: {means}, about {total:,.0f} per epoch{packed}"
         return (
-            f"{head}: an input has {self.inputs:.1f} on average and at most {self.longest[0]}, a target "
-            f"{self.targets:.1f} and at most {self.longest[1]}; an epoch has {total:,.0f}{packed}"
+            f"{head}: {self.inputs:.1f} per input on average (at most {self.longest[0]}), "
+            f"{self.targets:.1f} per target (at most {self.longest[1]}), {total:,.0f} per epoch{packed}"
         )
 
 

@@ -178,7 +178,7 @@ def test_fp16_is_refused_with_the_reason(refused_at_once: Refused, override: str
         (b"# only a comment\n", "is empty"),
         (b"- a\n- b\n", "is not a mapping of keys to values"),
         (b"just text\n", "is not a mapping of keys to values"),
-        (b"name: mine\n", "task: Field required"),
+        (b"name: mine\n", "task: this key is missing; write, for example, task: {name: lines"),
     ],
 )
 def test_a_file_that_is_not_a_recipe_is_refused(
@@ -419,7 +419,7 @@ def test_a_failed_copy_leaves_no_files(
     refused_at_once: Refused, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (elsewhere / "wrong.yaml").write_text("name: wrong")
-    assert "Field required" in refused_at_once("recipes", "cp", "wrong.yaml", "mine.yaml")
+    assert "this key is missing" in refused_at_once("recipes", "cp", "wrong.yaml", "mine.yaml")
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copyfile", lambda *places: (_ for _ in ()).throw(OSError(errno.ENOSPC, "disk full")))
         assert "disk full" in refused_at_once("checkpoints", "cp", "nano/english", "base")

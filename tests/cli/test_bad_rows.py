@@ -99,8 +99,8 @@ def test_skip_bad_rows_counts_the_rows_left_out_and_names_the_first(
         (["nano/english", "a.tsv", "--test", "10%"], "test is 10%: give a share"),
         (["nano/english", "a.tsv", "--dev", "nan"], "dev is nan: give a share"),
         (["nano/english", "a.tsv", "--dev", "inf"], "dev is inf: give a share"),
-        (["nano/english", "a.tsv", "--dev", "1e9"], "leaves no train rows"),
-        (["nano/english", "a.tsv", "--dev", "0.6", "--test", "0.6"], "hold out fewer rows, as with --dev 0.1"),
+        (["nano/english", "a.tsv", "--dev", "1e9"], "a.tsv: no row is left for train (20 usable rows in all); hold"),
+        (["nano/english", "a.tsv", "--dev", "0.6", "--test", "0.6"], "hold out fewer rows, for example with --dev 0.1"),
         (["nano/english", "a.tsv", "--dev", "1.0"], "dev is 1.0, which can mean one row or all rows"),
         (["nano/english", "a.tsv", "--test", "1e0"], "give 1 for one row, a share below 1"),
         (

@@ -45,7 +45,9 @@ def test_train_makes_an_adapter_from_ten_rows(
     write(elsewhere / "pairs.tsv")
     assert call(monkeypatch, "train", "nano/english", "pairs.tsv", "--steps", "120", "--cpu") == 0
     message = capsys.readouterr()
-    assert "data: 8 training rows, 1 dev row to choose the best step, 1 test row for the final score\n" in message.out
+    assert (
+        "data: 8 training rows, 1 dev row to score during the training, 1 test row for the final score\n" in message.out
+    )
     assert "only 1 dev row and 1 test row, so the scores are not reliable" in message.out
     assert re.search(
         r"rank 16(, and the embeddings of \d+ tokens? that occurs? in the rows but not in pretraining)?; l",
@@ -104,7 +106,7 @@ def test_plan_shows_the_recipe_and_trains_nothing(
     assert call(monkeypatch, *arguments, "--seeds", "0-1", "--set", "train.warmup=0.1") == 0
     message = capsys.readouterr().out
     assert "data: 8 training rows, 1 dev row" in message
-    assert "tokenizer is not on this machine): an input has about " in message, "the hub is offline"
+    assert "tokenizer is not on this machine): about " in message, "the hub is offline"
     assert "estimated from the size of the model and the speed of the machine" in message
     assert ":\ngoogle/flan-t5-xl, LoRA of rank 8, 4 bits per weight, on the CPU" in message
     recipe = yaml.safe_load(message.split("\nsettings (change one with --set, such as --set train.batch_size=8):\n")[1])
@@ -167,7 +169,7 @@ def test_plan_counts_tokens_and_measures_the_time_of_a_step(
     message = capsys.readouterr().out
     assert "per training run (2 runs)" in message
     assert "per step, measured)" in message
-    assert f"at most {max(sizes)}, a target" in message
+    assert f" per input on average (at most {max(sizes)}), " in message
     assert not (elsewhere / "results").exists()
 
 

@@ -102,6 +102,17 @@ def test_the_final_output_is_complete_in_order_and_without_repetition(
         assert word in text, word
 
 
+def test_without_early_stopping_no_rows_are_said_to_choose_the_best_step(training: TrainStudy) -> None:
+    fixed = TrainRequest(steps=20)
+    plain = train_study("nano/english", "dates.tsv", fixed, [], None, False)
+    assert "6 dev rows to score during the training" in describe(plain)[0]
+    for request, chosen in ((replace(fixed, folds=3), False), (TrainRequest(folds=3), True)):
+        folds = cross_validation("nano/english", "dates.tsv", request, [], None, False)
+        line = describe(folds.folds[0], folds)[0]
+        assert line.startswith("data: 60 rows in 3 folds. Each fold is scored by a model that was trained on the other")
+        assert ("chooses the best step" in line) is chosen
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_description_before_a_training_is_broken_between_words(width: int, training: TrainStudy) -> None:
     fit = memory_of(training.grid, None, False)
@@ -115,8 +126,11 @@ def test_the_description_before_a_training_is_broken_between_words(width: int, t
     assert number > 1
     assert f"LoRA of rank 16, and the embeddings of {number} tokens that occur in the rows but not in pretrain" in text
     (stop,) = (line for line in lines if line.startswith("stop: "))
-    assert stop.startswith("stop: when exact match on dev has not risen in 6 evaluations (one every 50 steps; while")
-    assert "below 20 %, a lower loss on dev counts as a rise), or after 2,000 steps" in stop
+    assert stop.startswith("stop: when exact match on dev has not risen in 6 evaluations, or after 2,000 steps of 16")
+    assert stop.endswith(
+        "There is an evaluation every 50 steps. As long as exact match is below 20 %, a lower loss on dev also counts "
+        "as a rise"
+    )
 
 
 @pytest.mark.parametrize(("template", "text", "argument"), [

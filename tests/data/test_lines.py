@@ -295,7 +295,7 @@ def test_a_bad_first_row_is_left_out_like_any_other(name: str, first: str, messa
     assert sum(task.about()["sizes"].values()) == 10
     assert any(note.startswith("1 bad row left out: ") and message in note for note in task.notes())
     (elsewhere / name).write_text(first * 3)
-    with pytest.raises(UserError, match=r"leaves no train rows .* 3 bad rows left out: a\.|no column 'target'"):
+    with pytest.raises(UserError, match=r"no row is left for train .* 3 bad rows left out: a\.|no column 'target'"):
         load(name, bad_rows="skip")
 
 
@@ -343,11 +343,11 @@ def test_unusable_files_and_options_are_refused_with_the_cause(elsewhere: Path) 
         "j.csv": ("input,target\na,b\n", {"template": "{text"}, "the template '{text' is broken"),
         "k.csv": ("input,target\na,b\n", {"template": "{text}"}, "no column 'text'"),
         "l.csv": ("input,target\n", {}, "l.csv has no rows; name a file with rows"),
-        "m.tsv": ("a\tb\n", {}, "leaves no"),
+        "m.tsv": ("a\tb\n", {}, "no row is left for"),
         "same.csv": (
             "input,target\n" + "a,b\n" * 40,
             {},
-            "out of 40 rows, and rows with the same input stay in one part",
+            "(40 usable rows in all, and rows with the same input stay in one part",
         ),
         "blanks.csv": (" input , target \na,b\n", {}, "(it has: ' input ', ' target ')"),
         "lfs.csv": ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", {}, "Git LFS pointer"),

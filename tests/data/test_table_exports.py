@@ -199,7 +199,7 @@ def test_notes_count_texts_that_stand_for_missing_values(elsewhere: Path) -> Non
 
 def test_messages_name_wrong_sizes_encodings_and_colons_in_templates(elsewhere: Path) -> None:
     file = write("a.csv", "input,target\n" + "".join(f"{a},{b}\n" for a, b in PAIRS))
-    with pytest.raises(UserError, match=r"no train rows.*all rows are in dev and test: hold out fewer"):
+    with pytest.raises(UserError, match=r"no row is left for train \(.* in all\); hold out fewer"):
         read(file, dev=0.5, test=0.5)
     Path("b.csv").write_bytes(("input,target\n" + "".join(f"犬{a},{b}猫\n" for a, b in PAIRS)).encode("shift_jis"))
     with pytest.raises(UserError, match=r"not UTF-8.*encoding=cp1252 for western Europe \(others: .*shift_jis"):

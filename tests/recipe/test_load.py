@@ -204,6 +204,22 @@ def test_unmeasured_metrics_and_wrong_keys_are_refused_in_one_line(recipe: str, 
     assert len(str(refusal.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("arm: [english]", r"mine\.yaml: unknown key 'arm': did you mean 'arms'\?"),
+        ("", r"mine\.yaml: arms: this key is missing; write, for example, arms: \[english, scratch\]"),
+    ],
+)
+def test_a_missing_key_is_named_with_an_example_and_its_misspelling_is_found(
+    line: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"name: mine\ntask: {{name: scan}}\n{line}\nmethods: [{{name: lora}}]\ntrain: {{steps: 5}}\n")
+    with pytest.raises(UserError, match=message):
+        load_recipe(str(path))
+
+
 def test_judge_by_accepts_a_metric_that_is_chosen_from_the_data(recipe: str, tmp_path: Path) -> None:
     rows = tmp_path / "labels.tsv"
     rows.write_text("".join(f"number {at}\t{'odd' if at % 2 else 'even'}\n" for at in range(40)))

@@ -57,7 +57,7 @@ def test_blank_lines_are_kept_and_a_byte_order_mark_is_ignored(
     assert call(*ASK, "--file", str(tmp_path / "empty.txt")) == 0
     out, note = capsys.readouterr()
     assert out == ""
-    assert note.startswith("no input was given: write the inputs to standard input or into --file")
+    assert note.startswith("no inputs: give them as arguments, or one per line in a file (--file)")
     assert refused(capsys, *ASK, "--file", str(tmp_path)).count("cannot be read") == 1
 
 

@@ -342,7 +342,7 @@ SAID = {
     "[3, 3]; the rank is 16": ("tensor of another rank",),
     "the number of trained rows": ("rows that are not named",),
     "is empty": ("tensors that are empty",),
-    "spec: Field required": ("provenance without a spec",),
+    "spec: this key is missing": ("provenance without a spec",),
     "not '000000000000'": ("provenance of another run",),
     "its description of the run gives the id": ("other training", "other task"),
     "the field checkpoint.password, which this version of petransfer does not know": ("field that there is not",),

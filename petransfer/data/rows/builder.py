@@ -301,9 +301,9 @@ class RowBuilder:
                 why = ", and rows with the same input stay in one part" if alike else ""
                 advice = "give more rows, or name files"
                 if part == "train" and total > 2 and not alike:
-                    advice = "all rows are in dev and test: hold out fewer rows, as with --dev 0.1 --test 0.1"
+                    advice = "hold out fewer rows, for example with --dev 0.1 --test 0.1"
                 raise UserError(
-                    f"{name} leaves no {part} rows out of {count(total, 'row')}{why}; {advice}{left_out}"
+                    f"{name}: no row is left for {part} ({count(total, 'usable row')} in all{why}); {advice}{left_out}"
                     f"{self._more_advice()}"
                 )
 
