@@ -184,7 +184,7 @@ def train(
         typer.Option(
             rich_help_panel=_DATA,
             help="Cross-validate with this number of folds: every row is scored by a model that was not trained on it. "
-            "Then train on all rows; the number of steps is the median of the folds' best steps.",
+            "Then train on all rows. With early stopping, the number of steps is the median of the folds' best steps.",
         ),
     ] = None,
     add_tokens: Annotated[

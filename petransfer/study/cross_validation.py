@@ -33,7 +33,7 @@ class FoldScore:
         fold: The number of the fold, counted from 1.
         rows: The number of rows in the fold.
         exact_match: Exact match on the fold's rows in per cent.
-        steps: The best step. Without early stopping, the last step.
+        steps: The step with this score: the best step, or the last step without early stopping.
     """
 
     fold: int
@@ -44,7 +44,7 @@ class FoldScore:
     def line(self, folds: int) -> str:
         """Return the score as one line of text. folds: the number of folds."""
         size = count(self.rows, "row")
-        return f"fold {self.fold} of {folds}: exact match {self.exact_match:.1f} % on {size}, best step {self.steps:,}"
+        return f"fold {self.fold} of {folds}: exact match {self.exact_match:.1f} % on {size} at step {self.steps:,}"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class CrossValidation:
     def last_training(self, scores: tuple[FoldScore, ...]) -> TrainStudy:
         """Prepare the training on all rows, and write `folds.json`.
 
-        The number of training steps is the median of the folds' best steps.
+        The number of training steps is the median of the steps at which the folds were scored.
         """
         whole = replace(
             self.request,
@@ -171,16 +171,16 @@ def _check_one_run_per_fold(grid: StudyGrid, fold: str) -> None:
 
 
 def median_steps(scores: tuple[FoldScore, ...]) -> int:
-    """Return the median of the folds' best steps: a whole number of at least 1."""
+    """Return the median of the steps at which the folds were scored: a whole number of at least 1."""
     return max(1, int(statistics.median(one.steps for one in scores)))
 
 
 def summary(scores: list[FoldScore]) -> str:
-    """Return one line: mean and standard deviation of the scores, and the range of best steps."""
+    """Return one line: mean and standard deviation of the scores, and the first and last step with a fold's score."""
     values = [one.exact_match for one in scores]
     spread = statistics.stdev(values)
     first, last = min(one.steps for one in scores), max(one.steps for one in scores)
-    steps = f"best step {first:,} in all folds" if first == last else f"best steps {first:,} to {last:,}"
+    steps = f"all at step {first:,}" if first == last else f"at steps {first:,} to {last:,}"
     return (
         f"{len(values)} folds: exact match {statistics.mean(values):.1f} % on average, standard deviation {spread:.1f} "
         f"points; {steps}"

@@ -105,7 +105,7 @@ class TrainSummary:
         if self.stop_reason:
             return f"{at}, the largest number of steps (--max-steps)"
         if self.trained_on_all:
-            return f"trained for {count(self.steps, 'step')}, the median of the folds' best steps"
+            return f"trained for {count(self.steps, 'step')}, the median over the folds"
         return f"trained for {count(self.steps, 'step')}"
 
     def _standstill(self, stopping: EarlyStopping) -> str:
