@@ -262,7 +262,10 @@ class StudyFolder:
             raise cannot_write(self.path, error) from None
 
     def recipe_text(self) -> str:
-        """Return the text of the folder's recipe, with U+FFFD for bytes that are not UTF-8. '' if there is none."""
+        """Return the text of `recipe.yaml` in this folder. If there is no such file, the text is empty.
+
+        Bytes that are not valid UTF-8 are replaced by the character U+FFFD.
+        """
         kept = self.path / "recipe.yaml"
         return kept.read_text(encoding="utf-8", errors="replace") if kept.is_file() else ""
 

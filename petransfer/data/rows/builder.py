@@ -199,7 +199,15 @@ class RowBuilder:
     def _add_examples(
         self, writer: RowWriter, record: Record, columns: ColumnChoice, index: int, examples: Sequence[_Coded]
     ) -> None:
-        """Write and count the examples of a row, except those of other splits. `index`: index of the first example."""
+        """Write and count the examples of one row. Examples that belong to an unused split are left out.
+
+        Args:
+            writer: The writer of the part.
+            record: The row.
+            columns: The columns of the part.
+            index: The index of the row's first example.
+            examples: The examples of the row.
+        """
         for position, (code, hashed, texts) in enumerate(examples, index):
             if code != _OTHER:
                 writer.add(position, record.line, texts.input, texts.target, texts.category)
