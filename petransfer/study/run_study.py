@@ -182,8 +182,9 @@ def _execute(prepared: PreparedStudy, tick: Callable[[], None], marked: bool) ->
 def _log_notes(grid: StudyGrid, scheduling: Scheduling) -> None:
     if not grid.waiting:
         return
-    if grid.replaced_note:
-        logger.warning(grid.replaced_note)
+    replaced_note = grid.replaced_note  # reads the folder's recipe and expands it
+    if replaced_note:
+        logger.warning(replaced_note)
     # the nodes of a cluster have tokenizers of their own
     for line in notes_of(grid) if scheduling.executor == "local" else data_notes(grid.recipe):
         logger.info(line)
