@@ -334,16 +334,19 @@ def trained_tokens_of_run(spec: RunSpec, config: Any, data_dir: Path | None = No
     """
     from petransfer.data.encoded_examples import encode_part
     from petransfer.methods.shared.trained_tokens import trained_tokens
-    from petransfer.models.checkpoint_files import new_tokens
+    from petransfer.models.checkpoint_files import load_tokenizer, new_tokens
     from petransfer.models.loading import tokenizer_and_layout
+    from petransfer.models.text_part import vocabulary_size
     from petransfer.training.batches import used_examples
 
-    new = new_tokens(spec.checkpoint, config.vocab_size) if spec.method.embeddings == "new" else ()
-    if not new and spec.method.embeddings != "used":
+    checkpoint, train, embeddings = spec.checkpoint, spec.train, spec.method.embeddings
+    new = new_tokens(checkpoint, vocabulary_size(config)) if embeddings == "new" else ()
+    if embeddings != "used" and not (embeddings == "new" and (new or checkpoint.added_tokens)):
         return ()
     rows = load_task(spec.task.name, data_dir, **spec.task.arguments).load(spec.task.split).train
-    tokenizer, layout = tokenizer_and_layout(spec.checkpoint, config)
-    train = spec.train
+    tokenizer, layout = tokenizer_and_layout(checkpoint, config)
+    if checkpoint.added_tokens:
+        new = (*new, *range(len(load_tokenizer(replace(checkpoint, added_tokens=()))), len(tokenizer)))
     used = functools.partial(used_examples, len(rows), train.batch_size, train.steps, spec.seed)
     found = encode_part(rows, spec.task.prefix, tokenizer, layout, used=used).token_ids
     return trained_tokens(spec.method, new, found)

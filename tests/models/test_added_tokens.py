@@ -99,6 +99,9 @@ def test_an_adapter_learns_and_predicts_added_tokens(
     (result,) = Path("out/runs").glob("*/result.json")
     assert json.loads(result.read_text())["test"]["exact_match"] == 100
     capsys.readouterr()
+    assert call(monkeypatch, *arguments, *added, "--rank", "32", "--plan", "--json") == 0
+    planned = json.loads(capsys.readouterr().out)["memory"]["memory"]["trained_parameters"]
+    assert planned == json.loads(result.read_text())["trained_parameters"]
     assert call(monkeypatch, "predict", str(result.parent), "row 3", "--cpu", "--json") == 0
     assert json.loads(capsys.readouterr().out)["output"] == "{\n}"
 

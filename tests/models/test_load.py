@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForSeq2SeqLM, BertConfig, BertModel, MT5Config, PreTrainedModel, T5Config
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, BertConfig, BertModel, MT5Config, PreTrainedModel, T5Config
 from transformers.pytorch_utils import Conv1D
 
 from petransfer.errors import UserError
@@ -223,6 +223,12 @@ def test_a_checkpoint_with_its_own_tokenizer_has_no_new_tokens(tiny_t5: Path) ->
     assert loaded.new_tokens == ()
     model = apply_method(loaded, replace(LORA, embeddings="new"), 0)
     assert not any("trainable_tokens" in name for name, _ in model.named_parameters())
+
+
+def test_an_image_text_model_without_new_tokens_trains_no_embeddings(tiny_spec: Callable[..., RunSpec]) -> None:
+    config = AutoConfig.for_model("gemma3")
+    assert not hasattr(config, "vocab_size")  # only its text part has one
+    assert trained_tokens_of_run(tiny_spec(replace(LORA, embeddings="new")), config) == ()
 
 
 def test_a_trained_embedding_is_used_wherever_its_token_is_read_or_predicted() -> None:
