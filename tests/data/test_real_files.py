@@ -360,9 +360,10 @@ def test_text_after_the_end_of_a_json_list_is_refused(elsewhere: Path, monkeypat
     (elsewhere / "a.json").write_text(json_list() + "\n" + json_list())
     with pytest.raises(UserError, match=r"a\.json continues after the end of its JSON list"):
         lines("a.json").load("held-out")
-    monkeypatch.setattr(json_rows, "_CHUNK_CHARACTERS", 7)
-    with pytest.raises(UserError, match=r"a\.json continues after the end of its JSON list"):
-        lines("a.json").load("held-out")
+    for chunk in (7, len(json_list())):  # the second chunk size ends exactly at the end of the first list
+        monkeypatch.setattr(json_rows, "_CHUNK_CHARACTERS", chunk)
+        with pytest.raises(UserError, match=r"a\.json continues after the end of its JSON list"):
+            lines("a.json").load("held-out")
     (elsewhere / "b.json").write_text(" \n" + json_list() + "\n \n")
     assert pairs("b.json") == PAIRS
 

@@ -187,13 +187,14 @@ def _after_blanks(text: str, at: int) -> int:
 
 def _refuse_more(text: str, file: IO[str], name: str) -> None:
     """Raise UserError if a file continues after its list, because the rest would not be read."""
-    while text:
-        if text.strip():
-            raise UserError(
-                f"{name} continues after the end of its JSON list ({text.strip()[:20]!r}); write one list with all "
-                "rows, or one object a line"
-            )
+    while not text.strip():
         text = file.read(_CHUNK_CHARACTERS)
+        if not text:
+            return
+    raise UserError(
+        f"{name} continues after the end of its JSON list ({text.strip()[:20]!r}); write one list with all "
+        "rows, or one object a line"
+    )
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
