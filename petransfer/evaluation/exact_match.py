@@ -22,6 +22,7 @@ from petransfer.models.lengths import length_check
 from petransfer.models.loading import Loaded
 from petransfer.models.special_tokens import layout_of
 from petransfer.models.text_part import vocabulary_size
+from petransfer.models.thread_turns import torch_state_lock
 from petransfer.models.wrappers import base_model_of, evaluating
 from petransfer.plurals import count
 from petransfer.python_arguments import checked_integer, checked_list, text_pairs
@@ -109,7 +110,8 @@ def exact_match(
     for at, row in enumerate(encoded, start=1):
         if problem := too_long(row):
             raise UserError(f"example {at} cannot be scored: {problem}; leave it out")
-    return evaluate(model, loaded, rows, encoded, batch_size=batch_size, audited=0).exact_match
+    with torch_state_lock():
+        return evaluate(model, loaded, rows, encoded, batch_size=batch_size, audited=0).exact_match
 
 
 def evaluate(

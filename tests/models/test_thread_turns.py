@@ -13,6 +13,8 @@ import pytest
 import petransfer as pt
 from petransfer.models.thread_turns import torch_state_lock, yield_to_waiting_thread
 from petransfer.study.local_executor import Outcome
+from petransfer.training.batches import Tensors
+from petransfer.training.cpu.cpu_step import CpuFastPath, LabelScores
 
 
 def test_trainings_run_one_after_another(
@@ -72,6 +74,21 @@ def test_other_threads_load_models_between_two_steps_of_a_training() -> None:
             time.sleep(0.001)
         assert loading.done()
         assert loading.exception() is None
+
+
+def test_threads_score_one_model_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The faster forward pass on a CPU changes layers of the model, so that two threads would disturb each other."""
+    score_labels = CpuFastPath.score_labels
+
+    def slow(path: CpuFastPath, batch: Tensors) -> LabelScores:
+        time.sleep(0.05)
+        return score_labels(path, batch)
+
+    monkeypatch.setattr(CpuFastPath, "score_labels", slow)
+    model, tokenizer = pt.load("nano/english", 32, device="cpu")
+    with ThreadPoolExecutor(2) as threads:
+        scoring = [threads.submit(pt.exact_match, model, tokenizer, ["to walk"], ["gehen"]) for _ in range(2)]
+    assert [each.result() for each in scoring] == [0.0, 0.0]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
