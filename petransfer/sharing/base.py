@@ -102,18 +102,22 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def base_of(bundle: Bundle, checkpoint: str | None, revision: str | None, bits: Bits | None = None) -> AdapterBase:
+def default_bits(device: str | torch.device) -> Bits:
+    """Return the bits of a base with which petransfer trained nothing. Most CPUs are slow at 16 bits."""
+    return 32 if torch.device(device).type == "cpu" else 16
+
+
+def base_of(bundle: Bundle, load_options: LoadOptions, bits: Bits | None = None) -> AdapterBase:
     """Return the base of an adapter, at the commit used in training.
 
     Args:
-        checkpoint: hub id or folder of the base. Default: the name in the bundle.
-        revision: revision of the base on the hub. Default: the commit used in training.
         bits: bits of the base. Default: as in training.
 
     Raises:
-        UserError: the base cannot be found without `checkpoint`, or `revision` is given and the base is not on the hub.
+        UserError: the base cannot be found without `load_options.checkpoint`, or `load_options.revision` is given and
+            the base is not on the hub.
     """
-    spec = bundle.spec
+    spec, checkpoint, revision = bundle.spec, load_options.checkpoint, load_options.revision
     found = _placed(bundle, checkpoint)
     recorded = dict((bundle.provenance or {}).get("base") or {})
     stated = recorded.get("commit") or bundle.config.get("revision")
@@ -124,7 +128,7 @@ def base_of(bundle: Bundle, checkpoint: str | None, revision: str | None, bits: 
         found = replace(found, weights=revision)
     elif is_on_hub(found) and stated and found.name == _name_of(bundle) and "@" not in (checkpoint or ""):
         found = replace(found, weights=str(stated))
-    own: Bits = weights_bits(spec.method) if spec else (16 if torch.cuda.is_available() else 32)
+    own = weights_bits(spec.method) if spec else default_bits(load_options.device or default_device())
     wide = spec.method.keep_wide if spec else ()
     return AdapterBase(
         found,

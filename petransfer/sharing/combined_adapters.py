@@ -88,7 +88,7 @@ def load_adapters(
         _check(bundles, combination)
     refuse_different_bases(bundles, load_options.checkpoint is not None)
     _refuse_separate_adapters(bundles)
-    base = base_of(bundles[0], load_options.checkpoint, load_options.revision, bits)
+    base = base_of(bundles[0], load_options, bits)
     loaded = base.load(load_options.device)
     refuse_other_base(base, loaded, load_options)
     model = attach(loaded, bundles, base.bits)

@@ -102,7 +102,7 @@ def merge(
     _refuse_bits(new_bits)
     if os.path.lexists(target):  # a link to nothing too
         raise UserError(f"{target} exists; delete it or use another folder")
-    base = base_of(bundle, load_options.checkpoint, load_options.revision, 32)
+    base = base_of(bundle, load_options, 32)
     loaded = base.load(load_options.device)
     refuse_other_base(base, loaded, load_options)
     resize_vocabulary(bundle, loaded.model)

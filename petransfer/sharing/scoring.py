@@ -169,7 +169,7 @@ def _adapters(
 
 
 def _base(bundle: Bundle, load_options: LoadOptions) -> ModelToScore:
-    base = base_of(bundle, load_options.checkpoint, load_options.revision)
+    base = base_of(bundle, load_options)
     loaded = base.load(load_options.device)
     predictor = Predictor(loaded.model.eval(), loaded, bundle.prefix(), bundle.template(), bundle.chat())
     return ModelToScore(f"base: {base.checkpoint.name}", None, predictor)

@@ -85,7 +85,7 @@ def verify(
     sound = all(check.passed for check in of_files)
     if not sound:  # a changed file is reported even if the base or the data are missing
         yield from of_files
-    base = base_of(bundle, load_options.checkpoint, load_options.revision, bits)
+    base = base_of(bundle, load_options, bits)
     data = _data(bundle, load_options, evaluated, plain)
     if sound:
         yield from of_files

@@ -19,7 +19,13 @@ from petransfer.models.registry import checkpoint_spec, is_embedded
 from petransfer.models.special_tokens import untrained_layout
 from petransfer.models.support import supported_class
 from petransfer.recipe.run_spec import CheckpointSpec
-from petransfer.sharing.base import LoadOptions, as_trained_from, default_device, refuse_other_token_ids
+from petransfer.sharing.base import (
+    LoadOptions,
+    as_trained_from,
+    default_bits,
+    default_device,
+    refuse_other_token_ids,
+)
 from petransfer.sharing.bundle import Bundle, is_hub_id
 from petransfer.sharing.bundle_files import PROVENANCE, has_sha256
 from petransfer.sharing.provenance_checks import spec_in
@@ -45,7 +51,7 @@ def whole_predictor(source: ModelSource, load_options: LoadOptions, like: Bundle
         spec = (
             checkpoint_spec(f"{source.label}@{load_options.revision}") if load_options.revision else source.checkpoint
         )
-        loaded = load_checkpoint(spec, 32 if device == "cpu" else 16, device=device)
+        loaded = load_checkpoint(spec, default_bits(device), device=device)
         like = like or _record_on_hub(spec, source.label)
         form = (like.prefix(), like.template(), like.chat()) if like else ("", "", "")
         is_trained = like is not None and like.spec is not None

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 import petransfer
 from petransfer.errors import UserError
 from petransfer.models.registry import NANO
+from petransfer.sharing.base import LoadOptions, base_of
+from petransfer.sharing.bundle import open_bundle
 from tests.sharing.conftest import ROWS, call, refused
 
 TEXTS = [source for source, _ in ROWS[:6]]
@@ -129,6 +132,12 @@ def test_evaluate_refuses_a_part_for_pairs_and_an_unknown_part(here: Path) -> No
         base.evaluate("pairs.tsv", part="tset")
 
 
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", torch.device("cpu")])
+def test_a_base_checkpoint_has_32_bits_on_every_name_of_the_cpu(device: Any) -> None:
+    base = petransfer.Adapter.load("nano/english", device=device)
+    assert base.predictor.loaded.model.dtype == torch.float32
+
+
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:
     """A folder with a base and an adapter that plain peft saved for this base."""
@@ -146,6 +155,17 @@ def plain(tmp_path: Path) -> Path:
             torch.nn.init.normal_(value, std=0.05)
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     return tmp_path
+
+
+def test_an_adapter_of_plain_peft_gets_a_base_with_32_bits_on_the_cpu(
+    plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This also holds on a machine with a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with open_bundle(str(plain / "adapter")) as bundle:
+        assert base_of(bundle, LoadOptions(device="cpu")).bits == 32
+        assert base_of(bundle, LoadOptions(device="cuda:1")).bits == 16
+        assert base_of(bundle, LoadOptions()).bits == 16
 
 
 def test_an_adapter_of_plain_peft_works_with_the_new_path_of_its_moved_base(
