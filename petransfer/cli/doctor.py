@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import shutil
-import socket
 import sys
 import textwrap
 from collections.abc import Callable
@@ -119,10 +118,7 @@ def _bf16() -> str:
 
 
 def _hub() -> str:
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}:
-        return "offline (HF_HUB_OFFLINE is set); local folders, the cache and the nano family work"
-    try:
-        socket.create_connection(("huggingface.co", 443), timeout=3).close()
-    except OSError:
-        return "not reachable; local folders, the cache and the nano family work"
-    return "reachable"
+    from petransfer.data.hub_network import why_unreachable
+
+    reason = why_unreachable()
+    return f"not reachable ({reason}); local folders, the cache and the nano family work" if reason else "reachable"

@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import constants
 
 import petransfer
+from petransfer.cli.doctor import doctor
 from petransfer.data import hub_network, load_task
 from petransfer.errors import UserError
 from petransfer.models import hub_access
@@ -48,6 +49,18 @@ def test_only_one_connection_is_tried_and_the_missing_checkpoint_is_named(unreac
         configuration(checkpoint_spec("some/model"))
     assert unreachable == [("huggingface.co", 443)]
     assert constants.HF_HUB_OFFLINE
+
+
+def test_doctor_asks_the_hub_that_the_other_verbs_use(
+    unreachable: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://hub.example:8080")
+    monkeypatch.setattr("petransfer.cli.doctor._matrix_products", lambda: "")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "false")
+    doctor(as_json=True)
+    hub = "not reachable (Name or service not known); local folders, the cache and the nano family work"
+    assert json.loads(capsys.readouterr().out)["hub"] == hub
+    assert unreachable == [("hub.example", 8080)]
 
 
 def test_load_tries_one_connection(unreachable: list[Any]) -> None:
