@@ -131,3 +131,11 @@ def test_wrong_names_and_options_are_refused_with_advice() -> None:
         load_task("scan", dev_size=-1)
     with pytest.raises(UserError, match="from 1 to 4,000"):
         load_task("scan", dev_size=12_000)
+
+
+@pytest.mark.parametrize(("name", "split"), [("scan", "add_jmp"), ("scan-mcd", "mcd4")])
+def test_an_unknown_split_is_refused(name: str, split: str) -> None:
+    task = load_task(name)
+    for use in (task.load, task.train_size):
+        with pytest.raises(UserError, match=f"unknown split of {name} '{split}'"):
+            use(split)

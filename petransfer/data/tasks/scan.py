@@ -248,6 +248,7 @@ class ScanTask:
 
     def train_size(self, split: str) -> int:
         """Return the number of training rows, without the dev rows."""
+        _refuse_unknown(split)
         return PUBLISHED[split, "train"].rows - self.dev_size
 
     def longest(self, split: str) -> tuple[int, int]:
@@ -257,8 +258,7 @@ class ScanTask:
 
     def load(self, split: str) -> SplitData:
         """Return the examples of one split, sorted by command."""
-        if split not in SPLITS:
-            raise unknown("split of scan", split, SPLITS)
+        _refuse_unknown(split)
         train, dev = cut_dev(self._examples(split, "train"), self.dev_size, salt=f"scan/{split}")
         return SplitData(train=train, dev=dev, test=self._examples(split, "test"))
 
@@ -274,6 +274,11 @@ class ScanTask:
         if split == "simple":
             return find_or_download(SIMPLE[part], self.data_dir, names)
         return find_file(self.data_dir, names) if self.data_dir else None
+
+
+def _refuse_unknown(split: str) -> None:
+    if split not in SPLITS:
+        raise unknown("split of scan", split, SPLITS)
 
 
 def _read(path: Path, split: str, part: str) -> list[ScanRow]:

@@ -90,6 +90,7 @@ class ScanMcdTask:
 
     def train_size(self, split: str) -> int:
         """Return the number of training rows, without the dev rows."""
+        _refuse_unknown(split)
         return PUBLISHED[split, "train"].rows - (self.dev_size if self.dev == "cut" else 0)
 
     def longest(self, split: str) -> tuple[int, int]:
@@ -98,8 +99,7 @@ class ScanMcdTask:
 
     def load(self, split: str) -> SplitData:
         """Return the examples of one split, sorted by command."""
-        if split not in SPLITS:
-            raise unknown("split of scan-mcd", split, SPLITS)
+        _refuse_unknown(split)
         train, test = self._examples(split, "train"), self._examples(split, "test")
         if self.dev == "published":
             return SplitData(train=train, dev=self._examples(split, "dev"), test=test)
@@ -118,6 +118,11 @@ class ScanMcdTask:
                 f"{expected.rows:,}): replace it, or delete it to have it downloaded"
             )
         return tuple(Example(index, *row, category=connective(row[0])) for index, row in enumerate(rows))
+
+
+def _refuse_unknown(split: str) -> None:
+    if split not in SPLITS:
+        raise unknown("split of scan-mcd", split, SPLITS)
 
 
 TASK = RegisteredTask(
