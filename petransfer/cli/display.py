@@ -152,6 +152,9 @@ class Display:
         self.ended |= {row.cell.run_id for row in ended}
 
 
+_UNFINISHED = ("running", "failed", "damaged", "interrupted", "waiting")
+
+
 def progress_lines(view: View, rows: Sequence[ShownRow], width: int, most: int) -> list[str]:
     """Return at most `most` lines of up to `width` characters: a summary and the running runs."""
     running = [row for row in rows if row.status == "running"]
@@ -159,10 +162,10 @@ def progress_lines(view: View, rows: Sequence[ShownRow], width: int, most: int) 
     lines = []
     if len(rows) > 1:
         counts = Counter(row.status for row in rows)
-        others = [f"{counts[status]:,} {status}" for status in ("running", "failed", "waiting") if counts[status]]
         meaning = f" (dev: {view.score_name})" if any(map(view.score, running)) else ""
-        done = f"{counts['done']:,} of {len(rows):,} runs done, {', '.join(others)}"
-        lines.append(_cut(f"{view.title}: {done}{meaning}", width))
+        summary = [f"{counts['done']:,} of {len(rows):,} runs done"]
+        summary += [f"{counts[status]:,} {status}" for status in _UNFINISHED if counts[status]]
+        lines.append(_cut(f"{view.title}: {', '.join(summary)}{meaning}", width))
     room = most - len(lines)
     # the first line explains `dev`; a single run has no such line, and names the score in full
     score_name = "dev" if len(rows) > 1 else view.score_name

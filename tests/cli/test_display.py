@@ -28,7 +28,7 @@ WIDTHS = (60, 80, 120)
 
 
 def rows() -> list[Row]:
-    """Return runs of a recipe with long names: one finished, two running, one failed, the others waiting."""
+    """Return runs of a recipe with long names: one finished, two running, one failed."""
     cells = expand(load_recipe("lora-scan"))
     running = Row(cells[1], "running", step=1234, loss=0.1234, dev_so_far=45.6, seconds_left=741)
     return [
@@ -36,7 +36,6 @@ def rows() -> list[Row]:
         running,
         replace(running, cell=cells[2], loss=None),
         Row(cells[3], "failed", failure="out of memory " * 20),
-        *(Row(cell, "waiting") for cell in cells[4:]),
     ]
 
 
@@ -53,6 +52,15 @@ def test_a_running_run_is_one_line_with_bar_step_loss_score_and_time(width: int)
     assert starting.endswith("starting")
     assert max(map(len, (first, line, starting))) <= width
     assert len(progress_lines(view, rows(), width, 2)) == 2
+
+
+def test_the_summary_counts_the_runs_of_every_status() -> None:
+    done, _, _, failed = rows()
+    view = View("lora-scan", rows, run_table.plain_line, study_label, study_score, "exact match on dev")
+    assert progress_lines(view, [done, done], 120, 10) == ["lora-scan: 2 of 2 runs done"]
+    others = [replace(done, status=status) for status in ("interrupted", "waiting", "damaged", "waiting")]
+    (summary,) = progress_lines(view, [done, *others, failed], 120, 10)
+    assert summary == "lora-scan: 1 of 6 runs done, 1 failed, 1 damaged, 1 interrupted, 2 waiting"
 
 
 @pytest.mark.parametrize("width", WIDTHS)
