@@ -109,7 +109,7 @@ def _length(train: TrainSpec, rows: int, scored: str) -> str:
     if stopping.metric != "exact_match":
         score = f"the loss on {scored} has not fallen"
     patience = count(stopping.patience, "evaluation")
-    minutes = f", after {stopping.max_minutes:g} minutes" if stopping.max_minutes else ""
+    minutes = f", after {stopping.max_minutes:g} min" if stopping.max_minutes else ""
     every = f"There is an evaluation every {count(stopping.every, 'step')}"
     if stopping.metric == "exact_match":
         every += f". As long as exact match is below {INFORMATIVE:g} %, a lower loss on {scored} also counts as a rise"

@@ -123,7 +123,7 @@ def status_of(groups: Sequence[Group]) -> str:
     if done == len(rows):
         text = f"All {done} runs are finished." if done > 1 else "The run is finished."
     else:
-        text = f"{done} of {len(rows)} runs are finished."
+        text = f"{done} of {len(rows)} runs are finished." if len(rows) > 1 else "The run is not finished."
     note = incomplete_note(groups)
     return f"{text} {note}" if note else text
 

@@ -131,7 +131,8 @@ def _notes(row: Row, result: dict[str, Any]) -> list[str]:
     if row.disagreements:
         notes.append(f"Generation and the one-pass scores disagree on {count(row.disagreements, 'audited example')}.")
     if result.get("out_of_memory"):
-        notes.append(f"Memory ran out {result['out_of_memory']} times; the micro-batch was made smaller each time.")
+        times = count(result["out_of_memory"], "time")
+        notes.append(f"Memory ran out {times}; the micro-batch was made smaller each time.")
     return notes
 
 

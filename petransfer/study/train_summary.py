@@ -101,7 +101,7 @@ class TrainSummary:
         if self.stop_reason == "no_improvement" and stopping:
             return f"{at}, because {self._standstill(stopping)} in {count(stopping.patience, 'evaluation')}"
         if self.stop_reason == "max_minutes" and stopping:
-            return f"{at}, because {stopping.max_minutes:g} minutes were over (--max-minutes)"
+            return f"{at}, because the time limit was reached (--max-minutes {stopping.max_minutes:g})"
         if self.stop_reason:
             return f"{at}, the largest number of steps (--max-steps)"
         if self.trained_on_all:

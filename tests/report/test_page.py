@@ -21,10 +21,11 @@ from petransfer.report import plots
 from petransfer.report import run_groups as groups
 from petransfer.report import run_table as tables
 from petransfer.report.heat_map import heat_map
+from petransfer.report.page import status_of
 from petransfer.report.plots import save as save_plot
 from petransfer.report.study_report import write_report
 from petransfer.study.folders import StudyFolder
-from petransfer.study.grid import Cell
+from petransfer.study.grid import Cell, expand
 from petransfer.study.study import open_grid
 from petransfer.study.sweep import open_sweep
 from tests.report.made import draw_nothing, empty_picture, level_of, make, recipe_of, sweep
@@ -291,6 +292,12 @@ def test_a_sweep_is_shown_by_method_with_its_number_of_steps(tmp_path: Path, tol
     assert "0.001: 20.0 (0.500), 0.002: 23.0 (0.500), 0.004: 26.0 (0.500)" in shown
 
 
+def test_the_status_of_a_single_run_is_in_the_singular() -> None:
+    (cell, *_) = expand(recipe_of(methods=[{"name": "lora", "bits": 32}], seeds=[0], effects=[]))
+    waiting = groups.Group("english", "lora", "right", (tables.Row(cell, "waiting"),))
+    assert status_of([waiting]) == "The run is not finished."
+
+
 def test_a_sweep_is_shown_before_the_study_has_runs(
     tmp_path: Path, sketched: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -347,7 +354,7 @@ def is_4_bit_german(cell: Cell) -> bool:
     [
         (lambda cell: cell.seed > 1, level_of, "Inconclusive"),
         (lambda cell: cell.seed > 0, level_of, "1 seed is too few; a verdict needs 4 on each side"),
-        (lambda cell: cell.seed > 0, level_of, "McNemar"),
+        (lambda cell: cell.seed > 0, level_of, "alone: 0 examples right only in the first run, "),
         (lambda cell: cell.arm == "scratch", level_of, "no run of scratch (full 32-bit) is done: 6 waiting"),
         (is_4_bit_german, level_of, "no run of german (lora r16 4-bit) is done: 6 waiting"),
         (lambda cell: "4-bit" in cell.method and cell.seed < 3, level_of, "3 runs have no partner of the same seed"),

@@ -65,6 +65,14 @@ def test_a_study_with_a_single_run_has_a_page_about_the_run(run: RunFolder, monk
     assert "The run is finished." in text
 
 
+def test_the_page_states_how_often_memory_ran_out(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_nothing(monkeypatch)
+    result = run.result()
+    assert result
+    run.write_json("result.json", result | {"out_of_memory": 1})
+    assert "Memory ran out 1 time; the micro-batch" in text_of(run)
+
+
 def test_the_page_of_a_run_that_was_not_scored_on_the_test_set_says_so(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

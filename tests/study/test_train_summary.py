@@ -69,6 +69,10 @@ def test_the_stop_reason_names_the_score_that_did_not_improve(tmp_path: Path) ->
     assert "always 0 %; the adapter has the weights of step 1,050, where" in replace(later, dev=0.0).saved
     assert "had risen by less than 0.5 points in 6 evaluations" in replace(later, equal_step=0).stopped
     assert "the largest number of steps (--max-steps)" in replace(one, stop_reason="max_steps").stopped
+    limited = TrainRequest(max_minutes=1)
+    study = train_study("nano/english", str(tmp_path / "rows.tsv"), limited, [], tmp_path / "limited", False)
+    over = replace(one, cell=study.grid.cells[0], stop_reason="max_minutes")
+    assert over.stopped == "training stopped at step 1,050, because the time limit was reached (--max-minutes 1)"
 
 
 def test_equal_step_is_the_first_earlier_step_with_the_same_exact_match() -> None:

@@ -40,6 +40,7 @@ from petransfer.effects.wording import (
     signed,
     unpaired,
 )
+from petransfer.plurals import count
 from petransfer.recipe.effect_requests import RequestedEffect
 
 if TYPE_CHECKING:
@@ -256,7 +257,8 @@ def details(effect: dict[str, Any], criterion: Criterion) -> str:
         )
     pair = effect["mcnemar"]
     if pair:
-        only = f"{pair['only_left']} examples are right only in the first run, {pair['only_right']} only in the second"
+        left = count(pair["only_left"], "example")
+        only = f"{left} right only in the first run, {pair['only_right']} only in the second"
         parts.append(f"McNemar's test of these two runs alone: {only}, {p_text(pair['p'])}.")
     return " ".join([*parts, *_paper(effect)])
 
