@@ -84,6 +84,6 @@ def _saved_states(spec: RunSpec, folder: RunFolder) -> list[_SavedState]:
                 progress = meta["progress"]
                 names = progress["notes"].get("stack", [folder.path.name])
                 found.append(_SavedState(int(progress["step"]), tuple(names)))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a damaged file, or one of a later version
             continue
     return found

@@ -20,6 +20,7 @@ from petransfer.errors import UserError
 from petransfer.recipe.loading import load_recipe
 from petransfer.study.folders import RunFolder, StudyFolder
 from petransfer.study.grid import expand
+from petransfer.study.stack_groups import common_start, resumable_groups
 from petransfer.study.study import StudyGrid, load_grid
 from petransfer.study.train_folder import differences
 from petransfer.study.worker_losses import note_failure
@@ -336,6 +337,17 @@ def test_an_error_that_cannot_be_recorded_is_logged(
     note_failure(folder, ValueError("the state is lost"))
     assert "run failed: the state is lost" in caplog.text
     assert "No space left on device" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"identity": "x"}', "{}"])
+def test_a_stack_ignores_a_state_whose_progress_cannot_be_read(content: str, tmp_path: Path) -> None:
+    (cell, *_) = expand(load_recipe("smoke"))
+    study = StudyFolder(tmp_path)
+    state = study.run(cell.run_id).path / "state" / "step-000000002"
+    state.mkdir(parents=True)
+    (state / "progress.json").write_text(content)
+    assert resumable_groups([cell], study) == [[cell]]
+    assert common_start([cell.spec], [study.run(cell.run_id)]) == 0
 
 
 def test_only_runs_with_a_usable_training_state_are_reported_as_resuming(
