@@ -98,7 +98,8 @@ def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *,
 
 def _digest(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, done: list[str]) -> str:
     # The verdicts depend on everything that is hashed here.
-    failed = sorted((cell.run_id, study.run(cell.run_id).status()) for cell in cells if cell.run_id not in set(done))
+    scored = set(done)
+    failed = sorted((cell.run_id, study.run(cell.run_id).status()) for cell in cells if cell.run_id not in scored)
     requests = [effect if isinstance(effect, str) else effect.model_dump() for effect in recipe.effects]
     limits = [recipe.margin, recipe.smallest_effect, recipe.learnt]
     seen = [JUDGED_VERSION, requests, limits, done, failed, _elsewhere(recipe, cells, study), recipe.judged_by]
