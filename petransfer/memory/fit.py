@@ -23,7 +23,7 @@ from petransfer.python_arguments import (
 )
 from petransfer.recipe.method_part import MethodPart, method_of
 from petransfer.recipe.methods import METHODS
-from petransfer.recipe.run_spec import CheckpointSpec, MethodSpec, Optimizer
+from petransfer.recipe.run_spec import OPTIMIZERS, CheckpointSpec, MethodSpec, Optimizer
 from petransfer.recipe.values import LARGEST_BATCH
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 DEFAULT_SIZES = {"rank": 16, "virtual_tokens": 20}
 # The largest number of runs in a stack, and of tokens in an input or a target.
 LARGEST_STACK, LONGEST = 1024, 2**20
-OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "adamw-8bit", "paged-adamw-8bit")
 
 
 def fit(

@@ -13,7 +13,7 @@ from petransfer.memory.cards import gigabytes
 from petransfer.memory.step_memory import Memory, StepSpec, simulate
 from petransfer.plurals import count
 from petransfer.recipe.methods import METHODS
-from petransfer.recipe.run_spec import CheckpointSpec, Optimizer
+from petransfer.recipe.run_spec import OPTIMIZERS, CheckpointSpec
 
 # CONTEXT: bytes that a process needs on a card outside PyTorch's allocator, for the CUDA context and its kernels.
 # FRAGMENTS: share of the allocator's memory that is lost to fragmentation.
@@ -294,8 +294,8 @@ def _changes(fits: Callable[[StepSpec], bool], step_spec: StepSpec) -> list[Advi
         found.append((Change("stack", fewer),))
     elif not step_spec.checkpointing and step_spec.device == "cpu":  # on a card, `plan` has already tried this
         found.append((Change("checkpointing"),))
-    optimizers: tuple[Optimizer, ...] = ("adamw", "adamw-8bit", "paged-adamw-8bit")
-    found += [(Change("optimizer", name),) for name in optimizers[optimizers.index(step_spec.optimizer) + 1 :]]
+    smaller = OPTIMIZERS[OPTIMIZERS.index(step_spec.optimizer) + 1 :]
+    found += [(Change("optimizer", name),) for name in smaller]
     method = step_spec.method
     whole = METHODS.lookup(method.name).trains_all_weights
     if whole:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Bits = Literal[4, 8, 16, 32]
 Reinit = Literal["none", "embeddings", "body", "all"]
@@ -15,6 +15,8 @@ Embeddings = Literal["frozen", "new", "used", "trained"]
 Schedule = Literal["linear", "cosine", "constant"]
 RateScaling = Literal["none", "rms"]
 Optimizer = Literal["adamw", "adamw-8bit", "paged-adamw-8bit"]
+OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
+"""The optimisers, from the one that needs the most memory to the one that needs the least."""
 StoppingMetric = Literal["exact_match", "loss"]
 
 # Fields that were added later, as (part, name, default). If such a field has its default, it is left out of the run id,
