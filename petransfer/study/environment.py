@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from petransfer.training.cpu.processor import cpu_model
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -33,20 +35,6 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "amx": torch.cpu._is_amx_tile_supported(),
     }
-
-
-def cpu_model() -> str:
-    """Return the name of the CPU. On Linux, the family and model numbers are added."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor()
-    fields = dict(line.split(":", 1) for line in text.split("\n\n", 1)[0].splitlines() if ":" in line)
-    named = {key.strip(): value.strip() for key, value in fields.items()}
-    numbers = [f"{key} {named[key]}" for key in ("cpu family", "model") if key in named]
-    return (
-        f"{named.get('model name', platform.processor())} ({', '.join(numbers)})" if numbers else platform.processor()
-    )
 
 
 def _version(package: str) -> str:
