@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from petransfer.memory.cards import USUAL_CAPABILITY
 from petransfer.memory.step_memory import StepSpec, meta_batch
 from petransfer.methods import apply_method, computes_in_bf16, weights_bits
 from petransfer.models.loading import Loaded, load_checkpoint
@@ -158,5 +159,5 @@ def _peak_on_cpu(step: Any) -> int:
 
 
 def capability() -> tuple[int, int]:
-    """Return the compute capability of this machine's card. Without a card: (8, 6)."""
-    return torch.cuda.get_device_capability() if torch.cuda.is_available() else (8, 6)
+    """Return the compute capability of this machine's card. Without a card: that of usual cards."""
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else USUAL_CAPABILITY

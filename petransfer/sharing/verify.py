@@ -30,6 +30,7 @@ from petransfer.sharing.base import (
 from petransfer.sharing.bundle import Bundle, differences, other_base
 from petransfer.sharing.bundle_files import CARD, EXAMPLES, PROVENANCE, RESULT, WEIGHTS, has_unix_line_ends
 from petransfer.sharing.card import OF_ADAPTER
+from petransfer.sharing.card_metadata import SPLITS
 from petransfer.sharing.examples_file import rows_of
 from petransfer.sharing.plain_check import differing_texts
 from petransfer.sharing.safe_reading import card_data
@@ -39,7 +40,6 @@ from petransfer.sharing.usable_rows import usable_rows
 from petransfer.study.provenance import examples_sha256
 
 # The parts of the data, each with its name in the card's metadata.
-PARTS = {"dev": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _files_have(number: int, noun: str, where: str = "") -> str:
 def _claims(bundle: Bundle) -> dict[str, float]:
     """Return the exact match in petransfer.json for each part of the data, in %."""
     claims = (bundle.provenance or {})["claims"]
-    return {part: float(claims[part]["exact_match"]) for part in PARTS if part in claims}
+    return {part: float(claims[part]["exact_match"]) for part in SPLITS if part in claims}
 
 
 def _card(bundle: Bundle) -> Iterator[Check]:
@@ -168,7 +168,7 @@ def _card(bundle: Bundle) -> Iterator[Check]:
         yield Check("card", False, f"{line}; {advice}")
     figures = dict(_figures_of_card(data))
     for part, claim in _claims(bundle).items():
-        stated = figures.get(PARTS[part], claim)
+        stated = figures.get(SPLITS[part], claim)
         if abs(stated - claim) > 1e-6:
             yield Check("card", False, _unequal(part, CARD, stated, claim))
 
