@@ -251,6 +251,12 @@ def test_a_local_folder_with_truncated_weights_is_refused(
     assert not (elsewhere / "study").exists()
 
 
+def test_a_missing_data_folder_is_reported_before_any_file_is_written(refused: Refused, elsewhere: Path) -> None:
+    error = refused("run", "smoke", "--cpu", "--data-dir", "nowhere")
+    assert error == f"error: the data folder {elsewhere}/nowhere does not exist: correct or leave out --data-dir"
+    assert list(elsewhere.iterdir()) == []
+
+
 def test_a_missing_tensor_is_reported_before_any_file_is_written(
     refused: Refused, elsewhere: Path, tiny_t5: Path
 ) -> None:
