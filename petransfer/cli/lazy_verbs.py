@@ -95,14 +95,25 @@ def imported(verb: str) -> TyperCommand | TyperGroup:
 
 
 def _adjust_parameters(command: Any) -> None:
-    """Hide the type `<bool>` of options without a value in the help, add `-h`, and expand `~` in all paths.
+    """Add `-h`, expand `~` in all paths, and make the table of options fit into 80 columns.
 
-    A shell expands `--out ~/x`, but not `--out=~/x`.
+    A shell expands `--out ~/x`, but not `--out=~/x`. If the table is too wide, Typer cuts the names of options.
+    Therefore it shows only the first long name of each option, no type of options without a value, and no range.
     """
+    current: dict[str, str] = {}
     for parameter in command.get_params(typer.Context(command, help_option_names=["-h", "--help"])):
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""
+        limits = [limit for limit in (parameter.min, parameter.max) if limit is not None]
+        if limits:
+            parameter.metavar = f"<{type(limits[0]).__name__}>"
+            parameter.min = parameter.max = None  # Typer checks the value against its own copy of the range
         parameter.callback = parameter.callback or _in_home
+        first, *old = [name for name in parameter.opts if name.startswith("--")] or [""]
+        parameter.opts = [name for name in parameter.opts if name not in old]
+        current |= {name[2:]: first[2:] for name in old}
+    # called for each option, with its name but without the hyphens
+    command.context_settings["token_normalize_func"] = lambda name: current.get(name, name)
 
 
 def _in_home(context: Any, parameter: Any, value: Any) -> Any:

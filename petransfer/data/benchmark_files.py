@@ -71,14 +71,19 @@ def cache_advice() -> str:
     return f"use another folder: PETRANSFER_CACHE={shlex.quote(folder)} {shlex.join([*program, *sys.argv[1:]])}"
 
 
+def refuse_missing_folder(data_dir: Path) -> None:
+    """Raise UserError if `data_dir` is not a folder."""
+    if not data_dir.is_dir():
+        raise UserError(f"the data folder {data_dir} does not exist: correct or leave out --data-dir")
+
+
 def find_file(data_dir: Path, names: Iterable[str]) -> Path | None:
     """Return the first existing file of `names` below `data_dir`, plain or as `.xz`. None if no file exists.
 
     Raises:
         UserError: `data_dir` is not a folder.
     """
-    if not data_dir.is_dir():
-        raise UserError(f"the data folder {data_dir} does not exist: correct or leave out --data-dir")
+    refuse_missing_folder(data_dir)
     for name in names:
         for path in (data_dir / name, data_dir / f"{name}.xz"):
             if path.is_file():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from petransfer.data.logical_forms import Semantics
 from petransfer.data.task import Task
-from petransfer.errors import unknown
+from petransfer.errors import UserError, unknown
 from petransfer.registries import Registry
 from petransfer.user_paths import expanded
 
@@ -104,6 +104,11 @@ def load_task(name: str, data_dir: Path | str | None = None, /, **options: objec
     """
     factory = TASKS.lookup(name).factory
     known = [option for option in inspect.signature(factory).parameters if option != "data_dir"]
+    if "data_dir" in options:
+        raise UserError(
+            f"data_dir is not an option of the task {name}: in a recipe, write `data_dir: FOLDER` as a key of its own, "
+            f"beside `task`; in Python, give the folder as the second argument: load_task('{name}', 'FOLDER')"
+        )
     for option in options:
         if option not in known:
             raise unknown(f"option of task {name}", option, known)

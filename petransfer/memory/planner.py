@@ -69,6 +69,12 @@ class Fit:
         return self.step_spec.lacks_bf16
 
     @property
+    def longest_example(self) -> str:
+        """The tokens of the longest example in words, such as `10 input tokens and 5 target tokens`."""
+        lengths = self.step_spec.input_length, self.step_spec.target_length
+        return " and ".join(count(size, f"{end} token") for size, end in zip(lengths, ("input", "target"), strict=True))
+
+    @property
     def suggestions(self) -> list[str]:
         """Alternative options of `petransfer fit` with which the training would fit."""
         return as_options(self.advice, FIT_OPTIONS)

@@ -71,7 +71,8 @@ class PredictedRun:
         what = "this machine's" if self.fit.step_spec.device == "cpu" else "the card's"
         limit = gigabytes(self.fit.card or 0)
         return (
-            f"{self.name}: {size} with one example, does not fit {what} {limit}{suggestion(self.fit.advice, options)}"
+            f"{self.name}: does not fit {what} {limit}: one example of {self.fit.longest_example} needs {size}"
+            f"{suggestion(self.fit.advice, options)}"
         )
 
 

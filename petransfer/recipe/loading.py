@@ -317,7 +317,8 @@ def _mistake(error: ValidationError, content: dict[str, Any], model: type[BaseMo
         hint = f"did you mean '{near}'?" if near else f"known here: {', '.join(names)}"
         return Mistake(".".join(place), f"unknown key '{'.'.join(place)}': {hint}", is_unknown_key=True)
     given = first.get("input")
-    shown = "" if isinstance(given, dict) or first["type"] == "missing" else f" (it is {_shown(given)})"
+    # the message about a path contains the path
+    shown = "" if isinstance(given, dict | Path) or first["type"] == "missing" else f" (it is {_shown(given)})"
     if (first["type"] == "string_type" or place[:2] == ["task", "options"]) and (read_as := type_of_yaml(given)):
         shown = f" ({read_as})"
     if first["loc"][-1:] == ("[key]",):

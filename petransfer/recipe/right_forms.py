@@ -64,6 +64,8 @@ def correct_form(place: Sequence[str], mistake: Mapping[str, Any]) -> str:
             "this is also the name of a folder; write only the letters A to Z and a to z, digits, '.', '_' and '-', "
             "and begin with a letter or a digit"
         )
+    if kind == "string_too_long":
+        return f"give a text of at most {mistake['ctx']['max_length']:,} characters"
     if kind == "string_type":
         # Python refuses to print numbers of thousands of digits
         is_plain = isinstance(given, int | float) and not isinstance(given, bool) and abs(given) < 1e18

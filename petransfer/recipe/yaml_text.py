@@ -15,10 +15,14 @@ from petransfer.recipe.typographic_characters import advice, refuse_typographic_
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 MOST_CHARACTERS, MOST_VALUES, DEEPEST = 5_000_000, 200_000, 40
+# Python refuses to read whole numbers with more digits (sys.int_info.default_max_str_digits).
+MOST_DIGITS = 4300
 
 _TAG = "tag:yaml.org,2002:"
 # The tags of plain values. Other tags would make bytes, Python objects, or sets, which have no order.
 _PLAIN_TAGS = {f"{_TAG}{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")}
+# The beginning of a date, and a whole number.
+_DATE, _DIGITS = re.compile(r"\d{4}-\d\d?-\d\d?"), re.compile(r"[-+]?[0-9_]+")
 # Numbers that YAML 1.1 reads in an unexpected way: 1:30 as 90 (base 60), and 010 as 8 (octal).
 _SURPRISING = re.compile(r"[-+]?(?:0[0-7_]*[0-7]|[1-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?)")
 
@@ -109,10 +113,17 @@ def _refuse_tag(event: Any) -> None:
 
 
 def _refuse_surprising(event: Any) -> None:
-    """Refuse a number that YAML reads in base 60 or in octal."""
-    text = event.value[:100]
+    """Refuse a number that YAML reads in base 60 or in octal, and a number or a date that Python cannot hold."""
+    text, line = event.value[:100], event.start_mark.line + 1
+    is_date = _DATE.match(text)
+    if is_date or (len(event.value) > MOST_DIGITS and _DIGITS.fullmatch(event.value)):
+        try:
+            yaml.safe_load(event.value)
+        except ValueError:
+            what = "which is not a date" if is_date else f"a number of more than {MOST_DIGITS:,} digits"
+            raise UserError(f"has {text:.30} in line {line}, {what}; correct it, or put it in quotes") from None
     if _SURPRISING.fullmatch(text):
-        read, line = yaml.safe_load(text), event.start_mark.line + 1
+        read = yaml.safe_load(text)
         raise UserError(
             f"has {text:.60} in line {line}, which YAML reads as the number {read}; write {read}, or put it in "
             "quotes if it is text"

@@ -81,7 +81,7 @@ class Scores:
     same: float
     generated: int
     disagreements: int
-    seen_rows: tuple[int, ...] | None = None
+    seen_rows: tuple[int, ...] | None = field(default=None, repr=False)
     seen: float | None = None
     unseen: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)

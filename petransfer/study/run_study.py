@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from petransfer.data.benchmark_files import refuse_missing_folder
 from petransfer.errors import UserError, refuse_moved
 from petransfer.memory.cards import Card, this_card
 from petransfer.memory.study_memory import PredictedRun, check_matched_sizes, predict_memory, refuse_too_large_for_cpu
@@ -93,6 +94,9 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
     scheduling = scheduling.without_stacks_if("mlflow" in settings.log_with, "--log-with mlflow")
     group = scheduling.grouping(checkpointing, lambda: card.bytes if card else None) if alone else None
     if scheduling.executor == "local":
+        # the user's own rows are also found beside the recipe, without this folder
+        if settings.data_dir and grid.waiting and grid.recipe.task.name != "lines":
+            refuse_missing_folder(settings.data_dir)
         refuse_unusable_models(grid)
     # Only stacks of a size that the user gave are checked. Stacks of `auto` are made small enough to fit.
     stacked = group if scheduling.stack_size else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from petransfer.errors import UserError
 from petransfer.memory.advice import TRAIN_OPTIONS, Unpredictable, suggestion
-from petransfer.memory.cards import Card, host_bytes
+from petransfer.memory.cards import Card, gigabytes, host_bytes
 from petransfer.memory.study_memory import step_spec_of, trained_tokens_of_run
 from petransfer.plurals import count
 from petransfer.recipe.run_spec import RunSpec
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from petransfer.memory.planner import Fit
 
 logger = logging.getLogger(__name__)
+
+# If a training does not fit and its longest example has more tokens, the message shows how to leave out long rows.
+_LONG = 1024
 
 # With fewer rows than this in dev or test, one row changes the score by more than 5 points.
 FEW_ROWS = 20
@@ -133,8 +136,12 @@ def refuse_too_large(grid: StudyGrid, fit: Fit, force: bool) -> None:
     """Raise UserError if a training does not fit the memory and `force` is False."""
     if fit.fits or force or splits_tensors():
         return
-    name = grid.cells[0].spec.checkpoint.name
-    what = "card" if fit.step_spec.device == "cuda" else "machine"
+    name, step = grid.cells[0].spec.checkpoint.name, fit.step_spec
+    what = f"{gigabytes(fit.card or 0)} of this {'card' if step.device == 'cuda' else 'machine'}"
+    problem = f"does not fit into the {what}: one example of {fit.longest_example} needs {gigabytes(fit.needed)}"
+    is_long = max(step.input_length, step.target_length) > _LONG
+    shorter = f"; --max-length {_LONG} --skip-bad-rows leaves out longer rows" if is_long else ""
     raise UserError(
-        f"{name} does not fit this {what}{suggestion(fit.advice, TRAIN_OPTIONS)}; --force starts the training anyway"
+        f"{name} {fit if fit.lacks_bf16 else problem}{suggestion(fit.advice, TRAIN_OPTIONS)}{shorter}; "
+        "--force starts the training anyway"
     )

@@ -159,6 +159,11 @@ def test_every_public_name_exists_and_has_a_docstring() -> None:
         assert getattr(petransfer, name).__doc__, name
 
 
+def test_only_public_names_are_completed() -> None:
+    """Editors and notebooks show the result of `dir` after `petransfer.`"""
+    assert dir(petransfer) == sorted(["__version__", *petransfer._PUBLIC])
+
+
 def test_effects_are_computed_again_after_repeated_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A repeated run has the same id, but can have other scores on another machine."""
     recipe = recipe_of(task={"name": "scan", "splits": ["right"]}, effects=["english-scratch"])

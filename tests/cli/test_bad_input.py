@@ -83,7 +83,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         (["--set", "task.splits=[add_jmp]"], ["unknown split of scan 'add_jmp'", "did you mean 'add_jump'?"]),
         (["--set", "task.name=scam"], ["unknown task 'scam'", "did you mean 'scan'?"]),
         (["--set", "task.options.dev_siz=3"], ["unknown option of task scan 'dev_siz'", "did you mean 'dev_size'?"]),
-        (["--set", "task.options.data_dir=x"], ["unknown option of task scan 'data_dir'", "known: dev_size"]),
+        (["--set", "task.options.data_dir=x"], ["data_dir is not an option of the task scan", "`data_dir: FOLDER`"]),
         (["--set", "task.options.name=x"], ["unknown option of task scan 'name'", "known: dev_size"]),
         (["--family", "nanno"], ["unknown family 'nanno'", "did you mean 'nano'?"]),
         (["--set", "methods.0.name=lorra"], ["unknown method 'lorra'", "did you mean 'lora'?"]),
@@ -249,6 +249,12 @@ def test_a_local_folder_with_truncated_weights_is_refused(
     assert f"{folder}/model.safetensors is damaged" in error
     assert "get this file of the checkpoint again" in error
     assert not (elsewhere / "study").exists()
+
+
+def test_a_missing_data_folder_is_reported_before_any_file_is_written(refused: Refused, elsewhere: Path) -> None:
+    error = refused("run", "smoke", "--cpu", "--data-dir", "nowhere")
+    assert error == f"error: the data folder {elsewhere}/nowhere does not exist: correct or leave out --data-dir"
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_a_missing_tensor_is_reported_before_any_file_is_written(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from petransfer.study.train_study import (
     TrainStudy,
     memory_if_predictable,
     memory_of,
+    refuse_too_large,
     train_study,
     trained_tokens_of,
 )
@@ -212,6 +214,22 @@ def test_a_failed_memory_prediction_is_only_logged_before_a_training(
     assert "the training starts without this check" in caplog.text
     with pytest.raises(UserError, match=r"cannot be predicted: .*; train a few steps to measure it$"):
         memory_of(training.grid, None, False)
+
+
+def test_a_training_that_does_not_fit_is_refused_with_its_longest_example(
+    training: TrainStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("petransfer.study.train_study.host_bytes", lambda: 10**8)
+    fit = memory_of(training.grid, None, False)
+    with pytest.raises(UserError) as error:
+        refuse_too_large(training.grid, fit, False)
+    lengths = r"one example of \d+ input tokens and \d+ target tokens needs 1 GB"
+    assert re.match(f"nano/english does not fit into the 0.1 GB of this machine: {lengths}; ", str(error.value))
+    assert "--max-length" not in str(error.value)
+    long = replace(fit, step_spec=replace(fit.step_spec, target_length=4000))
+    with pytest.raises(UserError, match=r"4,000 target tokens .*; --max-length 1024 --skip-bad-rows leaves out longer"):
+        refuse_too_large(training.grid, long, False)
+    refuse_too_large(training.grid, fit, True)
 
 
 def test_targets_that_are_labels_are_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

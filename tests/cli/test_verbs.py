@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -75,3 +76,24 @@ def test_help_names_no_type_for_options_without_a_value(verb: str) -> None:
     page = CliRunner().invoke(app, [*verb.split(), "--help"]).output
     assert "--help" in page
     assert "<bool>" not in page
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_cuts_no_name_in_a_terminal_of_80_columns(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    own = imported(verb)
+    pages = [verb] if not isinstance(own, TyperGroup) else [verb, *(f"{verb} {name}" for name in own.commands)]
+    for page in pages:
+        text = CliRunner().invoke(app, [*page.split(), "--help"]).output
+        assert "--help" in text
+        assert "…" not in text
+
+
+def test_old_names_of_options_work_but_are_not_in_the_help() -> None:
+    command = imported("run")
+    arguments = ["smoke", "--micro-batch", "8", "--checkpointing"]
+    found = command.make_context("run", arguments).params
+    assert (found["micro_batch"], found["checkpointing"]) == (8, True)
+    page = CliRunner().invoke(app, ["run", "--help"]).output
+    assert "--micro-batch-size" in page
+    assert not re.search(r"--micro-batch\b(?!-)|--checkpointing\b", page)

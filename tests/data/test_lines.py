@@ -530,3 +530,15 @@ def test_a_note_gives_the_highest_exact_match_if_inputs_have_several_targets(tmp
     assert "1 of 32 different inputs have more than one target (up to 2)" in notes
     assert "at most 75.0 % on dev and 100.0 % on test" in notes
     assert "more than one target" not in " ".join(lines(str(tmp_path / "plain.csv")).notes())
+
+
+def test_a_note_about_several_targets_gives_no_limit_of_100_percent(tmp_path: Path) -> None:
+    """If only training rows have an input with several targets, all dev and test rows can be predicted."""
+    write_csv(tmp_path / "train.csv", [("a", "x", "c"), ("a", "y", "c"), ("b", "x", "c")])
+    for part in ("dev", "test"):
+        write_csv(tmp_path / f"{part}.csv", [(f"{part} input", "x", "c")])
+    named = {part: str(tmp_path / f"{part}.csv") for part in ("dev", "test")}
+    (note,) = [note for note in lines(str(tmp_path / "train.csv"), **named).notes() if "more than one target" in note]
+    assert "1 of 4 different inputs have more than one target (up to 2). A model generates one text" in note
+    assert "generates one text for an input. Keep one target for each input" in note
+    assert "100" not in note

@@ -261,6 +261,20 @@ def test_a_test_split_with_hidden_labels_is_refused(elsewhere: Path) -> None:
         "".join(json.dumps({"input": f"{n} - {n + n % 3}", "target": -(n % 3)}) + "\n" for n in range(30))
     )
     assert pairs("sums.jsonl")[1] == ("1 - 2", "-1")
+    (elsewhere / "one.jsonl").write_text('{"input": "7 - 8", "target": -1}\n')
+    assert [row.target for row in lines("sums.jsonl", test="one.jsonl").load("held-out").test] == ["-1"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+@pytest.mark.parametrize("hidden", ["-1", "-1.0"])
+def test_hidden_labels_of_a_text_file_are_refused(suffix: str, hidden: str, elsewhere: Path) -> None:
+    mark = {"csv": ",", "tsv": "\t"}[suffix]
+    for name, labels in (("train", ["0", "1"] * 10), ("test", [hidden] * 4)):
+        rows = [f"{name} sentence {n}{mark}{label}" for n, label in enumerate(labels)]
+        (elsewhere / f"{name}.{suffix}").write_text("\n".join([f"sentence{mark}label", *rows]))
+    columns = {"input": "sentence", "target": "label"}
+    with pytest.raises(UserError, match=r"test\.\w+: the label is hidden \(-1\) in every test row"):
+        lines(f"train.{suffix}", test=f"test.{suffix}", **columns).load("held-out")
 
 
 def test_labels_that_differ_in_case_or_blanks_get_a_warning(elsewhere: Path) -> None:

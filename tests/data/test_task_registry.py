@@ -112,3 +112,8 @@ def test_the_task_of_another_package_is_trained_and_scored(
 def test_an_unknown_option_of_a_task_is_refused_with_a_similar_option(reverse: Path) -> None:
     with pytest.raises(UserError, match=r"unknown option of task reverse 'row'.*'rows'"):
         load_task("reverse", row=3)
+
+
+def test_a_data_folder_among_the_options_of_a_task_is_refused_with_its_right_place() -> None:
+    with pytest.raises(UserError, match=r"as a key of its own, beside `task`; .*: load_task\('scan', 'FOLDER'\)"):
+        load_task("scan", data_dir="data")

@@ -99,6 +99,7 @@ def test_the_check_on_a_cpu_counts_the_memory_that_gradient_checkpointing_saves(
     )
     assert recomputed < with_all
     monkeypatch.setattr(study_memory, "host_bytes", lambda: (with_all + recomputed) // 2)
-    with pytest.raises(UserError, match="does not fit this machine"):
+    needed = "one example of 502 input tokens and 502 target tokens needs"
+    with pytest.raises(UserError, match=rf"does not fit this machine.s [\d.]+ GB: {needed}"):
         prepare_study(grid, Settings(cpu=True), Scheduling())
     prepare_study(grid, Settings(Execution(checkpointing=True), cpu=True), Scheduling())

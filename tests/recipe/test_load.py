@@ -490,6 +490,8 @@ def test_data_beside_the_recipe_give_the_same_run_ids_from_any_folder(
         ("train.warmup=5%", "train.warmup: give a number, such as warmup: 0.1 (it is '5%')"),
         ("train.packing=perhaps", "give true or false, such as packing: true"),
         ("train.early_stopping=x", "such as early_stopping: {patience: 5}"),
+        (f"name={'x' * 101}", "name: give a text of at most 100 characters (it is 'xxx"),
+        ("data_dir=/dev/null", "data_dir: /dev/null is not a folder"),
         ("train.steps=0", "the value should be greater than or equal to 1 (it is 0)"),
     ],
 )
@@ -497,6 +499,12 @@ def test_the_message_about_a_value_of_a_wrong_type_shows_the_right_form(recipe: 
     with pytest.raises(UserError) as refused:
         load_recipe(recipe, [change])
     assert message in str(refused.value)
+
+
+def test_the_message_about_a_path_shows_no_python_object(recipe: str) -> None:
+    with pytest.raises(UserError) as refused:
+        load_recipe(recipe, [], {"data_dir": Path("/dev/null")})
+    assert str(refused.value).endswith("data_dir: /dev/null is not a folder")
 
 
 def test_the_right_forms_shown_in_messages_are_valid(recipe: str) -> None:

@@ -105,6 +105,7 @@ def test_training_rows_are_counted_and_scored_separately(
     assert scores.examples == 41
     assert scores.seen_rows is not None
     assert len(scores.seen_rows) == 40 - sizes["dev"] - sizes["test"]
+    assert "seen_rows" not in repr(scores)  # a notebook would show the number of each row
     right = scores.exact_match * 41 / 100
     assert scores.seen is not None
     assert scores.unseen is not None

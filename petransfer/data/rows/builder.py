@@ -193,7 +193,8 @@ class RowBuilder:
         if not again:
             self._read_as += columns.notes.lines(source.name, columns.system)
             self._read_as += [*short.notes(source.name), *columns.missing_notes(source.name)]
-        if part != "train" and rows and self._hidden[part] == rows:
+        # if training rows also have the target -1, it is an ordinary number or label
+        if part != "train" and rows and self._hidden[part] == rows and not self._hidden["train"]:
             raise UserError(f"{source.name}: {HIDDEN_LABEL} in every {part} row{_name_another(part)}")
 
     def _add_examples(

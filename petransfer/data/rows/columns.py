@@ -191,9 +191,11 @@ def has_value(values: Mapping[str, Any], column: str) -> bool:
 
 
 def has_hidden_label(values: Mapping[str, Any], columns: ColumnChoice) -> bool:
-    """Return whether a row's target is -1, the hidden label of some public test sets."""
+    """Return whether a row's target is -1, the hidden label of some public test sets. In a csv file, it is a text."""
     target = value_of(values, columns.target) if columns.target and has_value(values, columns.target) else None
-    return not isinstance(target, bool | str) and target == -1
+    if isinstance(target, str):
+        return target.strip() in ("-1", "-1.0")
+    return not isinstance(target, bool) and target == -1
 
 
 def choose_columns(options: RowOptions, source: Source) -> ColumnChoice:

@@ -97,10 +97,13 @@ def several_targets(codes: Any, inputs: array[int], targets: array[int]) -> list
         return []
     parts = {part: codes == code for part, code in (("dev", 1), ("test", 2)) if (codes == code).any()}
     parts = parts or {"these rows": codes >= 0}
-    best = " and ".join(f"{100 * _most_right(given[of], pairs[of]):.1f} % on {part}" for part, of in parts.items())
+    best = {part: _most_right(given[of], pairs[of]) for part, of in parts.items()}
+    limits = " and ".join(f"{100 * share:.1f} % on {part}" for part, share in best.items())
+    # the limit is 100 % if only training rows have these inputs, or if the parts disagree with each other
+    limit = f", so exact match can reach at most {limits}" if min(best.values()) < 1 else ""
     return [
         f"warning: {several:,} of {len(numbers):,} {SEVERAL} (up to "
-        f"{int(numbers.max()):,}). A model generates one text for an input, so exact match can reach at most {best}. "
+        f"{int(numbers.max()):,}). A model generates one text for an input{limit}. "
         "Keep one target for each input, or judge the texts by another metric, such as --metric chrf"
     ]
 
