@@ -61,9 +61,11 @@ def _trained_embeddings(loaded: Loaded, method: MethodSpec) -> dict[str, list[in
     head = loaded.model.get_output_embeddings()
     if loaded.layout.encoder_decoder and head is not None and head.weight is not embeddings.weight:
         # transformers' configuration says "tied" for every T5; peft trusts it and would overwrite the head
+        kind = loaded.model.config.model_type
         raise UserError(
-            f"embeddings: {method.embeddings} is not possible with LoRA on a T5 with a head of its own (v1.1, mT5), "
-            "because peft would tie the two; use embeddings: frozen, or method full"
+            f"embeddings: {method.embeddings} is not possible with LoRA on this model ({kind}): its output head is not "
+            "tied to the encoder's embeddings, as in T5 v1.1, mT5 and T5Gemma, but peft would tie the two; use "
+            "embeddings: frozen, or method full"
         )
     name = next(name for name, module in loaded.model.named_modules() if module is embeddings)
     return {name.rsplit(".", 1)[-1]: list(rows)}

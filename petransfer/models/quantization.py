@@ -209,7 +209,7 @@ def inventory(model: torch.nn.Module, keep_wide: Sequence[str] = ()) -> Inventor
         if fresh:
             found["scales"] += sum(tensor.numel() * tensor.element_size() for tensor in fresh)
         elif scales_of:
-            plain = _without_adapters(name)
+            plain = without_adapters(name)
             asked = plain.endswith(tuple(f"{ending}.weight" for ending in keep_wide))
             wide.append(UnquantizedTensor(plain, size, dtype, "keep_wide" if asked else _reason(plain, value, head)))
     return Inventory(dict(found), parameters, tuple(wide))
@@ -254,7 +254,7 @@ def _head(model: torch.nn.Module) -> torch.Tensor | None:
     return None if head is None else head.weight
 
 
-def _without_adapters(name: str) -> str:
+def without_adapters(name: str) -> str:
     """Return the name of a peft model's tensor in the base model."""
     parts = name.removeprefix("base_model.model.").split(".")
     return ".".join(part for part in parts if part not in _AROUND)

@@ -13,6 +13,7 @@ from petransfer.recipe.methods import COMMON_KEYS, METHODS, Method
 from petransfer.recipe.run_spec import Bits, Embeddings, MethodSpec, Options, OptionValue, RateScaling, unused_keep_wide
 from petransfer.recipe.values import Name, Real, Strict, Whole
 
+LARGEST_RANK = 4096
 # The error type that pydantic reports for an unknown key of a method.
 UNKNOWN_KEY = "unknown_key"
 
@@ -43,7 +44,7 @@ class MethodPart(Strict):
     model_config = ConfigDict(extra="allow")  # further keys can be options that only one method has
 
     name: Name
-    rank: Annotated[Whole, Field(ge=1, le=4096)] = 16
+    rank: Annotated[Whole, Field(ge=1, le=LARGEST_RANK)] = 16
     alpha: Annotated[Real, Field(gt=0)] | None = None
     dropout: Annotated[Real, Field(ge=0, lt=1)] = 0.0
     targets: str | Annotated[list[Name], Field(max_length=10_000)] = "all-linear"

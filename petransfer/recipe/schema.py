@@ -110,7 +110,9 @@ class FamilyPart(Strict):
     target_language: str | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
-Rate = Annotated[Real, Field(gt=0, lt=10)]
+# Learning rates must be below this value.
+LEARNING_RATE_LIMIT = 10
+Rate = Annotated[Real, Field(gt=0, lt=LEARNING_RATE_LIMIT)]
 
 
 Epochs = Annotated[Real, Field(gt=0, le=10**6)]

@@ -17,7 +17,7 @@ from petransfer.atomic_files import write_text
 from petransfer.errors import UserError
 from petransfer.recipe.effect_requests import labels_matching
 from petransfer.recipe.run_spec import RunSpec, TrainSpec
-from petransfer.recipe.schema import Recipe
+from petransfer.recipe.schema import LEARNING_RATE_LIMIT, Recipe
 from petransfer.study.damaged_runs import read_json
 from petransfer.study.file_forms import SweepForm, wrong_part
 from petransfer.study.folders import StudyFolder
@@ -44,8 +44,12 @@ def sweep_cells(
         train = cell.spec.train
         # rounded to six digits, so that 3 x 0.1 and 0.3 are one learning rate and one run
         for rate in learning_rates or [float(f"{factor * train.learning_rate:.6g}") for factor in factors]:
-            if not 0 < rate < 10:
-                raise UserError(f"the learning rate {rate:g} for {cell.arm}, {cell.method} must be between 0 and 10")
+            if not 0 < rate < LEARNING_RATE_LIMIT:
+                raise UserError(
+                    f"the learning rate {rate:g} for {cell.arm}, {cell.method} must be between 0 and "
+                    f"{LEARNING_RATE_LIMIT}; choose other values with --learning-rates or --factors, such as "
+                    "--factors 0.25,0.5,1"
+                )
             at = replace(train, learning_rate=rate, steps=steps or train.steps)
             swept = replace(cell, spec=replace(cell.spec, train=at))
             found.setdefault(swept.run_id, swept)

@@ -8,9 +8,11 @@ from typing import Any
 
 from petransfer.data.rows.folds import ALL
 from petransfer.plurals import count
+from petransfer.recipe.method_part import LARGEST_RANK
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.metrics import HEADINGS
 from petransfer.recipe.run_spec import EarlyStopping
+from petransfer.recipe.schema import LEARNING_RATE_LIMIT
 from petransfer.study.folders import RunFolder
 from petransfer.study.grid import Cell
 from petransfer.study.study import StudyGrid
@@ -187,9 +189,11 @@ def settings_to_try(cell: Cell, rows: int) -> list[str]:
     tries = ["more rows"] if 0 < rows < FEW_ROWS else []
     if not METHODS.lookup(method.name).trains_all_weights and method.bits >= 16:
         tries.append("--method full")
-    if method.rank:
+    if 0 < 4 * method.rank <= LARGEST_RANK:
         tries.append(f"--rank {4 * method.rank}")
-    return [*tries, f"--learning-rate {float(f'{3 * train.learning_rate:.1g}'):g}"]
+    # The default learning rate of prompt tuning is so high that no value three times as high is allowed.
+    higher, lower = (float(f"{factor * train.learning_rate:.1g}") for factor in (3, 1 / 3))
+    return [*tries, f"--learning-rate {higher if higher < LEARNING_RATE_LIMIT else lower:g}"]
 
 
 def summaries(grid: StudyGrid) -> list[TrainSummary]:

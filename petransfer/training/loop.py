@@ -212,7 +212,7 @@ class Loop:
         values = torch.stack([value.double() for _, *pair in unread for value in pair]).tolist()
         for (step, _, _), loss, norm in zip(unread, values[::2], values[1::2], strict=True):
             # Broken weights are never saved, because `save` calls this method first.
-            refuse_not_finite(loss, norm, step, self.model)
+            refuse_not_finite(loss, norm, step, self.model, self.checks.not_finite_at_start)
             self.progress.loss_sum += loss
             self.progress.loss_steps += 1
             self._norm = norm

@@ -8,6 +8,7 @@ import math
 import torch
 
 from petransfer.errors import RunError
+from petransfer.models.quantization import without_adapters
 from petransfer.training.distributed import SingleProcess, local_part
 from petransfer.training.state import trained_tensors
 
@@ -21,7 +22,12 @@ _PART = 2**22
 
 
 class SelfChecks:
-    """Checks that every trained tensor got a gradient and changed during the first `STEPS` steps."""
+    """Checks that every trained tensor got a gradient and changed during the first `STEPS` steps.
+
+    Attributes:
+        not_finite_at_start: name of a trained tensor that held NaN or infinity before the first step. None if all were
+            finite.
+    """
 
     def __init__(self, model: torch.nn.Module, processes: SingleProcess | None = None) -> None:
         self._parameters = trained_tensors(model)
@@ -31,6 +37,9 @@ class SelfChecks:
         # the first steps can have no token for an expert that is chosen by a router
         self._parameters = {name: value for name, value in self._parameters.items() if _EXPERT not in name}
         self._start = {name: _fingerprint(value) for name, value in self._parameters.items()}
+        # A trained tensor must be checked before the first step, because a NaN in the loss spreads to all of them.
+        broken = (name for name, sums in self._start.items() if not all(map(math.isfinite, sums)))
+        self.not_finite_at_start = next(broken, None)
         self._without_gradient = set(self._parameters)
 
     def before_update(self, step: int) -> None:
@@ -95,22 +104,34 @@ def _message(problem: str, names: list[str], total: int) -> str:
     )
 
 
-def refuse_not_finite(loss: float, norm: float, step: int, model: torch.nn.Module) -> None:
+def refuse_not_finite(
+    loss: float, norm: float, step: int, model: torch.nn.Module, not_finite_at_start: str | None = None
+) -> None:
     """Raise RunError if the loss or the gradient's norm of a step is NaN or infinite.
 
     Args:
         step: the step, counted from 0. In step 0, the cause can be a tensor of the base.
+        not_finite_at_start: name of a trained tensor that held NaN or infinity before the first step.
     """
     for name, value in (("loss", loss), ("gradient's norm", norm)):
-        if math.isfinite(value):
-            continue
-        broken = None if step else _not_finite(model)
-        advice = (
-            f"{broken} of the base holds NaN or infinity; get the checkpoint again, or correct its config.json"
-            if broken
-            else "use a lower learning rate or bits: 32"
+        if not math.isfinite(value):
+            broken = None if step else (not_finite_at_start or _not_finite(model))
+            raise RunError(f"the {name} is {value} at step {step + 1}; {_advice(step, broken)}")
+
+
+def _advice(step: int, broken: str | None) -> str:
+    """Return what to do about a loss or a gradient that is not finite. `broken`: a tensor with NaN or infinity."""
+    if broken:
+        return (
+            f"{without_adapters(broken)} of the base holds NaN or infinity; get the checkpoint again, or correct its "
+            "config.json"
         )
-        raise RunError(f"the {name} is {value} at step {step + 1}; {advice}")
+    if not step:
+        return (
+            "no weight has changed yet, so a lower learning rate does not help; use bits: 32, or check the checkpoint "
+            "and its config.json"
+        )
+    return "use a lower learning rate or bits: 32"
 
 
 def _not_finite(model: torch.nn.Module) -> str | None:

@@ -184,7 +184,11 @@ def test_a_failed_run_of_a_sweep_is_reported(
             "--learning-rates 1e-3,x: write numbers above 0, separated by commas, such as 0.5,1,2",
         ),
         (["--factors", "0"], "--factors 0: write numbers above 0, separated by commas, such as 0.5,1,2"),
-        (["--learning-rates", "20"], "the learning rate 20 for english, lora r4 32-bit must be between 0 and 10"),
+        (
+            ["--learning-rates", "20"],
+            "the learning rate 20 for english, lora r4 32-bit must be between 0 and 10; choose other values with "
+            "--learning-rates or --factors, such as --factors 0.25,0.5,1",
+        ),
     ],
 )
 def test_invalid_learning_rates_are_refused(

@@ -284,7 +284,7 @@ def test_every_control_arm_keeps_an_untied_head(own_head: Path, reinit: Reinit) 
 @pytest.mark.parametrize("embeddings", ["new", "trained"])
 def test_training_embeddings_is_refused_for_a_model_with_an_untied_head(embeddings: Embeddings, own_head: Path) -> None:
     loaded = replace(load_checkpoint(checkpoint_spec(str(own_head)), 32), new_tokens=(300,))
-    with pytest.raises(UserError, match="head of its own"):
+    with pytest.raises(UserError, match=r"this model \(t5\): its output head is not tied to the encoder's embeddings"):
         apply_method(loaded, replace(LORA, embeddings=embeddings), 0)
     apply_method(loaded, LORA, 0)
 

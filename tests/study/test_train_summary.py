@@ -11,7 +11,14 @@ from petransfer.cli import train_output
 from petransfer.study.folders import RunFolder
 from petransfer.study.train_request import TrainRequest
 from petransfer.study.train_study import train_study
-from petransfer.study.train_summary import FEW_ROWS, MEMORISED, TrainSummary, _equal_step, improving_score
+from petransfer.study.train_summary import (
+    FEW_ROWS,
+    MEMORISED,
+    TrainSummary,
+    _equal_step,
+    improving_score,
+    settings_to_try,
+)
 
 
 def curve(exact: list[float], losses: list[float]) -> list[dict[str, float]]:
@@ -104,6 +111,28 @@ def test_the_advice_for_a_model_that_memorised_its_rows_is_to_add_rows(tmp_path:
     assert "--rank 64" in replace(one, train_loss=MEMORISED).advice
     rising = replace(one, still_improving="exact_match", stop_reason="max_steps").advice
     assert rising.endswith("try --max-steps 4000, or more rows")
+
+
+@pytest.mark.parametrize(
+    ("method", "rank", "learning_rate", "expected"),
+    [
+        ("lora", 16, 2e-3, ["--method full", "--rank 64", "--learning-rate 0.006"]),
+        ("prompt", None, None, ["--method full", "--learning-rate 2"]),
+        ("lora", 2048, 3.4, ["--method full", "--learning-rate 1"]),
+    ],
+)
+def test_only_settings_that_train_accepts_are_advised(
+    method: str, rank: int | None, learning_rate: float | None, expected: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "rows.tsv").write_text("".join(f"say {at}\t{at}\n" for at in range(20)))
+    request = TrainRequest(method=method, rank=rank, learning_rate=learning_rate)
+    study = train_study("nano/english", str(tmp_path / "rows.tsv"), request, [], tmp_path / "out", False)
+    assert settings_to_try(study.grid.cells[0], 0) == expected
+    text = dict(one.split() for one in settings_to_try(study.grid.cells[0], 0))
+    accepted = TrainRequest(
+        method=method, learning_rate=float(text["--learning-rate"]), rank=int(text["--rank"]) if rank == 16 else None
+    )
+    train_study("nano/english", str(tmp_path / "rows.tsv"), accepted, [], tmp_path / "other", False)
 
 
 def test_the_advice_includes_a_new_folder_if_out_was_given(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from petransfer.data import load_task
 from petransfer.data.encoding import Encoded, encode_examples
@@ -33,7 +34,7 @@ from petransfer.training.optimizer import make_optimizer, schedule_factor
 from petransfer.training.out_of_memory import is_out_of_memory
 from petransfer.training.self_checks import SelfChecks, _not_finite
 from petransfer.training.state import Progress, load_state, save_state, trained_tensors
-from tests.conftest import LORA
+from tests.conftest import FULL, LORA
 
 SPEC = TrainSpec(steps=100, batch_size=8, learning_rate=1e-3, warmup=0.1)
 
@@ -204,9 +205,10 @@ def make_loop(checkpoint: Path, folder: Path, cpu: bool = True, save_every: floa
     spec = TrainSpec(steps=8, batch_size=8, learning_rate=2e-3, early_stopping=early_stopping)
     hooks = options.pop("hooks", Hooks())
     execution = Execution(log_every=4, save_every=save_every, micro_batch=options.pop("micro_batch", 0))
+    model = apply_method(loaded, options.pop("method", LORA), 0).to(process.device)
     return Loop(
-        apply_method(loaded, LORA, 0).to(process.device), ShuffledExamples(examples, 8, 0, loaded.layout), spec,
-        process, folder, identity="x", seed=0, execution=execution, hooks=hooks, **options,
+        model, ShuffledExamples(examples, 8, 0, loaded.layout), spec, process, folder, identity="x", seed=0,
+        execution=execution, hooks=hooks, **options,
     )  # fmt: skip
 
 
@@ -242,7 +244,25 @@ def test_the_error_for_weights_of_a_base_that_are_not_finite_names_the_tensor(ti
     loop = make_loop(tiny_t5, tmp_path)
     frozen = next(value for name, value in loop.model.named_parameters() if ".layer_norm." in name)
     frozen.requires_grad_(False).data.fill_(torch.nan)
-    with pytest.raises(RunError, match=r"the loss is nan at step 1; .*layer_norm\.weight of the base holds NaN"):
+    name = r"encoder\.block\.0\.layer\.0\.layer_norm\.weight"
+    with pytest.raises(RunError, match=rf"the loss is nan at step 1; {name} of the base holds NaN"):
+        loop.run()
+
+
+def test_the_error_names_a_tensor_of_the_base_that_full_fine_tuning_trains(tiny_t5: Path, tmp_path: Path) -> None:
+    """The first update spreads NaN to all trained tensors, so they are checked before it."""
+    name = "decoder.block.0.layer.0.SelfAttention.q.weight"
+    folder = shutil.copytree(tiny_t5, tmp_path / "broken")
+    weights = load_file(folder / "model.safetensors")
+    weights[name][0, 0] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match=f"the loss is nan at step 1; {name} of the base holds NaN or infinity"):
+        make_loop(folder, tmp_path / "run", method=FULL).run()
+
+
+def test_a_lower_learning_rate_is_not_advised_for_the_first_step(tiny_t5: Path, tmp_path: Path) -> None:
+    loop = make_loop(tiny_t5, tmp_path, loss_function=lambda model, batch: token_loss(model, batch) * torch.inf)
+    with pytest.raises(RunError, match="the loss is inf at step 1; no weight has changed yet, so a lower learning"):
         loop.run()
 
 
