@@ -106,8 +106,8 @@ def load_task(name: str, data_dir: Path | str | None = None, /, **options: objec
     known = [option for option in inspect.signature(factory).parameters if option != "data_dir"]
     if "data_dir" in options:
         raise UserError(
-            f"data_dir is not an option of the task {name}: in a recipe, write `data_dir: FOLDER` as a key of its own, "
-            f"beside `task`; in Python, give the folder as the second argument: load_task('{name}', 'FOLDER')"
+            f"data_dir is not an option of the task {name}. In a recipe, write `data_dir: FOLDER` on the same level as "
+            f"`task:`. In Python, give the folder as the second argument: load_task('{name}', 'FOLDER')"
         )
     for option in options:
         if option not in known:

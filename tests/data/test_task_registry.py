@@ -115,5 +115,5 @@ def test_an_unknown_option_of_a_task_is_refused_with_a_similar_option(reverse: P
 
 
 def test_a_data_folder_among_the_options_of_a_task_is_refused_with_its_right_place() -> None:
-    with pytest.raises(UserError, match=r"as a key of its own, beside `task`; .*: load_task\('scan', 'FOLDER'\)"):
+    with pytest.raises(UserError, match=r"on the same level as `task:`\. .*: load_task\('scan', 'FOLDER'\)"):
         load_task("scan", data_dir="data")

@@ -180,8 +180,9 @@ def test_intervals_can_be_recomputed(study: str) -> None:
         else:
             drawn = mean_draws(left, rng, draws) - mean_draws(right, rng, draws)
         difference, found = effect["difference"], (effect["interval"]["low"], effect["interval"]["high"])
-        # petransfer draws 2,000 times. With two seeds, the draws have heavy tails, so the bounds differ much between
-        # repetitions with other random numbers. The bounds that were found must be near those of 40 repetitions.
+        # petransfer computes an interval from 2,000 random draws. With two seeds, the draws have heavy tails, so each
+        # computation gives rather different bounds. The test computes the interval 40 times and checks that
+        # petransfer's bounds are within the range of these 40 results, or near it.
         repeated = (drawn + noise).reshape(40 if two_seeds else 1, -1)
         bounds = 100 * np.quantile(repeated, [0.025, 0.975], axis=1)
         lows, highs = np.minimum(bounds[0], difference), np.maximum(bounds[1], difference)
