@@ -54,15 +54,23 @@ class SeedDemand:
 
     Attributes:
         tests: number of all effects: `unpaired` + `paired`.
-        seeds: number of seeds of the study.
+        seeds: number of seeds of the study. Single arms can have more.
         unpaired: number of effects without pairs of seeds, such as effects between arms.
         paired: number of effects between methods whose runs are paired by seed.
+        groups: numbers of seeds in the two groups of an effect without pairs. Of several such effects, the effect with
+            the smallest possible p value counts. None: `seeds` in both groups.
     """
 
     tests: int
     seeds: int
     unpaired: int
     paired: int
+    groups: tuple[int, int] | None = None
+
+    def _possible_p(self, *, paired: bool) -> float:
+        """Return the smallest p value that an effect can have, corrected for `tests` effects (Holm)."""
+        groups = (self.seeds, self.seeds) if paired or self.groups is None else self.groups
+        return min(1.0, smallest_p(*groups, paired=paired) * self.tests)
 
     @property
     def needed(self) -> int:
@@ -74,11 +82,11 @@ class SeedDemand:
     @property
     def line(self) -> str:
         """A one-line warning that the study has too few seeds. '' if the study has enough seeds."""
-        if self.seeds >= self.needed:
-            return ""
         # pairs of seeds need more seeds than two groups, so effects without pairs can have enough seeds already
-        only_pairs = not self.unpaired or self.seeds >= fewest_seeds(self.tests)
-        least = min(1.0, smallest_p(self.seeds, self.seeds, paired=only_pairs) * self.tests)
+        only_pairs = not self.unpaired or self._possible_p(paired=False) < LEVEL
+        if only_pairs and (not self.paired or self._possible_p(paired=True) < LEVEL):
+            return ""
+        least = self._possible_p(paired=only_pairs)
         none = "no effect with pairs of seeds" if self.unpaired and only_pairs else "no effect"
         together = "1 effect is tested" if self.tests == 1 else f"{self.tests} effects are tested together (Holm)"
         if self.needed == MOST_SEEDS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from petransfer.atomic_files import write_text
 from petransfer.effects.criteria import CRITERIA
-from petransfer.effects.seed_counts import SeedDemand
+from petransfer.effects.seed_counts import SeedDemand, smallest_p
 from petransfer.recipe.effect_requests import requested_effects
 from petransfer.recipe.metrics import EXACT_MATCH
 from petransfer.recipe.schema import EffectPart, Recipe
@@ -108,23 +108,37 @@ def _digest(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, done: lis
 
 def seed_demand(recipe: Recipe, cells: Sequence[Cell]) -> SeedDemand:
     """Count the effects that a study tests together. More effects need more seeds (Holm)."""
-    unpaired: Counter[str] = Counter()
+    # The numbers of seeds in the two groups of each effect, by the name of the group of effects.
+    unpaired: dict[str, list[tuple[int, int]]] = defaultdict(list)
     paired: Counter[str] = Counter()
     effects = requested_effects(recipe)
     for split in dict.fromkeys(cell.split for cell in cells):
-        trained = {(cell.arm, cell.method) for cell in cells if cell.split == split}
+        seeds = Counter((cell.arm, cell.method) for cell in cells if cell.split == split)
         for effect in effects:
             if effect.kind == "methods":
-                both = sum({(arm, effect.left), (arm, effect.right)} <= trained for arm in effect.arms)
-                (paired if effect.paired else unpaired)[effect.family] += both
+                both = [(seeds[arm, effect.left], seeds[arm, effect.right]) for arm in effect.arms]
+                both = [groups for groups in both if all(groups)]
+                if effect.paired:
+                    paired[effect.family] += len(both)
+                else:
+                    unpaired[effect.family] += both
             elif effect.kind in ("arms", "scale"):
-                unpaired[effect.family] += sum(arm == effect.left for arm, _ in trained)
+                # the baseline can have another method, such as scratch
+                baseline = max((number for (arm, _), number in seeds.items() if arm == effect.right), default=0)
+                groups = [(number, baseline or number) for (arm, _), number in seeds.items() if arm == effect.left]
+                unpaired[effect.family] += groups
     found = [
-        SeedDemand(unpaired[family] + paired[family], len(recipe.seeds), unpaired[family], paired[family])
+        SeedDemand(len(groups) + paired[family], len(recipe.seeds), len(groups), paired[family], _most_seeds(groups))
         for family in dict.fromkeys(effect.family for effect in effects)
+        for groups in [unpaired[family]]
     ]
     # With several groups of tested effects, the group that needs the most seeds counts.
     return max(found, key=lambda one: one.needed, default=SeedDemand(0, len(recipe.seeds), 0, 0))
+
+
+def _most_seeds(groups: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """Return the pair of groups whose difference can have the smallest p value. None if there is no pair."""
+    return min(groups, key=lambda sizes: smallest_p(*sizes), default=None)
 
 
 def check_kinds(recipe: Recipe) -> None:

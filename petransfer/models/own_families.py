@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from petransfer.errors import UserError, unknown
@@ -16,11 +16,12 @@ from petransfer.user_paths import expanded
 SEED = "{seed}"
 
 
-def own_family(part: FamilyPart, seed: int = 0) -> Family:
+def own_family(part: FamilyPart, seed: int = 0, only: Collection[str] | None = None) -> Family:
     """Return the family of a user's own checkpoints.
 
     Args:
         seed: Number that replaces `{seed}` in the names of checkpoints.
+        only: Arms whose checkpoints are needed. The family has no other arms. None: all arms.
 
     Raises:
         UserError: A checkpoint does not exist, an arm has the name of a control arm, or `base` is not an arm.
@@ -38,10 +39,11 @@ def own_family(part: FamilyPart, seed: int = 0) -> Family:
             target_language=entry.target_language or part.target_language,
         )
         for arm, entry in entries.items()
+        if only is None or arm in only
     }
-    base = part.base or ("english" if "english" in specs else next(iter(specs)))
-    if base not in specs:
-        raise unknown(f"base of family {part.name}", base, specs)
+    base = base_arm(part)
+    if base not in entries:
+        raise unknown(f"base of family {part.name}", base, entries)
     prefixes = {arm: entry.prefix for arm, entry in entries.items() if entry.prefix is not None}
     return Family(part.name, base, part.prefix, specs, prefixes)
 
@@ -51,15 +53,21 @@ def arm_checkpoint(arm: str | ArmPart) -> str:
     return arm if isinstance(arm, str) else arm.checkpoint
 
 
-def with_hashes(part: FamilyPart, seeds: Sequence[int]) -> FamilyPart:
+def base_arm(part: FamilyPart) -> str:
+    """Return the arm with the architecture of the control arms."""
+    return part.base or ("english" if "english" in part.arms else next(iter(part.arms)))
+
+
+def with_hashes(part: FamilyPart, seeds: Mapping[str, Sequence[int]]) -> FamilyPart:
     """Return the family with the sha256 of each arm's local folder added.
 
-    A folder with `{seed}` in its name gets one sha256 for each of `seeds`.
+    Args:
+        seeds: The seeds of each arm. A folder with `{seed}` in its name gets one sha256 for each seed of its arm.
     """
     arms: dict[str, str | ArmPart] = {}
     for name, given in part.arms.items():
         entry = ArmPart(checkpoint=given) if isinstance(given, str) else given
-        specs = {seed: _own(name, entry, seed) for seed in (seeds if SEED in entry.checkpoint else [0])}
+        specs = {seed: _own(name, entry, seed) for seed in (seeds[name] if SEED in entry.checkpoint else [0])}
         if all(spec.source is None for spec in specs.values()):
             arms[name] = given
             continue

@@ -21,6 +21,7 @@ FORMS = {
     "methods.keep_wide": "keep_wide: [wo]",
     "methods.targets": "targets: [q, v]",
     "seeds": "seeds: [0, 1, 2]",
+    "more_seeds": "more_seeds: {scratch: [3, 4, 5]}",
     "train": "train: {steps: 2000, learning_rate: 1.0e-3}",
     "train.early_stopping": "early_stopping: {patience: 5}",
     "effects": "effects: [english-scratch]",

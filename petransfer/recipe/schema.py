@@ -285,6 +285,9 @@ class Recipe(Strict):
     arms: the arms of the family that are trained.
     methods: the training methods. Each arm is trained with each method.
     seeds: the seeds. Each arm and method is trained once per seed.
+    more_seeds: further seeds of single arms, such as `{scratch: [4, 5, 6]}`. They are useful for a control that is the
+        baseline of several effects. If the names of checkpoints contain `{seed}`, controls with random weights take
+        the configuration and the tokenizer of the first seed's checkpoint.
     train: length, learning rate and other settings of training.
     effects: the differences to estimate, such as `english-scratch`.
     data_dir: folder with the benchmark's files, as published by the benchmark's authors.
@@ -307,6 +310,7 @@ class Recipe(Strict):
     arms: Names
     methods: Parts[MethodPart]
     seeds: Seeds = [0]
+    more_seeds: Annotated[dict[Name, Seeds], Field(max_length=LONGEST_LIST, exclude_if=lambda value: not value)] = {}
     train: TrainPart
     effects: Annotated[list[Effect | EffectPart], Field(max_length=LONGEST_LIST)] = []
     # left out of a saved recipe at its default, so that the saved text of older recipes stays the same
@@ -349,9 +353,17 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _few_enough_runs(self) -> Recipe:
-        runs = len(self.arms) * len(self.methods) * len(self.seeds) * len(self.task.splits or [""])
+        seeds = len(self.arms) * len(self.seeds) + sum(len(self.more_seeds.get(arm, ())) for arm in self.arms)
+        runs = seeds * len(self.methods) * len(self.task.splits or [""])
         if runs > MOST_RUNS:
             raise ValueError(f"the grid has {runs:,} runs; at most {MOST_RUNS:,} are allowed: divide it among recipes")
+        return self
+
+    @model_validator(mode="after")
+    def _different_seeds(self) -> Recipe:
+        for arm, seeds in self.more_seeds.items():
+            if twice := [seed for seed in seeds if seed in self.seeds]:
+                raise ValueError(f"more_seeds.{arm}: seeds already has {twice[0]}; more_seeds takes only other seeds")
         return self
 
     @model_validator(mode="after")

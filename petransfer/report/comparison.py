@@ -104,7 +104,7 @@ def compare(first: Runs, second: Runs, names: tuple[str, str]) -> StudyCompariso
 
 
 # The parts of a recipe that change scores.
-_SETTINGS = ("task", "family", "arms", "methods", "seeds", "train")
+_SETTINGS = ("task", "family", "arms", "methods", "seeds", "more_seeds", "train")
 
 
 def differences(first: Recipe, second: Recipe) -> list[str]:

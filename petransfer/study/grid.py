@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +12,8 @@ from petransfer.data import LinesTask, Task, load_task
 from petransfer.data.task_registry import categories_in
 from petransfer.errors import UserError, unknown
 from petransfer.evaluation.metric_checks import check_metrics
-from petransfer.models.own_families import SEED, arm_checkpoint, own_family, with_hashes
-from petransfer.models.registry import Arm, Family, registered_family
+from petransfer.models.own_families import SEED, arm_checkpoint, base_arm, own_family, with_hashes
+from petransfer.models.registry import CONTROLS, Arm, Family, registered_family
 from petransfer.recipe.effect_requests import labels_matching, refuse_effects_of_other_arms, requested_effects
 from petransfer.recipe.method_part import MethodPart, method_of
 from petransfer.recipe.methods import METHODS
@@ -44,6 +44,34 @@ def family_of(recipe: Recipe, seed: int | None = None) -> Family:
     return registered_family(recipe.family)
 
 
+def _arms_by_seed(recipe: Recipe) -> Iterator[tuple[int, list[Arm]]]:
+    """Yield each seed with the arms that are trained with it. The same seed can come twice, with different arms."""
+    # seeds come first: every arm gets its first result before any arm gets a second one
+    for seed in recipe.seeds:
+        family = family_of(recipe, seed=seed)
+        yield seed, [family.arm(name) for name in recipe.arms]
+    more = {name: recipe.more_seeds.get(name, []) for name in recipe.arms}
+    for seed in dict.fromkeys(seed for seeds in more.values() for seed in seeds):
+        yield seed, [_arm_of_more_seeds(recipe, name, seed) for name, seeds in more.items() if seed in seeds]
+
+
+def _arm_of_more_seeds(recipe: Recipe, name: str, seed: int) -> Arm:
+    """Return an arm for one of its further seeds, for which the other arms may have no checkpoint."""
+    if not isinstance(recipe.family, FamilyPart):
+        return registered_family(recipe.family).arm(name)
+    source = _checkpoint_arm(recipe.family, name)
+    if source is None:  # only random weights, so the checkpoint gives nothing but the configuration and the tokenizer
+        return family_of(recipe).arm(name)
+    return own_family(recipe.family, seed, only={source}).arm(name)
+
+
+def _checkpoint_arm(family: FamilyPart, name: str) -> str | None:
+    """Return the arm whose pretrained weights an arm uses. None for a control with random weights only."""
+    if name not in CONTROLS:
+        return name
+    return None if CONTROLS[name].reinit == "all" else CONTROLS[name].arm or base_arm(family)
+
+
 def expand(recipe: Recipe) -> list[Cell]:
     """Return all runs of a recipe, ordered by seed. Equal runs are listed once.
 
@@ -64,9 +92,7 @@ def expand(recipe: Recipe) -> list[Cell]:
         categories_in(recipe.task.name, effect.categories)  # refuse unknown categories
     data = _data(recipe, task)
     cells: dict[str, Cell] = {}
-    # seeds come first: every arm gets its first result before any arm gets a second one
-    for seed in recipe.seeds:
-        arms = [family_of(recipe, seed=seed).arm(name) for name in recipe.arms]
+    for seed, arms in _arms_by_seed(recipe):
         for split in splits:
             for arm in arms:
                 for method in recipe.methods:
@@ -105,7 +131,9 @@ def resolve(recipe: Recipe) -> Recipe:
     if isinstance(recipe.family, FamilyPart) and any(
         SEED in arm_checkpoint(arm) for arm in recipe.family.arms.values()
     ):
-        recipe = recipe.model_copy(update={"family": with_hashes(recipe.family, recipe.seeds)})
+        recipe = recipe.model_copy(
+            update={"family": with_hashes(recipe.family, _checkpoint_seeds(recipe, recipe.family))}
+        )
     task = task_of(recipe)
     if not isinstance(task, LinesTask):
         return recipe
@@ -116,6 +144,16 @@ def resolve(recipe: Recipe) -> Recipe:
     check_judge(recipe.judge_by, metrics)
     part = recipe.task.model_copy(update={"options": options, "metrics": metrics})
     return recipe.model_copy(update={"task": part})
+
+
+def _checkpoint_seeds(recipe: Recipe, family: FamilyPart) -> dict[str, list[int]]:
+    """Return, for each arm of a family, the seeds for which its checkpoint is needed."""
+    found = {arm: list(recipe.seeds) for arm in family.arms}
+    for name, seeds in recipe.more_seeds.items():
+        source = _checkpoint_arm(family, name)
+        if name in recipe.arms and source in found:
+            found[source] += [seed for seed in seeds if seed not in found[source]]
+    return found
 
 
 def data_notes(recipe: Recipe) -> list[str]:
@@ -244,6 +282,9 @@ def _check_names(recipe: Recipe, family: Family) -> None:
     for name in recipe.task.prefix if isinstance(recipe.task.prefix, dict) else ():
         if name not in family.arm_names:
             raise unknown("name in task.prefix", name, family.arm_names)
+    for name in recipe.more_seeds:
+        if name not in family.arm_names:
+            raise unknown("name in more_seeds", name, family.arm_names)
     known = (*METHODS, *family.arm_names)
     labels = [*METHODS, *(part.label for part in (*recipe.methods, WHOLE))]
     for key in _EXAMPLES:

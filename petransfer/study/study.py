@@ -190,7 +190,8 @@ def load_grid(
     Args:
         recipe: The name of a shipped recipe, a YAML file, the folder of a study, or the recipe's content.
         sets: Overrides such as `train.steps=500`.
-        options: Values for keys at the recipe's top level. A value of None changes nothing.
+        options: Values for keys at the recipe's top level. A value of None changes nothing. If `seeds` is given, no arm
+            has further seeds.
         out: The study's folder. None: `results/<name of the recipe>`.
         shard: One part of the runs, such as `2/8` (part 2 of 8). None: all runs.
 
@@ -198,6 +199,8 @@ def load_grid(
         UserError: The recipe cannot be read or is not valid.
     """
     given = {key: value for key, value in (options or {}).items() if value is not None}
+    if "seeds" in given:
+        given["more_seeds"] = {}
     if isinstance(recipe, Mapping):
         asked, dropped = _validated(recipe, sets, given)
     else:

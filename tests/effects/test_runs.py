@@ -289,6 +289,15 @@ def test_a_study_needs_the_seeds_of_its_most_demanding_family() -> None:
     assert found.needed == 8
 
 
+def test_more_seeds_of_the_baseline_reduce_the_seeds_that_an_effect_needs() -> None:
+    few = recipe_of(effects=["english-scratch", "german-scratch"], seeds=[0, 1, 2, 3])
+    assert seed_demand(few, expand(few)).groups == (4, 4)
+    assert "With 4 seeds, no effect can reach p < 0.05" in seed_demand(few, expand(few)).line
+    more = few.model_copy(update={"more_seeds": {"scratch": list(range(4, 16))}})
+    assert seed_demand(more, expand(more)).groups == (4, 16)
+    assert seed_demand(more, expand(more)).line == ""
+
+
 def test_effects_with_equal_names_are_told_apart_in_tables_and_plots(tmp_path: Path) -> None:
     effects = [
         "4-bit - lora 32-bit",

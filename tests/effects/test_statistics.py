@@ -199,6 +199,13 @@ def test_a_study_with_too_few_seeds_gets_a_warning() -> None:
     assert "No number of seeds is enough for so many effects" in SeedDemand(501, 20, 501, 0).line
 
 
+def test_a_control_with_more_seeds_can_be_enough() -> None:
+    # with four and eight seeds, the smallest p value is 2 / 495; with four and seven, 2 / 330
+    assert SeedDemand(tests=10, seeds=4, unpaired=10, paired=0, groups=(4, 8)).line == ""
+    assert "the smallest possible p is 0.061" in SeedDemand(10, 4, 10, 0, groups=(4, 7)).line
+    assert "no effect with pairs of seeds can reach" in SeedDemand(10, 4, 9, 1, groups=(4, 8)).line
+
+
 def test_equal_differences_in_points_give_larger_log_odds_near_zero() -> None:
     low = log_odds(np.array([0.02, 0.03, 0.025]), np.array([0.001, 0.002, 0.0]), 1000)
     middle = log_odds(np.array([0.52, 0.53, 0.525]), np.array([0.501, 0.502, 0.5]), 1000)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -389,3 +390,75 @@ def test_a_tilde_in_the_data_folder_means_the_home_folder(tmp_path: Path, monkey
     (tmp_path / "data").mkdir()
     grid = load_grid("smoke", ["data_dir=~/data"], out=tmp_path / "out")
     assert prepare_study(grid, Settings(cpu=True), Scheduling()).settings.data_dir == tmp_path / "data"
+
+
+def seeds_of(cells: Sequence[Cell]) -> dict[str, list[int]]:
+    return {name: [cell.seed for cell in cells if cell.arm == name] for name in dict.fromkeys(c.arm for c in cells)}
+
+
+def test_single_arms_have_further_seeds() -> None:
+    two_methods = [*TWO_LORAS[:1], {"name": "full"}]
+    cells = expand(recipe(methods=two_methods, seeds=[0, 1], more_seeds={"scratch": [7, 4], "german": [7]}))
+    assert seeds_of(cells) == {"english": [0, 0, 1, 1], "scratch": [0, 1, 7, 4]}  # the recipe does not train german
+    assert [cell.seed for cell in cells[-2:]] == [7, 4]
+    plain = expand(recipe(methods=two_methods, seeds=[7]))
+    assert cells[-2].run_id == arm(plain, "scratch")[0].run_id  # the run of this seed, as in any other recipe
+
+
+def test_a_random_control_needs_no_checkpoint_for_its_further_seeds(pretrainings: Path) -> None:
+    given = seeded(pretrainings, more_seeds={"scratch": [2, 3]})
+    assert seeds_of(expand(given)) == {"english": [0, 1], "scratch": [0, 1, 2, 3]}
+    names = [cell.spec.checkpoint.name for cell in arm(expand(given), "scratch")]
+    assert names == ["english-0", "english-1", "english-0", "english-0"]
+    begun = resolve(given)
+    shutil.rmtree(pretrainings)
+    assert seeds_of(expand(begun)) == seeds_of(expand(begun)) == {"english": [0, 1], "scratch": [0, 1, 2, 3]}
+
+
+def test_a_pretrained_arm_needs_its_own_checkpoint_for_a_further_seed(pretrainings: Path) -> None:
+    family = {"name": "mine", "arms": {name: str(pretrainings / f"{name}-{{seed}}") for name in ("english", "german")}}
+    for seed in (0, 1):
+        shutil.copytree(pretrainings / f"english-{seed}", pretrainings / f"german-{seed}")
+    given = recipe(
+        family=family,
+        arms=["english", "german", "english-newemb"],
+        seeds=[0, 1],
+        more_seeds={"english": [2], "english-newemb": [3]},
+    )
+    with pytest.raises(UserError, match="english-2"):
+        expand(given)
+    for seed in (2, 3):
+        shutil.copytree(pretrainings / "english-1", pretrainings / f"english-{seed}")
+        (pretrainings / f"english-{seed}" / "model.safetensors").write_bytes(bytes([seed]))
+    cells = expand(resolve(given))  # no German checkpoint is needed for the seeds 2 and 3
+    assert [cell.spec.checkpoint.name for cell in cells[-2:]] == ["english-2", "english-3"]
+    hashes = resolve(given).family.arms  # type: ignore[union-attr]
+    assert set(hashes["english"].sha256) == {0, 1, 2, 3}  # type: ignore[union-attr, arg-type]
+    assert set(hashes["german"].sha256) == {0, 1}  # type: ignore[union-attr, arg-type]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"scrach": [5]}, "unknown name in more_seeds 'scrach': did you mean 'scratch'?"),
+        ({"scratch": [5, 1]}, "more_seeds.scratch: seeds already has 1; more_seeds takes only other seeds"),
+        ({"scratch": [5, 5]}, "5 is given twice; keep one"),
+        ({"scratch": []}, "more_seeds.scratch"),
+        ([5], "more_seeds: {scratch: [3, 4, 5]}"),
+    ],
+)
+def test_wrong_further_seeds_are_refused(more: Any, message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        expand(recipe(seeds=[0, 1], more_seeds=more))
+    assert message in str(refused.value)
+
+
+def test_the_option_seeds_replaces_all_seeds(tmp_path: Path) -> None:
+    content = recipe(seeds=[0, 1], more_seeds={"scratch": [4]}).model_dump(exclude_none=True, mode="json")
+    grids = [load_grid(content, options=options, out=tmp_path) for options in ({}, {"seeds": [4]}, {"seeds": [8]})]
+    assert [seeds_of(grid.cells) for grid in grids] == [
+        {"english": [0, 1], "scratch": [0, 1, 4]},
+        {"english": [4], "scratch": [4]},
+        {"english": [8], "scratch": [8]},
+    ]
+    assert "more_seeds" not in recipe_yaml(grids[1].recipe)  # recipes without further seeds keep their text
