@@ -290,7 +290,7 @@ def test_a_study_needs_the_seeds_of_its_most_demanding_family() -> None:
 
 
 def test_more_seeds_of_the_baseline_reduce_the_seeds_that_an_effect_needs() -> None:
-    few = recipe_of(effects=["english-scratch", "german-scratch"], seeds=[0, 1, 2, 3])
+    few = recipe_of(effects=["english-german", "english-scratch"], seeds=[0, 1, 2, 3])
     assert seed_demand(few, expand(few)).groups == (4, 4)
     assert "With 4 seeds, no effect can reach p < 0.05" in seed_demand(few, expand(few)).line
     more = few.model_copy(update={"more_seeds": {"scratch": list(range(4, 16))}})
