@@ -1,12 +1,25 @@
-"""Suggest a known name for an unknown one: a similar name, or our name for a setting of another training program."""
+"""Suggest a known name for an unknown one: a similar name, or our name for a setting or method of another program."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-# Settings of the trainers of transformers, TRL, LLaMA-Factory, axolotl and peft, and our names for the same settings.
+# Settings and methods of transformers, TRL, LLaMA-Factory, axolotl, peft and the literature, and our names for them.
 _OTHER_PROGRAMS = {
+    "bitfit": "bias",
+    "layer_norm": "ln",
+    "layernorm": "ln",
+    "ln_tuning": "ln",
+    "norm": "ln",
+    "norm_tuning": "ln",
+    "(ia)3": "ia3",
+    "lora+": "loraplus",
+    "lora_plus": "loraplus",
+    "qlora": "lora",
+    "fine_tuning": "full",
+    "finetuning": "full",
+    "full_fine_tuning": "full",
     "lr": "learning_rate",
     "r": "rank",
     "lora_r": "rank",
@@ -79,7 +92,7 @@ def similar_name(given: str, known: Iterable[str]) -> str | None:
 
 
 def petransfer_name(given: str) -> str:
-    """Return our name for a setting of another program, such as `targets` for `lora_target`.
+    """Return our name for a setting or method of another program, such as `targets` for `lora_target`.
 
     Other names are returned in lower case, with underscores.
     """
@@ -88,4 +101,4 @@ def petransfer_name(given: str) -> str:
 
 
 def _word(name: str) -> str:
-    return name.lstrip("-").replace("-", "_").lower()
+    return name.lstrip("-").replace("-", "_").replace(" ", "_").lower()

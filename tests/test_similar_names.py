@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from petransfer.recipe.methods import METHODS
 from petransfer.similar_names import similar_name
 
 
@@ -11,6 +12,13 @@ def test_settings_of_other_programs_have_priority_over_similar_names() -> None:
     asked |= {"--max_steps": "--max-steps", "--max-step": "--max-steps"}
     assert {given: similar_name(given, known) for given in asked} == asked
     assert similar_name("--fsdp", known) is None
+
+
+def test_the_names_of_methods_in_the_literature_lead_to_our_names() -> None:
+    asked = {"BitFit": "bias", "LoRA+": "loraplus", "(IA)3": "ia3", "norm tuning": "ln", "layer-norm": "ln"}
+    asked |= {"QLoRA": "lora", "full fine-tuning": "full", "prompt-tuning": "prompt", "prefix tuning": "prefix"}
+    asked |= {"PiSSA": "pissa", "distillation": None}
+    assert {given: similar_name(given, METHODS) for given in asked} == asked
 
 
 def test_a_distant_name_is_not_suggested() -> None:
