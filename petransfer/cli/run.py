@@ -315,7 +315,7 @@ def _progress_line(study: StudyGrid, rows: Sequence[tables.Row], is_shard: bool)
     return f"{runs}, {done} done, {count(left, 'step')} to go; folder {study.folder.path}"
 
 
-def failure_lines(rows: Sequence[tables.Row]) -> list[str]:
+def failure_lines(rows: Sequence[tables.Row | pretraining.Row]) -> list[str]:
     """Return one line per error, with the first run that failed with this error."""
     runs: dict[str, list[str]] = {}
     for row in rows:
@@ -364,6 +364,7 @@ def status(
     if isinstance(recipe, PretrainRecipe):
         pretrained = pretraining.rows_of(expand_pretraining(recipe), folder)
         lines = [f"{count(len(pretrained), 'run')}: {sum(row.status == 'done' for row in pretrained)} done"]
+        lines += failure_lines(pretrained)
         shown, table = pretraining.as_json(pretrained), pretraining.terminal_table(pretrained, recipe.name)
     else:
         grid = grid_of(recipe, study)

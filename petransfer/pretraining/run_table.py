@@ -85,7 +85,7 @@ def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) ->
 
 
 def plain_line(row: Row) -> str:
-    """Return a run as one line of text, for output to a file."""
+    """Return a run as one line of text, without the reason of a failure."""
     head = f"{row.cell.arm} | {row.cell.size} | seed {row.cell.seed}"
     if row.status == "done":
         return f"{head} | {row.tokens:,} tokens seen | validation loss {_figure(row.valid_loss)}"
@@ -105,8 +105,6 @@ def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _state(row: Row) -> str:
-    if row.failure:
-        return f"failed: {row.failure}"
     if row.status != "running" or row.tokens_per_second is None or row.seconds_left is None:
         return row.status
     steps = f"{row.step}/{row.cell.train.steps}"
