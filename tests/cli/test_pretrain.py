@@ -90,10 +90,12 @@ def test_the_reason_of_a_failed_pretraining_is_in_one_line_of_the_output(
     reason = "tokens, fewer than tokens: 60,000"
     progress = [line for line in shown.err.splitlines() if line.startswith("letters | nano | seed 0 | failed: ")]
     assert [line.count(reason) for line in progress] == [1]
-    assert "failed" in shown.out and reason not in shown.out
+    assert "failed" in shown.out
+    assert reason not in shown.out
     assert call(monkeypatch, "status", "pretrained/two") == 0
     status = capsys.readouterr().out.replace("\n", " ")
-    assert "failed: letters-nano-0: the corpus letters has" in status and status.count(reason) == 1
+    assert "failed: letters-nano-0: the corpus letters has" in status
+    assert status.count(reason) == 1
 
 
 def test_plan_lists_all_runs_and_writes_no_files(
