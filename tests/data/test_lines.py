@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -542,3 +543,36 @@ def test_a_note_about_several_targets_gives_no_limit_of_100_percent(tmp_path: Pa
     assert "1 of 4 different inputs have more than one target (up to 2). A model generates one text" in note
     assert "generates one text for an input. Keep one target for each input" in note
     assert "100" not in note
+
+
+def test_stores_that_are_no_longer_used_are_removed_from_the_cache(
+    elsewhere: Path,
+) -> None:
+    stores = elsewhere / "cache" / "lines"
+
+    def read(name: str) -> None:
+        prepare._store.cache_clear()  # as in a new process
+        if not Path(f"{name}.tsv").exists():
+            Path(f"{name}.tsv").write_text("".join(f"{name} {row}\t{row}\n" for row in range(30)))
+        assert len(load(f"{name}.tsv").train) > 0
+
+    def days_old(entry: Path, days: float) -> None:
+        then = time.time() - days * 24 * 3600
+        os.utime(entry, (then, then))
+
+    read("first")
+    (first,) = stores.iterdir()
+    hashes = "0123456789abcdef"
+    parts = [stores / name for name in (f".{hashes}.{hashes}.part", f".{hashes}.{hashes[::-1]}.part", "own.part")]
+    for part, days in zip(parts, (1, 3, 300), strict=True):
+        part.mkdir()
+        days_old(part, days)
+    days_old(first, 89)
+    read("second")
+    assert [first.exists(), *(part.exists() for part in parts)] == [True, True, False, True]
+    days_old(first, 91)
+    read("first")  # a use counts from now on
+    assert time.time() - first.stat().st_mtime < 60
+    days_old(first, 91)
+    read("third")
+    assert not first.exists()

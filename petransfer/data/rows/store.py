@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import os
+import re
 import secrets
 import shutil
+import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,11 @@ from petransfer.data.rows.tables import split_names
 from petransfer.data.task import PARTS, SplitData, row_name
 from petransfer.errors import UserError
 
-_LAYOUT = 18  # increase it when the format or the content of a store changes; older stores are then not used
+_LAYOUT = 19  # increase it when the format or the content of a store changes; older stores are then not used
+# Days after which a store that was not used is removed, and a partial store that a killed process has left.
+_DAYS_UNUSED, _DAYS_PARTIAL = 90, 2
+# The name of a store, such as `HASH-HASH`, or of a partial store, such as `.HASH.HASH.part`.
+_STORE_NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}|\.[0-9a-f]{16}\.[0-9a-f]{16}\.part")
 _SPLITS_OF_PART = {"dev": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
@@ -97,6 +105,8 @@ def _store(options: RowOptions, sources: Any, cuts: Any, states: Any) -> Store:
         kept = _about(folder)
     if kept is None:
         raise UserError(f"the rows in {folder} were removed while they were read; start again")
+    with contextlib.suppress(OSError):  # a cache that can only be read is never cleared
+        os.utime(folder)
     return Store(folder, kept, dict(sources), options.chat)
 
 
@@ -196,6 +206,7 @@ def _make(
         # the names of all stores of these files begin with `options_hash`
         for old in set(folder.parent.glob(f"{options_hash}-*")) - {folder}:
             shutil.rmtree(old, ignore_errors=True)
+        _remove_unused(folder.parent)
     except OSError as error:
         if (folder / "about.json").is_file():  # another process has just written the same store
             return
@@ -204,3 +215,13 @@ def _make(
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_unused(cache: Path) -> None:
+    """Remove the stores that were not used for a long time, and old partial stores."""
+    now = time.time()
+    for entry in filter(lambda path: _STORE_NAME.fullmatch(path.name), cache.iterdir()):
+        days = _DAYS_PARTIAL if entry.suffix == ".part" else _DAYS_UNUSED
+        with contextlib.suppress(OSError):  # another process may remove the same store
+            if now - entry.stat().st_mtime > days * 24 * 3600:
+                shutil.rmtree(entry, ignore_errors=True)
