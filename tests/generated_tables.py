@@ -1,4 +1,6 @@
-"""Generate the tables in the README and the documentation from the files in results/ and from petransfer's defaults.
+"""Generate the tables in the README, the documentation and the page of the study on COGS.
+
+The tables are made from the files in results/ and from petransfer's defaults.
 
 A table follows a line `<!-- NAME -->`. tests/test_readme.py checks that the tables are up to date. To update them, run:
 
@@ -11,11 +13,13 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+COGS = RESULTS / "transfer-cogs"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), COGS / "README.md")
 # The studies in the table of claims: name of the benchmark, name of the study, and the test categories that are counted
 # (None: all).
 STUDIES = (("SCAN", "transfer-scan", None), ("COGS", "transfer-cogs", "lexical"))
@@ -61,6 +65,31 @@ def _cell(effect: dict[str, Any]) -> str:
 def signed(value: float) -> str:
     """Return a number with its sign and one decimal. Negative numbers have a minus sign, not a hyphen."""
     return f"{value:+z.1f}".replace("-", "−")  # noqa: RUF001
+
+
+def cogs_runs(study: Path = COGS) -> str:
+    """Return the table of the finished runs of the study on COGS: scores by arm, method and seed, in percent."""
+    from petransfer.data.task_registry import categories_in
+    from petransfer.study.study import open_grid
+
+    found: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for cell in open_grid(study).cells:
+        file = study / "runs" / cell.run_id / "result.json"
+        if not file.is_file():
+            continue
+        result = json.loads(file.read_text(encoding="utf-8"))
+        scores = {name: value["exact_match"] for name, value in result["test"]["categories"].items()}
+        groups = [[scores[name] for name in categories_in("cogs", group)] for group in ("lexical", "structural")]
+        values = [result["dev"]["exact_match"], *map(fmean, groups)]
+        found.setdefault((cell.arm, cell.spec.method.name), {})[cell.seed] = values
+    rows = []
+    for method, word in (("lora", "LoRA"), ("full", "full")):
+        for (arm, name), seeds in found.items():
+            if name == method:
+                listed = [", ".join(f"{seeds[seed][at]:.1f}" for seed in sorted(seeds)) for at in range(3)]
+                rows.append([arm, word, ", ".join(map(str, sorted(seeds))), *listed])
+    head = ["arm", "method", "seeds", "dev EM, %", "lexical EM, %", "structural EM, %"]
+    return _table(head, rows, left=2)
 
 
 def quantised_memory() -> str:
@@ -110,13 +139,15 @@ def default_learning_rates() -> str:
     return _table(["method", *kinds], rows)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Return a table in Markdown. left: number of columns that are aligned to the left."""
+    lines = [head, ["---"] * left + ["---:"] * (len(head) - left), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "claims": claims,
+    "cogs-runs": cogs_runs,
     "quantised-memory": quantised_memory,
     "coverage": coverage,
     "default-learning-rates": default_learning_rates,
