@@ -1,11 +1,13 @@
 """Measure how often 95 % intervals of a difference of means over seeds contain the true difference.
 
     python -m benchmarks.coverage --out results/bench/coverage-cpu.json
+    python -m benchmarks.coverage --seeds 4 8 --intervals log-odds --out results/bench/coverage-4-8-cpu.json
 
 The simulated scores resemble those in results/. Each arm of the shipped SCAN studies gives three populations of scores:
 one with normal log-odds, one with a beta distribution, and the arm's own seeds. The parameters of the first two are
-estimated from the arm's seeds. A simulated study draws six seeds of an arm and six seeds of `scratch` at random. For
-each kind of interval, the script counts the studies whose interval contains the true difference.
+estimated from the arm's seeds. A simulated study draws seeds of an arm and seeds of `scratch` at random, six of each
+unless `--seeds` gives two other numbers. For each kind of interval, the script counts the studies whose interval
+contains the true difference.
 
 A second part counts false verdicts for two arms with equal means, one of which has a heavy-tailed distribution.
 """
@@ -16,7 +18,9 @@ import argparse
 import csv
 import json
 import platform
-from collections.abc import Callable
+import shlex
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +91,10 @@ def percentile(left: Array, right: Array, rng: np.random.Generator) -> tuple[flo
 
     The deviations from the mean are multiplied by a factor, and the percentiles come from Student's t distribution.
     """
-    stretch = np.sqrt(SEEDS / (SEEDS - 1))
-    drawn = [side.mean() + stretch * (_bootstrap(side, rng).mean(1) - side.mean()) for side in (left, right)]
+    drawn = [
+        side.mean() + np.sqrt(len(side) / (len(side) - 1)) * (_bootstrap(side, rng).mean(1) - side.mean())
+        for side in (left, right)
+    ]
     tail = float(stats.norm.cdf(stats.t.ppf(0.025, _welch(left, right)[1])))
     low, high = np.quantile(drawn[0] - drawn[1], [tail, 1 - tail])
     return float(low), float(high)
@@ -105,8 +111,9 @@ def _welch(left: Array, right: Array) -> tuple[float, float]:
     parts = [side.var(ddof=1) / len(side) for side in (left, right)]
     total = sum(parts)
     if total == 0:
-        return 0.0, 2.0 * (SEEDS - 1)
-    return float(np.sqrt(total)), float(total**2 / sum(part**2 / (SEEDS - 1) for part in parts))
+        return 0.0, len(left) + len(right) - 2.0
+    free = sum(part**2 / (len(side) - 1) for part, side in zip(parts, (left, right), strict=True))
+    return float(np.sqrt(total)), float(total**2 / free)
 
 
 def bca(left: Array, right: Array, rng: np.random.Generator) -> tuple[float, float]:
@@ -122,7 +129,7 @@ def bca(left: Array, right: Array, rng: np.random.Generator) -> tuple[float, flo
 def studentised(left: Array, right: Array, rng: np.random.Generator) -> tuple[float, float]:
     """Compute the interval of the studentised bootstrap, which resamples the statistic of Welch's t test."""
     drawn = [_bootstrap(side, rng) for side in (left, right)]
-    errors = np.sqrt(sum(side.var(1, ddof=1) / SEEDS for side in drawn))
+    errors = np.sqrt(sum(side.var(1, ddof=1) / side.shape[1] for side in drawn))
     difference = float(left.mean() - right.mean())
     low, high = np.quantile(
         (drawn[0].mean(1) - drawn[1].mean(1) - difference) / np.maximum(errors, 1e-9), [0.025, 0.975]
@@ -141,10 +148,15 @@ def log_odds(left: Array, right: Array, rng: np.random.Generator) -> tuple[float
 INTERVALS = {"percentile": percentile, "welch": welch, "bca": bca, "studentised": studentised, "log-odds": log_odds}
 
 
-def coverage(root: Path) -> list[dict[str, Any]]:
+def coverage(root: Path, seeds: tuple[int, int], intervals: Sequence[str]) -> list[dict[str, Any]]:
     """Return the coverage and the median width of each kind of interval, for each arm and population.
 
-    The coverage is a share from 0 to 1, the width is in percentage points. root: the folder with the shipped studies.
+    The coverage is a share from 0 to 1, the width is in percentage points.
+
+    Args:
+        root: the folder with the shipped studies.
+        seeds: numbers of seeds of an arm and of `scratch` in a simulated study.
+        intervals: kinds of intervals, names in `INTERVALS`.
     """
     rng = np.random.default_rng(0)
     arms = shipped_arms(root)
@@ -155,24 +167,27 @@ def coverage(root: Path) -> list[dict[str, Any]]:
             continue
         for kind, (draw, mean) in populations(shares, rng).items():
             draw_right, mean_right = scratch[kind]
-            left_rs, right_rs = draw((STUDIES, SEEDS)), draw_right((STUDIES, SEEDS))
+            left_rs, right_rs = draw((STUDIES, seeds[0])), draw_right((STUDIES, seeds[1]))
             row: dict[str, Any] = {"arm": name, "population": kind, "difference": 100 * (mean - mean_right)}
-            for interval, function in INTERVALS.items():
-                ends = np.array([function(*pair, rng) for pair in zip(left_rs, right_rs, strict=True)])
+            for interval in intervals:
+                ends = np.array([INTERVALS[interval](*pair, rng) for pair in zip(left_rs, right_rs, strict=True)])
                 covered = (ends[:, 0] <= mean - mean_right) & (mean - mean_right <= ends[:, 1])
                 row[interval] = {
                     "coverage": float(covered.mean()), "width": float(100 * np.median(ends[:, 1] - ends[:, 0]))
                 }  # fmt: skip
             found.append(row)
-            print(name, kind, {key: row[key]["coverage"] for key in INTERVALS}, flush=True)
+            print(name, kind, {key: row[key]["coverage"] for key in intervals}, flush=True)
     return found
 
 
-def false_verdicts() -> list[dict[str, Any]]:
+def false_verdicts(seeds: tuple[int, int]) -> list[dict[str, Any]]:
     """Return the shares of simulated studies that find a difference between two arms although their means are equal.
 
     They are counted for the permutation test alone (p < 0.05), and for the permutation test together with an interval
     that excludes zero.
+
+    Args:
+        seeds: numbers of seeds of the arm with a heavy-tailed distribution and of the other arm.
     """
     rng = np.random.default_rng(1)
     found = []
@@ -181,8 +196,8 @@ def false_verdicts() -> list[dict[str, Any]]:
         mean = float(expit(centre + spread * rng.standard_normal(400_000)).mean())
         counts = dict.fromkeys(("permutation", "and percentile", "and log-odds"), 0)
         for _ in range(STUDIES):
-            left = rng.binomial(EXAMPLES, expit(centre + spread * rng.standard_normal(SEEDS))) / EXAMPLES
-            right = rng.binomial(EXAMPLES, rng.beta(mean * 200, (1 - mean) * 200, SEEDS)) / EXAMPLES
+            left = rng.binomial(EXAMPLES, expit(centre + spread * rng.standard_normal(seeds[0]))) / EXAMPLES
+            right = rng.binomial(EXAMPLES, rng.beta(mean * 200, (1 - mean) * 200, seeds[1])) / EXAMPLES
             if permutation_p(left, right) < 0.05:
                 counts["permutation"] += 1
                 for key, function in (("and percentile", percentile), ("and log-odds", log_odds)):
@@ -199,24 +214,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results/bench/coverage-cpu.json"))
     parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--seeds", type=int, nargs=2, default=[SEEDS, SEEDS], metavar=("ARM", "SCRATCH"))
+    parser.add_argument("--intervals", nargs="+", choices=INTERVALS, default=list(INTERVALS))
     arguments = parser.parse_args()
-    rows = coverage(arguments.results)
+    seeds = arguments.seeds[0], arguments.seeds[1]
+    rows = coverage(arguments.results, seeds, arguments.intervals)
     summary = {
         kind: {
             interval: {
                 "mean": float(np.mean([row[interval]["coverage"] for row in mine])),
                 "least": float(min(row[interval]["coverage"] for row in mine)),
             }
-            for interval in INTERVALS
+            for interval in arguments.intervals
         }
         for kind in dict.fromkeys(row["population"] for row in rows)
         for mine in [[row for row in rows if row["population"] == kind]]
     }
     content = {
-        "command": f"python -m benchmarks.coverage --out {arguments.out}",
+        "command": shlex.join(["python", "-m", "benchmarks.coverage", *sys.argv[1:]]),
         "machine": platform.machine(),
-        "studies": STUDIES, "seeds": SEEDS, "draws": DRAWS, "examples": EXAMPLES,
-        "coverage": summary, "arms": rows, "false verdicts": false_verdicts(),
+        "studies": STUDIES, "seeds": arguments.seeds, "draws": DRAWS, "examples": EXAMPLES,
+        "coverage": summary, "arms": rows, "false verdicts": false_verdicts(seeds),
     }  # fmt: skip
     arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
