@@ -90,7 +90,7 @@ def pretrain(
     folder = StudyFolder(out or Path("pretrained") / content.name)
     check_settings(cells, folder)
 
-    def read() -> Sequence[tables.Row]:
+    def read() -> Sequence[tables.PretrainingRow]:
         return tables.rows_of(cells, folder)
 
     def end() -> None:
@@ -136,5 +136,5 @@ def pretrain(
     )
 
 
-def _label(row: tables.Row) -> dict[str, str]:
+def _label(row: tables.PretrainingRow) -> dict[str, str]:
     return {"arm": row.cell.arm, "size": row.cell.size, "seed": f"seed {row.cell.seed}"}

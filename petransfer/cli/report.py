@@ -83,7 +83,7 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of the study, such
     print_text(f"written to {study}: {', '.join(name for name in files if (study / name).exists())}", file=sys.stderr)
 
 
-def _print_run(row: run_table.Row, result: dict[str, Any]) -> None:
+def _print_run(row: run_table.RunRow, result: dict[str, Any]) -> None:
     """Print the results of a study with a single run, one number per line."""
     print_text(run_page.title_of(row))
     figures = run_page.figures_of(row, result)

@@ -307,7 +307,7 @@ def plan(
     print_text(_progress_line(study, rows, is_shard=bool(shard)))
 
 
-def _progress_line(study: StudyGrid, rows: Sequence[tables.Row], is_shard: bool) -> str:
+def _progress_line(study: StudyGrid, rows: Sequence[tables.RunRow], is_shard: bool) -> str:
     """Return the numbers of runs, of finished runs and of the remaining steps, and the folder of a study."""
     done = sum(row.status == "done" for row in rows)
     left = sum(row.cell.spec.train.steps for row in rows if row.status != "done")
@@ -315,7 +315,7 @@ def _progress_line(study: StudyGrid, rows: Sequence[tables.Row], is_shard: bool)
     return f"{runs}, {done} done, {count(left, 'step')} to go; folder {study.folder.path}"
 
 
-def failure_lines(rows: Sequence[tables.Row | pretraining.Row]) -> list[str]:
+def failure_lines(rows: Sequence[tables.RunRow | pretraining.PretrainingRow]) -> list[str]:
     """Return one line per error, with the first run that failed with this error."""
     runs: dict[str, list[str]] = {}
     for row in rows:
@@ -327,7 +327,7 @@ def failure_lines(rows: Sequence[tables.Row | pretraining.Row]) -> list[str]:
 
 
 def _plan_as_json(
-    study: StudyGrid, rows: Sequence[tables.Row], predicted: Sequence[PredictedRun], stacks: Sequence[Sequence[Cell]]
+    study: StudyGrid, rows: Sequence[tables.RunRow], predicted: Sequence[PredictedRun], stacks: Sequence[Sequence[Cell]]
 ) -> dict[str, Any]:
     return {
         "study": study.recipe.name,
@@ -360,7 +360,7 @@ def status(
 ) -> None:
     """Show the progress of the runs of a study or of a pretraining."""
     recipe, folder = load_any_recipe(str(recipe_file(study))), StudyFolder(study)
-    swept: list[sweep.Group] = []
+    swept: list[sweep.SweepGroup] = []
     if isinstance(recipe, PretrainRecipe):
         pretrained = pretraining.rows_of(expand_pretraining(recipe), folder)
         lines = [f"{count(len(pretrained), 'run')}: {sum(row.status == 'done' for row in pretrained)} done"]

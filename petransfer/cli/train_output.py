@@ -158,7 +158,7 @@ def fold_hooks(grid: StudyGrid, name: str, begin: Callable[[], None] = lambda: N
     )
 
 
-def progress_text(row: run_table.Row, head: str, scored: str = "dev") -> str:
+def progress_text(row: run_table.RunRow, head: str, scored: str = "dev") -> str:
     """Return the progress of a run as a line of text, for output that is not a terminal; empty if the run is done.
 
     Args:

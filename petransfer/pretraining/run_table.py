@@ -15,7 +15,7 @@ from petransfer.training.metrics_file import read_metrics
 
 
 @dataclass(frozen=True)
-class Row:
+class PretrainingRow:
     """The progress of one run.
 
     Attributes:
@@ -37,24 +37,24 @@ class Row:
     failure: str | None = None
 
 
-def rows_of(cells: Sequence[PretrainCell], study: StudyFolder) -> list[Row]:
+def rows_of(cells: Sequence[PretrainCell], study: StudyFolder) -> list[PretrainingRow]:
     """Return the progress of every run."""
     return [_row(cell, study) for cell in cells]
 
 
-def _row(cell: PretrainCell, study: StudyFolder) -> Row:
+def _row(cell: PretrainCell, study: StudyFolder) -> PretrainingRow:
     folder = study.run(cell.run_id)
     status = folder.status()
     if status == "failed":
-        return Row(cell, status, failure=folder.failure())
+        return PretrainingRow(cell, status, failure=folder.failure())
     lines = read_metrics(folder.path / "metrics.jsonl")
     if not lines:
-        return Row(cell, status)
+        return PretrainingRow(cell, status)
     last = lines[-1]
     step, seconds = last["step"], last["seconds"]
     tokens_per_step = cell.train.batch_size * cell.recipe.noise.window
     valid = next((line["valid_loss"] for line in reversed(lines) if "valid_loss" in line), None)
-    return Row(
+    return PretrainingRow(
         cell,
         status,
         step=step,
@@ -66,7 +66,7 @@ def _row(cell: PretrainCell, study: StudyFolder) -> Row:
     )
 
 
-def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) -> Table:
+def terminal_table(rows: Sequence[PretrainingRow], title: str, limit: int | None = None) -> Table:
     """Return a table of losses and progress, one row per run. limit: the largest number of rows."""
     table = Table(title=title, title_justify="left")
     table.add_column("arm", no_wrap=True)
@@ -84,7 +84,7 @@ def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) ->
     return table
 
 
-def plain_line(row: Row) -> str:
+def plain_line(row: PretrainingRow) -> str:
     """Return a run as one line of text, without the reason of a failure."""
     head = f"{row.cell.arm} | {row.cell.size} | seed {row.cell.seed}"
     if row.status == "done":
@@ -93,7 +93,7 @@ def plain_line(row: Row) -> str:
     return f"{head} | {_state(row)}{loss}"
 
 
-def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def as_json(rows: Sequence[PretrainingRow]) -> list[dict[str, Any]]:
     """Return the rows as plain values that can be written as JSON."""
     plain = []
     for row in rows:
@@ -104,7 +104,7 @@ def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return plain
 
 
-def _state(row: Row) -> str:
+def _state(row: PretrainingRow) -> str:
     if row.status != "running" or row.tokens_per_second is None or row.seconds_left is None:
         return row.status
     steps = f"{row.step}/{row.cell.train.steps}"

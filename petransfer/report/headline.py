@@ -21,7 +21,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Line:
+class HeadlineRow:
     """A table row, or a heading. `cells`: one per column. None stands for an effect that the study lacks."""
 
     name: str = ""
@@ -35,7 +35,7 @@ class Headline:
 
     counted: str
     columns: tuple[str, ...]
-    rows: tuple[Line, ...] = field(default_factory=tuple)
+    rows: tuple[HeadlineRow, ...] = field(default_factory=tuple)
 
 
 def headline(effects: dict[str, Any]) -> Headline | None:
@@ -52,10 +52,10 @@ def headline(effects: dict[str, Any]) -> Headline | None:
     # methods.
     across = len(places) <= max(2, len(names))
     splits = list(dict.fromkeys(one["split"] for one in found))
-    rows: list[Line] = []
+    rows: list[HeadlineRow] = []
     for split in splits:
         if len(splits) > 1:
-            rows.append(Line(heading=split))
+            rows.append(HeadlineRow(heading=split))
         labelled = zip(labels, found, strict=True)
         cells = {(label, _place(one)): _claim(one) for label, one in labelled if one["split"] == split}
         for row in names if across else places:
@@ -64,7 +64,7 @@ def headline(effects: dict[str, Any]) -> Headline | None:
             else:
                 line = [cells.get((name, row)) for name in names]
             if any(line):
-                rows.append(Line(row if across else short[row], tuple(line)))
+                rows.append(HeadlineRow(row if across else short[row], tuple(line)))
     columns = tuple(short[place] for place in places) if across else tuple(names)
     return Headline(counted(effects), columns, tuple(rows))
 

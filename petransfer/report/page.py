@@ -23,7 +23,7 @@ from petransfer.report.heat_map import Heat
 from petransfer.report.html_parts import EmbeddedPlot, MarkedAnswer, embed_plot, marked
 from petransfer.report.parameter_plot import parameters_and_effect
 from petransfer.report.run_groups import (
-    Group,
+    RunGroup,
     effects_as_table,
     incomplete_note,
     metrics_table,
@@ -42,7 +42,7 @@ class ReportData:
     recipe: Recipe
     cells: Sequence[Cell]
     study: StudyFolder
-    groups: Sequence[Group]
+    groups: Sequence[RunGroup]
     effects: dict[str, Any]
 
 
@@ -116,7 +116,7 @@ def folder_name(study: StudyFolder) -> str:
     return study.path.name or study.path.resolve().name  # the path `.` has no name
 
 
-def status_of(groups: Sequence[Group]) -> str:
+def status_of(groups: Sequence[RunGroup]) -> str:
     """Return the number of finished runs, with a note on runs without a test score and on failed runs."""
     rows = [row for group in groups for row in group.runs]
     done = sum(row.status == "done" for row in rows)
@@ -202,7 +202,7 @@ def _results(findings: ReportData) -> Section:
     )
 
 
-def _alt(members: Sequence[Group]) -> str:
+def _alt(members: Sequence[RunGroup]) -> str:
     methods = {group.method for group in members}
     parts = [
         f"{group.arm}, {short_label(group.method, methods)}: {sum(group.test) / len(group.test):.1f} %"
@@ -212,7 +212,7 @@ def _alt(members: Sequence[Group]) -> str:
     return f"Test exact match on {members[0].split}. {'; '.join(parts)}"
 
 
-def _metrics(groups: Sequence[Group]) -> Section | None:
+def _metrics(groups: Sequence[RunGroup]) -> Section | None:
     tables = []
     for split in dict.fromkeys(group.split for group in groups):
         columns, lines = metrics_table([group for group in groups if group.split == split])

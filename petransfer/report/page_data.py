@@ -13,13 +13,13 @@ from petransfer.plurals import count
 from petransfer.recipe.effect_requests import short_label
 from petransfer.report.heat_map import Heat
 from petransfer.report.parameter_plot import EffectPoint
-from petransfer.report.run_groups import Group
+from petransfer.report.run_groups import RunGroup
 from petransfer.study.folders import StudyFolder
 
 MOST_ERRORS = 3
 
 
-def heats(groups: Sequence[Group], study: StudyFolder) -> list[Heat]:
+def heats(groups: Sequence[RunGroup], study: StudyFolder) -> list[Heat]:
     """Return the exact match of each category of test examples, in percent, averaged over seeds."""
     found = []
     for split in dict.fromkeys(group.split for group in groups):
@@ -40,13 +40,13 @@ def heats(groups: Sequence[Group], study: StudyFolder) -> list[Heat]:
     return found
 
 
-def _paper(group: Group, category: str) -> float | None:
+def _paper(group: RunGroup, category: str) -> float | None:
     whole = group.paper
     part = whole and paper_score(whole.family, whole.arm, whole.task, whole.split, category)
     return part.mean if part else None
 
 
-def _categories(group: Group, study: StudyFolder) -> dict[str, float]:
+def _categories(group: RunGroup, study: StudyFolder) -> dict[str, float]:
     results = [study.run(row.cell.run_id).result() or {} for row in group.done]
     parts = [result.get("test", {}).get("categories", {}) for result in results]
     names = dict.fromkeys(name for part in parts for name in part)
@@ -57,7 +57,7 @@ def _categories(group: Group, study: StudyFolder) -> dict[str, float]:
     return found
 
 
-def trained(effects: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list[EffectPoint]:
+def trained(effects: Sequence[dict[str, Any]], groups: Sequence[RunGroup]) -> list[EffectPoint]:
     """Return effects under methods with different numbers of trained parameters."""
     # The number of trained parameters is taken from the left arm's runs.
     counts = {(group.split, group.arm, group.method): group.done[0].trained for group in groups if group.done}
@@ -77,7 +77,7 @@ def trained(effects: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list[
 class WrongAnswer:
     """A wrong answer of a run: the input, the target and the generated text."""
 
-    group: Group
+    group: RunGroup
     seed: int
     category: str
     input: str
@@ -85,12 +85,12 @@ class WrongAnswer:
     generated: str
 
 
-def wrong_answers(groups: Sequence[Group], study: StudyFolder) -> list[WrongAnswer]:
+def wrong_answers(groups: Sequence[RunGroup], study: StudyFolder) -> list[WrongAnswer]:
     """Return up to three wrong answers of each arm, method and split."""
     return [error for group in groups for error in _errors(group, study)]
 
 
-def _errors(group: Group, study: StudyFolder) -> Iterator[WrongAnswer]:
+def _errors(group: RunGroup, study: StudyFolder) -> Iterator[WrongAnswer]:
     import pyarrow.parquet
 
     from petransfer.effects.runs import examples_of
@@ -109,7 +109,7 @@ def _errors(group: Group, study: StudyFolder) -> Iterator[WrongAnswer]:
         yield WrongAnswer(group, cell.seed, row["category"], row["input"], row["target"], row["prediction"])
 
 
-def environments(groups: Sequence[Group], study: StudyFolder) -> list[str]:
+def environments(groups: Sequence[RunGroup], study: StudyFolder) -> list[str]:
     """Return a line for each combination of device, threads and package versions, with the number of finished runs."""
     found: Counter[str] = Counter()
     for group in groups:
@@ -123,7 +123,7 @@ def environments(groups: Sequence[Group], study: StudyFolder) -> list[str]:
     return [f"{count(number, 'run')}: {line}" for line, number in sorted(found.items())]
 
 
-def checkpoints(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
+def checkpoints(groups: Sequence[RunGroup]) -> list[tuple[str, str, str]]:
     """Return (arm, checkpoint, first 12 characters of the revision or sha256) for each checkpoint of every arm.
 
     If an arm has several checkpoints, the seeds of a checkpoint's runs follow its name.
@@ -146,7 +146,7 @@ def _with_reinit(name: str, reinit: str) -> str:
     return name + new[reinit]
 
 
-def run_ids(groups: Sequence[Group]) -> str:
+def run_ids(groups: Sequence[RunGroup]) -> str:
     """Return the ids of the finished runs as JSON, by split, arm and method. A repeated study has equal ids."""
     lines = {f"{group.split}, {group.arm}, {group.method}": [row.cell.run_id for row in group.done] for group in groups}
     return json.dumps({name: ids for name, ids in lines.items() if ids}, indent=1)

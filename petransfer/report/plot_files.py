@@ -12,7 +12,7 @@ from petransfer.report import page_data as gather
 from petransfer.report import plots, sweep
 from petransfer.report.heat_map import heat_map
 from petransfer.report.parameter_plot import parameters_and_effect
-from petransfer.report.run_groups import Group
+from petransfer.report.run_groups import RunGroup
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
 
@@ -25,7 +25,7 @@ _KINDS = {"contrast": "effects"}  # by kind of effect: its file name, if it diff
 _NAMES = ("learning-curves", "by-arm", "by-category", "learning-rates", "parameters")
 
 
-def save_all(groups: Sequence[Group], effects: dict[str, Any], cells: Sequence[Cell], study: StudyFolder) -> None:
+def save_all(groups: Sequence[RunGroup], effects: dict[str, Any], cells: Sequence[Cell], study: StudyFolder) -> None:
     """Write all plots of a study. Old plots that have no data now are removed."""
     figures = _figures(groups, effects, cells, study)
     kinds = [_KINDS.get(kind.name, kind.name) for kind in kinds_in_order()]
@@ -40,7 +40,7 @@ def save_all(groups: Sequence[Group], effects: dict[str, Any], cells: Sequence[C
 
 
 def _figures(
-    groups: Sequence[Group], effects: dict[str, Any], cells: Sequence[Cell], study: StudyFolder
+    groups: Sequence[RunGroup], effects: dict[str, Any], cells: Sequence[Cell], study: StudyFolder
 ) -> dict[str, Figure | None]:
     figures: dict[str, Figure | None] = {}
     if any(group.done for group in groups):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from petransfer.effects.drawing import ONE_COLUMN, SMALL, TWO_COLUMNS, new_figure, wrapped
 from petransfer.effects.palette import LINES, MARKERS, MUTED, RULE, SERIES, colours
 from petransfer.recipe.effect_requests import short_label
-from petransfer.report.run_groups import Group
+from petransfer.report.run_groups import RunGroup
 from petransfer.study.folders import StudyFolder
 from petransfer.training.metrics_file import read_metrics
 from petransfer.visible_text import visible
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 _reported_missing: list[str] = []
 
-Panels = dict[tuple[str, str], list[Group]]
+Panels = dict[tuple[str, str], list[RunGroup]]
 
 # Maximum number of panels side by side in a plot that is as wide as a two-column page.
 MOST_BESIDE = 4
@@ -51,7 +51,7 @@ def arm_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def panels_of(groups: Sequence[Group]) -> Panels:
+def panels_of(groups: Sequence[RunGroup]) -> Panels:
     """Return the groups that each panel shows, by (split, method). The arm `scratch` is in every panel."""
     # The arm `scratch` always trains all weights, so it is compared with every method.
     methods = {group.method for group in groups if group.arm != "scratch"} or {group.method for group in groups}
@@ -80,7 +80,9 @@ def legend_below(figure: Figure, all_axes: Sequence[Axes]) -> None:
     figure.legend(keys.values(), keys.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=SMALL)
 
 
-def learning_curves(groups: Sequence[Group], study: StudyFolder, only: tuple[str, str] | None = None) -> Figure | None:
+def learning_curves(
+    groups: Sequence[RunGroup], study: StudyFolder, only: tuple[str, str] | None = None
+) -> Figure | None:
     """Draw exact match on dev over the optimiser steps, with a panel for each split and method.
 
     A thin line is a seed. A thick line is the mean of an arm's seeds. `only`: (split, method) of a single panel.
@@ -129,7 +131,7 @@ def _draw_curves(axes: Axes, arm: str, curves: Sequence[Any], style: dict[str, A
     axes.plot(*_mean(curves), linewidth=1.8, label=arm, **line)
 
 
-def by_arm(groups: Sequence[Group], width: float = TWO_COLUMNS, split: str | None = None) -> Figure | None:
+def by_arm(groups: Sequence[RunGroup], width: float = TWO_COLUMNS, split: str | None = None) -> Figure | None:
     """Draw test exact match and loss per target token, with a row for each arm and method.
 
     A dot is a seed. A bar is the mean over seeds.
@@ -166,13 +168,13 @@ def by_arm(groups: Sequence[Group], width: float = TWO_COLUMNS, split: str | Non
     return figure
 
 
-def _rows(groups: Sequence[Group]) -> list[tuple[str, Group | None]]:
+def _rows(groups: Sequence[RunGroup]) -> list[tuple[str, RunGroup | None]]:
     """Return the rows of a panel as (label, group). The group of a heading is None."""
     methods = list(dict.fromkeys(group.method for group in groups))
     # With few groups per method, labels name the method and the arm. Otherwise each method has a heading.
     if len(groups) < 1.5 * len(methods):
         return [(f"{short_label(group.method, methods)}, {group.arm}", group) for group in groups]
-    found: list[tuple[str, Group | None]] = []
+    found: list[tuple[str, RunGroup | None]] = []
     for method in methods:
         if len(methods) > 1:
             found.append((short_label(method, methods), None))
@@ -182,7 +184,7 @@ def _rows(groups: Sequence[Group]) -> list[tuple[str, Group | None]]:
 
 def _draw_rows(
     axes: Axes,
-    rows: Sequence[tuple[str, Group | None]],
+    rows: Sequence[tuple[str, RunGroup | None]],
     figures: str,
     styles: dict[str, Any],
     first: bool,

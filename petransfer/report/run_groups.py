@@ -19,13 +19,13 @@ from petransfer.plurals import count
 from petransfer.recipe.metrics import HEADINGS
 from petransfer.report import tables
 from petransfer.report.meanings import meanings_of
-from petransfer.report.run_table import LOSS, Row, metrics_of
+from petransfer.report.run_table import LOSS, RunRow, metrics_of
 from petransfer.report.tables import Table, table_of_text
 from petransfer.visible_text import visible
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """The runs of one arm and method on one split, one run per seed.
 
     `paper`: the scores of Orhan (2021), with all weights trained, or None.
@@ -34,7 +34,7 @@ class Group:
     arm: str
     method: str
     split: str
-    runs: tuple[Row, ...]
+    runs: tuple[RunRow, ...]
     paper: PaperScores | None = None
 
     @property
@@ -42,7 +42,7 @@ class Group:
         return self.split, self.arm, self.method
 
     @property
-    def done(self) -> tuple[Row, ...]:
+    def done(self) -> tuple[RunRow, ...]:
         return tuple(row for row in self.runs if row.status == "done")
 
     @property
@@ -61,33 +61,33 @@ class Group:
         return [row.test_loss for row in self.done if row.test_loss is not None]
 
 
-def groups_of(rows: Sequence[Row], family: str | None = None) -> list[Group]:
+def groups_of(rows: Sequence[RunRow], family: str | None = None) -> list[RunGroup]:
     """Group the rows by split, arm and method.
 
     family: family of the study's checkpoints, for the scores of Orhan (2021). None leaves these scores out.
     """
-    found: dict[tuple[str, str, str], list[Row]] = {}
+    found: dict[tuple[str, str, str], list[RunRow]] = {}
     for row in rows:
         found.setdefault((row.cell.split, row.cell.arm, row.cell.method), []).append(row)
     groups = []
     for (split, arm, method), runs in found.items():
         paper = paper_score(family, arm, runs[0].cell.spec.task.name, split) if family else None
-        groups.append(Group(arm, method, split, tuple(runs), paper))
+        groups.append(RunGroup(arm, method, split, tuple(runs), paper))
     return groups
 
 
 COLUMNS = ("split", "arm", "method", "seeds", "dev EM %", "test EM %", LOSS)
 
 
-def columns_of(groups: Sequence[Group]) -> tuple[str, ...]:
+def columns_of(groups: Sequence[RunGroup]) -> tuple[str, ...]:
     return (*COLUMNS, "paper EM %") if _in_paper(groups) else COLUMNS
 
 
-def _in_paper(groups: Sequence[Group]) -> bool:
+def _in_paper(groups: Sequence[RunGroup]) -> bool:
     return any(group.paper for group in groups)
 
 
-def table_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
+def table_of(groups: Sequence[RunGroup]) -> list[tuple[str, ...]]:
     """Return one table row per group: means over seeds, with the lowest and the highest seed in brackets."""
     with_paper = _in_paper(groups)
     return [
@@ -105,7 +105,7 @@ def table_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
     ]
 
 
-def metrics_table(groups: Sequence[Group]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def metrics_table(groups: Sequence[RunGroup]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return the header and the rows of a table of test metrics other than exact match.
 
     Values are means over seeds, 0 to 100. There are no rows if no run has such a metric.
@@ -124,7 +124,7 @@ def metrics_table(groups: Sequence[Group]) -> tuple[tuple[str, ...], list[tuple[
     return ("arm", "method", "seeds", *(HEADINGS[name] for name in measured)), lines if measured else []
 
 
-def terminal_table(groups: Sequence[Group], title: str) -> rich.table.Table:
+def terminal_table(groups: Sequence[RunGroup], title: str) -> rich.table.Table:
     table = rich.table.Table(title=title, title_justify="left")
     for at, name in enumerate(columns_of(groups)):
         table.add_column(name, justify="right" if at > 2 else "left", no_wrap=True)
@@ -133,7 +133,7 @@ def terminal_table(groups: Sequence[Group], title: str) -> rich.table.Table:
     return table
 
 
-def incomplete_note(groups: Sequence[Group]) -> str:
+def incomplete_note(groups: Sequence[RunGroup]) -> str:
     """Return a note on the runs without a test score, and on the failed runs with the first error. '' without them."""
     unscored = sum(row.test is None for group in groups for row in group.done)
     was = "was" if unscored == 1 else "were"
@@ -142,7 +142,7 @@ def incomplete_note(groups: Sequence[Group]) -> str:
     return ". ".join([*texts, *([_failed_text(failed)] if failed else [])])
 
 
-def _failed_text(failed: Sequence[Row]) -> str:
+def _failed_text(failed: Sequence[RunRow]) -> str:
     """Return the number of failed runs, with the first error."""
     cell = failed[0].cell
     where = f"{cell.arm}, {cell.method}, {cell.split}, seed {cell.seed}"
@@ -150,7 +150,7 @@ def _failed_text(failed: Sequence[Row]) -> str:
     return f"{count(len(failed), 'run')} failed. The first failed run is {where}: {failure}"
 
 
-def paper_note(groups: Sequence[Group], family: str) -> str:
+def paper_note(groups: Sequence[RunGroup], family: str) -> str:
     """Return a note on the scores of Orhan (2021) and on differences from our experiments.
 
     The note is '' if the paper has no scores. `family`: family of the study's checkpoints.
@@ -162,7 +162,7 @@ def paper_note(groups: Sequence[Group], family: str) -> str:
     return reference.paper_note([family], task, [inside[0].split], {group.arm for group in inside})
 
 
-def results_table(groups: Sequence[Group]) -> Table:
+def results_table(groups: Sequence[RunGroup]) -> Table:
     """Return the table of scores, with one row per group of runs."""
     more = (LOSS, "paper EM %", "seeds")
     return table_of_text(columns_of(groups), table_of(groups), names=3, more=more, label="Exact match by group")
@@ -174,7 +174,7 @@ def effects_as_table(effects: dict[str, Any]) -> Table:
     return table_of_text(effect_columns(effects), effects_table(effects), names=3, more=more, label="Effects")
 
 
-def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "", unswept_note: str = "") -> str:
+def markdown(groups: Sequence[RunGroup], effects: dict[str, Any], family: str = "", unswept_note: str = "") -> str:
     """Return the tables of a report as Markdown.
 
     Args:
@@ -236,7 +236,7 @@ def points(effect: dict[str, Any]) -> str:
     return f"{signed(effect['difference'])}{bounds(effect['interval'])}"
 
 
-def latex(groups: Sequence[Group], effects: dict[str, Any]) -> str:
+def latex(groups: Sequence[RunGroup], effects: dict[str, Any]) -> str:
     """Return the tables of groups and effects as LaTeX."""
     parts = [tables.latex(results_table(groups))]
     # a LaTeX comment
@@ -246,7 +246,7 @@ def latex(groups: Sequence[Group], effects: dict[str, Any]) -> str:
     return "\n".join([*parts, ""])
 
 
-def _seeds(group: Group) -> str:
+def _seeds(group: RunGroup) -> str:
     done, requested = len(group.done), len(group.runs)
     return str(done) if done == requested else f"{done} of {requested}"
 
@@ -261,5 +261,5 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f"{plain(fmean(values), digits)} ({plain(min(values), digits)} to {plain(max(values), digits)})"
 
 
-def _paper(group: Group) -> str:
+def _paper(group: RunGroup) -> str:
     return _spread([100 * share for share in group.paper.shares], 1) if group.paper else ""

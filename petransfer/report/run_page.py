@@ -21,7 +21,7 @@ from petransfer.recipe.metrics import HEADINGS
 from petransfer.report import plots
 from petransfer.report.html_parts import MarkedAnswer, embed_plot, marked
 from petransfer.report.page import ReportData, folder_name, repetition, status_of
-from petransfer.report.run_table import LOSS, Row
+from petransfer.report.run_table import LOSS, RunRow
 from petransfer.report.tables import Table, table_of_text, write_page
 from petransfer.study.durations import duration
 from petransfer.study.folders import StudyFolder
@@ -72,7 +72,7 @@ def run_page(findings: ReportData) -> str:
     )
 
 
-def figures_of(row: Row, result: dict[str, Any]) -> list[tuple[str, str]]:
+def figures_of(row: RunRow, result: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the scores, the length and the size of a finished run, each as a name and a text."""
     # the last training of a cross-validation includes the dev rows, and the test rows if there is no test file
     whole = trained_on_all(row)
@@ -98,12 +98,12 @@ def _of_part(score: str, whole: bool) -> str:
     return f"{score} on its training rows" if whole else f"test {score}"
 
 
-def trained_on_all(row: Row) -> bool:
+def trained_on_all(row: RunRow) -> bool:
     """Return whether a run is the last training of a cross-validation, which has all rows."""
     return row.cell.spec.task.source.get("fold") == ALL
 
 
-def folds_note(row: Row, study: StudyFolder) -> str:
+def folds_note(row: RunRow, study: StudyFolder) -> str:
     """Return the scores of the folds of a cross-validation in a sentence. '' for other runs."""
     if not trained_on_all(row):
         return ""
@@ -116,7 +116,7 @@ def folds_note(row: Row, study: StudyFolder) -> str:
     return f"The model was trained on all rows. For new rows, the {folds} folds count: exact match {scores}."
 
 
-def title_of(row: Row) -> str:
+def title_of(row: RunRow) -> str:
     """Return the model, the method and the bits of a run."""
     method = row.cell.spec.method
     return f"{row.cell.spec.checkpoint.name}, {method_title(method)}, {method.bits} bits per weight"
@@ -126,7 +126,7 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1f} %"
 
 
-def _notes(row: Row, result: dict[str, Any]) -> list[str]:
+def _notes(row: RunRow, result: dict[str, Any]) -> list[str]:
     notes = []
     if row.disagreements:
         notes.append(f"Generation and the one-pass scores disagree on {count(row.disagreements, 'audited example')}.")
@@ -160,7 +160,7 @@ def _categories(result: dict[str, Any]) -> Table | None:
     return table_of_text(columns, lines, names=1, label="By category", heading="By category")
 
 
-def _texts(findings: ReportData, row: Row) -> list[dict[str, Any]]:
+def _texts(findings: ReportData, row: RunRow) -> list[dict[str, Any]]:
     import pyarrow.parquet
 
     if not findings.study.run(row.cell.run_id).scored:
@@ -206,7 +206,7 @@ class Confusion:
     rows: list[dict[str, Any]]
 
 
-def _confusion(findings: ReportData, row: Row, texts: list[dict[str, Any]]) -> Confusion | None:
+def _confusion(findings: ReportData, row: RunRow, texts: list[dict[str, Any]]) -> Confusion | None:
     """Return the confusion matrix of labels. None if the targets are not labels, or too many."""
     found = _label_pairs(findings, row)
     are_labels = bool(found)
@@ -229,7 +229,7 @@ def _confusion(findings: ReportData, row: Row, texts: list[dict[str, Any]]) -> C
     return Confusion(text, columns, rows)
 
 
-def _label_pairs(findings: ReportData, row: Row) -> list[tuple[str, str]]:
+def _label_pairs(findings: ReportData, row: RunRow) -> list[tuple[str, str]]:
     """Return the target and the predicted label of every test example.
 
     Empty without a metric of labels, without a test score, and for files of older versions, which do not have every

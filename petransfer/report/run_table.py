@@ -27,7 +27,7 @@ LOSS = "test loss per token"
 
 
 @dataclass(frozen=True)
-class Row:
+class RunRow:
     """The state and scores of one run. None means that a value is unknown.
 
     Attributes:
@@ -69,10 +69,10 @@ class Row:
         return None if self.log_prob is None else 0.0 - self.log_prob
 
 
-def rows_of(cells: Sequence[Cell], study: StudyFolder) -> list[Row]:
+def rows_of(cells: Sequence[Cell], study: StudyFolder) -> list[RunRow]:
     """Return the state and scores of every run of a grid, read from the run folders."""
     begun = study.names()
-    return [_row(cell, study) if cell.run_id in begun else Row(cell, "waiting") for cell in cells]
+    return [_row(cell, study) if cell.run_id in begun else RunRow(cell, "waiting") for cell in cells]
 
 
 def counts(statuses: Sequence[Status]) -> str:
@@ -82,13 +82,13 @@ def counts(statuses: Sequence[Status]) -> str:
     return f"{count(len(statuses), 'run')}: {', '.join(parts)}"
 
 
-def _row(cell: Cell, study: StudyFolder) -> Row:
+def _row(cell: Cell, study: StudyFolder) -> RunRow:
     folder = study.run(cell.run_id)
     status = folder.status()
     result = folder.result()
     if result:
         test = result.get("test", {})  # the runs of a learning-rate sweep have no test scores
-        return Row(
+        return RunRow(
             cell,
             status,
             step=result["steps"],
@@ -102,15 +102,15 @@ def _row(cell: Cell, study: StudyFolder) -> Row:
             scores={name: test[name] for name in HEADINGS if name in test},
         )
     if status in ("failed", "damaged"):
-        return Row(cell, status, failure=folder.failure())
+        return RunRow(cell, status, failure=folder.failure())
     lines = read_metrics(folder.path / "metrics.jsonl")
     if not lines:
-        return Row(cell, status)
+        return RunRow(cell, status)
     last = lines[-1]
     pace = max(last["seconds"], 1e-3) / last["step"]  # the file has milliseconds
     left = (cell.spec.train.steps - last["step"]) * pace
     dev = next((line["dev_em"] for line in reversed(lines) if "dev_em" in line), None)
-    return Row(cell, status, last["step"], last["loss"], dev, cell.spec.train.batch_size / pace, left)
+    return RunRow(cell, status, last["step"], last["loss"], dev, cell.spec.train.batch_size / pace, left)
 
 
 # A shortened table shows rows with these states first.
@@ -119,7 +119,7 @@ _INTEREST: tuple[Status, ...] = ("running", "failed", "damaged", "interrupted", 
 ROWS = 200
 
 
-def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) -> Table:
+def terminal_table(rows: Sequence[RunRow], title: str, limit: int | None = None) -> Table:
     """Return a table for the terminal. `limit`: maximum number of rows."""
     table = Table(title=title, title_justify="left")
     for name in ("arm", "method", "split"):
@@ -141,19 +141,19 @@ def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) ->
     return table
 
 
-def of_interest(rows: Sequence[Row], limit: int | None) -> Sequence[Row]:
+def of_interest(rows: Sequence[RunRow], limit: int | None) -> Sequence[RunRow]:
     """Return at most `limit` rows. Running and failed runs come first."""
     if limit is None or len(rows) <= limit:
         return rows
     return sorted(rows, key=lambda row: _INTEREST.index(row.status))[:limit]
 
 
-def metrics_of(rows: Sequence[Row]) -> list[str]:
+def metrics_of(rows: Sequence[RunRow]) -> list[str]:
     """Return the metrics, other than exact match, for which a run has a value."""
     return [name for name in HEADINGS if any(name in row.scores for row in rows)]
 
 
-def plain_line(row: Row) -> str:
+def plain_line(row: RunRow) -> str:
     """Return a run as one line of text, for output that does not go to a terminal."""
     cell = row.cell
     head = f"{cell.arm} | {cell.method} | {cell.split} | seed {cell.seed}"
@@ -163,7 +163,7 @@ def plain_line(row: Row) -> str:
     return f"{head} | {state_of(row)}"
 
 
-def weight_lines(rows: Sequence[Row]) -> list[str]:
+def weight_lines(rows: Sequence[RunRow]) -> list[str]:
     """Return a line about the loaded weights for each arm and method with a quantised base model.
 
     The line has the size in MB, the share of each dtype, and the layers that are not quantised.
@@ -186,7 +186,7 @@ def _reason(kind: str, error: dict[str, Any]) -> str:
     return f"{kind} ({error['why']})" if error.get("why") else kind
 
 
-def generated_lines(rows: Sequence[Row]) -> list[str]:
+def generated_lines(rows: Sequence[RunRow]) -> list[str]:
     """Return a line with the number of test examples on which generation and one forward pass disagree.
 
     The list is empty if no run generated texts for all test examples.
@@ -203,7 +203,7 @@ def _generated(test: dict[str, Any]) -> tuple[int, int] | None:
     return (test["examples"], test["disagreements"]) if test.get("by_generation") else None
 
 
-def state_of(row: Row) -> str:
+def state_of(row: RunRow) -> str:
     if row.failure:
         return row.status
     if row.status == "done":
@@ -234,7 +234,7 @@ COLUMNS = (
 )
 
 
-def write_csv(rows: Sequence[Row], path: Path, family: str) -> None:
+def write_csv(rows: Sequence[RunRow], path: Path, family: str) -> None:
     """Write table.csv with one line per run. `family`: family of the study's checkpoints."""
     measured = metrics_of(rows)
     lines = []
@@ -247,7 +247,7 @@ def write_csv(rows: Sequence[Row], path: Path, family: str) -> None:
     write_text(path, csv_text([*COLUMNS, *(f"test_{name}" for name in measured)], lines))
 
 
-def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def as_json(rows: Sequence[RunRow]) -> list[dict[str, Any]]:
     return [
         {
             "run_id": row.cell.run_id,

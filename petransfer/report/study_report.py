@@ -33,12 +33,12 @@ class StudyReport:
     """
 
     path: Path
-    groups: list[run_groups.Group]
+    groups: list[run_groups.RunGroup]
     effects: dict[str, Any]
-    swept: list[sweep.Group]
+    swept: list[sweep.SweepGroup]
     unswept_note: str
     any_done: bool
-    single: run_table.Row | None = None
+    single: run_table.RunRow | None = None
 
 
 def write_report(grid: StudyGrid) -> StudyReport:

@@ -13,7 +13,7 @@ from petransfer.effects.drawing import ONE_COLUMN, SMALL, wrapped
 from petransfer.effects.palette import INK
 from petransfer.recipe.effect_requests import short_label
 from petransfer.report.plots import arm_styles, label_outside, legend_below, panel_grid
-from petransfer.report.run_table import Row, counts, state_of
+from petransfer.report.run_table import RunRow, counts, state_of
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
 from petransfer.study.sweep import read_sweep, sweep_folder
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Group = dict[str, Any]
+SweepGroup = dict[str, Any]
 
 # Maximum number of tick labels (learning rates) below a panel.
 MOST_TICKS = 4
 
 
-def groups_of(cells: Sequence[Cell], study: StudyFolder) -> list[Group]:
+def groups_of(cells: Sequence[Cell], study: StudyFolder) -> list[SweepGroup]:
     """Return the sweep's results for each arm and method of the study.
 
     `own_rate` and `own_steps` are the study's learning rate and number of steps.
@@ -42,7 +42,7 @@ def groups_of(cells: Sequence[Cell], study: StudyFolder) -> list[Group]:
     return found
 
 
-def unswept_note(cells: Sequence[Cell], groups: Sequence[Group]) -> str:
+def unswept_note(cells: Sequence[Cell], groups: Sequence[SweepGroup]) -> str:
     """Return a note on arms and methods whose learning rate was not swept. '' if all were swept."""
     known = {(one["arm"], one["method"]) for one in groups}
     others: dict[str, list[str]] = {}
@@ -68,7 +68,7 @@ def progress_line(study: StudyFolder) -> str:
     return f"sweep: {counts(found)}" if found else ""
 
 
-def plain_line(row: Row) -> str:
+def plain_line(row: RunRow) -> str:
     cell = row.cell
     rate = cell.spec.train.learning_rate
     head = f"{cell.arm} | {cell.method} | {cell.split} | learning rate {rate:g} | seed {cell.seed}"
@@ -78,7 +78,7 @@ def plain_line(row: Row) -> str:
 COLUMNS = ("arm", "method", "dev EM % (loss) by learning rate", "chosen", "study's own")
 
 
-def lines_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
+def lines_of(groups: Sequence[SweepGroup]) -> list[tuple[str, ...]]:
     """Return one table row for each arm and method, with dev scores at each learning rate.
 
     Exact match (percent) and loss (nats per target token) are means over splits and seeds.
@@ -103,7 +103,7 @@ def _seen(one: dict[str, Any]) -> str:
     return f"{one['rate']:g}: {one['dev_em']:.1f}{loss}"
 
 
-def terminal_table(groups: Sequence[Group], title: str) -> Table:
+def terminal_table(groups: Sequence[SweepGroup], title: str) -> Table:
     shown = Table(title=f"{title}: sweep", title_justify="left")
     for at, name in enumerate(COLUMNS):
         shown.add_column(name, justify="right" if at > 2 else "left", no_wrap=at != 2)
@@ -118,7 +118,7 @@ def snippet(content: dict[str, Any]) -> str:
     return yaml.safe_dump(rates, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=None).strip()
 
 
-def sentences(groups: Sequence[Group]) -> list[str]:
+def sentences(groups: Sequence[SweepGroup]) -> list[str]:
     """Return warnings about the chosen learning rates."""
     lines = []
     shorter = [one for one in groups if one["steps"] < one["own_steps"]]
@@ -140,23 +140,23 @@ def sentences(groups: Sequence[Group]) -> list[str]:
     return lines
 
 
-def _named(one: Group) -> str:
+def _named(one: SweepGroup) -> str:
     return f"{one['arm']}, {one['method']}"
 
 
-def _steps(groups: Sequence[Group], key: str) -> str:
+def _steps(groups: Sequence[SweepGroup], key: str) -> str:
     found = sorted({one[key] for one in groups})
     return f"{found[0]:,} steps" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,} steps"
 
 
-def by_method(groups: Sequence[Group]) -> dict[str, list[Group]]:
-    found: dict[str, list[Group]] = {}
+def by_method(groups: Sequence[SweepGroup]) -> dict[str, list[SweepGroup]]:
+    found: dict[str, list[SweepGroup]] = {}
     for one in groups:
         found.setdefault(one["method"], []).append(one)
     return found
 
 
-def plot(groups: Sequence[Group], only: str | None = None) -> Figure:
+def plot(groups: Sequence[SweepGroup], only: str | None = None) -> Figure:
     """Draw dev exact match over the learning rate, with a panel for each method.
 
     A dot is a run. A line goes through an arm's means. A ring marks the chosen learning rate.
@@ -175,7 +175,7 @@ def plot(groups: Sequence[Group], only: str | None = None) -> Figure:
     return drawn
 
 
-def _draw(axes: Axes, members: Sequence[Group], styles: dict[str, dict[str, Any]]) -> None:
+def _draw(axes: Axes, members: Sequence[SweepGroup], styles: dict[str, dict[str, Any]]) -> None:
     for one in members:
         style = styles[one["arm"]]
         for rate in one["rates"]:
@@ -195,7 +195,7 @@ def _draw(axes: Axes, members: Sequence[Group], styles: dict[str, dict[str, Any]
     axes.minorticks_off()
 
 
-def alt(method: str, members: Sequence[Group]) -> str:
+def alt(method: str, members: Sequence[SweepGroup]) -> str:
     best = [
         f"{one['arm']} {rate['dev_em']:.1f} % at {rate['rate']:g}"
         for one in members
@@ -205,5 +205,5 @@ def alt(method: str, members: Sequence[Group]) -> str:
     return f"Dev exact match over the learning rate, {method}; chosen: {', '.join(best) or 'none'}"
 
 
-def caption(method: str, members: Sequence[Group]) -> str:
+def caption(method: str, members: Sequence[SweepGroup]) -> str:
     return f"{method}, after {_steps(members, 'steps')}"

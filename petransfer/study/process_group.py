@@ -60,7 +60,7 @@ def execute_together(
         UserError: Accelerate launched the processes in an untested way.
     """
     with stop_on_signals() as stopped:
-        group = Group.join(cpu, stopped)
+        group = ProcessGroup.join(cpu, stopped)
         work = _lead(cells, study, group) if group.place.leads else _follow(cells, study, group)
         with contextlib.closing(work):
             for cell, folder in work:
@@ -72,7 +72,7 @@ def execute_together(
 
 
 @dataclass
-class Group:
+class ProcessGroup:
     """The processes that a launcher started together.
 
     Attributes:
@@ -87,7 +87,7 @@ class Group:
     number: int = 0
 
     @classmethod
-    def join(cls, cpu: bool, stopped: Callable[[], bool]) -> Group:
+    def join(cls, cpu: bool, stopped: Callable[[], bool]) -> ProcessGroup:
         """Connect this process to the other processes, and wait for all of them."""
         silence_libraries()
         _use_first_thread_count()
@@ -210,7 +210,7 @@ def _use_first_thread_count() -> None:
 
 
 def _lead(
-    cells: Sequence[HasRunId], study: StudyFolder, group: Group
+    cells: Sequence[HasRunId], study: StudyFolder, group: ProcessGroup
 ) -> Generator[tuple[HasRunId, RunFolder], None, None]:
     """Claim, announce and yield the unfinished runs one after another."""
     for cell in cells:
@@ -228,7 +228,7 @@ def _lead(
 
 
 def _follow(
-    cells: Sequence[HasRunId], study: StudyFolder, group: Group
+    cells: Sequence[HasRunId], study: StudyFolder, group: ProcessGroup
 ) -> Generator[tuple[HasRunId, RunFolder], None, None]:
     # Runs are found by their ids, because this process may have a shorter list of runs, for example without a damaged
     # run.
@@ -239,7 +239,9 @@ def _follow(
         yield by_id[run_id], study.run(run_id)
 
 
-def _attempt(cell: HasRunId, folder: RunFolder, job: Job, threads: int, group: Group, tick: Callable[[], None]) -> None:
+def _attempt(
+    cell: HasRunId, folder: RunFolder, job: Job, threads: int, group: ProcessGroup, tick: Callable[[], None]
+) -> None:
     error: Exception | None = None
     try:
         job(cell, folder, threads, lambda step, loss, seconds: tick(), group.stopped)

@@ -23,7 +23,7 @@ from petransfer.study.file_forms import SweepForm, wrong_part
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
 
-Group = tuple[str, str]
+ArmAndMethod = tuple[str, str]
 
 
 def sweep_cells(
@@ -104,7 +104,7 @@ def update_sweep(recipe: Recipe, own: Sequence[Cell], asked: Sequence[Cell], stu
         asked: the runs of this sweep.
     """
     folder = sweep_folder(study)
-    members: dict[Group, list[Cell]] = {}
+    members: dict[ArmAndMethod, list[Cell]] = {}
     # Runs of earlier sweeps count if they differ only in the learning rate. A user can therefore extend a range by
     # sweeping only the missing values.
     for cell in [*asked, *_earlier_sweeps(asked, folder)]:

@@ -18,7 +18,7 @@ from petransfer.cli.evaluate import _cells, explanations
 from petransfer.cli.table_layout import print_fitting
 from petransfer.recipe.loading import load_recipe
 from petransfer.report import run_table
-from petransfer.report.run_table import Row
+from petransfer.report.run_table import RunRow
 from petransfer.sharing.scoring import Scores
 from petransfer.study.grid import expand
 from tests.cli.calls import call
@@ -27,15 +27,15 @@ from tests.report.made import draw_nothing, make, recipe_of
 WIDTHS = (60, 80, 120)
 
 
-def rows() -> list[Row]:
+def rows() -> list[RunRow]:
     """Return runs of a recipe with long names: one finished, two running, one failed."""
     cells = expand(load_recipe("lora-scan"))
-    running = Row(cells[1], "running", step=1234, loss=0.1234, dev_so_far=45.6, seconds_left=741)
+    running = RunRow(cells[1], "running", step=1234, loss=0.1234, dev_so_far=45.6, seconds_left=741)
     return [
-        Row(cells[0], "done", step=12000, dev=99.0, test=88.8, log_prob=-0.012),
+        RunRow(cells[0], "done", step=12000, dev=99.0, test=88.8, log_prob=-0.012),
         running,
         replace(running, cell=cells[2], loss=None),
-        Row(cells[3], "failed", failure="out of memory " * 20),
+        RunRow(cells[3], "failed", failure="out of memory " * 20),
     ]
 
 
@@ -83,7 +83,7 @@ def test_the_line_of_a_single_run_names_the_score_but_not_the_run(width: int) ->
 
 
 def test_plain_progress_lines_state_a_repeated_failure_reason_once(capsys: pytest.CaptureFixture[str]) -> None:
-    failed = [Row(cell, "failed", failure="no such file") for cell in expand(load_recipe("lora-scan"))[:3]]
+    failed = [RunRow(cell, "failed", failure="no such file") for cell in expand(load_recipe("lora-scan"))[:3]]
     view = View("lora-scan", lambda: failed, run_table.plain_line, study_label, study_score)
     with Display(view, False, Console(file=io.StringIO())) as tick:
         tick()

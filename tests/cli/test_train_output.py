@@ -22,7 +22,7 @@ from petransfer.data.rows.folds import ALL
 from petransfer.data.templates import render_text
 from petransfer.errors import UserError
 from petransfer.recipe.run_spec import Options
-from petransfer.report.run_table import Row
+from petransfer.report.run_table import RunRow
 from petransfer.study.cross_validation import cross_validation
 from petransfer.study.folders import RunFolder
 from petransfer.study.train_estimate import estimate_lines
@@ -165,7 +165,7 @@ def test_scores_of_several_seeds_are_labelled(
 
 def test_progress_text_for_output_that_is_not_a_terminal(training: TrainStudy) -> None:
     cell = training.grid.cells[0]
-    row = Row(cell, "running", step=1200, loss=0.1234, dev_so_far=45.6, seconds_left=741)
+    row = RunRow(cell, "running", step=1200, loss=0.1234, dev_so_far=45.6, seconds_left=741)
     assert progress_text(row, "") == "step 1,200 of 2,000, loss 0.123, exact match on dev 46 %, at most 12 min left"
     assert progress_text(replace(row, loss=None), "fold 2: ") == "fold 2: running"
     assert train_hooks(training.grid).line(replace(row, status="done")) == "", "the summary has its scores"

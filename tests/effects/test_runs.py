@@ -21,7 +21,7 @@ from petransfer.errors import UserError
 from petransfer.report.headline import headline
 from petransfer.report.page_data import checkpoints
 from petransfer.report.run_groups import effects_table, groups_of
-from petransfer.report.run_table import Row
+from petransfer.report.run_table import RunRow
 from petransfer.study.grid import expand
 from tests.report.made import make, recipe_of, remove_test_score
 
@@ -110,7 +110,7 @@ def test_an_arm_with_a_checkpoint_for_each_seed_is_not_reported() -> None:
     assert few_pretrainings_note([cell for cell in cells if cell.seed == 0]).startswith(
         "Each of the arms english, german has only one"
     )
-    rows = checkpoints(groups_of([Row(cell, "waiting") for cell in cells]))
+    rows = checkpoints(groups_of([RunRow(cell, "waiting") for cell in cells]))
     assert [row for row in rows if row[0] == "english"] == [
         ("english", f"owner/english-{seed} (seed {seed})", "main") for seed in range(6)
     ]

@@ -294,7 +294,7 @@ def test_a_sweep_is_shown_by_method_with_its_number_of_steps(tmp_path: Path, tol
 
 def test_the_status_of_a_single_run_is_in_the_singular() -> None:
     (cell, *_) = expand(recipe_of(methods=[{"name": "lora", "bits": 32}], seeds=[0], effects=[]))
-    waiting = groups.Group("english", "lora", "right", (tables.Row(cell, "waiting"),))
+    waiting = groups.RunGroup("english", "lora", "right", (tables.RunRow(cell, "waiting"),))
     assert status_of([waiting]) == "The run is not finished."
 
 

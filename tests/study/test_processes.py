@@ -17,7 +17,7 @@ from petransfer.errors import UserError
 from petransfer.recipe.run_spec import MethodSpec, RunSpec, TrainSpec
 from petransfer.study.launched_processes import LaunchedProcess, launched_process, refuse_launch
 from petransfer.study.local_executor import stop_on_signals
-from petransfer.study.process_group import Group, default_signal_handlers
+from petransfer.study.process_group import ProcessGroup, default_signal_handlers
 from tests.cli.calls import call
 
 NAMES = ("RANK", "WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
@@ -162,7 +162,7 @@ def test_only_a_long_wait_for_other_processes_gives_a_warning(
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "2,1"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InterruptedError):
-        Group.join(True, lambda: False)
+        ProcessGroup.join(True, lambda: False)
     told = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert [level for level, _ in told] == ["INFO"] + ["WARNING"] * (late == 0)
     assert "process 1 of 2 waits" in told[0][1]
@@ -183,7 +183,7 @@ def test_a_process_that_waits_for_the_others_ends_with_its_launcher(
     if launcher == 0:
         waiting = os.fork()
         if waiting == 0:
-            Group.join(True, lambda: False)
+            ProcessGroup.join(True, lambda: False)
         os.write(held, f"{waiting}\n".encode())
         time.sleep(0 if ends else 60)
         os._exit(0)
@@ -223,7 +223,7 @@ def test_a_signal_ends_a_process_that_waits_for_the_others(
     waiting = os.fork()
     if waiting == 0:
         with stop_on_signals() as stopped, contextlib.suppress(BaseException):
-            Group.join(True, stopped)
+            ProcessGroup.join(True, stopped)
         os._exit(0)
     os.close(says)
     with os.fdopen(begun, "rb") as pipe:

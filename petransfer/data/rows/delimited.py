@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.rows.records import Record, Required, has_column
 from petransfer.data.rows.source import COMPRESSED, Source
-from petransfer.data.rows.text_lines import Line, read_lines
+from petransfer.data.rows.text_lines import TextLine, read_lines
 from petransfer.errors import UserError
 
 QUOTING = ("auto", "csv", "none")
@@ -221,9 +221,9 @@ def _plain_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
 def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
     """Yield the rows of a file in which quotes enclose cells."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a larger number is an error on Windows
-    rest, again = _table_lines(source), deque[Line]()
-    taken: list[Line] = []
-    broken: list[Line] = []
+    rest, again = _table_lines(source), deque[TextLine]()
+    taken: list[TextLine] = []
+    broken: list[TextLine] = []
 
     def texts() -> Iterator[str]:
         while line := again.popleft() if again else next(rest, None):
@@ -261,7 +261,7 @@ def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
                 yield taken[0].number, cells, None
 
 
-def _unclosed_quote(source: Source, first: Line) -> UserError:
+def _unclosed_quote(source: Source, first: TextLine) -> UserError:
     """Return the error for a row that begins at the line `first` and has more than LINES_PER_ROW lines."""
     return UserError(
         f"{source.name}:{first.number}: a quote that opens in this row is not closed within {LINES_PER_ROW:,} lines; "
@@ -280,7 +280,7 @@ def _cells_of_line(text: str, delimiter: str) -> tuple[list[str] | None, BadRow 
     return rows[0] if rows else [], None
 
 
-def _csv_fault(error: str, lines: Sequence[Line], source: Source) -> str:
+def _csv_fault(error: str, lines: Sequence[TextLine], source: Source) -> str:
     """Return why lines are not csv, and what to do. `error`: the message of the csv module."""
     if "new-line character" in error:
         return "a carriage return (CR) inside a line; save the file with one kind of line end"
@@ -295,7 +295,7 @@ def _csv_fault(error: str, lines: Sequence[Line], source: Source) -> str:
 def _first_row(source: Source) -> tuple[str, str]:
     """Return the first line with text, and the whole row if a cell in quotes has line breaks."""
     lines = (line for line in _table_lines(source) if not _is_blank(line))
-    first = next(lines, Line(1, ""))
+    first = next(lines, TextLine(1, ""))
     text = first.text
     for end, line in itertools.pairwise(itertools.chain([first], itertools.islice(lines, _LINES_OF_TITLE))):
         if text.count('"') % 2 == 0:
@@ -315,16 +315,16 @@ def _is_name(cell: str, name: str) -> bool:
 
 def _named_in_file(source: Source) -> str:
     """Return the delimiter that the first line names, as in `sep=;`, which Excel reads. Empty without such a line."""
-    found = _SEPARATOR.fullmatch(next(read_lines(source), Line(1, "")).text)
+    found = _SEPARATOR.fullmatch(next(read_lines(source), TextLine(1, "")).text)
     return found[1] if found else ""
 
 
-def _is_blank(line: Line) -> bool:
+def _is_blank(line: TextLine) -> bool:
     """Return whether a line has neither text nor tabs. A line of tabs is a row of empty cells."""
     return not line.text or (line.text.isspace() and "\t" not in line.text)
 
 
-def _table_lines(source: Source) -> Iterator[Line]:
+def _table_lines(source: Source) -> Iterator[TextLine]:
     """Yield the lines of a file, without a first line such as `sep=;`."""
     lines = read_lines(source)
     first = next(lines, None)

@@ -31,7 +31,7 @@ _BYTE_ORDER_MARKS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TextLine:
     """One line of a text file.
 
     Args:
@@ -47,7 +47,7 @@ class Line:
     end: str = "\n"
 
 
-def read_lines(source: Source) -> Iterator[Line]:
+def read_lines(source: Source) -> Iterator[TextLine]:
     """Yield the lines of the source's file, including blank lines."""
     with open_text(source) as file:
         # a file that was joined from several has their byte order marks at the beginning of lines
@@ -55,7 +55,7 @@ def read_lines(source: Source) -> Iterator[Line]:
         for number, line in enumerate(lines, start=1):
             text = line.rstrip("\r\n") if line[-2:] == "\r\n" else line[:-1] if line[-1:] in "\r\n" else line
             end = line[len(text) :]
-            yield Line(number, text, end=end) if text.isascii() else _checked(number, text, end)
+            yield TextLine(number, text, end=end) if text.isascii() else _checked(number, text, end)
 
 
 def first_bytes(source: Source) -> bytes:
@@ -171,11 +171,11 @@ def encoding_of(sample: bytes, named: str = "") -> tuple[str, int]:
     return "utf-8", 0
 
 
-def _checked(number: int, text: str, end: str) -> Line:
+def _checked(number: int, text: str, end: str) -> TextLine:
     problem = problem_of(text)
     if problem:
         text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return Line(number, text, problem, end)
+    return TextLine(number, text, problem, end)
 
 
 def problem_of(text: str) -> BadRow | None:
