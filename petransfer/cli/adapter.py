@@ -325,7 +325,7 @@ def compare(
         silence_libraries()
         if source.kind == "adapter":
             raise UserError(f"{merged} is an adapter; merge it first with `petransfer adapter merge {merged} FOLDER`")
-        examples = test_data(source.bundle, source.label, data, None, data_dir).examples
+        examples = test_data(source.bundle, source.label, data, None, data_dir, {}).examples
         found = compare_gguf(whole_predictor(source, LoadOptions(device="cpu")), list(examples)[:rows], file)
     if as_json:
         print(json.dumps(with_finite_numbers(vars(found)), indent=1))

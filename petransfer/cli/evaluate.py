@@ -49,6 +49,19 @@ def evaluate(
             help="Which part of the data to score on. Default: test. If --data is a file, the default is all rows."
         ),
     ] = None,
+    input_column: Annotated[
+        str | None, typer.Option(help="Column with the inputs, if --data is a file. Default: as in the training.")
+    ] = None,
+    target_column: Annotated[
+        str | None, typer.Option(help="Column with the targets, if --data is a file. Default: as in the training.")
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="Build each input from columns of the file, as in 'summarize: {document}'. Default: as in the "
+            "training."
+        ),
+    ] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(
@@ -111,7 +124,9 @@ def evaluate(
 
         silence_libraries()
         load_options = LoadOptions(checkpoint, revision, data_dir, "cpu" if cpu else None, any_base)
-        request = EvaluationRequest(data, part, by_generation, base, split_names(metric))
+        named = {"input": input_column, "target": target_column, "template": template}
+        columns = {name: value for name, value in named.items() if value is not None}
+        request = EvaluationRequest(data, part, by_generation, base, split_names(metric), columns)
         rows = side_by_side(sources, load_options, request, combined)
     if as_json:
         print(json.dumps(with_finite_numbers([vars(row) for row in rows]), indent=1))

@@ -173,6 +173,9 @@ class Adapter:
         part: str | None = None,
         by_generation: bool = False,
         metrics: Sequence[str] = (),
+        input_column: str | None = None,
+        target_column: str | None = None,
+        template: str | None = None,
     ) -> Scores:
         """Compute exact match and other metrics on the adapter's own task or on other data.
 
@@ -184,17 +187,24 @@ class Adapter:
                 no parts; leave it out for them.
             by_generation: score generated texts. Default: score the predictions of one forward pass per example.
             metrics: names of additional metrics, such as `rouge`.
+            input_column, target_column: names of the columns of a file or dataset. Default: as in the training.
+            template: text with columns in braces that makes each input of a file or dataset, such as
+                `"summarize: {document}"`. Default: as in the training.
 
         Returns:
             The scores. With `data`, exact match is also given separately for examples used in training and for all
             others.
 
         Raises:
-            UserError: the data or the base is not available, the tokenizer cannot represent a target, or `part` is
-                unknown or given with pairs.
+            UserError: the data or the base is not available, the tokenizer cannot represent a target, `part` is
+                unknown or given with pairs, or columns are named without a file or dataset.
         """
+        given = {"input": input_column, "target": target_column, "template": template}
+        columns = {name: value for name, value in given.items() if value is not None}
         asked = data if data is None else str(data) if isinstance(data, str | Path) else text_pairs(data)
-        request = EvaluationRequest(asked, part, by_generation, metrics=checked_names(metrics, "metrics"))
+        request = EvaluationRequest(
+            asked, part, by_generation, metrics=checked_names(metrics, "metrics"), columns=columns
+        )
         with torch_state_lock():
             (scores,) = side_by_side([self._source], self._load_options, request)
         return scores

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -91,7 +91,7 @@ class Scores:
 class EvaluationRequest:
     """The data, the metrics and the kind of an evaluation.
 
-    data, part: see `petransfer.sharing.task_data.test_data`.
+    data, part, columns: see `petransfer.sharing.task_data.test_data`.
     by_generation: see `petransfer.evaluation.exact_match.evaluate`.
     with_base: also score the base, and each adapter merged into its base.
     metrics: names of additional metrics.
@@ -102,6 +102,7 @@ class EvaluationRequest:
     by_generation: bool = False
     with_base: bool = False
     metrics: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def predictors(
@@ -200,11 +201,12 @@ def side_by_side(
         UserError: the data or a source is not available.
     """
     first = next((source for source in sources if source.bundle), sources[0])
-    data = test_data(first.bundle, first.label, request.data, request.part, load_options.data_dir)
+    data_dir = load_options.data_dir
+    data = test_data(first.bundle, first.label, request.data, request.part, data_dir, request.columns)
     targets = data.labels or tuple(sorted({example.target for example in data.examples}))
     if not data.own and first.bundle:
-        warn_of_untrained_labels(first.bundle, targets, data.name, load_options.data_dir)
-    data = replace(data, labels=data.labels or _all_labels(sources, targets, load_options.data_dir))
+        warn_of_untrained_labels(first.bundle, targets, data.name, data_dir)
+    data = replace(data, labels=data.labels or _all_labels(sources, targets, data_dir))
     metrics = _metrics(first.bundle, request.metrics, data)
     ready = predictors(sources, load_options, combination, request.with_base)
     return _scores(ready, first.bundle, load_options, request, data, metrics)

@@ -35,6 +35,8 @@ PARTS = ("dev", "test")
 OTHER_ROWS = "score other rows with --data FILE"
 # Options for the columns of the user's own rows. Other rows are read with the same options as the training data.
 _COLUMNS = ("input", "target", "input_column", "target_column", "category", "template", "messages", "chat")
+# The option of `petransfer eval` for each column that a user can name.
+_OPTIONS = {"input": "--input-column", "target": "--target-column", "template": "--template"}
 # Options for the form of the user's own files. Another file is read with the options of the training data if its name
 # has the same suffix.
 _FORM = ("format", "encoding", "delimiter", "quoting")
@@ -62,7 +64,12 @@ class TestData:
 
 
 def test_data(
-    bundle: Bundle | None, label: str, data: str | Pairs | None, part: str | None, data_dir: Path | None
+    bundle: Bundle | None,
+    label: str,
+    data: str | Pairs | None,
+    part: str | None,
+    data_dir: Path | None,
+    columns: Mapping[str, str],
 ) -> TestData:
     """Return the examples to evaluate on.
 
@@ -77,24 +84,35 @@ def test_data(
             a file, `part` selects rows that are also in this part of the adapter's own data. Pairs have no parts, so
             `part` must be None for them.
         data_dir: folder with data files.
+        columns: the options `input`, `target` and `template` for a file or a dataset, in place of the options of the
+            adapter's training.
 
     Raises:
-        UserError: the data are not available, there are no such examples, or `part` is unknown or given with pairs.
+        UserError: the data are not available, there are no such examples, `part` is unknown or given with pairs, or
+            `columns` are given without a file or dataset.
     """
     if part not in (None, *PARTS):
         raise unknown("part", str(part), PARTS)
+    if columns and (not isinstance(data, str) or _is_benchmark(data)):
+        raise UserError(f"{_OPTIONS[next(iter(columns))]} is for the columns of a file; name the file with --data")
     if data is None:
         return _own_data(bundle, label, part or "test", data_dir)
     if not isinstance(data, str):
         if part is not None:
             raise UserError(f"part '{part}' was given with pairs of input and target, which have no parts; remove part")
         return _data_of_pairs(bundle, data)
-    name, _, split_name = data.partition("/")
-    benchmark = task_info(name)
-    if split_name and benchmark and benchmark.published:
+    if _is_benchmark(data):
+        name, _, split_name = data.partition("/")
         split = load_task(name, data_dir).load(split_name)
         return TestData(f"{name} {split_name}, {part or 'test'}", getattr(split, part or "test"), split.labels)
-    return _data_of_file(bundle, label, data, part, data_dir)
+    return _data_of_file(bundle, label, data, part, data_dir, columns)
+
+
+def _is_benchmark(data: str) -> bool:
+    """Return whether `data` is a benchmark's `task/split`, and not a file or a dataset."""
+    name, _, split_name = data.partition("/")
+    benchmark = task_info(name)
+    return bool(split_name and benchmark and benchmark.published)
 
 
 def _own_data(bundle: Bundle | None, label: str, part: str, data_dir: Path | None) -> TestData:
@@ -119,9 +137,16 @@ def _data_of_pairs(bundle: Bundle | None, pairs: Pairs) -> TestData:
     return TestData(count(len(rows), "pair"), rows)
 
 
-def _data_of_file(bundle: Bundle | None, label: str, data: str, part: str | None, data_dir: Path | None) -> TestData:
+def _data_of_file(
+    bundle: Bundle | None,
+    label: str,
+    data: str,
+    part: str | None,
+    data_dir: Path | None,
+    given: Mapping[str, str],
+) -> TestData:
     """Return the rows of a file or a dataset. `part` selects the rows that are in this part of the adapter's data."""
-    rows, split_name = _rows_of_file(bundle, data, data_dir)
+    rows, split_name = _rows_of_file(bundle, data, data_dir, given)
     title = Path(data).name + (f", split {split_name}" if split_name else "")
     if part is None:
         return TestData(title, rows)
@@ -136,13 +161,15 @@ def _data_of_file(bundle: Bundle | None, label: str, data: str, part: str | None
     return TestData(f"{title}, {part}", chosen)
 
 
-def _rows_of_file(bundle: Bundle | None, data: str, data_dir: Path | None) -> tuple[list[Example], str]:
+def _rows_of_file(
+    bundle: Bundle | None, data: str, data_dir: Path | None, given: Mapping[str, str]
+) -> tuple[list[Example], str]:
     """Return the rows of a file or of one split of a dataset, and the split's name (empty for a file).
 
     The split is `test`, or `train` for a dataset without `test`.
     """
     options = _own_options(bundle) if bundle else {}
-    columns = {key: options[key] for key in _COLUMNS if key in options}
+    columns = _with_given_columns({key: options[key] for key in _COLUMNS if key in options}, given, data)
     form = _form_of(data, options, data_dir)
     try:
         return _rows_read(data, data_dir, columns | form)
@@ -157,9 +184,26 @@ def _rows_of_file(bundle: Bundle | None, data: str, data_dir: Path | None) -> tu
                 )
                 return found
         if isinstance(problem, MissingColumn):
-            advice = "give the columns of the file the same names as in the training data"
+            advice = "name the columns of the file with --input-column and --target-column, or with --template"
             raise UserError(f"{problem.problem}; {advice}") from None
         raise
+
+
+def _with_given_columns(options: Mapping[str, Any], given: Mapping[str, str], data: str) -> dict[str, Any]:
+    """Return the options for the columns of a training, with `given` in place of the options for the same columns.
+
+    Raises:
+        UserError: an input column is given, but the training made its inputs with a template.
+    """
+    if "input" in given and "template" not in given and (trained := options.get("template")):
+        raise UserError(
+            f"the training made its inputs with the template '{shortened(str(trained), 60)}', so an input column is "
+            f"not enough; give --template, with the columns of {data}, in place of --input-column"
+        )
+    replaced = {"target", "target_column"} if "target" in given else set()
+    if "input" in given or "template" in given:
+        replaced |= {"input", "input_column", "template", "messages"}
+    return {key: value for key, value in options.items() if key not in replaced} | dict(given)
 
 
 def _rows_read(data: str, data_dir: Path | None, options: Mapping[str, Any]) -> tuple[list[Example], str]:

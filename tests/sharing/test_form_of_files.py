@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from petransfer.sharing.bundle import Bundle, bundle_of_folder, open_bundle
 from tests.sharing.conftest import contents, sealed, write
 
 PAIRS = [("a, b", "yes"), ("ä", "no")]
-Read = Callable[[str], list[tuple[str, str]]]
+Read = Callable[..., list[tuple[str, str]]]
 
 
-def pairs_of(bundle: Bundle, name: str) -> list[tuple[str, str]]:
-    return [(row.input, row.target) for row in task_data.test_data(bundle, "mine", name, None, None).examples]
+def pairs_of(bundle: Bundle | None, name: str, **columns: str) -> list[tuple[str, str]]:
+    return [(row.input, row.target) for row in task_data.test_data(bundle, "mine", name, None, None, columns).examples]
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def read_like(run: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
 
     def make(**options: Any) -> Read:
         monkeypatch.setattr(task_data, "options_of", lambda _: options)
-        return lambda name: pairs_of(bundle, name)
+        return lambda name, **columns: pairs_of(bundle, name, **columns)
 
     return make
 
@@ -67,7 +68,8 @@ def test_a_file_of_another_form_is_read_without_the_options_of_the_training_data
         assert read_like(train="train.csv", delimiter="semicolon")("q.csv") == PAIRS
     assert "q.csv cannot be read with the options of the training data (delimiter), so they are ignored" in caplog.text
     with pytest.raises(
-        UserError, match=r"q\.csv has no columns 'text' and 'target' .*; give the columns of the file the same names"
+        UserError,
+        match=r"q\.csv has no columns 'text' and 'target' .*; name the columns of the file with --input",
     ):
         read_like(train="train.csv", input="text", delimiter="semicolon")("q.csv")
 
@@ -101,3 +103,25 @@ def test_a_merged_model_knows_the_rows_of_its_training(run: Path, here: Path, ca
     assert "--data-dir" not in caplog.text
     with pytest.raises(UserError, match="merged does not record which files it was trained on; score other rows with"):
         older.evaluate()
+
+
+def test_the_columns_of_a_file_can_be_named(read_like: Callable[..., Read]) -> None:
+    Path("q.csv").write_text('question,hint,answer\n"a, b",x,yes\nä,y,no\n', encoding="utf-8")
+    by_column = {"input": "question", "target": "answer"}
+    by_template = {"template": "{hint}: {question}", "target": "answer"}
+    prefixed = [("x: a, b", "yes"), ("y: ä", "no")]
+    for trained in ({}, {"input": "text", "target": "label"}, {"input_column": "text", "target_column": "label"}):
+        assert read_like(train="train.csv", **trained)("q.csv", **by_column) == PAIRS
+        assert read_like(train="train.csv", **trained)("q.csv", **by_template) == prefixed
+    assert read_like(train="train.csv", input="question", target="label")("q.csv", target="answer") == PAIRS
+    assert read_like(train="train.csv", template="{a}", target="label")("q.csv", **by_template) == prefixed
+    assert pairs_of(None, "q.csv", **by_column) == PAIRS  # a base model
+    message = "the training made its inputs with the template 'say {a}', so an input column is not enough"
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_like(train="train.csv", template="say {a}")("q.csv", **by_column)
+
+
+@pytest.mark.parametrize("data", [None, "scan/add_jump", [("a", "b")]])
+def test_columns_need_a_file(data: Any, run: Path) -> None:
+    with pytest.raises(UserError, match="--target-column is for the columns of a file; name the file with --data"):
+        task_data.test_data(bundle_of_folder(run), "mine", data, None, None, {"target": "answer"})
