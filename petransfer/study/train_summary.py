@@ -145,7 +145,7 @@ class TrainSummary:
     @property
     def advice(self) -> str:
         """Settings to try after an unsuccessful training. Empty after a successful one."""
-        ended_early = bool(self.still_improving) and self.stop_reason == "max_steps"
+        ended_early = bool(self.still_improving) and self.stop_reason in ("max_steps", "max_minutes")
         if self.trained_on_all or (self.dev >= LEARNT and not ended_early):
             return ""
         train = self.cell.spec.train
@@ -155,11 +155,18 @@ class TrainSummary:
             return memorised_line(self.train_loss or 0.0, self.dev)
         tries = []
         if self.still_improving:
-            option = "--max-steps" if train.early_stopping else "--steps"
-            tries.append(f"{option} {2 * train.steps}")
+            tries.append(self._longer_training)
         if self.dev < LEARNT:
             tries += ["more rows"] if self.memorised else settings_to_try(self.cell, self.rows)
         return f"{_REASONS[self.still_improving]}; try {', or '.join(tries)}"
+
+    @property
+    def _longer_training(self) -> str:
+        """The option that doubles the limit at which training ended."""
+        train = self.cell.spec.train
+        if self.stop_reason == "max_minutes" and train.early_stopping:
+            return f"--max-minutes {2 * train.early_stopping.max_minutes:g}"
+        return f"{'--max-steps' if train.early_stopping else '--steps'} {2 * train.steps}"
 
 
 def memorised_line(loss: float, exact_match: float, scored: str = "dev") -> str:

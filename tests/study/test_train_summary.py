@@ -80,6 +80,9 @@ def test_the_stop_reason_names_the_score_that_did_not_improve(tmp_path: Path) ->
     study = train_study("nano/english", str(tmp_path / "rows.tsv"), limited, [], tmp_path / "limited", False)
     over = replace(one, cell=study.grid.cells[0], stop_reason="max_minutes")
     assert over.stopped == "training stopped at step 1,050, because the time limit was reached (--max-minutes 1)"
+    assert over.advice == "exact match on dev was still rising when training ended; try --max-minutes 2"
+    assert "try --max-minutes 2, or more rows" in replace(over, dev=50.0, rows=16).advice
+    assert "--max-steps" not in replace(over, dev=50.0).advice
 
 
 def test_equal_step_is_the_first_earlier_step_with_the_same_exact_match() -> None:
