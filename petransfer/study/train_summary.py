@@ -145,20 +145,22 @@ class TrainSummary:
     @property
     def advice(self) -> str:
         """Settings to try after an unsuccessful training. Empty after a successful one."""
-        ended_early = bool(self.still_improving) and self.stop_reason in ("max_steps", "max_minutes")
+        # early stopping has found that more steps bring little
+        improving = "" if self.stop_reason == "no_improvement" else self.still_improving
+        ended_early = bool(improving and self.stop_reason)
         if self.trained_on_all or (self.dev >= LEARNT and not ended_early):
             return ""
         train = self.cell.spec.train
         if self.diverged:
             return f"the loss rose during training; try --learning-rate {train.learning_rate / 10:.1g}"
-        if self.memorised and not self.still_improving:
+        if self.memorised and not improving:
             return memorised_line(self.train_loss or 0.0, self.dev)
         tries = []
-        if self.still_improving:
+        if improving:
             tries.append(self._longer_training)
         if self.dev < LEARNT:
             tries += ["more rows"] if self.memorised else settings_to_try(self.cell, self.rows)
-        return f"{_REASONS[self.still_improving]}; try {', or '.join(tries)}"
+        return f"{_REASONS[improving]}; try {', or '.join(tries)}"
 
     @property
     def _longer_training(self) -> str:

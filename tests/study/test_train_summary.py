@@ -56,6 +56,8 @@ def test_the_advice_names_the_score_and_the_options_to_try(tmp_path: Path) -> No
     assert "--max-steps" not in flat.advice
     assert "loss on dev was still falling" in replace(stopped, dev=0.0, still_improving="loss").advice
     assert replace(flat, dev=95.0).advice == ""
+    # early stopping has found that exact match rises too little
+    assert replace(stopped, stop_reason="no_improvement").advice == flat.advice
     assert "try more rows, or --method full" in replace(flat, rows=16).advice
     assert "more rows" not in replace(flat, rows=FEW_ROWS).advice
 
