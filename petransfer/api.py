@@ -33,7 +33,7 @@ class Study:
 
     Args:
         recipe: Name of a shipped recipe, YAML file, folder of an existing study, or recipe as a dict.
-        seeds: Seeds of the runs, in place of the recipe's seeds.
+        seeds: Seeds of the runs, in place of all seeds in the recipe (`seeds` and `more_seeds`).
         arms: Arms (kinds of pretraining), in place of the recipe's arms.
         family: Family of checkpoints (one checkpoint per arm), in place of the recipe's family.
         out: Folder of the study. Default: `results/<name of the recipe>`.

@@ -31,7 +31,9 @@ FamilyName = Annotated[
         "families. Default: as in the recipe.",
     ),
 ]
-Seeds = Annotated[str | None, typer.Option("--seeds", help="Seeds, such as 0,1,2 or 0-5.")]
+Seeds = Annotated[
+    str | None, typer.Option("--seeds", help="Seeds, such as 0,1,2 or 0-5, in place of all seeds in the recipe.")
+]
 Arms = Annotated[
     str | None,
     typer.Option(

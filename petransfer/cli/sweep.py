@@ -75,7 +75,8 @@ def sweep(
     whole = grid_from_options(
         opt.recipe_name(recipe, recipe_option), sets, family, None, None, out, data_dir
     )  # all runs that `run` would execute
-    part = grid_from_options(opt.recipe_name(recipe, recipe_option), sets, family, seeds, arms, out, data_dir)
+    only_seeds = [*(sets or []), "more_seeds={}"]  # --seeds names all seeds of a sweep
+    part = grid_from_options(opt.recipe_name(recipe, recipe_option), only_seeds, family, seeds, arms, out, data_dir)
     cells = sweep_cells(
         part.cells, _numbers("--learning-rates", learning_rates), _factors(learning_rates, factors), steps
     )

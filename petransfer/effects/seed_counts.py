@@ -50,27 +50,21 @@ def fewest_for_verdict(*, paired: bool = False) -> int:
 
 @dataclass(frozen=True)
 class SeedDemand:
-    """The numbers of effects and seeds of a study, to check whether the seeds are enough.
+    """The numbers of seeds of effects that are tested together, to check whether the seeds are enough.
 
     Attributes:
-        tests: number of all effects: `unpaired` + `paired`.
-        seeds: number of seeds of the study. Single arms can have more.
-        unpaired: number of effects without pairs of seeds, such as effects between arms.
-        paired: number of effects between methods whose runs are paired by seed.
-        groups: numbers of seeds in the two groups of an effect without pairs. Of several such effects, the effect with
-            the smallest possible p value counts. None: `seeds` in both groups.
+        unpaired: for each effect without pairs of seeds, such as an effect between arms, the numbers of seeds in its two
+            groups.
+        paired: for each effect between methods whose runs are paired by seed, its number of pairs.
     """
 
-    tests: int
-    seeds: int
-    unpaired: int
-    paired: int
-    groups: tuple[int, int] | None = None
+    unpaired: tuple[tuple[int, int], ...] = ()
+    paired: tuple[int, ...] = ()
 
-    def _possible_p(self, *, paired: bool) -> float:
-        """Return the smallest p value that an effect can have, corrected for `tests` effects (Holm)."""
-        groups = (self.seeds, self.seeds) if paired or self.groups is None else self.groups
-        return min(1.0, smallest_p(*groups, paired=paired) * self.tests)
+    @property
+    def tests(self) -> int:
+        """The number of effects."""
+        return len(self.unpaired) + len(self.paired)
 
     @property
     def needed(self) -> int:
@@ -82,16 +76,35 @@ class SeedDemand:
     @property
     def line(self) -> str:
         """A one-line warning that the study has too few seeds. '' if the study has enough seeds."""
-        # pairs of seeds need more seeds than two groups, so effects without pairs can have enough seeds already
-        only_pairs = not self.unpaired or self._possible_p(paired=False) < LEVEL
-        if only_pairs and (not self.paired or self._possible_p(paired=True) < LEVEL):
-            return ""
-        least = self._possible_p(paired=only_pairs)
-        none = "no effect with pairs of seeds" if self.unpaired and only_pairs else "no effect"
         together = "1 effect is tested" if self.tests == 1 else f"{self.tests} effects are tested together (Holm)"
+        obstacle = self._obstacle()
+        if not obstacle:
+            return ""
         if self.needed == MOST_SEEDS:
             return f"{together}. No number of seeds is enough for so many effects; declare fewer effects"
+        numbers = sorted({number for groups in self.unpaired for number in groups} | set(self.paired))
+        each = "" if len(numbers) == 1 else " per arm"
+        seeds = f"{numbers[0]} to {numbers[-1]} seeds per arm" if each else count(numbers[0], "seed")
         return (
-            f"{together}. With {count(self.seeds, 'seed')}, {none} can reach p < 0.05, however large it is: the "
-            f"smallest possible p is {least:.3f}. Use at least {self.needed} seeds: --seeds 0-{self.needed - 1}"
+            f"{together}. With {seeds}, {obstacle}. Use at least {self.needed} seeds{each}: --seeds 0-{self.needed - 1}"
         )
+
+    def _obstacle(self) -> str:
+        """Return why no effect, or no effect of one kind, can be decided. '' if the seeds are enough.
+
+        Of several effects of one kind, the effect with the smallest possible p value counts.
+        """
+        fewest = fewest_for_verdict()
+        without_pairs = {groups: smallest_p(*groups) * self.tests for groups in self.unpaired}
+        least = min((p for groups, p in without_pairs.items() if min(groups) >= fewest), default=1.0)
+        least_of_pairs = min((smallest_p(pairs, pairs, paired=True) * self.tests for pairs in self.paired), default=1.0)
+        # pairs of seeds need more seeds than two groups, so effects without pairs can have enough seeds already
+        too_few = bool(self.unpaired) and least >= LEVEL, bool(self.paired) and least_of_pairs >= LEVEL
+        if not any(too_few):
+            return ""
+        both = (bool(self.unpaired), bool(self.paired))
+        none = "no effect" if too_few == both else f"no effect {'without' if too_few[0] else 'with'} pairs of seeds"
+        if too_few[0] and min(without_pairs.values()) < LEVEL:  # an arm with many seeds allows small p values
+            return f"{none} can be decided, however large it is: this needs p < 0.05 and {fewest} seeds on each side"
+        found = min(p for p, few in zip((least, least_of_pairs), too_few, strict=True) if few)
+        return f"{none} can reach p < 0.05, however large it is: the smallest possible p is {min(1.0, found):.3f}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from petransfer.atomic_files import write_text
 from petransfer.effects.criteria import CRITERIA
-from petransfer.effects.seed_counts import SeedDemand, smallest_p
+from petransfer.effects.seed_counts import SeedDemand
 from petransfer.recipe.effect_requests import requested_effects
 from petransfer.recipe.metrics import EXACT_MATCH
 from petransfer.recipe.schema import EffectPart, Recipe
@@ -107,38 +107,34 @@ def _digest(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, done: lis
 
 
 def seed_demand(recipe: Recipe, cells: Sequence[Cell]) -> SeedDemand:
-    """Count the effects that a study tests together. More effects need more seeds (Holm)."""
-    # The numbers of seeds in the two groups of each effect, by the name of the group of effects.
+    """Return the numbers of seeds of the effects that a study tests together. More effects need more seeds (Holm).
+
+    If a study has several groups of effects, the group with too few seeds that needs the most seeds is returned.
+    """
     unpaired: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    paired: Counter[str] = Counter()
+    paired: dict[str, list[int]] = defaultdict(list)
     effects = requested_effects(recipe)
     for split in dict.fromkeys(cell.split for cell in cells):
-        seeds = Counter((cell.arm, cell.method) for cell in cells if cell.split == split)
+        seeds: dict[tuple[str, str], set[int]] = defaultdict(set)
+        for cell in cells:
+            if cell.split == split:
+                seeds[cell.arm, cell.method].add(cell.seed)
         for effect in effects:
             if effect.kind == "methods":
-                both = [(seeds[arm, effect.left], seeds[arm, effect.right]) for arm in effect.arms]
-                both = [groups for groups in both if all(groups)]
+                trained = [arm for arm in effect.arms if {(arm, effect.left), (arm, effect.right)} <= seeds.keys()]
+                both = [(seeds[arm, effect.left], seeds[arm, effect.right]) for arm in trained]
                 if effect.paired:
-                    paired[effect.family] += len(both)
+                    paired[effect.family] += [len(left & right) for left, right in both]
                 else:
-                    unpaired[effect.family] += both
+                    unpaired[effect.family] += [(len(left), len(right)) for left, right in both]
             elif effect.kind in ("arms", "scale"):
                 # the baseline can have another method, such as scratch
-                baseline = max((number for (arm, _), number in seeds.items() if arm == effect.right), default=0)
-                groups = [(number, baseline or number) for (arm, _), number in seeds.items() if arm == effect.left]
-                unpaired[effect.family] += groups
-    found = [
-        SeedDemand(len(groups) + paired[family], len(recipe.seeds), len(groups), paired[family], _most_seeds(groups))
-        for family in dict.fromkeys(effect.family for effect in effects)
-        for groups in [unpaired[family]]
-    ]
-    # With several groups of tested effects, the group that needs the most seeds counts.
-    return max(found, key=lambda one: one.needed, default=SeedDemand(0, len(recipe.seeds), 0, 0))
-
-
-def _most_seeds(groups: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
-    """Return the pair of groups whose difference can have the smallest p value. None if there is no pair."""
-    return min(groups, key=lambda sizes: smallest_p(*sizes), default=None)
+                baseline = max((len(found) for (arm, _), found in seeds.items() if arm == effect.right), default=0)
+                numbers = [len(found) for (arm, _), found in seeds.items() if arm == effect.left]
+                unpaired[effect.family] += [(number, baseline or number) for number in numbers]
+    families = dict.fromkeys(effect.family for effect in effects)
+    demands = [SeedDemand(tuple(unpaired[family]), tuple(paired[family])) for family in families]
+    return max(demands, key=lambda one: (bool(one.line), one.needed), default=SeedDemand())
 
 
 def check_kinds(recipe: Recipe) -> None:

@@ -190,8 +190,8 @@ def load_grid(
     Args:
         recipe: The name of a shipped recipe, a YAML file, the folder of a study, or the recipe's content.
         sets: Overrides such as `train.steps=500`.
-        options: Values for keys at the recipe's top level. A value of None changes nothing. If `seeds` is given, no arm
-            has further seeds.
+        options: Values for keys at the recipe's top level. A value of None changes nothing. If `seeds` is given, the
+            further seeds of single arms in the recipe (`more_seeds`) do not count, but those in `sets` do.
         out: The study's folder. None: `results/<name of the recipe>`.
         shard: One part of the runs, such as `2/8` (part 2 of 8). None: all runs.
 
@@ -200,7 +200,7 @@ def load_grid(
     """
     given = {key: value for key, value in (options or {}).items() if value is not None}
     if "seeds" in given:
-        given["more_seeds"] = {}
+        sets = ["more_seeds={}", *sets]  # the first override, so that `more_seeds` in `sets` counts
     if isinstance(recipe, Mapping):
         asked, dropped = _validated(recipe, sets, given)
     else:

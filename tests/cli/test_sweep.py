@@ -222,3 +222,11 @@ def test_plan_trains_nothing(recipe: Path, tmp_path: Path, call: Call, capsys: p
     assert {run["status"] for run in runs} == {"waiting"}
     assert len({run["learning_rate"] for run in runs}) > 1
     assert not out.exists()
+
+
+def test_a_sweep_has_no_further_seeds_of_single_arms(
+    recipe: Path, tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    further = ("--set", "seeds=[1]", "--set", "more_seeds={scratch: [0, 7]}")
+    assert call("sweep", str(recipe), "--plan", "--json", *further, "--out", str(tmp_path / "study")) == 0
+    assert {run["seed"] for run in json.loads(capsys.readouterr().out)["runs"]} == {0}

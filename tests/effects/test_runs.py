@@ -18,6 +18,7 @@ from petransfer.effects.study_effects import (
     update_effects,
 )
 from petransfer.errors import UserError
+from petransfer.recipe.schema import EffectPart
 from petransfer.report.headline import headline
 from petransfer.report.page_data import checkpoints
 from petransfer.report.run_groups import effects_table, groups_of
@@ -168,8 +169,7 @@ def test_the_declared_effects_are_counted_before_any_run() -> None:
     recipe = recipe_of()
     found = seed_demand(recipe, expand(recipe))
     # two splits: two contrasts of arms for three methods, one contrast of methods in two arms; retention is not tested
-    assert (found.unpaired, found.paired, found.tests) == (12, 4, 16)
-    assert found.seeds == 6
+    assert (found.unpaired, found.paired, found.tests) == (((6, 6),) * 12, (6,) * 4, 16)
     assert "16 effects are tested together (Holm). With 6 seeds, no effect with pairs of seeds can reach" in found.line
 
 
@@ -278,24 +278,30 @@ def test_a_study_needs_the_seeds_of_its_most_demanding_family() -> None:
     arms = ["english-scratch", "german-scratch"]
     recipe = recipe_of(effects=[*arms, UNPAIRED])
     found = seed_demand(recipe, expand(recipe))
-    assert (found.unpaired, found.paired, found.tests) == (12, 0, 12)
+    assert (found.unpaired, found.paired) == (((6, 6),) * 12, ())
     paired = recipe_of(effects=[*arms, UNPAIRED | {"paired": True}])
     found = seed_demand(paired, expand(paired))
-    assert (found.unpaired, found.paired, found.tests) == (
-        0,
-        4,
-        4,
-    )  # pairs need more seeds: the smallest p value is 2 / 2 ** n
+    assert (found.unpaired, found.paired) == ((), (6,) * 4)  # pairs need more seeds: the smallest p is 2 / 2 ** n
     assert found.needed == 8
 
 
 def test_more_seeds_of_the_baseline_reduce_the_seeds_that_an_effect_needs() -> None:
-    few = recipe_of(effects=["english-german", "english-scratch"], seeds=[0, 1, 2, 3])
-    assert seed_demand(few, expand(few)).groups == (4, 4)
+    few = recipe_of(effects=["english-scratch", "german-scratch"], seeds=[0, 1, 2, 3])
+    assert set(seed_demand(few, expand(few)).unpaired) == {(4, 4)}
     assert "With 4 seeds, no effect can reach p < 0.05" in seed_demand(few, expand(few)).line
     more = few.model_copy(update={"more_seeds": {"scratch": list(range(4, 16))}})
-    assert seed_demand(more, expand(more)).groups == (4, 16)
+    assert set(seed_demand(more, expand(more)).unpaired) == {(4, 16)}
     assert seed_demand(more, expand(more)).line == ""
+    # a smaller family, in which no effect has the control with more seeds
+    two = more.model_copy(update={"effects": [*few.effects, EffectPart(contrast="english-german", family="second")]})
+    assert set(seed_demand(two, expand(two)).unpaired) == {(4, 4)}
+    assert "With 4 seeds, no effect can reach p < 0.05" in seed_demand(two, expand(two)).line
+
+
+def test_further_seeds_of_an_arm_are_pairs_of_an_effect_between_its_methods() -> None:
+    few = recipe_of(effects=["4-bit - lora 32-bit"], seeds=[0, 1, 2, 3], more_seeds={"english": list(range(4, 10))})
+    assert seed_demand(few, expand(few)).paired == (10, 4) * 2
+    assert seed_demand(few, expand(few)).line == ""
 
 
 def test_effects_with_equal_names_are_told_apart_in_tables_and_plots(tmp_path: Path) -> None:

@@ -186,24 +186,34 @@ def test_the_fewest_seeds_with_which_a_family_can_be_significant(tests: int, unp
 
 
 def test_a_study_with_too_few_seeds_gets_a_warning() -> None:
-    assert SeedDemand(tests=7, seeds=6, unpaired=7, paired=0).line == ""
-    assert SeedDemand(tests=0, seeds=1, unpaired=0, paired=0).line == ""
-    assert "7 effects are tested together (Holm). With 5 seeds" in SeedDemand(7, 5, 7, 0).line
-    assert "--seeds 0-8" in SeedDemand(7, 6, 6, 1).line
-    two_arms_and_two_methods = SeedDemand(
-        tests=2, seeds=5, unpaired=1, paired=1
-    ).line  # the effect between arms can have p = 2 x 2 / 252
+    assert SeedDemand(unpaired=((6, 6),) * 7).line == ""
+    assert SeedDemand().line == ""
+    assert "7 effects are tested together (Holm). With 5 seeds, no effect can" in SeedDemand(((5, 5),) * 7).line
+    assert SeedDemand(((6, 6),) * 6, (6,)).line.endswith("Use at least 9 seeds: --seeds 0-8")
+    two_arms_and_two_methods = SeedDemand(((5, 5),), (5,)).line  # the effect between arms can have p = 2 x 2 / 252
     assert "no effect with pairs of seeds can reach p < 0.05" in two_arms_and_two_methods
     assert "the smallest possible p is 0.125" in two_arms_and_two_methods
-    assert "With 3 seeds, no effect can reach" in SeedDemand(tests=2, seeds=3, unpaired=1, paired=1).line
-    assert "No number of seeds is enough for so many effects" in SeedDemand(501, 20, 501, 0).line
+    assert "With 3 seeds, no effect can reach" in SeedDemand(((3, 3),), (3,)).line
+    assert "No number of seeds is enough for so many effects" in SeedDemand(((20, 20),) * 501).line
 
 
 def test_a_control_with_more_seeds_can_be_enough() -> None:
     # with four and eight seeds, the smallest p value is 2 / 495; with four and seven, 2 / 330
-    assert SeedDemand(tests=10, seeds=4, unpaired=10, paired=0, groups=(4, 8)).line == ""
-    assert "the smallest possible p is 0.061" in SeedDemand(10, 4, 10, 0, groups=(4, 7)).line
-    assert "no effect with pairs of seeds can reach" in SeedDemand(10, 4, 9, 1, groups=(4, 8)).line
+    assert SeedDemand(((4, 4), *((4, 8),) * 9)).line == ""
+    warning = SeedDemand(((4, 4), *((4, 7),) * 9)).line
+    assert "With 4 to 7 seeds per arm, no effect can reach p < 0.05" in warning
+    assert warning.endswith("the smallest possible p is 0.061. Use at least 6 seeds per arm: --seeds 0-5")
+    assert "no effect with pairs of seeds can reach" in SeedDemand(((4, 8),) * 9, (4,)).line
+    assert "no effect without pairs of seeds can reach" in SeedDemand(((4, 4),), (9,)).line
+    assert SeedDemand(((4, 8),), (4, 9)).line == ""
+
+
+def test_three_seeds_of_an_arm_are_too_few_for_a_verdict_with_any_number_of_seeds_of_the_control() -> None:
+    assert smallest_p(3, 9) * 2 < 0.05
+    needs = "can be decided, however large it is: this needs p < 0.05 and 4 seeds on each side"
+    assert f"With 3 to 9 seeds per arm, no effect {needs}" in SeedDemand(((3, 9),) * 2).line
+    assert f"no effect {needs}" in SeedDemand(((3, 20), (4, 4))).line
+    assert SeedDemand(((3, 20), (4, 9))).line == ""
 
 
 def test_equal_differences_in_points_give_larger_log_odds_near_zero() -> None:

@@ -462,3 +462,5 @@ def test_the_option_seeds_replaces_all_seeds(tmp_path: Path) -> None:
         {"english": [8], "scratch": [8]},
     ]
     assert "more_seeds" not in recipe_yaml(grids[1].recipe)  # recipes without further seeds keep their text
+    further = load_grid(content, ["more_seeds.english=[4, 5]"], {"seeds": [2]}, tmp_path)
+    assert seeds_of(further.cells) == {"english": [2, 4, 5], "scratch": [2]}
