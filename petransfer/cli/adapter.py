@@ -12,6 +12,7 @@ import typer
 
 from petransfer.atomic_files import creating
 from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
+from petransfer.cli.column_options import InputColumn, TargetColumn, Template, named_columns
 from petransfer.cli.lazy_verbs import path_or_dash
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError, unknown
@@ -308,6 +309,9 @@ def compare(
     data: Annotated[
         str, typer.Option(help="Data to compare on: a file of rows, or a benchmark such as scan/add_jump.")
     ],
+    input_column: InputColumn = None,
+    target_column: TargetColumn = None,
+    template: Template = None,
     rows: Annotated[int, typer.Option(min=1, help="Largest number of rows to use.")] = 50,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -325,7 +329,8 @@ def compare(
         silence_libraries()
         if source.kind == "adapter":
             raise UserError(f"{merged} is an adapter; merge it first with `petransfer adapter merge {merged} FOLDER`")
-        examples = test_data(source.bundle, source.label, data, None, data_dir, {}).examples
+        columns = named_columns(input_column, target_column, template)
+        examples = test_data(source.bundle, source.label, data, None, data_dir, columns).examples
         found = compare_gguf(whole_predictor(source, LoadOptions(device="cpu")), list(examples)[:rows], file)
     if as_json:
         print(json.dumps(with_finite_numbers(vars(found)), indent=1))

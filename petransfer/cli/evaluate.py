@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
+from petransfer.cli.column_options import InputColumn, TargetColumn, Template, named_columns
 from petransfer.cli.options import split_names
 from petransfer.cli.table_layout import print_table
 from petransfer.cli.terminal_text import print_text
@@ -49,19 +50,9 @@ def evaluate(
             help="Which part of the data to score on. Default: test. If --data is a file, the default is all rows."
         ),
     ] = None,
-    input_column: Annotated[
-        str | None, typer.Option(help="Column with the inputs, if --data is a file. Default: as in the training.")
-    ] = None,
-    target_column: Annotated[
-        str | None, typer.Option(help="Column with the targets, if --data is a file. Default: as in the training.")
-    ] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(
-            help="Build each input from columns of the file, as in 'summarize: {document}'. Default: as in the "
-            "training."
-        ),
-    ] = None,
+    input_column: InputColumn = None,
+    target_column: TargetColumn = None,
+    template: Template = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(
@@ -124,8 +115,7 @@ def evaluate(
 
         silence_libraries()
         load_options = LoadOptions(checkpoint, revision, data_dir, "cpu" if cpu else None, any_base)
-        named = {"input": input_column, "target": target_column, "template": template}
-        columns = {name: value for name, value in named.items() if value is not None}
+        columns = named_columns(input_column, target_column, template)
         request = EvaluationRequest(data, part, by_generation, base, split_names(metric), columns)
         rows = side_by_side(sources, load_options, request, combined)
     if as_json:

@@ -33,8 +33,9 @@ Pairs = Sequence[tuple[str, str]]
 PARTS = ("dev", "test")
 # The advice in error messages if the data of an adapter's own task are missing.
 OTHER_ROWS = "score other rows with --data FILE"
-# Options for the columns of the user's own rows. Other rows are read with the same options as the training data.
-_COLUMNS = ("input", "target", "input_column", "target_column", "category", "template", "messages", "chat")
+# Options for the columns of the user's own rows. Other rows are read with the same options as the training data. Scores
+# do not depend on categories, so other rows do not need a column of categories.
+_COLUMNS = ("input", "target", "input_column", "target_column", "template", "messages", "chat")
 # The option of `petransfer eval` for each column that a user can name.
 _OPTIONS = {"input": "--input-column", "target": "--target-column", "template": "--template"}
 # Options for the form of the user's own files. Another file is read with the options of the training data if its name
@@ -200,9 +201,11 @@ def _with_given_columns(options: Mapping[str, Any], given: Mapping[str, str], da
             f"the training made its inputs with the template '{shortened(str(trained), 60)}', so an input column is "
             f"not enough; give --template, with the columns of {data}, in place of --input-column"
         )
-    replaced = {"target", "target_column"} if "target" in given else set()
+    replaced = {"messages"} if given else set()
+    if "target" in given:
+        replaced |= {"target", "target_column"}
     if "input" in given or "template" in given:
-        replaced |= {"input", "input_column", "template", "messages"}
+        replaced |= {"input", "input_column", "template"}
     return {key: value for key, value in options.items() if key not in replaced} | dict(given)
 
 

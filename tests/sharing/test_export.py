@@ -26,6 +26,8 @@ from transformers import (
 )
 
 import petransfer
+from petransfer.data import Example
+from petransfer.sharing.gguf_comparison import GgufComparison
 from tests.chat_models import chat_llama
 from tests.sharing.conftest import ROWS, call, refused
 
@@ -221,6 +223,25 @@ def test_compare_refuses_wrong_files_in_one_line(
     assert "there is no file" in refused(capsys, "adapter", "compare", str(folder), str(missing), "--data", rows)
     assert "cannot be loaded" in refused(capsys, "adapter", "compare", str(folder), str(broken), "--data", rows)
     assert "merge it first" in refused(capsys, "adapter", "compare", str(run), str(broken), "--data", rows)
+
+
+def test_compare_reads_the_named_columns_of_a_file(
+    merged: Callable[[str], tuple[Path, Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    found: list[Example] = []
+
+    def compare(_: Any, examples: list[Example], file: Path) -> GgufComparison:
+        found.extend(examples)
+        return GgufComparison(1, 1.0, 1.0, 100.0, 100.0)
+
+    monkeypatch.setattr("petransfer.sharing.gguf_comparison.compare_gguf", compare)
+    *_, folder = merged("t5")
+    (tmp_path / "qa.csv").write_text("question,answer\na,b\n")
+    asked = ("adapter", "compare", str(folder), "x.gguf", "--data", str(tmp_path / "qa.csv"))
+    assert "name the columns of the file with --input-column" in refused(capsys, *asked)
+    assert call(*asked, "--input-column", "question", "--target-column", "answer") == 0
+    assert [(one.input, one.target) for one in found] == [("a", "b")]
 
 
 def _converted(folder: Path, place: Path) -> Path:

@@ -125,3 +125,22 @@ def test_the_columns_of_a_file_can_be_named(read_like: Callable[..., Read]) -> N
 def test_columns_need_a_file(data: Any, run: Path) -> None:
     with pytest.raises(UserError, match="--target-column is for the columns of a file; name the file with --data"):
         task_data.test_data(bundle_of_folder(run), "mine", data, None, None, {"target": "answer"})
+
+
+def test_a_named_column_replaces_the_chats_of_the_training(read_like: Callable[..., Read]) -> None:
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    rows = [{"input": source, "answer": target, "chat": chat} for source, target in PAIRS]
+    Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = read_like(train="train.jsonl", messages="chat")
+    assert [target for _, target in read("q.jsonl")] == ["hello", "hello"]
+    assert read("q.jsonl", target="answer") == PAIRS
+    assert read("q.jsonl", input="input", target="answer") == PAIRS
+
+
+def test_other_files_need_no_column_of_categories(read_like: Callable[..., Read]) -> None:
+    Path("q.csv").write_text('input,target,topic\n"a, b",yes,x\nä,no,y\n', encoding="utf-8")
+    read = read_like(train="train.csv", category="topic")
+    assert read("q.csv") == PAIRS
+    assert read("q.csv", target="topic") == [("a, b", "x"), ("ä", "y")]
+    Path("p.csv").write_text('input,target\n"a, b",yes\nä,no\n', encoding="utf-8")
+    assert read("p.csv") == PAIRS
