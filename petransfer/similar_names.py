@@ -5,11 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-# Settings and methods of transformers, TRL, LLaMA-Factory, axolotl, peft and the literature, and our names for them.
-_OTHER_PROGRAMS = {
+# Names of methods in the literature and in other programs, and our names for the same methods.
+_METHODS = {
     "bitfit": "bias",
+    "bit_fit": "bias",
+    "bias_tuning": "bias",
     "layer_norm": "ln",
     "layernorm": "ln",
+    "layer_norm_tuning": "ln",
+    "layernorm_tuning": "ln",
     "ln_tuning": "ln",
     "norm": "ln",
     "norm_tuning": "ln",
@@ -17,9 +21,18 @@ _OTHER_PROGRAMS = {
     "lora+": "loraplus",
     "lora_plus": "loraplus",
     "qlora": "lora",
+    "fine_tune": "full",
+    "finetune": "full",
     "fine_tuning": "full",
     "finetuning": "full",
     "full_fine_tuning": "full",
+    "full_finetune": "full",
+    "full_finetuning": "full",
+    "ft": "full",
+    "sft": "full",
+}
+# Settings of the trainers of transformers, TRL, LLaMA-Factory, axolotl and peft, and our names for the same settings.
+_OTHER_PROGRAMS = {
     "lr": "learning_rate",
     "r": "rank",
     "lora_r": "rank",
@@ -82,6 +95,8 @@ def similar_name(given: str, known: Iterable[str]) -> str | None:
     word = _word(given)
     if word in by_word:
         return by_word[word]
+    if (method := _METHODS.get(word)) in by_word:
+        return by_word[method]
     if (ours := petransfer_name(given)) != word:  # a setting of another program: do not search for similar names
         return by_word.get(ours)
     near = difflib.get_close_matches(word, by_word, n=1, cutoff=_CUTOFF)
@@ -92,7 +107,7 @@ def similar_name(given: str, known: Iterable[str]) -> str | None:
 
 
 def petransfer_name(given: str) -> str:
-    """Return our name for a setting or method of another program, such as `targets` for `lora_target`.
+    """Return our name for a setting of another program, such as `targets` for `lora_target`.
 
     Other names are returned in lower case, with underscores.
     """

@@ -17,8 +17,14 @@ def test_settings_of_other_programs_have_priority_over_similar_names() -> None:
 def test_the_names_of_methods_in_the_literature_lead_to_our_names() -> None:
     asked = {"BitFit": "bias", "LoRA+": "loraplus", "(IA)3": "ia3", "norm tuning": "ln", "layer-norm": "ln"}
     asked |= {"QLoRA": "lora", "full fine-tuning": "full", "prompt-tuning": "prompt", "prefix tuning": "prefix"}
-    asked |= {"PiSSA": "pissa", "distillation": None}
+    asked |= {"PiSSA": "pissa", "distillation": None, "bit-fit": "bias", "finetune": "full", "full finetuning": "full"}
+    asked |= {"SFT": "full", "LayerNorm tuning": "ln"}
     assert {given: similar_name(given, METHODS) for given in asked} == asked
+
+
+def test_the_name_of_a_method_can_be_a_similar_name_of_something_else() -> None:
+    assert similar_name("LayerNorm", ["layer_norm", "q"]) == "layer_norm"  # a layer of T5
+    assert similar_name("full_fine_tuning", ["--full-fine-tune"]) == "--full-fine-tune"
 
 
 def test_a_distant_name_is_not_suggested() -> None:
