@@ -46,7 +46,7 @@ def store(run: Path, study: Path) -> None:
         study: The folder in results/.
     """
     target = study / "runs" / run.name
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     for name in COPIED:
         (target / name).write_bytes((run / name).read_bytes())
     spec = json.loads((run / "spec.json").read_text(encoding="utf-8"))
@@ -61,7 +61,7 @@ def main(study: Path, folders: list[Path]) -> None:
     """Copy the finished runs of `folders` that `study` does not have yet, and print their ids."""
     for folder in folders:
         for run in sorted((folder / "runs").iterdir()):
-            if (run / "DONE").is_file() and not (study / "runs" / run.name).exists():
+            if (run / "DONE").is_file() and not (study / "runs" / run.name / "DONE").exists():
                 store(run, study)
                 print(run.name)
 

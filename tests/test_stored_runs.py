@@ -28,7 +28,9 @@ def test_values_are_rounded_to_13_binary_digits() -> None:
     assert np.array_equal(rounded(found), found)
 
 
-def test_a_finished_run_is_copied_once_and_only_its_margins_and_log_probabilities_change(tmp_path: Path) -> None:
+def test_a_finished_run_is_copied_once_and_only_its_margins_and_log_probabilities_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     columns = {"index": [0, 1], "correct": [True, False], "margin": [0.1, -0.2], "log_prob": [-1 / 3, -10 / 3]}
     for name, is_done in (("one", True), ("two", False)):
         run = tmp_path / "made" / "runs" / name
@@ -41,6 +43,7 @@ def test_a_finished_run_is_copied_once_and_only_its_margins_and_log_probabilitie
             (run / "DONE").write_text("x")
     for _ in range(2):
         main(tmp_path / "kept", [tmp_path / "made"])
+    assert capsys.readouterr().out == "one\n"
     (kept,) = (tmp_path / "kept" / "runs").iterdir()
     assert sorted(path.name for path in kept.iterdir()) == [
         "DONE", "examples.parquet", "metrics.jsonl", "result.json", "spec.json",
@@ -53,6 +56,11 @@ def test_a_finished_run_is_copied_once_and_only_its_margins_and_log_probabilitie
     for name in ROUNDED:
         assert table[name].to_pylist() != columns[name]
         assert table[name].to_pylist() == pytest.approx(columns[name], rel=2**-13)
+    (kept / "DONE").unlink()  # as if the copying had been interrupted
+    (kept / "examples.parquet").write_bytes(b"")
+    main(tmp_path / "kept", [tmp_path / "made"])
+    assert (kept / "DONE").is_file()
+    assert pyarrow.parquet.read_table(kept / "examples.parquet") == table
 
 
 def test_the_examples_of_all_shipped_studies_are_rounded() -> None:
