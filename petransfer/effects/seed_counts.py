@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from petransfer.plurals import count
@@ -53,8 +54,8 @@ class SeedDemand:
     """The numbers of seeds of effects that are tested together, to check whether the seeds are enough.
 
     Attributes:
-        unpaired: for each effect without pairs of seeds, such as an effect between arms, the numbers of seeds in its two
-            groups.
+        unpaired: for each effect without pairs of seeds, such as an effect between arms, the numbers of seeds on its
+            two sides.
         paired: for each effect between methods whose runs are paired by seed, its number of pairs.
     """
 
@@ -95,16 +96,21 @@ class SeedDemand:
         Of several effects of one kind, the effect with the smallest possible p value counts.
         """
         fewest = fewest_for_verdict()
-        without_pairs = {groups: smallest_p(*groups) * self.tests for groups in self.unpaired}
-        least = min((p for groups, p in without_pairs.items() if min(groups) >= fewest), default=1.0)
-        least_of_pairs = min((smallest_p(pairs, pairs, paired=True) * self.tests for pairs in self.paired), default=1.0)
+        least = self._least_p(groups for groups in self.unpaired if min(groups) >= fewest)
+        least_of_pairs = self._least_p(((pairs, pairs) for pairs in self.paired), paired=True)
         # pairs of seeds need more seeds than two groups, so effects without pairs can have enough seeds already
         too_few = bool(self.unpaired) and least >= LEVEL, bool(self.paired) and least_of_pairs >= LEVEL
         if not any(too_few):
             return ""
         both = (bool(self.unpaired), bool(self.paired))
         none = "no effect" if too_few == both else f"no effect {'without' if too_few[0] else 'with'} pairs of seeds"
-        if too_few[0] and min(without_pairs.values()) < LEVEL:  # an arm with many seeds allows small p values
+        possible = self._least_p(self.unpaired)
+        if too_few[0] and possible < LEVEL:  # a side with many seeds allows small p values
             return f"{none} can be decided, however large it is: this needs p < 0.05 and {fewest} seeds on each side"
-        found = min(p for p, few in zip((least, least_of_pairs), too_few, strict=True) if few)
-        return f"{none} can reach p < 0.05, however large it is: the smallest possible p is {min(1.0, found):.3f}"
+        found = min(p for p, few in zip((possible, least_of_pairs), too_few, strict=True) if few)
+        return f"{none} can reach p < 0.05, however large it is: the smallest possible p is {found:.3f}"
+
+    def _least_p(self, groups: Iterable[tuple[int, int]], *, paired: bool = False) -> float:
+        """Return the smallest p value that an effect between two of these groups can have, corrected (Holm)."""
+        found = (smallest_p(*sizes, paired=paired) * self.tests for sizes in groups)
+        return min([1.0, *found])

@@ -193,7 +193,9 @@ def test_a_study_with_too_few_seeds_gets_a_warning() -> None:
     two_arms_and_two_methods = SeedDemand(((5, 5),), (5,)).line  # the effect between arms can have p = 2 x 2 / 252
     assert "no effect with pairs of seeds can reach p < 0.05" in two_arms_and_two_methods
     assert "the smallest possible p is 0.125" in two_arms_and_two_methods
-    assert "With 3 seeds, no effect can reach" in SeedDemand(((3, 3),), (3,)).line
+    assert "With 3 seeds, no effect can reach p < 0.05, however large it is: the smallest possible p is 0.200" in (
+        SeedDemand(((3, 3),), (3,)).line
+    )
     assert "No number of seeds is enough for so many effects" in SeedDemand(((20, 20),) * 501).line
 
 

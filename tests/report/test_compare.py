@@ -244,3 +244,5 @@ def test_different_settings_are_listed() -> None:
     assert differences(first, first) == []
     (line,) = differences(first, second)
     assert line == "seeds: [0, 1] in A and [0, 1, 2] in B"
+    (line,) = differences(first, recipe_of(seeds=[0, 1], more_seeds={"scratch": [2]}))
+    assert line == "more_seeds: not set in A and {'scratch': [2]} in B"

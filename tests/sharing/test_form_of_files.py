@@ -15,7 +15,7 @@ import petransfer
 from petransfer.errors import UserError
 from petransfer.sharing import task_data
 from petransfer.sharing.bundle import Bundle, bundle_of_folder, open_bundle
-from tests.sharing.conftest import contents, sealed, write
+from tests.sharing.conftest import call, contents, sealed, write
 
 PAIRS = [("a, b", "yes"), ("ä", "no")]
 Read = Callable[..., list[tuple[str, str]]]
@@ -119,6 +119,23 @@ def test_the_columns_of_a_file_can_be_named(read_like: Callable[..., Read]) -> N
     message = "the training made its inputs with the template 'say {a}', so an input column is not enough"
     with pytest.raises(UserError, match=re.escape(message)):
         read_like(train="train.csv", template="say {a}")("q.csv", **by_column)
+
+
+def test_the_columns_are_options_of_eval_and_arguments_of_evaluate(
+    run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = Path("pairs.tsv").read_text().splitlines()[:4]
+    Path("q.tsv").write_text("\n".join(["question\tanswer", *lines]) + "\n")
+    names = {"input_column": "question", "target_column": "answer"}
+    scores = petransfer.Adapter.load(run, device="cpu").evaluate("q.tsv", **names)
+    assert (scores.task, scores.examples) == ("q.tsv", 4)
+    columns = ("--input-column", "question", "--target-column", "answer")
+    assert call("eval", str(run), "--data", "q.tsv", "--cpu", "--json", *columns) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["log_prob_per_token"] == pytest.approx(scores.log_prob_per_token)
+    template = ("--template", "{question}", *columns[2:])
+    assert call("eval", str(run), "--data", "q.tsv", "--cpu", "--json", *template) == 0
+    assert json.loads(capsys.readouterr().out) == [found]
 
 
 @pytest.mark.parametrize("data", [None, "scan/add_jump", [("a", "b")]])
