@@ -111,8 +111,9 @@ def test_wrong_keys_and_values_of_a_method_are_refused_in_one_line(method: dict[
 
 
 def test_the_message_about_an_unknown_method_suggests_the_nearest_name() -> None:
-    with pytest.raises(UserError, match="did you mean 'lora'"):
-        expand(recipe({"name": "lora+"}))
+    for given, nearest in (("lorra", "lora"), ("lora+", "loraplus")):
+        with pytest.raises(UserError, match=f"did you mean '{nearest}'"):
+            expand(recipe({"name": given}))
 
 
 def test_layers_and_ranks_that_the_model_cannot_have_are_refused(tiny_t5: Path) -> None:
