@@ -106,9 +106,14 @@ def repetition(findings: ReportData) -> dict[str, Any]:
         f"{quote(f'results/{folder}')}\npetransfer report {quote(f'results/{folder}')}",
         "checkpoints": table_of_text(columns, gather.checkpoints(findings.groups), names=3, label="Checkpoints"),
         "environments": gather.environments(findings.groups, findings.study),
-        "recipe": recipe_yaml(findings.recipe),
+        "recipe": recipe_text(findings.recipe, findings.study),
         "run_ids": gather.run_ids(findings.groups),
     }
+
+
+def recipe_text(recipe: Recipe, study: StudyFolder) -> str:
+    """Return a recipe as YAML, with relative paths in the study's folder, so that the page does not depend on it."""
+    return recipe_yaml(recipe).replace(f"{study.path.resolve()}/", "./")
 
 
 def folder_name(study: StudyFolder) -> str:

@@ -21,7 +21,7 @@ from petransfer.report import plots
 from petransfer.report import run_groups as groups
 from petransfer.report import run_table as tables
 from petransfer.report.heat_map import heat_map
-from petransfer.report.page import status_of
+from petransfer.report.page import recipe_text, status_of
 from petransfer.report.plots import save as save_plot
 from petransfer.report.study_report import write_report
 from petransfer.study.folders import StudyFolder
@@ -451,3 +451,12 @@ def test_the_scale_effect_uses_the_runs_of_another_study(tmp_path: Path, told: C
     assert "Difference: " in text
     assert "The effect grows with scale." in text
     assert "Scale" in sections(text)
+
+
+def test_paths_in_the_folder_of_the_study_are_relative_in_the_report(tmp_path: Path) -> None:
+    arms = {"english": str(tmp_path / "seeds" / "english-{seed}"), "german": "/elsewhere/german"}
+    recipe = recipe_of(family={"name": "mine", "arms": arms}, arms=["english", "german"], effects=[])
+    text = recipe_text(recipe, StudyFolder(tmp_path))
+    assert "english: ./seeds/english-{seed}" in text
+    assert "german: /elsewhere/german" in text
+    assert str(tmp_path) not in text
