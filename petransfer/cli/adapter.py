@@ -12,7 +12,7 @@ import typer
 
 from petransfer.atomic_files import creating
 from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
-from petransfer.cli.column_options import InputColumn, TargetColumn, Template, named_columns
+from petransfer.cli.column_options import InputColumn, TargetColumn, Template
 from petransfer.cli.lazy_verbs import path_or_dash
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError, unknown
@@ -323,7 +323,7 @@ def compare(
         from petransfer.models.quiet_libraries import silence_libraries
         from petransfer.sharing.base import LoadOptions
         from petransfer.sharing.gguf_comparison import compare_gguf
-        from petransfer.sharing.task_data import test_data
+        from petransfer.sharing.task_data import named_columns, test_data
         from petransfer.sharing.whole_models import whole_predictor
 
         silence_libraries()

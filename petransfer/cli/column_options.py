@@ -18,9 +18,3 @@ Template = Annotated[
         help="Build each input from columns of the file, as in 'summarize: {document}'. Default: as in the training."
     ),
 ]
-
-
-def named_columns(input_column: str | None, target_column: str | None, template: str | None) -> dict[str, str]:
-    """Return the given options as `columns` of `petransfer.sharing.task_data.test_data`."""
-    named = {"input": input_column, "target": target_column, "template": template}
-    return {name: value for name, value in named.items() if value is not None}

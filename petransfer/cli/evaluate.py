@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
-from petransfer.cli.column_options import InputColumn, TargetColumn, Template, named_columns
+from petransfer.cli.column_options import InputColumn, TargetColumn, Template
 from petransfer.cli.options import split_names
 from petransfer.cli.table_layout import print_table
 from petransfer.cli.terminal_text import print_text
@@ -112,6 +112,7 @@ def evaluate(
         from petransfer.models.quiet_libraries import silence_libraries
         from petransfer.sharing.base import LoadOptions
         from petransfer.sharing.scoring import EvaluationRequest, side_by_side
+        from petransfer.sharing.task_data import named_columns
 
         silence_libraries()
         load_options = LoadOptions(checkpoint, revision, data_dir, "cpu" if cpu else None, any_base)

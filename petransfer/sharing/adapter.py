@@ -34,7 +34,7 @@ from petransfer.sharing.merge import Merged, merge
 from petransfer.sharing.pack import contents
 from petransfer.sharing.scoring import EvaluationRequest, Scores, side_by_side
 from petransfer.sharing.sources import ModelSource, opened_source
-from petransfer.sharing.task_data import Pairs
+from petransfer.sharing.task_data import Pairs, named_columns
 from petransfer.sharing.verify import Check, verify
 from petransfer.sharing.whole_models import whole_predictor
 from petransfer.user_paths import expanded
@@ -199,8 +199,7 @@ class Adapter:
             UserError: the data or the base is not available, the tokenizer cannot represent a target, `part` is
                 unknown or given with pairs, or columns are named without a file or dataset.
         """
-        given = {"input": input_column, "target": target_column, "template": template}
-        columns = {name: value for name, value in given.items() if value is not None}
+        columns = named_columns(input_column, target_column, template)
         asked = data if data is None else str(data) if isinstance(data, str | Path) else text_pairs(data)
         request = EvaluationRequest(
             asked, part, by_generation, metrics=checked_names(metrics, "metrics"), columns=columns

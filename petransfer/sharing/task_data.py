@@ -64,6 +64,12 @@ class TestData:
     __test__ = False  # pytest would collect a class of this name
 
 
+def named_columns(input_column: str | None, target_column: str | None, template: str | None) -> dict[str, str]:
+    """Return the given names as the argument `columns` of `test_data`."""
+    named = {"input": input_column, "target": target_column, "template": template}
+    return {name: value for name, value in named.items() if value is not None}
+
+
 def test_data(
     bundle: Bundle | None,
     label: str,
